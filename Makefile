@@ -1,0 +1,59 @@
+# `make demo` and `make test` are all the set-up there is: each makes .venv on first use.
+SHELL := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-deps --require-hashes
+SNAKEMAKE := $(VENV)/bin/snakemake
+CODE := workflow/scripts tests tools
+
+export PYTHONPATH := workflow/scripts
+export PIP_PROGRESS_BAR := off
+
+.PHONY: demo test check format lock schema clean
+
+## demo: the whole study on embedded weights and pictures; prints the results table
+demo: $(VENV)/.installed
+	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
+	@cat results/tables/schedules.md
+
+## test: unit tests and a toy run of the whole grid
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest
+
+## check: style, lint and dry runs of every configuration
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/snakefmt --check Snakefile workflow/rules
+	$(SNAKEMAKE) --lint
+	tools/dry-runs.sh $(SNAKEMAKE)
+
+## format: rewrite code in the project's style
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix $(CODE)
+	$(VENV)/bin/ruff format $(CODE)
+	$(VENV)/bin/snakefmt Snakefile workflow/rules
+
+## schema: config/schema.json from the settings models, for editors
+schema: $(VENV)/.installed
+	$(VENV)/bin/python -m triptych.settings --schema config/schema.json
+
+## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
+lock:
+	$(PYTHON) tools/lock.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+# torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
+# is checked, and the CUDA libraries follow only where the build needs them.
+$(VENV)/.installed: requirements.lock requirements-torch.lock requirements-cuda.lock
+	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock)
+	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements-torch.lock
+	$(INSTALL) -r requirements.lock
+	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(INSTALL) -r requirements-cuda.lock
+	rm -rf $(VENV)/torch
+	touch $@

@@ -1,0 +1,28 @@
+# Triptych: from data to the answer to one question, "does stage 1 help?".
+# The settings are in config/config.yaml, or in another file given with --configfile.
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# Only when no --configfile is given: Snakemake would mix the two files key by key.
+if "schedules" not in config:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "<results>/tables/schedules.csv",
+        "<results>/tables/schedules.md",
+        "<results>/tables/stages.csv",
+        "<results>/figures/stages.svg",
+        "<results>/figures/stages.png",

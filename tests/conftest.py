@@ -1,0 +1,255 @@
+"""A toy world: tiny random models, coloured squares with questions, and a study that trains on them in seconds."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from triptych.model.batch import PromptTokens, prompt_tokens, tokenise
+from triptych.model.vlm import VisionLanguageModel, build_connector
+from triptych.settings import Connector
+
+ROOT = Path(__file__).parent.parent
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
+WORDS = [
+    "[UNK]", "</s>", "user", "assistant", "image", "is", "this", "a", "an", "the", "what", "colour", "square", "?",
+    "where", "it", "left", "right", "yes", "no", "describe", ".", "on", "MRI", "CT", "modality", *COLOURS,
+]  # fmt: skip
+PROMPT = "user <image> {question} assistant "
+HIDDEN, FEATURES, TOKENS = 32, 16, 4
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads():
+    """One thread and a fixed seed, so that a test's numbers are the same on every run."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Padding and end are one token, as in SmolLM2: labels must be masked by position, never by this id.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="[UNK]",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_llama() -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=1,
+        pad_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def prompt(tokenizer) -> PromptTokens:
+    return prompt_tokens(tokenizer, PROMPT)
+
+
+@pytest.fixture
+def model() -> VisionLanguageModel:
+    """Connector on a tiny random Llama, fp32."""
+    return VisionLanguageModel(build_connector(Connector(), FEATURES, HIDDEN, seed=3), make_llama())
+
+
+@pytest.fixture
+def features():
+    """Image ids -> fixed random features (R, TOKENS, FEATURES), one picture's independent of the others asked for."""
+
+    def look_up(image_ids):
+        return torch.stack(
+            [
+                torch.randn(TOKENS, FEATURES, generator=torch.Generator().manual_seed(sum(map(ord, name))))
+                for name in image_ids
+            ]
+        )
+
+    return look_up
+
+
+def make_questions(images: int = 4, seed: int = 0) -> list[dict]:
+    """Question rows over `images` pictures, one to four each, answers of one to three tokens."""
+    generator = random.Random(seed)
+    asked = [("what colour is it ?", list(COLOURS)), ("is it red ?", ["yes", "no"])]
+    asked += [("where is the square ?", ["on the left", "right"]), ("what modality is this ?", ["MRI", "CT"])]
+    rows = []
+    for image in range(images):
+        for question, answers in generator.sample(asked, generator.randint(1, 4)):
+            row = {"question_id": f"q{len(rows)}", "image_id": f"image{image}"}
+            rows.append({**row, "question": question, "answer": generator.choice(answers)})
+    return rows
+
+
+@pytest.fixture
+def samples(prompt):
+    return tokenise(make_questions(), prompt)
+
+
+def picture_bytes(colour: str, side: str) -> bytes:
+    picture = Image.new("RGB", (32, 32), (30, 30, 30))
+    left = 2 if side == "left" else 18
+    ImageDraw.Draw(picture).rectangle((left, 8, left + 11, 23), fill=COLOURS[colour])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_slake(folder: Path, subjects: int = 10) -> None:
+    """A folder in SLAKE's layout: two pictures a subject, three questions a picture."""
+    generator = random.Random(0)
+    parts: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
+    for image in range(2 * subjects):
+        colour, side = generator.choice(list(COLOURS)), generator.choice(["left", "right"])
+        name = f"toy{image}/source.png"
+        path = folder / "imgs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture_bytes(colour, side))
+        subject = image // 2
+        part = "test" if subject == subjects - 1 else "validation" if subject == subjects - 2 else "train"
+        asked = [("what colour is the square ?", colour, "OPEN", "Color")]
+        asked += [
+            ("where is it ?", side, "OPEN", "Position"),
+            ("is it red ?", "yes" if colour == "red" else "no", "CLOSED", "Color"),
+        ]
+        for question, answer, answer_type, content in asked:
+            parts[part].append(
+                {
+                    "img_id": image,
+                    "img_name": name,
+                    "question": question,
+                    "answer": answer,
+                    "q_lang": "en",
+                    "location": "Head",
+                    "modality": "CT" if subject % 2 else "MRI",
+                    "answer_type": answer_type,
+                    "base_type": "vqa",
+                    "content_type": content,
+                    "triple": ["vhead", "_", "_"],
+                    "qid": sum(map(len, parts.values())),
+                    "subject": f"subject{subject}",
+                }
+            )
+    for part, records in parts.items():
+        (folder / f"{part}.json").write_text(json.dumps(records))
+
+
+def write_captions(folder: Path, pictures: int = 24) -> None:
+    generator = random.Random(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(pictures):
+        colour, side = generator.choice(list(COLOURS)), generator.choice(["left", "right"])
+        (folder / f"{index}.png").write_bytes(picture_bytes(colour, side))
+        lines.append(json.dumps({"image": f"{index}.png", "caption": f"a {colour} square on the {side}"}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_models(folder: Path) -> None:
+    make_llama().save_pretrained(folder / "llama")
+    make_tokenizer().save_pretrained(folder / "llama")
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=FEATURES,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    CLIPVisionModel(config).save_pretrained(folder / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder / "clip"
+    )
+
+
+def toy_config(world: Path) -> dict:
+    """A study of two schedules on two folds over the toy world."""
+    stage = {"epochs": 1, "batch_size": 8}
+    return {
+        "cache": str(world / "cache"),
+        "seeds": [0],
+        "models": {
+            "vision_encoder": {"source": "folder", "folder": str(world / "models" / "clip")},
+            "language_model": {"source": "folder", "folder": str(world / "models" / "llama"), "prompt": PROMPT},
+        },
+        "datasets": {
+            "general": {
+                "source": "caption-folder",
+                "folder": str(world / "captions"),
+                "size": 24,
+                "validation_fraction": 0.2,
+                "question": "describe the image .",
+            },
+            "medical": {"source": "slake-folder", "folder": str(world / "slake")},
+        },
+        "folds": {"dataset": "medical", "number": 2, "validation_fraction": 0.25},
+        "lora": {"rank": 2, "alpha": 4},
+        "stages": {
+            "1": {"data": "general", "train": ["connector"], "learning_rate": {"connector": 1e-2}, **stage},
+            "2": {"data": "medical", "train": ["connector"], "learning_rate": {"connector": 1e-2}, **stage},
+            "3": {
+                "data": "medical",
+                "train": ["connector", "lora"],
+                "learning_rate": {"connector": 1e-2, "lora": 1e-2},
+                **stage,
+            },
+        },
+        "schedules": [["1", "2", "3"], ["2", "3"]],
+        "training": {"precision": "fp32"},
+        "evaluation": {"max_new_tokens": 6, "batch_size": 5},
+    }
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Toy models, captions and a SLAKE folder on disk."""
+    folder = tmp_path_factory.mktemp("world")
+    write_models(folder / "models")
+    write_captions(folder / "captions")
+    write_slake(folder / "slake")
+    return folder
+
+
+@pytest.fixture
+def config(world) -> dict:
+    return toy_config(world)
+
+
+@pytest.fixture
+def demo_config() -> dict:
+    return yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())

@@ -1,0 +1,61 @@
+"""Folds: no group on both sides, everything held out once, the test part untouched."""
+
+from collections import Counter
+
+import pytest
+from triptych.folds import assign, summarise
+from triptych.settings import Folds
+from triptych.storage import TriptychError
+
+
+def questions(groups=30, per_group=5):
+    return [
+        {
+            "question_id": f"q{group}-{index}",
+            "image_id": f"i{group}-{index // 2}",
+            "group": f"g{group}",
+            "modality": ["CT", "MRI"][group % 2],
+            "answer_type": ["OPEN", "CLOSED"][index % 2],
+            "split": "test" if group >= groups - 3 else "train" if group % 4 else "validation",
+        }
+        for group in range(groups)
+        for index in range(per_group)
+    ]
+
+
+@pytest.mark.parametrize("unit", ["group", "image"])
+def test_no_group_is_both_trained_on_and_held_out(unit):
+    rows = questions()
+    settings = Folds(dataset="medical", number=4, validation_unit=unit)
+    owner = {row["question_id"]: row for row in rows}
+    parts = assign(rows, settings)
+    held_out = Counter(row["question_id"] for row in parts if row["part"] == "test")
+    assert held_out == Counter(row["question_id"] for row in rows if row["split"] != "test")
+    for fold in {row["fold"] for row in parts}:
+        groups, images = {}, {}
+        for row in parts:
+            if row["fold"] == fold:
+                groups.setdefault(row["part"], set()).add(owner[row["question_id"]]["group"])
+                images.setdefault(row["part"], set()).add(owner[row["question_id"]]["image_id"])
+        assert set(groups) == {"train", "validation", "test"}
+        assert not groups["test"] & (groups["train"] | groups["validation"])
+        assert not images["train"] & images["validation"]
+        if unit == "group":
+            assert not groups["train"] & groups["validation"]
+
+
+def test_folds_do_not_depend_on_the_order_of_the_table():
+    settings = Folds(dataset="medical", number=3)
+    assert assign(questions(), settings) == assign(questions()[::-1], settings)
+
+
+def test_modalities_are_spread_over_the_folds():
+    rows = questions(groups=63)
+    summary = summarise(rows, assign(rows, Folds(dataset="medical", number=3)))
+    shares = [fold["test"]["modalities"]["CT"] / fold["test"]["questions"] for fold in summary.values()]
+    assert max(shares) - min(shares) < 0.15
+
+
+def test_too_few_groups_is_an_error():
+    with pytest.raises(TriptychError, match="3 folds need at least 4 groups"):
+        assign(questions(groups=6), Folds(dataset="medical", number=3))

@@ -1,0 +1,247 @@
+"""The hub's data sets and models, with the download functions replaced: order, safety and error texts."""
+
+import io
+import json
+import zipfile
+from itertools import islice
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from PIL import Image
+from triptych.sources import hub
+from triptych.storage import TriptychError
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def jpeg(value):
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8), (value, 40, 90)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def entry(number, caption="a thing"):
+    turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": caption}]
+    return {"id": f"{number:09d}", "image": f"{number:05d}/{number:09d}.jpg", "conversations": turns}
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder whose files the hub seems to hold."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    def give(repo, filename, *, repo_type, revision, cache_dir):
+        assert repo_type == "dataset" and revision == REVISION
+        return str(folder / filename)
+
+    monkeypatch.setattr(hub, "hf_hub_download", give)
+    return folder
+
+
+def serve_pairs(folder, entries, images):
+    (folder / hub.LLAVA_PAIRS).write_text(json.dumps(entries))
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name, data in images.items():
+            archive.writestr(name, data)
+
+
+def serve_slake(folder, members):
+    for name in hub.SLAKE_TABLES:
+        (folder / name).write_text("[]")
+    with zipfile.ZipFile(folder / "imgs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def records(tmp_path, size, seed=1, fraction=0.3):
+    return list(hub.llava_pretrain_records(tmp_path / "cache", REVISION, size, seed, fraction))
+
+
+def test_pairs_are_nested_and_independent_of_their_order(tmp_path, served):
+    entries = [entry(number, f"thing {number}") for number in range(40)]
+    serve_pairs(served, entries, {e["image"]: jpeg(i) for i, e in enumerate(entries)})
+    large = records(tmp_path, 30)
+    assert records(tmp_path, 10) == large[:10]
+    serve_pairs(served, entries[::-1], {e["image"]: jpeg(i) for i, e in enumerate(entries)})
+    assert records(tmp_path, 30) == large
+    assert records(tmp_path, 30, seed=2) != large
+    assert {record.split for record in large} == {"train", "validation"}
+    assert {record.split for record in records(tmp_path, 30, fraction=0)} == {"train"}
+    number = int(large[0].id.rsplit("-", 1)[1])
+    assert (large[0].caption, large[0].image) == (f"thing {number}", jpeg(number))
+
+
+def test_unusable_pairs_are_replaced_by_the_next(tmp_path, served):
+    entries = [entry(number) for number in range(20)]
+    images = {e["image"]: jpeg(i) for i, e in enumerate(entries)}
+    serve_pairs(served, entries, images)
+    order = [record.id for record in records(tmp_path, 20)]
+    gone, broken, silent = (int(name.rsplit("-", 1)[1]) for name in order[:3])
+    del images[entries[gone]["image"]]
+    images[entries[broken]["image"]] = b"not an image"
+    entries[silent] = entry(silent, "  ")
+    serve_pairs(served, [*entries, entries[5]], images)
+    assert [record.id for record in records(tmp_path, 17)] == order[3:]
+    with pytest.raises(TriptychError, match="has only 17 usable pairs, 18 were asked for; lower `size`"):
+        records(tmp_path, 18)
+
+
+def test_images_stay_in_the_archive(tmp_path, served):
+    serve_pairs(served, [entry(1)], {entry(1)["image"]: jpeg(1)})
+    before = sorted(tmp_path.rglob("*"))
+    assert len(list(islice(hub.llava_pretrain_records(tmp_path, REVISION, 1, 0, 0.1), 1))) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_broken_files_are_named(tmp_path, served):
+    serve_pairs(served, [entry(1)], {entry(1)["image"]: jpeg(1)})
+    (served / "images.zip").write_bytes(b"PK nothing")
+    with pytest.raises(TriptychError, match=r"images\.zip: not a readable zip"):
+        records(tmp_path, 1)
+    (served / hub.LLAVA_PAIRS).write_text("[{")
+    with pytest.raises(TriptychError, match="not valid JSON"):
+        records(tmp_path, 1)
+
+
+def test_slake_is_unpacked_once_without_masks(tmp_path, served, monkeypatch):
+    names = ("source.jpg", "detection.json", "mask.png", "question.json")
+    serve_slake(served, {f"imgs/xmlab1/{name}": name for name in names} | {"__MACOSX/imgs/xmlab1/._source.jpg": "x"})
+    folder = hub.slake_folder(tmp_path / "cache", REVISION)
+    assert folder == tmp_path / "cache" / "slake-0123456789ab"
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {*hub.SLAKE_TABLES, "imgs/xmlab1/source.jpg", "imgs/xmlab1/detection.json"}
+    monkeypatch.setattr(hub, "hf_hub_download", None)
+    assert hub.slake_folder(tmp_path / "cache", REVISION) == folder
+
+
+def link():
+    member = zipfile.ZipInfo("imgs/xmlab2/source.jpg")
+    member.external_attr = 0o120777 << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("../source.jpg", "leads out"),
+        ("imgs/../../../source.jpg", "leads out"),
+        ("/tmp/triptych-test/source.jpg", "leads out"),
+        ("imgs/../../mask.png", "leads out"),
+        ("..\\source.jpg", "backslash"),
+        (link(), "link or device"),
+    ],
+    ids=["up", "far up", "absolute", "not kept", "backslash", "link"],
+)
+def test_members_that_lead_out_are_refused(tmp_path, served, member, message):
+    serve_slake(served, {"imgs/xmlab1/source.jpg": "x", member: "/etc/hostname"})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(TriptychError, match=message):
+        hub.slake_folder(tmp_path / "cache", REVISION)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "cache"])
+
+
+def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
+    monkeypatch.setattr(hub, "MAX_UNPACKED_BYTES", 1000)
+    serve_slake(served, {"imgs/xmlab1/source.jpg": "x", "imgs/xmlab2/source.jpg": b"0" * 1000})
+    with pytest.raises(TriptychError, match="more than 1000 bytes"):
+        hub.slake_folder(tmp_path / "cache", REVISION)
+    serve_slake(served, {"imgs/xmlab1/mask.png": "x"})
+    with pytest.raises(TriptychError, match=r"no source\.jpg"):
+        hub.slake_folder(tmp_path / "cache", REVISION)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("revision", ["main", "a9083ce", REVISION.upper(), REVISION + "0", REVISION + "\n", ""])
+def test_revisions_must_be_full_commit_ids(tmp_path, revision):
+    calls = (
+        lambda: list(hub.llava_pretrain_records(tmp_path, revision, 1, 0, 0.1)),
+        lambda: hub.slake_folder(tmp_path, revision),
+        lambda: hub.model_folder("some/model", revision, tmp_path / "model", ["*.safetensors"]),
+    )
+    for call in calls:
+        with pytest.raises(TriptychError, match="40 hexadecimal digits"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def fail(error):
+    def raise_it(*_, **__):
+        raise error
+
+    return raise_it
+
+
+def response(status):
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LocalEntryNotFoundError("Cannot find the file"), r"train\.json.*without internet.*login node.*HF_HOME"),
+        (httpx.ConnectError("no route to host"), r"no route to host.*without internet"),
+        (GatedRepoError("gated", response=response(403)), "access is restricted; accept its conditions"),
+        (RemoteEntryNotFoundError("missing", response=response(404)), "no such file at this revision"),
+    ],
+)
+def test_hub_errors_say_what_to_do(tmp_path, monkeypatch, error, message):
+    monkeypatch.setattr(hub, "hf_hub_download", fail(error))
+    with pytest.raises(TriptychError, match=f"BoKelvin/SLAKE: cannot get.*{message}"):
+        hub.slake_folder(tmp_path / "cache", REVISION)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_downloads_go_to_the_users_store_if_there_is_one(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: asked.append(k["cache_dir"]) or str(tmp_path / a[1]))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    for home in (None, "/somewhere"):
+        monkeypatch.delenv("HF_HOME", raising=False) if home is None else monkeypatch.setenv("HF_HOME", home)
+        hub._download(hub.SLAKE, "train.json", REVISION, tmp_path)
+    assert asked == [tmp_path / "hub", None]
+
+
+def give_model(monkeypatch, names):
+    seen = SimpleNamespace()
+
+    def give(repo, *, revision, local_dir, allow_patterns):
+        seen.repo, seen.revision, seen.patterns = repo, revision, allow_patterns
+        for name in (*names, ".cache/huggingface/note.metadata"):
+            path = local_dir / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+
+    monkeypatch.setattr(hub, "snapshot_download", give)
+    return seen
+
+
+def test_model_folder_holds_safe_files_alone(tmp_path, monkeypatch):
+    seen = give_model(monkeypatch, ["model.safetensors", "config.json", "tokenizer.model"])
+    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
+    hub.model_folder("some/model", REVISION, tmp_path / "model", patterns)
+    assert (seen.repo, seen.revision, seen.patterns) == ("some/model", REVISION, patterns)
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "tokenizer.model"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "pytorch_model*"])
+def test_patterns_that_match_pickles_or_code_are_refused(tmp_path, monkeypatch, pattern):
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with pytest.raises(TriptychError, match="must end in one of"):
+        hub.model_folder("some/model", REVISION, tmp_path / "model", ["*.json", pattern])
+
+
+def test_models_without_safetensors_and_failures_leave_nothing(tmp_path, monkeypatch):
+    give_model(monkeypatch, ["config.json"])
+    with pytest.raises(TriptychError, match="no safetensors"):
+        hub.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
+    give_model(monkeypatch, ["model.safetensors", "pytorch_model.bin"])
+    with pytest.raises(TriptychError, match=r"not asked for: pytorch_model\.bin"):
+        hub.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
+    monkeypatch.setattr(hub, "snapshot_download", fail(LocalEntryNotFoundError("offline")))
+    with pytest.raises(TriptychError, match=r"some/model: cannot get \*\.json.*without internet"):
+        hub.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,84 @@
+"""Shared-prefix packing gives the loss and gradients of one row per question."""
+
+import pytest
+import torch
+from conftest import PROMPT, TOKENS, make_questions
+from torch.nn import functional
+from triptych.model.batch import pack, prompt_tokens, tokenise
+from triptych.model.vlm import add_lora
+from triptych.settings import Lora
+from triptych.train.loop import set_trainable
+
+
+def unpacked_loss(model, samples, features, prompt):
+    """The loss as a textbook writes it: each question alone, -100 on image, prompt and padding, no packing code."""
+    total, count = 0.0, 0
+    for sample in samples:
+        image = model.project(features([sample.image_id]))
+        text = torch.tensor([list(sample.question + sample.answer)])
+        before = model.embed(torch.tensor([list(prompt.before_image)]))
+        embeddings = torch.cat([before, image, model.embed(text)], dim=1)
+        labels = torch.full((1, embeddings.shape[1]), -100)
+        labels[0, -len(sample.answer) :] = torch.tensor(sample.answer)
+        logits = model.language_model(inputs_embeds=embeddings).logits
+        total = total + functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
+        count += len(sample.answer)
+    return total / count
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lora, seed):
+    if lora:
+        model.language_model = add_lora(model.language_model, Lora(dropout=0.0), seed=5)
+        for name, parameter in model.named_parameters():  # LoRA starts as a no-op; make it matter
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
+    samples = tokenise(make_questions(images=5, seed=seed), prompt)
+    batch = pack(samples, features, prompt)
+    packed = functional.cross_entropy(model.answer_logits(batch), batch.targets)
+    packed_gradients = torch.autograd.grad(packed, list(trained.values()))
+    plain = unpacked_loss(model, samples, features, prompt)
+    plain_gradients = torch.autograd.grad(plain, list(trained.values()))
+    assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
+    for name, ours, theirs in zip(trained, packed_gradients, plain_gradients, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm() + 1e-8, name
+
+
+def test_a_poisoned_neighbour_changes_nothing(model, features, prompt):
+    rows = [{"question_id": "a", "image_id": "x", "question": "what colour is it ?", "answer": "red"}]
+    neighbour = {"question_id": "b", "image_id": "x", "question": "MRI CT MRI CT left right yes", "answer": "no no"}
+    alone = model.answer_logits(pack(tokenise(rows, prompt), features, prompt))
+    batch = pack(tokenise([neighbour, *rows], prompt), features, prompt)
+    beside = model.answer_logits(batch)[batch.target_samples == 1]
+    assert torch.allclose(alone, beside, atol=1e-5)
+
+
+def test_only_answer_tokens_are_targets_and_the_end_stands_once(tokenizer, prompt, samples, features):
+    end = tokenizer.eos_token_id
+    assert tokenizer.pad_token_id == end  # so masking by token id would lose the end token
+    batch = pack(samples, features, prompt)
+    assert len(batch.targets) == sum(len(sample.answer) for sample in samples)
+    for index, sample in enumerate(samples):
+        targets = batch.targets[batch.target_samples == index].tolist()
+        assert targets == list(sample.answer)
+        assert targets.count(end) == 1 and targets[-1] == end
+    prefix = len(prompt.before_image) + TOKENS
+    assert (batch.target_columns >= prefix).all(), "no target lies in the image prefix"
+    # What stands one place after a target's column is the target itself: no shift is off by one.
+    assert torch.equal(batch.text[batch.target_rows, batch.target_columns + 1 - prefix], batch.targets)
+
+
+def test_positions_go_on_from_the_prefix_for_every_question(samples, prompt, features):
+    batch = pack(samples, features, prompt)
+    prefix = len(prompt.before_image) + TOKENS
+    for row in range(len(batch.text)):
+        for segment in range(1, int(batch.segments[row].max()) + 1):
+            positions = batch.positions[row][batch.segments[row] == segment]
+            assert positions.tolist() == list(range(prefix, prefix + len(positions)))
+
+
+def test_the_question_may_hold_any_text(tokenizer):
+    prompt = prompt_tokens(tokenizer, PROMPT)
+    assert prompt.encode_question("what is {question} ?")  # braces in data are data

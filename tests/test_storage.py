@@ -1,0 +1,72 @@
+"""Files are whole or absent, and names cannot lead out of their folder."""
+
+import os
+
+import pytest
+from triptych import storage
+from triptych.storage import TriptychError
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "table.csv"
+    storage.write_text(path, "old")
+    with pytest.raises(RuntimeError), storage.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+    folder = tmp_path / "model"
+    for text in ("old", "new"):
+        with storage.atomic_directory(folder) as temporary:
+            (temporary / "file").write_text(text)
+    with pytest.raises(RuntimeError), storage.atomic_directory(folder) as temporary:
+        (temporary / "file").write_text("half")
+        raise RuntimeError
+    assert (folder / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_equal_values_give_equal_bytes_whatever_their_order(tmp_path):
+    storage.write_json(tmp_path / "a", {"x": 1, "y": [0.1, "é"]})
+    storage.write_json(tmp_path / "b", {"y": [0.1, "é"], "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert storage.canonical_json({"b": 1e-1, "a": 2}) == storage.canonical_json({"a": 2, "b": 0.1})
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "link/secret"])
+def test_a_name_that_leads_out_is_refused(tmp_path, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    os.symlink(tmp_path, root / "link")
+    with pytest.raises(TriptychError, match="leads out of"):
+        storage.resolve_under(root, name)
+    assert storage.resolve_under(root, "a/b.png") == root.resolve() / "a" / "b.png"
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(TriptychError, match=r"x\.json: not valid JSON"):
+        storage.read_json(tmp_path / "x.json")
+    with pytest.raises(TriptychError, match=r"y\.json: no such file"):
+        storage.read_json(tmp_path / "y.json")
+    (tmp_path / "z.parquet").write_text("no table")
+    with pytest.raises(TriptychError, match=r"z\.parquet: cannot be read as Parquet"):
+        storage.read_table(tmp_path / "z.parquet")
+
+
+def test_seeds_differ_by_purpose_and_are_stable():
+    assert storage.derive_seed(0, "order", "fold0") == storage.derive_seed(0, "order", "fold0")
+    seeds = {storage.derive_seed(s, p, f) for s in (0, 1) for p in ("order", "lora") for f in ("fold0", "fold1")}
+    assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_step_ends_with_one_line(capsys):
+    def step():
+        raise TriptychError("data.json: broken; mend it")
+
+    with pytest.raises(SystemExit) as caught:
+        storage.run_step(step)
+    assert caught.value.code == "error: data.json: broken; mend it"

@@ -1,0 +1,22 @@
+# What people look at first.
+
+
+rule plot_stages:
+    input:
+        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
+        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+    output:
+        csv="<results>/tables/stages.csv",
+        svg="<results>/figures/stages.svg",
+        png="<results>/figures/stages.png",
+    log:
+        "<results>/logs/plot_stages.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        schedules=canonical_json(settings.schedules),
+        stages=list(settings.stages),
+    shell:
+        "python -m triptych.figures --checkpoints {input.manifests} --schedules {params.schedules:q}"
+        " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} --png {output.png} > {log} 2>&1"

@@ -1,0 +1,133 @@
+"""Checkpoints: a folder of safetensors and a manifest that says what it is; the hand-over between stages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import triptych
+from triptych.model import language_model
+from triptych.model.vlm import ADAPTER_FILE, VisionLanguageModel, add_lora, build_connector, load_trained, save_trained
+from triptych.settings import Connector, Lora
+from triptych.storage import (
+    TriptychError,
+    atomic_directory,
+    atomic_path,
+    derive_seed,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a checkpoint builds upon: the folder of the language model, and the vision features' hidden size."""
+
+    language_model: Path
+    hidden_size: int
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of the language model's files."""
+        return read_json(self.language_model / MANIFEST)["files"]
+
+
+def code_version() -> str:
+    """Version of Triptych and a hash of its source, to tell which code made a checkpoint."""
+    folder = Path(triptych.__file__).parent
+    source = "".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in sorted(folder.rglob("*.py")))
+    return f"{triptych.__version__}+{sha256_bytes(source.encode())[:12]}"
+
+
+def build(
+    base: Base,
+    parent: Path | None,
+    connector: Connector,
+    lora: Lora | None,
+    seed: int,
+    split: str,
+    dtype: torch.dtype,
+) -> VisionLanguageModel:
+    """The model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
+
+    Args:
+        base: language model and size of the vision features.
+        parent: the parent's `manifest.json`; None for a fresh connector.
+        connector: settings of the connector.
+        lora: settings of the adapters if this stage trains them; a parent's adapters are kept in any case.
+        seed: the run's seed.
+        split: `shared` or the fold.
+        dtype: of the frozen language model; what trains is fp32.
+
+    Raises:
+        TriptychError: the parent is damaged, or was trained on other models, settings or seed.
+    """
+    network = language_model.load(base.language_model, dtype)
+    hidden = network.get_input_embeddings().weight.shape[1]
+    link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
+    model = VisionLanguageModel(link, network)
+    if parent is None:
+        if lora:
+            model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+        return model
+    manifest = verify(parent, base)
+    if manifest["seed"] != seed:
+        raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
+    if ADAPTER_FILE in manifest["files"]:
+        model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
+        load_trained(model, parent.parent)
+    else:
+        load_trained(model, parent.parent)
+        if lora:
+            model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+    return model
+
+
+def load(base: Base, manifest_path: Path, dtype: torch.dtype) -> VisionLanguageModel:
+    """A finished checkpoint, for evaluation."""
+    manifest = verify(manifest_path, base)
+    connector = Connector.model_validate(manifest["connector"])
+    model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype)
+    return model.eval().requires_grad_(False)
+
+
+def verify(manifest_path: Path, base: Base) -> dict:
+    """Check a checkpoint's files against its manifest, and its base against ours; gives the manifest.
+
+    Raises:
+        TriptychError: a file is missing or changed, or the base model is another one.
+    """
+    manifest = read_json(manifest_path)
+    for file, expected in manifest["files"].items():
+        path = manifest_path.parent / file
+        if not path.is_file():
+            raise TriptychError(
+                f"{path}: missing, though {manifest_path.name} lists it; delete the folder and run again"
+            )
+        if sha256_file(path) != expected:
+            raise TriptychError(
+                f"{path}: differs from the hash in {manifest_path.name}; delete the folder and run again"
+            )
+    if manifest["language_model"] != base.hashes:
+        raise TriptychError(f"{manifest_path}: was trained on another language model; delete the folder and run again")
+    return manifest
+
+
+def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str) -> None:
+    """Write a finished checkpoint: tensors, `metrics.jsonl`, and last its manifest with the files' hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / ADAPTER_FILE).unlink(missing_ok=True)
+    with atomic_directory(folder / "new") as temporary:
+        files = save_trained(model, temporary)
+    for file in files:
+        (folder / "new" / file).replace(folder / file)
+    (folder / "new").rmdir()
+    with atomic_path(folder / "metrics.jsonl") as temporary:
+        temporary.write_text(metrics, encoding="utf-8")
+    hashes = {file: sha256_file(folder / file) for file in [*files, "metrics.jsonl"]}
+    write_json(folder / MANIFEST, {**manifest, "files": hashes, "code": code_version()})

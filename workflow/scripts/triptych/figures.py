@@ -1,0 +1,112 @@
+"""Step: the figure of validation loss and accuracy per stage, and the table of the numbers behind it."""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import altair
+import pandas
+import vl_convert
+
+from triptych.storage import atomic_path, read_json, run_step, write_text
+
+COLUMNS = [
+    "schedule",
+    "stage",
+    "prefix",
+    "split",
+    "seed",
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+]
+# Okabe and Ito's palette: told apart with any kind of colour vision.
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+
+
+def collect(manifests: Sequence[Path], schedules: Sequence[Sequence[str]]) -> list[dict]:
+    """Metrics of every checkpoint, an entry for each schedule that passes through it."""
+    rows = []
+    for path in sorted(manifests):
+        manifest = read_json(path)
+        stages = [next(iter(stage)) for stage in manifest["stages"]]
+        lines = (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for schedule in schedules:
+            if list(schedule[: len(stages)]) != stages:
+                continue
+            for line in lines:
+                metrics = json.loads(line)
+                rows.append(
+                    {
+                        "schedule": "-".join(schedule),
+                        "stage": stages[-1],
+                        "prefix": manifest["prefix"],
+                        "split": manifest["split"],
+                        "seed": manifest["seed"],
+                        **{name: metrics[name] for name in COLUMNS[5:]},
+                    }
+                )
+    return rows
+
+
+def as_csv(rows: Sequence[dict]) -> str:
+    """The rows as CSV; numbers with six decimals."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()})
+    return buffer.getvalue()
+
+
+def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
+    """Loss above, accuracy below, a column for each stage: the mean over runs as a line, their range as a band."""
+    frame = pandas.DataFrame(rows)
+    color = altair.Color(
+        "schedule:N",
+        sort=list(dict.fromkeys(frame["schedule"])),
+        scale=altair.Scale(range=PALETTE),
+        legend=altair.Legend(title="schedule", orient="top"),
+    )
+    names = {"validation_loss": "validation loss (nats a token)", "validation_accuracy": "validation exact match"}
+    bands = []
+    for field, title in names.items():
+        columns = []
+        for stage in stages:
+            part = frame[frame["stage"] == stage]
+            base = altair.Chart(part).encode(x=altair.X("epoch:Q", axis=altair.Axis(tickMinStep=1)), color=color)
+            scale = altair.Scale(domain=[0, 1]) if field == "validation_accuracy" else altair.Scale(zero=False)
+            band = base.mark_area(opacity=0.2).encode(
+                altair.Y(f"min({field}):Q", scale=scale, title=title), altair.Y2(f"max({field}):Q")
+            )
+            line = base.mark_line(point=True).encode(altair.Y(f"mean({field}):Q", scale=scale, title=title))
+            columns.append((band + line).properties(width=230, height=190, title=f"stage {stage}"))
+        bands.append(altair.hconcat(*columns))
+    return altair.vconcat(*bands).configure(background="white", font="sans-serif")
+
+
+def main() -> None:
+    """Write the figure as SVG and PNG, and its numbers as CSV."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="manifests of the checkpoints")
+    parser.add_argument("--schedules", required=True, help="the schedules, lists of stage names, as JSON")
+    parser.add_argument("--stages", nargs="+", required=True, help="names of the stages, in order")
+    parser.add_argument("--csv", type=Path, required=True, help="file to write")
+    parser.add_argument("--svg", type=Path, required=True, help="file to write")
+    parser.add_argument("--png", type=Path, required=True, help="file to write")
+    arguments = parser.parse_args()
+    rows = collect(arguments.checkpoints, json.loads(arguments.schedules))
+    write_text(arguments.csv, as_csv(rows))
+    specification = chart(rows, arguments.stages).to_json()
+    write_text(arguments.svg, vl_convert.vegalite_to_svg(specification))
+    with atomic_path(arguments.png) as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,72 @@
+"""The grid of trainings: which checkpoints a study needs, and from which parent each one starts.
+
+A checkpoint is named by the stages behind it, its split and its seed. Its split is `shared` until the first stage
+that runs per fold, then `fold0`, `fold1`, ... Schedules with equal first stages share those checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from triptych.settings import Settings
+
+SHARED = "shared"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One cell of the grid."""
+
+    prefix: str
+    split: str
+    seed: int
+
+
+def prefixes(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Every prefix of every schedule by name, shortest first: {'1': ('1',), '1-2': ('1', '2'), ...}."""
+    found = {
+        "-".join(schedule[:length]): tuple(schedule[:length])
+        for schedule in settings.schedules
+        for length in range(1, len(schedule) + 1)
+    }
+    return dict(sorted(found.items(), key=lambda item: (len(item[1]), item[0])))
+
+
+def schedules(settings: Settings) -> list[str]:
+    """Names of the schedules, in the order of the configuration."""
+    return ["-".join(schedule) for schedule in settings.schedules]
+
+
+def folds(settings: Settings) -> list[str]:
+    """Names of the folds: fold0, fold1, ..."""
+    return [f"fold{index}" for index in range(settings.folds.number)]
+
+
+def last_stage(settings: Settings, prefix: str) -> str:
+    """Name of the stage that a prefix ends on."""
+    return prefixes(settings)[prefix][-1]
+
+
+def splits(settings: Settings, prefix: str) -> list[str]:
+    """The splits that a prefix is trained on: `shared` alone, or every fold."""
+    stages = prefixes(settings)[prefix]
+    per_fold = any(settings.stages[stage].data == settings.folds.dataset for stage in stages)
+    return folds(settings) if per_fold else [SHARED]
+
+
+def parent(settings: Settings, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint that training starts from; None means a fresh connector on the base models."""
+    stages = prefixes(settings)[checkpoint.prefix]
+    if len(stages) == 1:
+        return None
+    prefix = "-".join(stages[:-1])
+    split = SHARED if splits(settings, prefix) == [SHARED] else checkpoint.split
+    return Checkpoint(prefix, split, checkpoint.seed)
+
+
+def checkpoints(settings: Settings) -> list[Checkpoint]:
+    """Every training of the study, parents before children."""
+    return [
+        Checkpoint(prefix, split, seed)
+        for prefix in prefixes(settings)
+        for split in splits(settings, prefix)
+        for seed in settings.seeds
+    ]

@@ -1,0 +1,31 @@
+"""What this machine can do, found out when a step starts."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def best_device() -> torch.device:
+    """CUDA where there is a GPU, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of frozen weights and matrix products: bf16 where the hardware multiplies it natively."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bf16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def mixed_precision(precision: Precision, device: torch.device) -> AbstractContextManager:
+    """Autocast to `compute_dtype`; nothing for fp32."""
+    dtype = compute_dtype(precision, device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

