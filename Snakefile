@@ -1,5 +1,7 @@
 # Triptych: from data to the answer to one question, "does stage 1 help?".
 # The settings are in config/config.yaml, or in another file given with --configfile.
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -8,7 +10,7 @@ min_version("9.19")
 # Only when no --configfile is given: Snakemake would mix the two files key by key.
 if "schedules" not in config:
 
-    configfile: "config/config.yaml"
+    configfile: Path(workflow.basedir) / "config" / "config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -26,3 +28,4 @@ rule all:
         "<results>/tables/stages.csv",
         "<results>/figures/stages.svg",
         "<results>/figures/stages.png",
+        final_checkpoints,

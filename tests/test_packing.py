@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PROMPT, TOKENS, make_questions
 from torch.nn import functional
-from triptych.model.batch import pack, prompt_tokens, tokenise
+from triptych.model.batch import PADDING, PREFIX, pack, place, prompt_tokens, tokenise
 from triptych.model.vlm import add_lora
 from triptych.settings import Lora
 from triptych.train.loop import set_trainable
@@ -26,9 +26,10 @@ def unpacked_loss(model, samples, features, prompt):
     return total / count
 
 
+@pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row a picture, some pictures a row, all in one row
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lora, seed):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lora, seed, row_tokens):
     if lora:
         model.language_model = add_lora(model.language_model, Lora(dropout=0.0), seed=5)
         for name, parameter in model.named_parameters():  # LoRA starts as a no-op; make it matter
@@ -36,7 +37,7 @@ def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lor
                 torch.nn.init.normal_(parameter, std=0.1)
     trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
     samples = tokenise(make_questions(images=5, seed=seed), prompt)
-    batch = pack(samples, features, prompt)
+    batch = pack(samples, features, prompt, row_tokens)
     packed = functional.cross_entropy(model.answer_logits(batch), batch.targets)
     packed_gradients = torch.autograd.grad(packed, list(trained.values()))
     plain = unpacked_loss(model, samples, features, prompt)
@@ -46,11 +47,13 @@ def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lor
         assert (ours - theirs).norm() < 1e-4 * theirs.norm() + 1e-8, name
 
 
-def test_a_poisoned_neighbour_changes_nothing(model, features, prompt):
+@pytest.mark.parametrize("image", ["x", "another"])
+def test_a_poisoned_neighbour_changes_nothing(model, features, prompt, image):
     rows = [{"question_id": "a", "image_id": "x", "question": "what colour is it ?", "answer": "red"}]
-    neighbour = {"question_id": "b", "image_id": "x", "question": "MRI CT MRI CT left right yes", "answer": "no no"}
+    neighbour = {"question_id": "b", "image_id": image, "question": "MRI CT MRI CT left right yes", "answer": "no no"}
     alone = model.answer_logits(pack(tokenise(rows, prompt), features, prompt))
     batch = pack(tokenise([neighbour, *rows], prompt), features, prompt)
+    assert len(batch.tokens) == 1, "both stand in one row"
     beside = model.answer_logits(batch)[batch.target_samples == 1]
     assert torch.allclose(alone, beside, atol=1e-5)
 
@@ -64,19 +67,40 @@ def test_only_answer_tokens_are_targets_and_the_end_stands_once(tokenizer, promp
         targets = batch.targets[batch.target_samples == index].tolist()
         assert targets == list(sample.answer)
         assert targets.count(end) == 1 and targets[-1] == end
-    prefix = len(prompt.before_image) + TOKENS
-    assert (batch.target_columns >= prefix).all(), "no target lies in the image prefix"
-    # What stands one place after a target's column is the target itself: no shift is off by one.
-    assert torch.equal(batch.text[batch.target_rows, batch.target_columns + 1 - prefix], batch.targets)
+    # What stands one place after a target's column is the target itself: no shift is off by one,
+    # and it belongs to a sample, never to an image prefix or to padding.
+    after = (batch.target_rows, batch.target_columns + 1)
+    assert torch.equal(batch.tokens[after], batch.targets)
+    assert (batch.segments[after] > PREFIX).all() and (batch.blocks[after] != PADDING).all()
 
 
 def test_positions_go_on_from_the_prefix_for_every_question(samples, prompt, features):
     batch = pack(samples, features, prompt)
     prefix = len(prompt.before_image) + TOKENS
-    for row in range(len(batch.text)):
-        for segment in range(1, int(batch.segments[row].max()) + 1):
-            positions = batch.positions[row][batch.segments[row] == segment]
+    found = 0
+    for block in range(len(batch.features)):
+        inside = batch.blocks == block
+        assert batch.positions[inside & (batch.segments == PREFIX)].tolist() == list(range(prefix))
+        for segment in range(1, int(batch.segments[inside].max()) + 1):
+            positions = batch.positions[inside & (batch.segments == segment)]
             assert positions.tolist() == list(range(prefix, prefix + len(positions)))
+            found += 1
+    assert found == len(samples)
+
+
+def test_image_tokens_lie_where_the_batch_says(model, samples, prompt, features):
+    batch = pack(samples, features, prompt)
+    for row, column in zip(batch.image_rows, batch.image_columns, strict=True):
+        assert batch.positions[row, column] == len(prompt.before_image)
+        assert (batch.segments[row, column : column + TOKENS] == PREFIX).all()
+
+
+def test_blocks_are_placed_once_and_rows_are_filled():
+    lengths = [30, 200, 120, 90, 60, 500]
+    rows = place(lengths, 300)
+    assert sorted(block for row in rows for block in row) == list(range(6))
+    assert [sum(lengths[block] for block in row) for row in rows] == [500, 500]
+    assert place([10], 300) == [[0]]
 
 
 def test_the_question_may_hold_any_text(tokenizer):

@@ -130,7 +130,7 @@ def test_the_slake_folder_is_named_by_the_variable_or_the_key(slake, monkeypatch
     with pytest.raises(TriptychError, match=f"set {SLAKE_VARIABLE}=/path/to/slake, or the key `folder`"):
         local_folder(SlakeFolderVqa(source="slake-folder"))
     monkeypatch.setenv(SLAKE_VARIABLE, str(slake / "nowhere"))
-    with pytest.raises(TriptychError, match="nowhere/train.json: not there"):
+    with pytest.raises(TriptychError, match=r"nowhere/train\.json: not there"):
         local_folder(key)
 
 

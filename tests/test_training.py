@@ -131,7 +131,7 @@ def test_frozen_hash_sees_one_bit(model):
 
 
 def test_a_loss_that_is_not_finite_names_the_questions():
-    with pytest.raises(TriptychError, match="step 7.*q1, q2"):
+    with pytest.raises(TriptychError, match=r"step 7.*q1, q2"):
         check_loss(float("nan"), ["q1", "q2"], 7)
 
 

@@ -41,6 +41,19 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+def checkpoint_file(cell, name):
+    """Path of a file of one checkpoint."""
+    return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
+
+
+# What a study delivers beside its tables: the last checkpoint of every schedule.
+final_checkpoints = [
+    checkpoint_file(cell, "connector.safetensors")
+    for cell in grid.checkpoints(settings)
+    if cell.prefix in grid.schedules(settings)
+]
+
+
 def stage_of(wildcards):
     """The settings of the stage that a prefix ends on."""
     return settings.stages[grid.last_stage(settings, wildcards.prefix)]
@@ -49,11 +62,6 @@ def stage_of(wildcards):
 def cell(wildcards):
     """The cell of the grid that a checkpoint's wildcards name."""
     return grid.Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))
-
-
-def checkpoint_file(cell, name):
-    """Path of a file of one checkpoint."""
-    return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
 
 
 def training_data(wildcards):

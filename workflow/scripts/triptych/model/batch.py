@@ -1,11 +1,12 @@
 """From questions to tensors, with shared-prefix packing.
 
-All questions of one image share its tokens. One row is
+All questions of one image share its tokens. One block is
 
     [text before the image] [image tokens] [question 1, answer 1] [question 2, answer 2] ...
 
-where each question and answer sees the image prefix and itself only, and its positions go on from the prefix. Loss and
-gradients are those of one row per question, at a fraction of the tokens.
+where each question and answer sees the image prefix and itself only, and its positions go on from the prefix. Blocks
+stand one behind the other in rows of about ROW_TOKENS, and do not see each other. Loss and gradients are those of one
+row per question, at a fraction of the tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from dataclasses import dataclass, fields
 import torch
 from transformers import PreTrainedTokenizerBase
 
-PREFIX = 0  # segment of the shared image prefix; samples are 1, 2, ...
-PADDING = -1
+PREFIX = 0  # segment of a shared image prefix; the block's samples are 1, 2, ...
+PADDING = -1  # block of padding
+ROW_TOKENS = 512  # longer rows waste less on padding, but more on attention that is masked
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,25 @@ def tokenise(rows: Sequence[dict], prompt: PromptTokens) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of packed samples. R rows, P tokens before the image, N image tokens, L text tokens, T answer tokens.
+    """Packed samples: R rows of L tokens, holding B image blocks of N image tokens each, and T answer tokens.
 
     Attributes:
-        features: vision features (R, N, D).
-        before: token ids before the image (P,), equal in all rows.
-        text: token ids after the image (R, L).
-        segments: (R, P + N + L): PREFIX, the sample's number within its row from 1, or PADDING.
-        positions: position ids (R, P + N + L).
+        features: vision features (B, N, D).
+        image_rows, image_columns: (B,): where each block's image tokens begin.
+        tokens: token ids (R, L); those at the places of image tokens and padding mean nothing.
+        blocks: (R, L): number of the block, or PADDING.
+        segments: (R, L): PREFIX, or the sample's number within its block, from 1.
+        positions: position ids (R, L).
         target_rows, target_columns: (T,): where the hidden state stands that predicts an answer token.
         targets: (T,): the answer tokens.
         target_samples: (T,): which sample each belongs to, in the order given to `pack`.
     """
 
     features: torch.Tensor
-    before: torch.Tensor
-    text: torch.Tensor
+    image_rows: torch.Tensor
+    image_columns: torch.Tensor
+    tokens: torch.Tensor
+    blocks: torch.Tensor
     segments: torch.Tensor
     positions: torch.Tensor
     target_rows: torch.Tensor
@@ -92,60 +97,91 @@ class Batch:
     target_samples: torch.Tensor
 
     def attention_mask(self) -> torch.Tensor:
-        """(R, 1, L', L') bool, True where a query (row) may look at a key (column): causal, prefix or same sample."""
+        """(R, 1, L, L) bool, True where a query (row) may look at a key (column).
+
+        That is: backwards, within its block, at the image prefix or at its own sample.
+        """
+        length = self.tokens.shape[1]
+        backwards = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
+        same_block = self.blocks[:, :, None] == self.blocks[:, None, :]
         query, key = self.segments[:, :, None], self.segments[:, None, :]
-        length = self.segments.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
-        return (causal & ((key == PREFIX) | (key == query)))[:, None]
+        return (backwards & same_block & ((key == PREFIX) | (key == query)))[:, None]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
+def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Rows of block numbers, by first-fit decreasing: no row is longer than `row_tokens`, or than the longest block."""
+    capacity = max(row_tokens, *lengths)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for block in sorted(range(len(lengths)), key=lambda block: -lengths[block]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[block]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(block)
+        room[row] -= lengths[block]
+    return rows
+
+
 def pack(
     samples: Sequence[Sample],
     features: Callable[[Sequence[str]], torch.Tensor],
     prompt: PromptTokens,
+    row_tokens: int = ROW_TOKENS,
 ) -> Batch:
-    """Pack samples into one row per image.
+    """Pack samples into rows of image blocks.
 
     Args:
-        samples: any order; samples of one image share a row.
-        features: image ids -> vision features (R, N, D).
+        samples: any order; samples of one image share a block.
+        features: image ids -> vision features (B, N, D).
         prompt: the fixed text.
+        row_tokens: length that rows are filled up to.
     """
-    rows: dict[str, list[int]] = {}
+    images: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
-        rows.setdefault(sample.image_id, []).append(index)
-    image_features = features(list(rows))
-    prefix = len(prompt.before_image) + image_features.shape[1]
-    text, segments, positions, targets = [], [], [], []
-    for row, indices in enumerate(rows.values()):
-        row_text: list[int] = []
-        row_segments = [PREFIX] * prefix
-        row_positions = list(range(prefix))
-        for segment, index in enumerate(indices, start=1):
-            sample = samples[index]
-            start = prefix + len(row_text)
-            tokens = sample.question + sample.answer
-            row_text += tokens
-            row_segments += [segment] * len(tokens)
-            row_positions += range(prefix, prefix + len(tokens))
-            # The last question token predicts the first answer token, and so on up to the end token.
-            first = start + len(sample.question) - 1
-            targets += [(row, first + offset, token, index) for offset, token in enumerate(sample.answer)]
-        text.append(row_text)
-        segments.append(row_segments)
-        positions.append(row_positions)
-    longest = max(len(row_text) for row_text in text)
-    target_rows, target_columns, target_tokens, target_samples = (list(column) for column in zip(*targets, strict=True))
+        images.setdefault(sample.image_id, []).append(index)
+    members = list(images.values())
+    image_features = features(list(images))
+    before, count = list(prompt.before_image), image_features.shape[1]
+    prefix = len(before) + count
+    lengths = [
+        prefix + sum(len(samples[index].question) + len(samples[index].answer) for index in indices)
+        for indices in members
+    ]
+    rows = place(lengths, row_tokens)
+    tokens, blocks, segments, positions = ([[] for _ in rows] for _ in range(4))
+    starts: dict[int, tuple[int, int]] = {}
+    targets: list[tuple[int, int, int, int]] = []
+    for row, row_blocks in enumerate(rows):
+        for block in row_blocks:
+            starts[block] = (row, len(tokens[row]) + len(before))
+            tokens[row] += before + [prompt.end] * count
+            segments[row] += [PREFIX] * prefix
+            positions[row] += range(prefix)
+            for segment, index in enumerate(members[block], start=1):
+                sample = samples[index]
+                # The last question token predicts the first answer token, and so on up to the end token.
+                first = len(tokens[row]) + len(sample.question) - 1
+                targets += [(row, first + offset, token, index) for offset, token in enumerate(sample.answer)]
+                text = sample.question + sample.answer
+                tokens[row] += text
+                segments[row] += [segment] * len(text)
+                positions[row] += range(prefix, prefix + len(text))
+            blocks[row] += [block] * lengths[block]
+    image_rows, image_columns = zip(*(starts[block] for block in range(len(members))), strict=True)
+    target_rows, target_columns, target_tokens, target_samples = zip(*targets, strict=True)
     return Batch(
         features=image_features,
-        before=torch.tensor(prompt.before_image, dtype=torch.long),
-        text=_padded(text, longest, prompt.end),
-        segments=_padded(segments, prefix + longest, PADDING),
-        positions=_padded(positions, prefix + longest, 0),
+        image_rows=torch.tensor(image_rows),
+        image_columns=torch.tensor(image_columns),
+        tokens=_padded(tokens, prompt.end),
+        blocks=_padded(blocks, PADDING),
+        segments=_padded(segments, PREFIX),
+        positions=_padded(positions, 0),
         target_rows=torch.tensor(target_rows),
         target_columns=torch.tensor(target_columns),
         targets=torch.tensor(target_tokens),
@@ -153,5 +189,6 @@ def pack(
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
+def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    length = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)

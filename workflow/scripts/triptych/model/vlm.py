@@ -86,8 +86,9 @@ class VisionLanguageModel(nn.Module):
     def answer_logits(self, batch: Batch) -> torch.Tensor:
         """Logits (T, V) that predict the batch's T answer tokens; no other logits are computed."""
         image = self.project(batch.features)
-        before = self.embed(batch.before).expand(len(image), -1, -1)
-        embeddings = torch.cat([before, image, self.embed(batch.text)], dim=1)
+        embeddings = self.embed(batch.tokens).clone()
+        offsets = torch.arange(image.shape[1], device=image.device)
+        embeddings[batch.image_rows[:, None], batch.image_columns[:, None] + offsets] = image
         hidden = self.decoder(
             inputs_embeds=embeddings,
             attention_mask=batch.attention_mask(),

@@ -1,0 +1,103 @@
+"""Scores, baselines and tables on records with known answers."""
+
+import pytest
+from triptych.baseline import commonest, majority, majority_per_question
+from triptych.score import accuracies, exact_match, normalise
+from triptych.storage import TriptychError
+from triptych.tables import as_csv, as_markdown, paired_differences, summarise
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "hit"),
+    [
+        ("MRI", "mri", True),
+        (" Left lung. ", "left  lung", True),
+        ("X-Ray", "xray", True),
+        ("lung", "left lung", False),
+        ("", "no", False),
+    ],
+)
+def test_exact_match_ignores_case_punctuation_and_blanks(prediction, gold, hit):
+    assert exact_match({"prediction": prediction, "gold": gold}) is hit
+    assert normalise(normalise(gold)) == normalise(gold)
+
+
+def test_accuracies_are_per_cent_by_answer_type():
+    records = [
+        {"prediction": "a", "gold": "a", "answer_type": "OPEN"},
+        {"prediction": "b", "gold": "a", "answer_type": "OPEN"},
+        {"prediction": "no", "gold": "no", "answer_type": "CLOSED"},
+        {"prediction": "no", "gold": "no", "answer_type": "CLOSED"},
+    ]
+    assert accuracies(records) == {"ALL": 75.0, "OPEN": 50.0, "CLOSED": 100.0}
+    assert accuracies(records[:2])["CLOSED"] is None
+
+
+def question(text, answer, content="Modality", kind="OPEN"):
+    return {"question": text, "answer": answer, "content_type": content, "answer_type": kind}
+
+
+def test_baselines_say_the_commonest_answer():
+    training = [question("what?", "CT"), question("what?", "CT"), question("What?", "MRI")]
+    training += [question("is it?", "no", "Organ", "CLOSED")] * 4 + [question("where?", "lung", "Organ", "OPEN")]
+    assert majority(training)(question("what?", "")) == "no"
+    predict = majority_per_question(training)
+    assert predict(question("what?", "")) == "CT"
+    assert predict(question("WHAT?", "")) == "CT"
+    assert predict(question("new?", "", "Organ", "OPEN")) == "lung"
+    assert predict(question("new?", "", "Shape", "CLOSED")) == "no"
+    assert predict(question("new?", "", "Shape", "ELSE")) == "no"
+
+
+def test_of_equal_answers_the_first_in_the_alphabet_is_taken():
+    from collections import Counter
+
+    assert commonest(Counter({"b": 2, "a": 2, "c": 1})) == "a"
+
+
+def records(arm, hits_by_run, trained=True):
+    return [
+        {
+            "arm": arm,
+            "split": f"fold{fold}",
+            "seed": 0 if trained else None,
+            "question_id": f"q{fold}-{index}",
+            "prediction": "yes" if hit else "no",
+            "gold": "yes",
+            "answer_type": "OPEN" if index % 2 else "CLOSED",
+        }
+        for fold, hits in enumerate(hits_by_run)
+        for index, hit in enumerate(hits)
+    ]
+
+
+A = records("1-2-3", [[1, 1, 1, 0], [1, 1, 0, 0]])
+B = records("2-3", [[1, 0, 1, 0], [0, 1, 0, 0]])
+MAJORITY = records("majority", [[0, 0, 1, 0], [0, 0, 1, 0]], trained=False)
+
+
+def test_a_row_is_mean_and_spread_over_runs():
+    rows = summarise(A + B + MAJORITY, ["1-2-3", "2-3", "majority"])
+    assert [row["all_mean"] for row in rows] == [62.5, 37.5, 25.0]
+    assert rows[0]["all_sd"] == pytest.approx(17.6777, abs=1e-4)
+    assert (rows[0]["open_mean"], rows[0]["closed_mean"]) == (50.0, 75.0)
+    assert (rows[0]["runs"], rows[0]["folds"], rows[0]["seeds"], rows[0]["questions"]) == (2, 2, 1, 8)
+    assert (rows[2]["seeds"], rows[2]["trained"]) == (0, False)
+
+
+def test_differences_are_taken_run_by_run():
+    assert paired_differences(A + B, "1-2-3", "2-3") == [25.0, 25.0]
+
+
+def test_arms_that_answered_other_questions_cannot_be_compared():
+    with pytest.raises(TriptychError, match="answered different questions"):
+        summarise(A + B[:-1], ["1-2-3", "2-3"])
+
+
+def test_the_tables_say_the_same_in_both_forms():
+    rows = summarise(A + B + MAJORITY, ["1-2-3", "2-3", "majority"])
+    csv, markdown = as_csv(rows), as_markdown(rows, A + B + MAJORITY, ["1-2-3", "2-3"])
+    assert csv.splitlines()[1].startswith("1-2-3,True,8,2,2,1,62.5000,17.6777")
+    assert "| **1-2-3**" in markdown and "62.5 ± 17.7" in markdown
+    assert "`1-2-3` less `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in markdown
+    assert as_csv(summarise((A + B)[::-1], ["1-2-3", "2-3"])) == as_csv(summarise(A + B, ["1-2-3", "2-3"]))

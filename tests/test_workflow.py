@@ -1,0 +1,179 @@
+"""The whole grid on the toy world, run by Snakemake as a user would; then what reruns, and what does not."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pandas
+import pytest
+import yaml
+from conftest import ROOT, toy_config
+from triptych.storage import read_json, sha256_file
+
+TRAININGS = {
+    "1/shared",
+    *(f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3", "2", "2-3") for fold in (0, 1)),
+}
+
+
+class Study:
+    """A folder with a configuration and its results."""
+
+    def __init__(self, folder, config):
+        self.folder, self.config = folder, config
+
+    @property
+    def results(self):
+        return self.folder / "results"
+
+    def snakemake(self, *arguments: str) -> str:
+        file = self.folder / "study.yaml"
+        file.write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
+        command += ["--profile", str(ROOT / "profiles" / "local"), "--directory", str(self.folder)]
+        command += ["--configfile", str(file)]
+        environment = {**os.environ, "PYTHONPATH": ""}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        text = result.stdout + result.stderr
+        assert result.returncode == 0, text
+        return text
+
+    def planned(self) -> dict[str, int]:
+        """Jobs per rule that a dry run names."""
+        text = self.snakemake("--dry-run", "--quiet", "host")
+        if "Nothing to be done" in text:
+            return {}
+        table = text.split("Job stats:")[1].split("total")[0].splitlines()[3:]
+        return {line.split()[0]: int(line.split()[1]) for line in table if line.strip()}
+
+    def trained(self) -> set[str]:
+        """Checkpoints that a dry run would train."""
+        text = self.snakemake("--dry-run")
+        lines = text.splitlines()
+        rules = [index for index, line in enumerate(lines) if line.startswith("rule train_stage:")]
+        outputs = [next(line for line in lines[index:] if line.strip().startswith("output:")) for index in rules]
+        return {"/".join(line.split("checkpoints/")[1].split("/")[:2]) for line in outputs}
+
+
+@pytest.fixture(scope="module")
+def study(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    study = Study(folder, toy_config(world))
+    study.snakemake()
+    return study
+
+
+def test_the_grid_is_trained_once_and_handed_on(study):
+    found = {
+        f"{path.parent.parent.parent.name}/{path.parent.parent.name}": read_json(path)
+        for path in study.results.glob("checkpoints/*/*/*/manifest.json")
+    }
+    assert set(found) == TRAININGS
+    shared = study.results / "checkpoints/1/shared/seed0/manifest.json"
+    for fold in (0, 1):
+        assert found[f"1-2/fold{fold}"]["parent"] == sha256_file(shared)
+        assert found[f"2/fold{fold}"]["parent"] is None
+        assert [list(stage) for stage in found[f"1-2-3/fold{fold}"]["stages"]] == [["1"], ["2"], ["3"]]
+        assert set(found[f"2-3/fold{fold}"]["files"]) == {
+            "connector.safetensors",
+            "adapter.safetensors",
+            "metrics.jsonl",
+        }
+
+
+def test_tables_and_figure_say_what_the_predictions_say(study):
+    table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
+    assert list(table.index) == ["1-2-3", "2-3", "majority", "majority-per-question"]
+    predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/*.parquet")]
+    hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
+    assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
+    # Train and validation of the source, 9 subjects of 2 pictures with 3 questions; its test part is in no fold.
+    assert table.loc["2-3", "questions"] == sum(map(len, predictions)) == 54
+    stages = pandas.read_csv(study.results / "tables/stages.csv")
+    assert set(stages["schedule"]) == {"1-2-3", "2-3"} and set(stages["epoch"]) == {0, 1}
+    assert (study.results / "figures/stages.svg").read_text().startswith("<svg")
+    assert (study.results / "figures/stages.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_held_out_pictures_were_never_trained_on(study):
+    folds = pandas.read_parquet(study.results / "data/medical/folds.parquet")
+    questions = pandas.read_parquet(study.results / "data/medical/questions.parquet")
+    merged = folds.merge(questions, on="question_id")
+    for fold, rows in merged.groupby("fold"):
+        answered = pandas.read_parquet(study.results / f"predictions/1-2-3/{fold}/seed0.parquet")
+        trained_on = set(rows.loc[rows["part"] != "test", "group"])
+        assert not trained_on & set(answered["group"])
+
+
+def test_metrics_have_every_epoch_and_their_training_numbers(study):
+    for path in study.results.glob("checkpoints/*/*/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == [0, 1]
+        assert rows[1]["train_loss"] > 0 and rows[1]["gradient_norm_max"] > 0
+        assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    assert "Nothing to be done" in study.snakemake()
+
+
+def test_touching_every_file_reruns_nothing(study):
+    files = [path for path in study.results.rglob("*") if path.is_file()]
+    random.Random(0).shuffle(files)
+    for path in files:
+        path.touch()
+    assert study.planned() == {}
+
+
+def test_deleted_tables_come_back_byte_for_byte(study):
+    before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
+    shutil.rmtree(study.results / "tables")
+    assert set(study.planned()) == {"tabulate_schedules", "plot_stages", "all"}
+    study.snakemake()
+    assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before
+
+
+def test_a_changed_stage_reruns_its_descendants_only(study, world):
+    study.config = toy_config(world)
+    study.config["stages"]["1"]["learning_rate"]["connector"] = 2e-2
+    assert study.trained() == {cell for cell in TRAININGS if cell.startswith("1")}
+    study.config = toy_config(world)
+    study.config["lora"]["rank"] = 3
+    assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
+    study.config = toy_config(world)
+    study.config["training"]["threads"] = 2
+    study.config["stages"] = dict(reversed(study.config["stages"].items()))
+    assert study.trained() == set(), "neither threads nor the order of keys is part of a training"
+    study.config = toy_config(world)
+
+
+def test_a_new_seed_adds_its_own_jobs_only(study, world):
+    study.config = {**toy_config(world), "seeds": [0, 1]}
+    assert study.planned()["train_stage"] == len(TRAININGS)
+    study.config = toy_config(world)
+
+
+def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not(study):
+    final = study.results / "checkpoints/2-3/fold0/seed0/connector.safetensors"
+    intermediate = study.results / "checkpoints/2/fold0/seed0/connector.safetensors"
+    kept = {path: path.read_bytes() for path in (final, intermediate)}
+    intermediate.unlink()
+    assert study.planned() == {}
+    intermediate.write_bytes(kept[intermediate])
+    final.unlink()
+    assert study.trained() == {"2-3/fold0"}
+    final.write_bytes(kept[final])
+
+
+def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
+    config = toy_config(world)
+    config["datasets"]["medical"]["folder"] = str(tmp_path / "nowhere")
+    broken = Study(tmp_path, config)
+    with pytest.raises(AssertionError) as caught:
+        broken.snakemake("results/data/medical/manifest.json")
+    text = str(caught.value)
+    assert "nowhere/train.json: not there; TRIPTYCH_SLAKE" in text
+    assert "Traceback" not in text
