@@ -52,7 +52,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_llama() -> LlamaForCausalLM:
+def make_llama(attention: str = "eager") -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(WORDS),
@@ -68,6 +68,7 @@ def make_llama() -> LlamaForCausalLM:
         bos_token_id=None,
         tie_word_embeddings=True,
     )
+    config._attn_implementation = attention
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -81,10 +82,14 @@ def prompt(tokenizer) -> PromptTokens:
     return prompt_tokens(tokenizer, PROMPT)
 
 
+def make_model(attention: str = "eager") -> VisionLanguageModel:
+    return VisionLanguageModel(build_connector(Connector(), FEATURES, HIDDEN, seed=3), make_llama(attention))
+
+
 @pytest.fixture
 def model() -> VisionLanguageModel:
     """Connector on a tiny random Llama, fp32."""
-    return VisionLanguageModel(build_connector(Connector(), FEATURES, HIDDEN, seed=3), make_llama())
+    return make_model()
 
 
 @pytest.fixture

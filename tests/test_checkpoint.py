@@ -24,7 +24,7 @@ def base(world, config, tmp_path, monkeypatch):
 
 
 def build(base, parent=None, lora=None, seed=0, split="fold0"):
-    return checkpoint.build(base, parent, Connector(), lora, seed, split, torch.float32)
+    return checkpoint.build(base, parent, Connector(), lora, seed, split, torch.float32, torch.device("cpu"))
 
 
 def save(model, base, folder, lora=None, seed=0):
@@ -60,7 +60,7 @@ def test_adapters_are_handed_on_and_new_ones_start_fresh(base, tmp_path):
     path = save(stage3, base, tmp_path / "stage3", lora)
     assert equal(trained_state(stage3), trained_state(build(base, path)))
     tokens = torch.arange(6)[None]
-    loaded = checkpoint.load(base, path, torch.float32)
+    loaded = checkpoint.load(base, path, torch.float32, torch.device("cpu"))
     with torch.inference_mode():
         ours, theirs = loaded.decoder(tokens).last_hidden_state, stage3.eval().decoder(tokens).last_hidden_state
     assert torch.equal(ours, theirs)

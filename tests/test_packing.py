@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import PROMPT, TOKENS, make_questions
+from conftest import PROMPT, TOKENS, make_model, make_questions
 from torch.nn import functional
 from triptych.model.batch import PADDING, PREFIX, pack, place, prompt_tokens, tokenise
 from triptych.model.vlm import add_lora
@@ -26,10 +26,12 @@ def unpacked_loss(model, samples, features, prompt):
     return total / count
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])  # what CPUs and what GPUs use
 @pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row a picture, some pictures a row, all in one row
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_loss_and_gradients_equal_the_unpacked_ones(model, features, prompt, lora, seed, row_tokens):
+def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, lora, seed, row_tokens, attention):
+    model = make_model(attention)
     if lora:
         model.language_model = add_lora(model.language_model, Lora(dropout=0.0), seed=5)
         for name, parameter in model.named_parameters():  # LoRA starts as a no-op; make it matter

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_questions
+from conftest import make_model, make_questions
 from triptych.model.batch import tokenise
 from triptych.model.vlm import add_lora
 from triptych.predict import generate
@@ -69,25 +69,16 @@ def test_a_gradient_that_is_not_finite_stops_the_training():
         GradientGuard(parameters).check_gradients()
 
 
-def test_two_learning_rates_give_two_losses(samples, features, prompt, request):
+def test_two_learning_rates_give_two_losses(samples, features, prompt):
     losses = []
     for rate in (1e-2, 1e-4):
-        model = request.getfixturevalue("model") if not losses else fresh_model()
-        losses.append(run(model, samples, features, prompt, stage(rate=rate, epochs=2))[-1]["validation_loss"])
+        losses.append(run(make_model(), samples, features, prompt, stage(rate=rate, epochs=2))[-1]["validation_loss"])
     assert losses[0] != losses[1]
 
 
-def fresh_model():
-    from conftest import FEATURES, HIDDEN, make_llama
-    from triptych.model.vlm import VisionLanguageModel, build_connector
-    from triptych.settings import Connector
-
-    return VisionLanguageModel(build_connector(Connector(), FEATURES, HIDDEN, seed=3), make_llama())
-
-
 def test_the_same_run_twice_gives_the_same_numbers(samples, features, prompt):
-    first = run(fresh_model(), samples, features, prompt, stage(epochs=2))
-    assert run(fresh_model(), samples, features, prompt, stage(epochs=2)) == first
+    first = run(make_model(), samples, features, prompt, stage(epochs=2))
+    assert run(make_model(), samples, features, prompt, stage(epochs=2)) == first
 
 
 def test_eight_samples_are_learnt_by_heart(model, features, prompt):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 import triptych
+from triptych.hardware import attention_kind
 from triptych.model import language_model
 from triptych.model.vlm import ADAPTER_FILE, VisionLanguageModel, add_lora, build_connector, load_trained, save_trained
 from triptych.settings import Connector, Lora
@@ -51,6 +52,7 @@ def build(
     seed: int,
     split: str,
     dtype: torch.dtype,
+    device: torch.device,
 ) -> VisionLanguageModel:
     """The model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
@@ -62,36 +64,33 @@ def build(
         seed: the run's seed.
         split: `shared` or the fold.
         dtype: of the frozen language model; what trains is fp32.
+        device: where the model will run.
 
     Raises:
         TriptychError: the parent is damaged, or was trained on other models, settings or seed.
     """
-    network = language_model.load(base.language_model, dtype)
+    network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
     link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
     model = VisionLanguageModel(link, network)
-    if parent is None:
-        if lora:
-            model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
-        return model
-    manifest = verify(parent, base)
+    manifest = verify(parent, base) if parent else {"seed": seed, "files": {}}
     if manifest["seed"] != seed:
         raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
-    if ADAPTER_FILE in manifest["files"]:
+    parent_has_lora = ADAPTER_FILE in manifest["files"]
+    if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
+    if parent:
         load_trained(model, parent.parent)
-    else:
-        load_trained(model, parent.parent)
-        if lora:
-            model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
-    return model
+    if lora and not parent_has_lora:
+        model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+    return model.to(device)
 
 
-def load(base: Base, manifest_path: Path, dtype: torch.dtype) -> VisionLanguageModel:
+def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.device) -> VisionLanguageModel:
     """A finished checkpoint, for evaluation."""
     manifest = verify(manifest_path, base)
     connector = Connector.model_validate(manifest["connector"])
-    model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype)
+    model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype, device)
     return model.eval().requires_grad_(False)
 
 

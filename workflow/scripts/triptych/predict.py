@@ -108,7 +108,7 @@ def main() -> None:
     features = Features(arguments.features)
     base = checkpoint.Base(arguments.language_model, features.hidden_size)
     manifest = checkpoint.verify(arguments.checkpoint, base)
-    model = checkpoint.load(base, arguments.checkpoint, dtype).to(device)
+    model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
     prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))
     questions = load_questions(arguments.data, manifest["split"], "test")

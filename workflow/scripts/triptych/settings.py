@@ -205,6 +205,7 @@ class Stage(Record):
     train: list[Part] = Field(min_length=1, description="What trains; everything else is frozen.")
     learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(description="Peak rate of each part that trains.")
     epochs: PositiveInt = Field(description="Passes over the training part.")
+    samples: PositiveInt | None = Field(None, description="Train on at most this many samples; null for all.")
     batch_size: PositiveInt = Field(16, description="Questions (or captions) in one optimiser step.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps with a rising rate; cosine after that.")

@@ -49,7 +49,15 @@ def load_prompt(folder: Path) -> str:
     return read_json(folder / "prompt.json")["prompt"]
 
 
-def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The frozen language model in `dtype`, in evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The frozen language model in `dtype`, in evaluation mode.
+
+    Args:
+        folder: as `prepare` wrote it.
+        dtype: of the weights.
+        attention: how transformers computes attention; see `hardware.attention_kind`.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    )
     return model.eval().requires_grad_(False)

@@ -89,9 +89,11 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.embed(batch.tokens).clone()
         offsets = torch.arange(image.shape[1], device=image.device)
         embeddings[batch.image_rows[:, None], batch.image_columns[:, None] + offsets] = image
+        allowed = batch.attention_mask()
+        lowest = torch.finfo(embeddings.dtype).min
         hidden = self.decoder(
             inputs_embeds=embeddings,
-            attention_mask=batch.attention_mask(),
+            attention_mask=torch.zeros_like(allowed, dtype=embeddings.dtype).masked_fill(~allowed, lowest),
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state

@@ -66,10 +66,10 @@ CONTAINS = "Does the picture contain {}?"
 BROAD = {CONTAINS.format(name) for name in ("brain", "lung", "skull")}
 # Kinds that are alike and how many of them one picture gets, the most wanted first; all others come before them.
 FAMILIES = (
-    (("contains False",), 4),
+    (("contains False",), 3),
     (("part", "organ", "contains True"), 1),
-    (("plane", "is_plane"), 2),
-    (("modality", "is_modality", "ct_or_mri"), 2),
+    (("plane", "is_plane"), 1),
+    (("modality", "is_modality", "ct_or_mri"), 1),
 )
 
 

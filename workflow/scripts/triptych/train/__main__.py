@@ -29,11 +29,12 @@ class Job(Record):
     training: Training
 
 
-def limited(rows: list[dict], limit: int | None) -> list[dict]:
-    """At most `limit` rows, chosen by a stable hash, in their own order."""
+def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    """At most `limit` rows, all of some images (the last one's may be cut), chosen by a seeded hash; order is kept."""
     if limit is None or len(rows) <= limit:
         return rows
-    kept = {row["question_id"] for row in sorted(rows, key=lambda row: stable_order(0, row["question_id"]))[:limit]}
+    chosen = sorted(rows, key=lambda row: (stable_order(seed, "limit", row["image_id"]), row["question_id"]))[:limit]
+    kept = {row["question_id"] for row in chosen}
     return [row for row in rows if row["question_id"] in kept]
 
 
@@ -54,11 +55,13 @@ def main() -> None:
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
     base = checkpoint.Base(arguments.language_model, features.hidden_size)
-    model = checkpoint.build(base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype).to(device)
+    model = checkpoint.build(base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device)
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
-    parts = {part: load_questions(arguments.data, job.split, part) for part in ("train", "validation")}
-    parts["validation"] = limited(parts["validation"], job.training.validation_limit)
-    training, validation = (tokenise(parts[part], prompt) for part in ("train", "validation"))
+    limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
+    training, validation = (
+        tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
+        for part, limit in limits.items()
+    )
     print(
         f"{job.prefix} {job.split} seed {job.seed}: {len(training)} training and {len(validation)} validation samples; "
         f"{device.type}, {str(dtype).removeprefix('torch.')}; parent: {arguments.parent or 'none'}",
