@@ -7,20 +7,17 @@ import torch
 from conftest import FEATURES
 from safetensors.torch import load_file, save_file
 from triptych import checkpoint
-from triptych.model import assets
+from triptych.model.assets import prepare_model
 from triptych.model.vlm import load_trained, trained_state
-from triptych.settings import Connector, Lora
-from triptych.storage import TriptychError, canonical_json, read_json, sha256_file, write_json
+from triptych.settings import Connector, FolderLanguageModel, Lora
+from triptych.storage import TriptychError, read_json, sha256_file, write_json
 
 
 @pytest.fixture
-def base(world, config, tmp_path, monkeypatch):
-    out = tmp_path / "language_model"
-    settings = canonical_json(config["models"]["language_model"])
-    arguments = ["assets", "--role", "language_model", "--settings", settings, "--cache", "cache", "--out", str(out)]
-    monkeypatch.setattr("sys.argv", arguments)
-    assets.main()
-    return checkpoint.Base(out, FEATURES)
+def base(config, tmp_path):
+    settings = FolderLanguageModel(**config["models"]["language_model"])
+    prepare_model("language_model", settings, tmp_path, tmp_path / "language_model")
+    return checkpoint.Base(tmp_path / "language_model", FEATURES)
 
 
 def build(base, parent=None, lora=None, seed=0, split="fold0"):

@@ -3,8 +3,8 @@
 import pytest
 from triptych.baseline import commonest, majority, majority_per_question
 from triptych.score import accuracies, exact_match, normalise
-from triptych.storage import TriptychError
-from triptych.tables import as_csv, as_markdown, paired_differences, summarise
+from triptych.storage import TriptychError, csv_text
+from triptych.tables import COLUMNS, as_markdown, paired_differences, summarise
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_arms_that_answered_other_questions_cannot_be_compared():
 
 def test_the_tables_say_the_same_in_both_forms():
     rows = summarise(A + B + MAJORITY, ["1-2-3", "2-3", "majority"])
-    csv, markdown = as_csv(rows), as_markdown(rows, A + B + MAJORITY, ["1-2-3", "2-3"])
+    csv, markdown = csv_text(rows, COLUMNS, 4), as_markdown(rows, A + B + MAJORITY, ["1-2-3", "2-3"])
     assert csv.splitlines()[1].startswith("1-2-3,True,8,2,2,1,62.5000,17.6777")
     assert "| **1-2-3**" in markdown and "62.5 ± 17.7" in markdown
     assert "`1-2-3` less `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in markdown
-    assert as_csv(summarise((A + B)[::-1], ["1-2-3", "2-3"])) == as_csv(summarise(A + B, ["1-2-3", "2-3"]))
+    assert summarise((A + B)[::-1], ["1-2-3", "2-3"]) == summarise(A + B, ["1-2-3", "2-3"])

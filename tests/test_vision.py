@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import CLIPVisionModel, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 from triptych.encode import Features, encode
 from triptych.model import vision
+from triptych.model.assets import prepare_model
 from triptych.model.efficientnet_lite import SameConv2d
 from triptych.pictures import decode
 from triptych.prepare import prepare
@@ -21,9 +22,13 @@ from triptych.storage import TriptychError, write_json
 CPU = torch.device("cpu")
 
 
+def clip(world) -> FolderEncoder:
+    return FolderEncoder(source="folder", folder=str(world / "models" / "clip"))
+
+
 def test_clip_gives_patch_tokens_of_the_asked_layer(world, tmp_path):
-    vision.prepare(FolderEncoder(source="folder", folder=str(world / "models" / "clip")), tmp_path, tmp_path)
-    encoder = vision.load(tmp_path, CPU)
+    prepare_model("vision_encoder", clip(world), tmp_path, tmp_path / "clip")
+    encoder = vision.load(tmp_path / "clip", CPU)
     pixels = encoder.preprocess([Image.new("RGB", (40, 32), colour) for colour in ("red", "blue")])
     tokens = encoder.tokens(pixels)
     assert tokens.shape == (2, TOKENS, FEATURES) and encoder.hidden_size == FEATURES
@@ -38,15 +43,17 @@ def test_siglip_has_no_class_token_to_drop(tmp_path):
     )
     SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "siglip")
-    (tmp_path / "out").mkdir()
-    vision.prepare(FolderEncoder(source="folder", folder=str(tmp_path / "siglip")), tmp_path, tmp_path / "out")
+    settings = FolderEncoder(source="folder", folder=str(tmp_path / "siglip"))
+    prepare_model("vision_encoder", settings, tmp_path, tmp_path / "out")
     encoder = vision.load(tmp_path / "out", CPU)
     assert encoder.tokens(encoder.preprocess([Image.new("RGB", (32, 32))])).shape == (1, 4, 16)
 
 
 def test_a_folder_without_safetensors_is_an_error(tmp_path):
     with pytest.raises(TriptychError, match=r"has no \.safetensors file"):
-        vision.prepare(FolderEncoder(source="folder", folder=str(tmp_path)), tmp_path, tmp_path)
+        prepare_model(
+            "vision_encoder", FolderEncoder(source="folder", folder=str(tmp_path)), tmp_path, tmp_path / "out"
+        )
 
 
 def test_same_padding_puts_the_odd_pixel_right_and_below():
@@ -63,8 +70,8 @@ def cache():
 
 
 def test_the_packaged_encoder_knows_what_it_sees(cache, tmp_path):
-    vision.prepare(PackageEncoder(source="package"), cache, tmp_path)
-    encoder = vision.load(tmp_path, CPU)
+    prepare_model("vision_encoder", PackageEncoder(source="package"), cache, tmp_path / "encoder")
+    encoder = vision.load(tmp_path / "encoder", CPU)
     drawings = {"2602": 879, "26BD": 805, "1F5B1": 673}  # umbrella, football, computer mouse in ImageNet
     pixels = encoder.preprocess([drawing(cache, code) for code in drawings])
     assert encoder.tokens(pixels).shape == (3, 49, 1280)
@@ -79,8 +86,8 @@ def drawing(cache, code: str) -> Image.Image:
 
 @pytest.fixture
 def encoded(world, tmp_path):
-    vision.prepare(FolderEncoder(source="folder", folder=str(world / "models" / "clip")), tmp_path, tmp_path)
-    encoder = vision.load(tmp_path, CPU)
+    prepare_model("vision_encoder", clip(world), tmp_path, tmp_path / "clip")
+    encoder = vision.load(tmp_path / "clip", CPU)
     prepare(SlakeFolderVqa(source="slake-folder", folder=str(world / "slake")), tmp_path, tmp_path / "data")
     return encoder, tmp_path
 

@@ -1,8 +1,6 @@
 """Step: the figure of validation loss and accuracy per stage, and the table of the numbers behind it."""
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import altair
 import pandas
 import vl_convert
 
-from triptych.storage import atomic_path, read_json, run_step, write_text
+from triptych.storage import atomic_path, csv_text, read_json, run_step, write_text
 
 COLUMNS = [
     "schedule",
@@ -54,16 +52,6 @@ def collect(manifests: Sequence[Path], schedules: Sequence[Sequence[str]]) -> li
     return rows
 
 
-def as_csv(rows: Sequence[dict]) -> str:
-    """The rows as CSV; numbers with six decimals."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()})
-    return buffer.getvalue()
-
-
 def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
     """Loss above, accuracy below, a column for each stage: the mean over runs as a line, their range as a band."""
     frame = pandas.DataFrame(rows)
@@ -101,7 +89,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, required=True, help="file to write")
     arguments = parser.parse_args()
     rows = collect(arguments.checkpoints, json.loads(arguments.schedules))
-    write_text(arguments.csv, as_csv(rows))
+    write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=6))
     specification = chart(rows, arguments.stages).to_json()
     write_text(arguments.svg, vl_convert.vegalite_to_svg(specification))
     with atomic_path(arguments.png) as temporary:

@@ -1,12 +1,14 @@
 """Files: hashes, atomic writes, manifests, safe paths. The one error type that a user sees is here too."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with sorted keys atomically: equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def csv_text(rows: Iterable[dict], columns: list[str], decimals: int) -> str:
+    """Rows as CSV; fractions with a fixed number of decimals, nothing for None."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {name: f"{value:.{decimals}f}" if isinstance(value, float) else value for name, value in row.items()}
+        writer.writerow(cells)
+    return buffer.getvalue()
 
 
 def read_json(path: Path) -> Any:

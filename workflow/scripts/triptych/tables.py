@@ -1,14 +1,12 @@
 """Step: the results table of schedules and baselines, from the prediction records alone."""
 
 import argparse
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.score import ANSWER_TYPES, accuracies
-from triptych.storage import TriptychError, read_table, run_step, write_text
+from triptych.storage import TriptychError, csv_text, read_table, run_step, write_text
 
 COLUMNS = ["arm", "trained", "questions", "runs", "folds", "seeds"] + [
     f"{kind.lower()}_{statistic}" for kind in ANSWER_TYPES for statistic in ("mean", "sd")
@@ -68,16 +66,6 @@ def paired_differences(records: Sequence[dict], first: str, second: str) -> list
     return [accuracies(arms[first][run])["ALL"] - accuracies(arms[second][run])["ALL"] for run in runs]
 
 
-def as_csv(rows: Sequence[dict]) -> str:
-    """The table as CSV; numbers with four decimals, nothing for a missing one."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()})
-    return buffer.getvalue()
-
-
 def as_markdown(rows: Sequence[dict], records: Sequence[dict], schedules: Sequence[str]) -> str:
     """The table for people, with the paired difference of each schedule to the first."""
     header = ["arm", "runs", *(HEADINGS[kind] for kind in ANSWER_TYPES)]
@@ -133,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
     rows = summarise(records, [*arguments.schedules, *arguments.baselines])
-    write_text(arguments.csv, as_csv(rows))
+    write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=4))
     write_text(arguments.markdown, as_markdown(rows, records, arguments.schedules))
 
 

@@ -6,30 +6,45 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from triptych.model import language_model, vision
-from triptych.settings import Models
+from triptych.settings import Models, Record
+from triptych.sources.folders import copy_model
+from triptych.sources.hub import model_folder
 from triptych.storage import atomic_directory, canonical_json, run_step, sha256_file, write_json
 
-PREPARE = {"language_model": language_model.prepare, "vision_encoder": vision.prepare}
+CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
+FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
+
+
+def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
+    """Put a frozen model's files into the folder `out`, as safetensors, with `manifest.json`: settings and hashes.
+
+    Raises:
+        TriptychError: the model cannot be had.
+    """
+    with atomic_directory(out) as folder:
+        match settings.source:
+            case "hub":
+                model_folder(settings.repo, settings.revision, folder, FILES)
+            case "folder":
+                copy_model(Path(settings.folder), FILES, folder)
+            case "package":
+                CONVERT[role](settings, cache, folder)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+        write_json(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
 
 
 def main() -> None:
-    """Fetch and convert one model; its manifest is written last."""
+    """Fetch and convert one model."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--role", required=True, choices=sorted(PREPARE))
+    parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
     parser.add_argument("--cache", type=Path, required=True, help="folder of downloads")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]
     settings = TypeAdapter(field.rebuild_annotation()).validate_json(arguments.settings)
-    with atomic_directory(arguments.out) as folder:
-        PREPARE[arguments.role](settings, arguments.cache, folder)
-        files = {
-            path.relative_to(folder).as_posix(): sha256_file(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and ".cache" not in path.parts
-        }
-        write_json(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
+    prepare_model(arguments.role, settings, arguments.cache, arguments.out)
     print(f"{arguments.role}: {canonical_json(settings.model_dump())} -> {arguments.out}")
 
 

