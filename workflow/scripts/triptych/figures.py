@@ -59,15 +59,17 @@ def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
         "schedule:N",
         sort=list(dict.fromkeys(frame["schedule"])),
         scale=altair.Scale(range=PALETTE),
-        legend=altair.Legend(title="schedule", orient="top"),
+        legend=altair.Legend(title="schedule", orient="top", symbolOpacity=1, symbolType="circle"),
     )
+    last = int(frame["epoch"].max())
+    epochs = altair.Axis(values=list(range(0, last + 1, max(1, last // 6))), format="d")
     names = {"validation_loss": "validation loss (nats a token)", "validation_accuracy": "validation exact match"}
     bands = []
     for field, title in names.items():
         columns = []
         for stage in stages:
             part = frame[frame["stage"] == stage]
-            base = altair.Chart(part).encode(x=altair.X("epoch:Q", axis=altair.Axis(tickMinStep=1)), color=color)
+            base = altair.Chart(part).encode(x=altair.X("epoch:Q", axis=epochs), color=color)
             scale = altair.Scale(domain=[0, 1]) if field == "validation_accuracy" else altair.Scale(zero=False)
             band = base.mark_area(opacity=0.2).encode(
                 altair.Y(f"min({field}):Q", scale=scale, title=title), altair.Y2(f"max({field}):Q")
@@ -75,7 +77,10 @@ def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
             line = base.mark_line(point=True).encode(altair.Y(f"mean({field}):Q", scale=scale, title=title))
             columns.append((band + line).properties(width=230, height=190, title=f"stage {stage}"))
         bands.append(altair.hconcat(*columns))
-    return altair.vconcat(*bands).configure(background="white", font="sans-serif")
+    title = altair.Title(
+        "Validation per stage", subtitle="line: mean over folds and seeds; band: their range; epoch 0: before training"
+    )
+    return altair.vconcat(*bands).properties(title=title).configure(background="white", font="sans-serif")
 
 
 def main() -> None:
