@@ -12,39 +12,28 @@ from triptych.storage import run_step, write_table
 Predictor = Callable[[dict], str]
 
 
-def commonest(answers: Counter) -> str:
-    """The most frequent answer; of equals, the first in the alphabet, so that a rerun says the same."""
-    return min(answers, key=lambda answer: (-answers[answer], answer))
+def commonest(rows: list[dict]) -> str:
+    """The most frequent answer; of equals, the one with the lowest question id, whatever the order of the rows."""
+    ordered = sorted(rows, key=lambda row: (len(row["question_id"]), row["question_id"]))
+    return Counter(row["answer"] for row in ordered).most_common(1)[0][0]
 
 
 def majority(training: list[dict]) -> Predictor:
     """The commonest answer of the training part, whatever is asked."""
-    answer = commonest(Counter(row["answer"] for row in training))
+    answer = commonest(training)
     return lambda row: answer
 
 
 def majority_per_question(training: list[dict]) -> Predictor:
-    """The commonest answer to the same question string; for a new one, to the same kind of question. It sees no image.
-
-    The kind is content type and answer type, then answer type alone.
-    """
-    tables = [defaultdict(Counter) for _ in _KEYS]
+    """The commonest answer to the same question string; for a new string, the commonest of all. It sees no image."""
+    asked = defaultdict(list)
     for row in training:
-        for table, key in zip(tables, _KEYS, strict=True):
-            table[key(row)][row["answer"]] += 1
-
-    def predict(row: dict) -> str:
-        return next(commonest(table[key(row)]) for table, key in zip(tables, _KEYS, strict=True) if table[key(row)])
-
-    return predict
+        asked[row["question"]].append(row)
+    answers = {question: commonest(rows) for question, rows in asked.items()}
+    fallback = commonest(training)
+    return lambda row: answers.get(row["question"], fallback)
 
 
-_KEYS = (
-    lambda row: row["question"].lower(),
-    lambda row: (row["content_type"], row["answer_type"]),
-    lambda row: row["answer_type"],
-    lambda row: None,
-)
 BASELINES: dict[str, Callable[[list[dict]], Predictor]] = {
     "majority": majority,
     "majority-per-question": majority_per_question,
