@@ -29,3 +29,5 @@ rule all:
         "<results>/figures/stages.svg",
         "<results>/figures/stages.png",
         final_checkpoints,
+    message:
+        "The study is complete"

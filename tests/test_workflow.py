@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -52,10 +53,7 @@ class Study:
     def trained(self) -> set[str]:
         """Checkpoints that a dry run would train."""
         text = self.snakemake("--dry-run")
-        lines = text.splitlines()
-        rules = [index for index, line in enumerate(lines) if line.startswith("rule train_stage:")]
-        outputs = [next(line for line in lines[index:] if line.strip().startswith("output:")) for index in rules]
-        return {"/".join(line.split("checkpoints/")[1].split("/")[:2]) for line in outputs}
+        return {f"{prefix}/{split}" for prefix, split in re.findall(r"Train (\S+) on (\S+), seed", text)}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ rule fetch_dataset:
     params:
         settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
         cache=CACHE,
+    message:
+        "Fetch the raw files of data set {wildcards.dataset}"
     shell:
         "python -m triptych.sources.fetch --settings {params.settings:q} --cache {params.cache:q}"
         " --out {output} > {log} 2>&1"
@@ -37,6 +39,8 @@ rule prepare_dataset:
         settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
         cache=CACHE,
         out=subpath(output.manifest, parent=True),
+    message:
+        "Check and prepare data set {wildcards.dataset}"
     shell:
         "python -m triptych.prepare --settings {params.settings:q} --cache {params.cache:q}"
         " --out {params.out} > {log} 2>&1"
@@ -57,6 +61,8 @@ rule make_folds:
     params:
         settings=canonical_json(settings.folds.model_dump()),
         data=subpath(input.manifest, parent=True),
+    message:
+        "Cut {params.data} into folds"
     shell:
         "python -m triptych.folds --data {params.data} --settings {params.settings:q} > {log} 2>&1"
 
@@ -73,6 +79,8 @@ rule prepare_model:
         settings=lambda wildcards: canonical_json(getattr(settings.models, wildcards.role).model_dump()),
         cache=CACHE,
         out=subpath(output[0], parent=True),
+    message:
+        "Fetch and convert the {wildcards.role}"
     shell:
         "python -m triptych.model.assets --role {wildcards.role} --settings {params.settings:q}"
         " --cache {params.cache:q} --out {params.out} > {log} 2>&1"
@@ -96,6 +104,8 @@ rule encode_images:
         data=subpath(input.data, parent=True),
         encoder=subpath(input.encoder, parent=True),
         out=subpath(output[0], parent=True),
+    message:
+        "Encode the pictures of {wildcards.dataset}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.encode --data {params.data} --encoder {params.encoder}"
         " --out {params.out} > {log} 2>&1"

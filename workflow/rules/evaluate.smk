@@ -27,6 +27,8 @@ rule predict:
         data=subpath(input.folds, parent=True),
         features=subpath(input.features, parent=True),
         language_model=subpath(input.language_model, parent=True),
+    message:
+        "Answer the held-out questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
         " --data {params.data} --features {params.features} --language-model {params.language_model}"
@@ -46,6 +48,8 @@ rule predict_baseline:
         "../envs/triptych.yaml"
     params:
         data=subpath(input.folds, parent=True),
+    message:
+        "Answer the held-out questions of {wildcards.fold} with {wildcards.baseline}"
     shell:
         "python -m triptych.baseline --baseline {wildcards.baseline} --data {params.data}"
         " --split {wildcards.fold} --out {output} > {log} 2>&1"
@@ -75,6 +79,8 @@ rule tabulate_schedules:
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
+    message:
+        "Write the table of schedules and baselines"
     shell:
         "python -m triptych.tables --predictions {input.trained} {input.untrained}"
         " --schedules {params.schedules} --baselines {params.baselines}"

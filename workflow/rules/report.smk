@@ -17,6 +17,8 @@ rule plot_stages:
     params:
         schedules=canonical_json(settings.schedules),
         stages=list(settings.stages),
+    message:
+        "Draw validation loss and accuracy per stage"
     shell:
         "python -m triptych.figures --checkpoints {input.manifests} --schedules {params.schedules:q}"
         " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} --png {output.png} > {log} 2>&1"

@@ -23,6 +23,8 @@ rule train_stage:
         features=subpath(input.features, parent=True),
         language_model=subpath(input.language_model, parent=True),
         out=subpath(output.manifest, parent=True),
+    message:
+        "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.train --job {params.job:q} --parent {input.parent}"
         " --data {params.data} --features {params.features} --language-model {params.language_model}"
