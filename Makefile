@@ -10,7 +10,10 @@ CODE := workflow/scripts tests tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: demo test check format lock schema clean
+.PHONY: install demo test check format lock schema clean
+
+## install: only make .venv; the other targets do it by themselves
+install: $(VENV)/.installed
 
 ## demo: the whole study on embedded weights and pictures; prints the results table
 demo: $(VENV)/.installed

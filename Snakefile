@@ -8,7 +8,7 @@ min_version("9.19")
 
 
 # Only when no --configfile is given: Snakemake would mix the two files key by key.
-if "schedules" not in config:
+if not workflow.configfiles:
 
     configfile: Path(workflow.basedir) / "config" / "config.yaml"
 

@@ -17,7 +17,7 @@ from triptych.storage import TriptychError, read_json, sha256_file, write_json
 def base(config, tmp_path):
     settings = FolderLanguageModel(**config["models"]["language_model"])
     prepare_model("language_model", settings, tmp_path, tmp_path / "language_model")
-    return checkpoint.Base(tmp_path / "language_model", FEATURES)
+    return checkpoint.Base(tmp_path / "language_model", FEATURES, {"model.safetensors": "1" * 64})
 
 
 def build(base, parent=None, lora=None, seed=0, split="fold0"):
@@ -26,7 +26,7 @@ def build(base, parent=None, lora=None, seed=0, split="fold0"):
 
 def save(model, base, folder, lora=None, seed=0):
     manifest = {"seed": seed, "split": "fold0", "connector": Connector().model_dump()}
-    manifest |= {"lora": lora and lora.model_dump(), "language_model": base.hashes}
+    manifest |= {"lora": lora and lora.model_dump(), **base.hashes}
     checkpoint.save(model, folder, manifest, '{"epoch": 0}\n')
     return folder / "manifest.json"
 
@@ -120,11 +120,27 @@ def test_another_language_model_or_seed_is_noticed(base, tmp_path):
     path = save(build(base), base, tmp_path / "parent")
     with pytest.raises(TriptychError, match="trained with seed 0, not 1"):
         build(base, path, seed=1)
-    manifest = json.loads(path.read_text())
-    manifest["language_model"]["model.safetensors"] = "0" * 64
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(TriptychError, match="another language model"):
-        build(base, path)
+    original = path.read_text()
+    for role in ("language_model", "vision_encoder"):
+        manifest = json.loads(original)
+        manifest[role]["model.safetensors"] = "0" * 64
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(TriptychError, match=f"another {role.replace('_', ' ')}"):
+            build(base, path)
+
+
+def test_a_language_model_with_a_missing_tensor_is_refused(base):
+    file = base.language_model / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "up_proj" in name)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(TriptychError, match=f"the weights lack {name}"):
+        build(base)
+
+
+def test_a_misspelt_target_of_lora_is_refused(base):
+    with pytest.raises(TriptychError, match="no layer v_porj; it has down_proj"):
+        build(base, lora=Lora(target_modules=["q_proj", "v_porj"]))
 
 
 def test_a_checkpoint_holds_no_pickle(base, tmp_path):

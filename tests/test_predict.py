@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_questions
+from conftest import make_model, make_questions
 from triptych.model.batch import tokenise
 from triptych.predict import generate
 
@@ -30,7 +30,9 @@ def many(prompt):
     return tokenise(make_questions(images=12, seed=4), prompt)
 
 
-def test_answers_equal_plain_generation_at_any_batch_size(model, many, features, prompt):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_answers_equal_plain_generation_at_any_batch_size(attention, many, features, prompt):
+    model = make_model(attention)
     expected = [plain(model, sample, features, prompt) for sample in many]
     assert len(set(map(tuple, expected))) > 3, "answers must differ for the comparison to mean something"
     for size in (1, 7, 64):

@@ -69,6 +69,8 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
             lambda c: c["models"].update(vision_encoder={"source": "hub", "repo": "a/b", "revision": "main"}),
             "models.vision_encoder.revision: must be a full commit id",
         ),
+        (lambda c: c["models"]["language_model"].update(promt="x"), "language_model.promt: not a known setting"),
+        (lambda c: c.update(seeds=[-1]), "seeds.0: must be greater than or equal to 0, not -1"),
         (lambda c: c.pop("folds"), "folds: required, but not there"),
         (lambda c: c["stages"].update({"a b": c["stages"][2]}), "stages.a b: a name may hold"),
     ],

@@ -96,7 +96,7 @@ def test_features_are_read_back_by_image_in_any_order(encoded, monkeypatch):
     encoder, folder = encoded
     monkeypatch.setattr("triptych.encode.SHARD", 8)
     table = folder / "data" / "images.parquet"
-    record = encode(encoder, table, folder / "features", CPU, batch_size=4)
+    record = encode(encoder, table, folder / "features", CPU, batch_size=4) | {"encoder": {}}
     write_json(folder / "features" / "manifest.json", record)
     assert len(record["files"]) == 3 and record["shape"] == [TOKENS, FEATURES]
     features = Features(folder / "features")

@@ -143,8 +143,9 @@ def test_a_changed_stage_reruns_its_descendants_only(study, world):
     assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
     study.config = toy_config(world)
     study.config["training"]["threads"] = 2
+    study.config["cache"] = "elsewhere"
     study.config["stages"] = dict(reversed(study.config["stages"].items()))
-    assert study.trained() == set(), "neither threads nor the order of keys is part of a training"
+    assert study.trained() == set(), "threads, cache and the order of keys are no part of a training"
     study.config = toy_config(world)
 
 

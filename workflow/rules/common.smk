@@ -21,13 +21,14 @@ except TriptychError as error:
 
 # Untrained arms; `python -m triptych.baseline` knows them.
 BASELINES = ["majority", "majority-per-question"]
-CACHE = os.environ.get("TRIPTYCH_CACHE") or settings.cache
 
-# Strict mode is repeated because a prefix replaces Snakemake's own.
+# Strict mode is repeated because a prefix replaces Snakemake's own. The cache is no parameter of any rule: moving it
+# must not make anything again.
 shell.prefix(
     "set -euo pipefail; "
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
-    f"PYTHONPATH={shlex.quote(str(SCRIPTS))}; "
+    f"PYTHONPATH={shlex.quote(str(SCRIPTS))} "
+    f"TRIPTYCH_CACHE={shlex.quote(os.environ.get('TRIPTYCH_CACHE') or settings.cache)}; "
 )
 
 

@@ -13,12 +13,10 @@ rule fetch_dataset:
         "../envs/triptych.yaml"
     params:
         settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
-        cache=CACHE,
     message:
         "Fetch the raw files of data set {wildcards.dataset}"
     shell:
-        "python -m triptych.sources.fetch --settings {params.settings:q} --cache {params.cache:q}"
-        " --out {output} > {log} 2>&1"
+        "python -m triptych.sources.fetch --settings {params.settings:q}" " --out {output} > {log} 2>&1"
 
 
 rule prepare_dataset:
@@ -37,13 +35,11 @@ rule prepare_dataset:
         "../envs/triptych.yaml"
     params:
         settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
-        cache=CACHE,
         out=subpath(output.manifest, parent=True),
     message:
         "Check and prepare data set {wildcards.dataset}"
     shell:
-        "python -m triptych.prepare --settings {params.settings:q} --cache {params.cache:q}"
-        " --out {params.out} > {log} 2>&1"
+        "python -m triptych.prepare --settings {params.settings:q}" " --out {params.out} > {log} 2>&1"
 
 
 rule make_folds:
@@ -77,13 +73,12 @@ rule prepare_model:
         "../envs/triptych.yaml"
     params:
         settings=lambda wildcards: canonical_json(getattr(settings.models, wildcards.role).model_dump()),
-        cache=CACHE,
         out=subpath(output[0], parent=True),
     message:
         "Fetch and convert the {wildcards.role}"
     shell:
         "python -m triptych.model.assets --role {wildcards.role} --settings {params.settings:q}"
-        " --cache {params.cache:q} --out {params.out} > {log} 2>&1"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule encode_images:

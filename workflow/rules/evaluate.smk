@@ -20,7 +20,7 @@ rule predict:
     params:
         job=canonical_json(
             {
-                "training": settings.training.model_dump(exclude={"threads"}),
+                "precision": settings.training.precision,
                 "evaluation": settings.evaluation.model_dump(),
             }
         ),

@@ -16,7 +16,7 @@ rule plot_stages:
         "../envs/triptych.yaml"
     params:
         schedules=canonical_json(settings.schedules),
-        stages=list(settings.stages),
+        stages=grid.used_stages(settings),
     message:
         "Draw validation loss and accuracy per stage"
     shell:

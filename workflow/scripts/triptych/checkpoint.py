@@ -26,15 +26,17 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Base:
-    """What a checkpoint builds upon: the folder of the language model, and the vision features' hidden size."""
+    """What a checkpoint builds upon: the folder of the language model, and the vision features' size and encoder."""
 
     language_model: Path
     hidden_size: int
+    vision_encoder: dict[str, str]  # sha256 of the encoder's files
 
     @property
-    def hashes(self) -> dict[str, str]:
-        """sha256 of the language model's files."""
-        return read_json(self.language_model / MANIFEST)["files"]
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """sha256 of the files of both frozen models."""
+        files = read_json(self.language_model / MANIFEST)["files"]
+        return {"language_model": files, "vision_encoder": self.vision_encoder}
 
 
 def code_version() -> str:
@@ -111,8 +113,10 @@ def verify(manifest_path: Path, base: Base) -> dict:
             raise TriptychError(
                 f"{path}: differs from the hash in {manifest_path.name}; delete the folder and run again"
             )
-    if manifest["language_model"] != base.hashes:
-        raise TriptychError(f"{manifest_path}: was trained on another language model; delete the folder and run again")
+    for role, hashes in base.hashes.items():
+        if manifest[role] != hashes:
+            name = role.replace("_", " ")
+            raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")
     return manifest
 
 

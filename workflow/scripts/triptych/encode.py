@@ -26,11 +26,15 @@ class Features:
     def __init__(self, folder: Path):
         self.manifest = read_json(folder / "manifest.json")
         self.tokens, self.hidden_size = self.manifest["shape"]
+        self.encoder = self.manifest["encoder"]
         self._place = {
             image_id: (shard, row)
             for shard, images in enumerate(self.manifest["images"])
             for row, image_id in enumerate(images)
         }
+        for name in self.manifest["files"]:
+            if not (folder / name).is_file():
+                raise TriptychError(f"{folder / name}: missing; delete {folder / 'manifest.json'} and run again")
         self._shards = [
             safe_open(folder / name, framework="pt").get_slice(TENSOR) for name in sorted(self.manifest["files"])
         ]

@@ -45,6 +45,11 @@ def last_stage(settings: Settings, prefix: str) -> str:
     return prefixes(settings)[prefix][-1]
 
 
+def used_stages(settings: Settings) -> list[str]:
+    """Names of the stages that some schedule uses, in the order of the configuration."""
+    return [stage for stage in settings.stages if any(stage in schedule for schedule in settings.schedules)]
+
+
 def splits(settings: Settings, prefix: str) -> list[str]:
     """The splits that a prefix is trained on: `shared` alone, or every fold."""
     stages = prefixes(settings)[prefix]

@@ -11,12 +11,12 @@ from transformers import DynamicCache
 
 from triptych import checkpoint
 from triptych.encode import Features
-from triptych.hardware import best_device, compute_dtype, mixed_precision
+from triptych.hardware import Precision, best_device, compute_dtype, mixed_precision
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import VisionLanguageModel
 from triptych.samples import load_questions
-from triptych.settings import Evaluation, Record, Training
+from triptych.settings import Evaluation, Record
 from triptych.storage import run_step, write_table
 
 QUESTION_COLUMNS = (
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 class Job(Record):
     """What one prediction is told."""
 
-    training: Training
+    precision: Precision
     evaluation: Evaluation
 
 
@@ -104,9 +104,9 @@ def main() -> None:
     job = Job.model_validate_json(arguments.job)
 
     device = best_device()
-    dtype = compute_dtype(job.training.precision, device)
+    dtype = compute_dtype(job.precision, device)
     features = Features(arguments.features)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size)
+    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
     manifest = checkpoint.verify(arguments.checkpoint, base)
     model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
@@ -117,7 +117,7 @@ def main() -> None:
     start = time.monotonic()
     for position in range(0, len(samples), job.evaluation.batch_size):
         chosen = samples[position : position + job.evaluation.batch_size]
-        with mixed_precision(job.training.precision, device):
+        with mixed_precision(job.precision, device):
             answers = generate(model, chosen, features, prompt, job.evaluation.max_new_tokens)
         for row, answer in zip(questions[position:], answers, strict=False):
             records.append(

@@ -21,6 +21,7 @@ from triptych.pictures import decode
 from triptych.settings import CAPTION_SOURCES, Dataset
 from triptych.sources import embedded_medical, folders, hub, openmoji
 from triptych.sources.fetch import SPLITS, local_folder
+from triptych.sources.packages import default_cache
 from triptych.storage import (
     TriptychError,
     atomic_path,
@@ -254,7 +255,7 @@ def main() -> None:
     """Prepare one data set; its manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of downloads")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)

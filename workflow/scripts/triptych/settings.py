@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -225,7 +226,7 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How trainings run; none of it is part of the question that is asked."""
+    """How trainings run. Threads apart, a change trains again."""
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     threads: PositiveInt = Field(1, description="CPU threads of one training; small models train best side by side.")
@@ -246,7 +247,7 @@ class Settings(Record):
 
     pathvars: dict[str, str] = Field({}, description="Snakemake's path variables: `results` names the output folder.")
     cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE goes before it.")
-    seeds: list[int] = Field(min_length=1, description="Every training runs once per seed.")
+    seeds: list[NonNegativeInt] = Field(min_length=1, description="Every training runs once per seed.")
     models: Models
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
     folds: Folds
@@ -338,17 +339,9 @@ def _list(value: Any) -> list:
 
 def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
     """One pydantic fault in the words of the configuration file."""
-    tags = {
-        "package",
-        "hub",
-        "openmoji",
-        "llava-pretrain",
-        "embedded-medical",
-        "slake-folder",
-        "slake-hub",
-        "[key]",
-    }
-    place = [str(part) for part in fault["loc"] if part not in tags]
+    # Behind models.<role> and datasets.<name> stands the value of `source`, which is no key of the file.
+    tagged = fault["loc"][0] in ("models", "datasets")
+    place = [str(part) for index, part in enumerate(fault["loc"]) if part != "[key]" and not (tagged and index == 2)]
     path = ".".join(place)
     match fault["type"]:
         case "extra_forbidden":

@@ -103,6 +103,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
+                file.chmod(0o644)  # safetensors makes its files readable for the owner only
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             elif file.is_dir():

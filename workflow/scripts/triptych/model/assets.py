@@ -9,6 +9,7 @@ from triptych.model import language_model, vision
 from triptych.settings import Models, Record
 from triptych.sources.folders import copy_model
 from triptych.sources.hub import model_folder
+from triptych.sources.packages import default_cache
 from triptych.storage import atomic_directory, canonical_json, run_step, sha256_file, write_json
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of downloads")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]

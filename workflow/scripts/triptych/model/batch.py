@@ -127,6 +127,29 @@ def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
+def split_by_image(samples: Sequence[Sample], prefix: int, tokens: int) -> list[list[Sample]]:
+    """Cut samples into pieces of whole images that pack into about `tokens` tokens each, to bound memory.
+
+    Args:
+        samples: those of one optimiser step.
+        prefix: tokens of an image prefix.
+        tokens: wanted size of a piece; an image with more stands alone.
+    """
+    images: dict[str, list[Sample]] = {}
+    for sample in samples:
+        images.setdefault(sample.image_id, []).append(sample)
+    pieces: list[list[Sample]] = []
+    room = 0
+    for members in images.values():
+        length = prefix + sum(len(sample.question) + len(sample.answer) for sample in members)
+        if not pieces or length > room:
+            pieces.append([])
+            room = tokens
+        pieces[-1] += members
+        room -= length
+    return pieces
+
+
 def pack(
     samples: Sequence[Sample],
     features: Callable[[Sequence[str]], torch.Tensor],

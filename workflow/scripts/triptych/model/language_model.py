@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from triptych.settings import PackageLanguageModel
 from triptych.sources.packages import fetch
-from triptych.storage import read_json
+from triptych.storage import TriptychError, read_json
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 logging.disable_progress_bar()  # log files hold lines, not bars
@@ -30,6 +30,17 @@ def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> N
     AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
 
 
+def require_all_tensors(folder: Path, info: dict) -> None:
+    """Refuse a model of which transformers would make up a tensor.
+
+    Raises:
+        TriptychError: the files lack a tensor, or hold one of another shape.
+    """
+    faults = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", [])]))
+    if faults:
+        raise TriptychError(f"{folder}: the weights lack {', '.join(faults[:5])}; fetch the model again")
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that `assets.prepare_model` wrote."""
     return AutoTokenizer.from_pretrained(folder)
@@ -47,8 +58,12 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         folder: as `assets.prepare_model` wrote it.
         dtype: of the weights.
         attention: how transformers computes attention; see `hardware.attention_kind`.
+
+    Raises:
+        TriptychError: a tensor is missing.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
     )
+    require_all_tensors(folder, info)
     return model.eval().requires_grad_(False)

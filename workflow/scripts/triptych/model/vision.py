@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
+from triptych.model.language_model import require_all_tensors
 from triptych.settings import PackageEncoder
 from triptych.sources.packages import fetch
 from triptych.storage import TriptychError, read_json
@@ -47,7 +48,7 @@ def load(folder: Path, device: torch.device) -> Encoder:
     """Load the encoder that `assets.prepare_model` wrote.
 
     Raises:
-        TriptychError: a tensor is missing or surplus.
+        TriptychError: a tensor is missing.
     """
     settings = read_json(folder / "manifest.json")["settings"]
     load_from = _load_package if settings["source"] == "package" else _load_pretrained
@@ -76,7 +77,8 @@ def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Enco
 
     config = AutoConfig.from_pretrained(folder)
     # A CLIP or SigLIP folder holds both towers; only the vision part is kept.
-    whole = AutoModel.from_pretrained(folder, config=config, use_safetensors=True)
+    whole, info = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True)
+    require_all_tensors(folder, info)
     tower = getattr(whole, "vision_model", whole).eval().requires_grad_(False).to(device)
     vision = getattr(config, "vision_config", config)
     processor = AutoImageProcessor.from_pretrained(folder)

@@ -39,7 +39,17 @@ def build_connector(settings: Connector, inputs: int, outputs: int, seed: int) -
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
-    """Wrap a language model with fresh LoRA adapters in fp32; their weights depend on `seed` alone."""
+    """Wrap a language model with fresh LoRA adapters in fp32; their weights depend on `seed` alone.
+
+    Raises:
+        TriptychError: the model has no layer of a name in `lora.target_modules`.
+    """
+    layers = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := set(settings.target_modules) - layers:
+        raise TriptychError(
+            f"lora.target_modules: the language model has no layer {', '.join(sorted(unknown))}; "
+            f"it has {', '.join(sorted(layers))}"
+        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

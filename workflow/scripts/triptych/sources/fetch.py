@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from triptych.settings import Dataset, SlakeFolderVqa
 from triptych.sources import folders, hub, packages
+from triptych.sources.packages import default_cache
 from triptych.storage import TriptychError, run_step, sha256_file, write_json
 
 SLAKE_VARIABLE = "TRIPTYCH_SLAKE"
@@ -71,7 +72,7 @@ def main() -> None:
     """Fetch one data set's raw files and write what they are as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of downloads")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)

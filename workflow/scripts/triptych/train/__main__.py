@@ -54,7 +54,7 @@ def main() -> None:
     device = best_device()
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size)
+    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
     model = checkpoint.build(base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device)
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
     limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
@@ -81,7 +81,7 @@ def main() -> None:
         "parent": sha256_file(arguments.parent) if arguments.parent else None,
         "data": read_json(arguments.data / "manifest.json")["files"],
         "features": features.manifest["files"],
-        "language_model": base.hashes,
+        **base.hashes,
         "precision": str(dtype).removeprefix("torch."),
         "parameters": describe(model),
         "samples": {"train": len(training), "validation": len(validation)},

@@ -10,14 +10,15 @@ from torch import nn
 from torch.nn import functional
 
 from triptych.hardware import mixed_precision
-from triptych.model.batch import PromptTokens, Sample, pack
+from triptych.model.batch import PromptTokens, Sample, pack, split_by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.settings import Stage, Training
 from triptych.storage import TriptychError, derive_seed
-from triptych.train.guards import GradientGuard, check_loss, check_norm_ratio, frozen_hash
+from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
 from triptych.train.order import epoch_batches, learning_rate_factor
 
 CLIP_NORM = 1.0
+STEP_TOKENS = 8192  # of one forward and backward pass; a larger step is added up from several
 VALIDATION_BATCH = 32  # samples; a memory bound, results do not depend on it beyond rounding
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,11 +33,11 @@ class Score:
     exact: int = 0
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, samples: int) -> torch.Tensor:
-        """Add one batch: logits (T, V), targets (T,), owners (T,). Gives the batch's mean loss, with its graph."""
-        loss = functional.cross_entropy(logits, targets)
+        """Add one batch: logits (T, V), targets (T,), owners (T,). Gives the sum of its T losses, with its graph."""
+        loss = functional.cross_entropy(logits, targets, reduction="sum")
         wrong = torch.zeros(samples, dtype=torch.bool, device=logits.device)
         wrong[owners[logits.argmax(-1) != targets]] = True
-        self.loss += loss.item() * len(targets)
+        self.loss += loss.item()
         self.tokens += len(targets)
         self.samples += samples
         self.exact += samples - int(wrong.sum())
@@ -165,11 +166,13 @@ def train(
     guard = GradientGuard(trained)
     some = training[:8]
     some_features = features(list({sample.image_id: None for sample in some}))
+    prefix = len(prompt.before_image) + some_features.shape[1]
     some_tokens = torch.tensor([token for sample in some for token in sample.question + sample.answer])
     torch.manual_seed(derive_seed(seed, "dropout", *key))
 
     def measure(epoch: int, step: int, learnt: Score | None, gradient_norms: list[float]) -> dict:
         held_out = validate(model, validation, features, prompt, settings.precision)
+        check_finite("the validation loss", held_out.mean_loss, step, [])
         ratio = norm_ratio(model, some_features, some_tokens)
         check_norm_ratio(ratio)
         metrics = {
@@ -193,14 +196,19 @@ def train(
         model.train()
         learnt, gradient_norms = Score(), []
         for chosen in epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)]):
-            batch = pack(chosen, features, prompt).to(device)
-            with mixed_precision(settings.precision, device):
-                logits = model.answer_logits(batch)
-            loss = learnt.add(logits, batch.targets, batch.target_samples, len(chosen))
-            check_loss(loss.item(), (sample.question_id for sample in chosen), step)
-            loss.backward()
+            # The mean is over the answer tokens of the whole step, in however many pieces it is computed.
+            answer_tokens = sum(len(sample.answer) for sample in chosen)
+            for piece in split_by_image(chosen, prefix, STEP_TOKENS):
+                batch = pack(piece, features, prompt).to(device)
+                with mixed_precision(settings.precision, device):
+                    logits = model.answer_logits(batch)
+                loss = learnt.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
+                check_finite("the loss", loss.item(), step, [sample.question_id for sample in piece])
+                loss.backward()
             guard.check_gradients()
-            gradient_norms.append(float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM)))
+            norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
+            check_finite("the gradient's norm", norm, step, [sample.question_id for sample in chosen])
+            gradient_norms.append(norm)
             optimiser.step()
             optimiser.zero_grad()
             guard.check_change()
