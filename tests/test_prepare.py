@@ -2,13 +2,14 @@
 
 import io
 import json
+import os
 
 import pytest
-from conftest import write_slake
+from conftest import ROOT, write_slake
 from PIL import Image
 from triptych.pictures import decode
 from triptych.prepare import prepare, read_slake, write_dataset
-from triptych.settings import FolderCaptions, SlakeFolderVqa
+from triptych.settings import FolderCaptions, OpenMojiCaptions, SlakeFolderVqa
 from triptych.sources.fetch import SLAKE_VARIABLE, local_folder
 from triptych.storage import TriptychError, read_table, sha256_file
 
@@ -108,6 +109,14 @@ def test_captions_end_in_the_same_tables(world, tmp_path):
     captions = {row["image_id"]: row["caption"] for row in read_table(tmp_path / "out" / "images.parquet")}
     assert all(row["answer"] == captions[row["image_id"]] for row in rows)
     assert {row["question"] for row in rows} == {"Describe the image."}
+
+
+def test_composed_drawings_carry_their_card(tmp_path):
+    cache = ROOT / os.environ.get("TRIPTYCH_CACHE", "cache")
+    counts = prepare(OpenMojiCaptions(source="openmoji", size=20, validation_fraction=0.2), cache, tmp_path)
+    assert counts["images"] == {"train": 16, "validation": 4} and not counts["rejects"]
+    card = (tmp_path / "card.md").read_text()
+    assert "CC-BY-SA-4.0" in card and "16 for train, 4 for validation" in card
 
 
 def test_a_smaller_caption_set_is_in_the_larger_one(world, tmp_path):

@@ -5,8 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from triptych.predict import QUESTION_COLUMNS, SCHEMA
-from triptych.samples import load_questions
+from triptych.samples import RECORD_SCHEMA, answer_record, load_questions
 from triptych.storage import run_step, write_table
 
 Predictor = Callable[[dict], str]
@@ -50,18 +49,10 @@ def main() -> None:
     arguments = parser.parse_args()
     predict = BASELINES[arguments.baseline](load_questions(arguments.data, arguments.split, "train"))
     records = [
-        {
-            "arm": arguments.baseline,
-            "split": arguments.split,
-            "seed": None,
-            **{name: row[name] for name in QUESTION_COLUMNS},
-            "gold": row["answer"],
-            "prediction": predict(row),
-            "tokens": None,
-        }
+        answer_record(row, arguments.baseline, arguments.split, None, predict(row))
         for row in load_questions(arguments.data, arguments.split, "test")
     ]
-    write_table(arguments.out, records, SCHEMA)
+    write_table(arguments.out, records, RECORD_SCHEMA)
     print(f"{arguments.baseline}: {len(records)} answers")
 
 

