@@ -14,6 +14,7 @@ rule train_stage:
         "<results>/logs/train_stage/{prefix}/{split}/seed{seed}.log",
     benchmark:
         "<results>/benchmarks/train_stage/{prefix}/{split}/seed{seed}.jsonl"
+    priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
     threads: settings.training.threads
