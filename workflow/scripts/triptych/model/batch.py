@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 PREFIX = 0  # segment of a shared image prefix; the block's samples are 1, 2, ...
 PADDING = -1  # block of padding
-# Longer rows waste less on padding, but more on attention that is masked: on a CPU a step of 16 captions takes 0.68 of
-# its time at 512, one of 8 questions 0.89 (means of two runs, 49 image tokens). A longer block stands alone in its row.
+# Longer rows waste less on padding, but more on attention that is masked: on a CPU a step of 16 captions takes 0.67 of
+# its time at 512, one of 8 questions 0.90 (means of two runs, 49 image tokens). A longer block stands alone in its row.
 ROW_TOKENS = 160
 
 
