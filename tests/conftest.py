@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from triptych.model.vlm import VisionLanguageModel, build_connector
 from triptych.settings import Connector
 
 ROOT = Path(__file__).parent.parent
+CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 WORDS = [
     "[UNK]", "</s>", "user", "assistant", "image", "is", "this", "a", "an", "the", "what", "colour", "square", "?",

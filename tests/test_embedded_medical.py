@@ -1,14 +1,13 @@
 """The embedded medical questions: geometry, answers, balance, and the whole build from the real packages."""
 
 import json
-import os
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import nrrd
 import numpy as np
 import pydicom
 import pytest
+from conftest import CACHE
 from PIL import Image
 from triptych.sources import embedded_medical as embedded
 from triptych.sources import medical_pictures as pictures
@@ -16,7 +15,6 @@ from triptych.sources import medical_questions as questions
 from triptych.storage import TriptychError
 
 SHAPE = (40, 50, 30)  # right, anterior, superior
-CACHE = Path(os.environ.get("TRIPTYCH_CACHE") or Path(__file__).parents[1] / "cache")
 FIELDS = {
     "img_id", "img_name", "question", "answer", "q_lang", "location", "modality", "answer_type", "base_type",
     "content_type", "triple", "qid", "subject",

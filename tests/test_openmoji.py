@@ -1,17 +1,15 @@
 """Captioned drawings: same bytes every time, nested sets, held-out concepts, captions that say what is drawn."""
 
 import io
-import os
 from itertools import combinations, islice
-from pathlib import Path
 
 import pytest
+from conftest import CACHE
 from PIL import Image
 from triptych.sources import openmoji
 from triptych.sources.records import add_articles, article, noun_phrase, plural
 from triptych.storage import TriptychError
 
-CACHE = Path(os.environ.get("TRIPTYCH_CACHE", Path(__file__).parents[1] / "cache"))
 FRACTION = 0.1
 # Where the middle of a drawing has to be, in parts of the side, for each place a caption names.
 SPANS = {"left": (0, 0.5), "top": (0, 0.5), "middle": (0.3, 0.7), "right": (0.5, 1), "bottom": (0.5, 1)}

@@ -2,10 +2,9 @@
 
 import io
 import json
-import os
 
 import pytest
-from conftest import ROOT, write_slake
+from conftest import CACHE, write_slake
 from PIL import Image
 from triptych.pictures import decode
 from triptych.prepare import prepare, read_slake, write_dataset
@@ -112,8 +111,7 @@ def test_captions_end_in_the_same_tables(world, tmp_path):
 
 
 def test_composed_drawings_carry_their_card(tmp_path):
-    cache = ROOT / os.environ.get("TRIPTYCH_CACHE", "cache")
-    counts = prepare(OpenMojiCaptions(source="openmoji", size=20, validation_fraction=0.2), cache, tmp_path)
+    counts = prepare(OpenMojiCaptions(source="openmoji", size=20, validation_fraction=0.2), CACHE, tmp_path)
     assert counts["images"] == {"train": 16, "validation": 4} and not counts["rejects"]
     card = (tmp_path / "card.md").read_text()
     assert "CC-BY-SA-4.0" in card and "16 for train, 4 for validation" in card

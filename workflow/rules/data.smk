@@ -16,7 +16,7 @@ rule fetch_dataset:
     message:
         "Fetch the raw files of data set {wildcards.dataset}"
     shell:
-        "python -m triptych.sources.fetch --settings {params.settings:q}" " --out {output} > {log} 2>&1"
+        "python -m triptych.sources.fetch --settings {params.settings:q} --out {output} > {log} 2>&1"
 
 
 rule prepare_dataset:
@@ -39,7 +39,7 @@ rule prepare_dataset:
     message:
         "Check and prepare data set {wildcards.dataset}"
     shell:
-        "python -m triptych.prepare --settings {params.settings:q}" " --out {params.out} > {log} 2>&1"
+        "python -m triptych.prepare --settings {params.settings:q} --out {params.out} > {log} 2>&1"
 
 
 rule make_folds:

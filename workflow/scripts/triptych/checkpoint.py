@@ -90,7 +90,7 @@ def build(
 
 def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.device) -> VisionLanguageModel:
     """A finished checkpoint, for evaluation."""
-    manifest = verify(manifest_path, base)
+    manifest = read_json(manifest_path)  # `build` verifies it
     connector = Connector.model_validate(manifest["connector"])
     model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype, device)
     return model.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ class Features:
 
     def __init__(self, folder: Path):
         self.manifest = read_json(folder / "manifest.json")
-        self.tokens, self.hidden_size = self.manifest["shape"]
+        self.hidden_size = self.manifest["shape"][-1]
         self.encoder = self.manifest["encoder"]
         self._place = {
             image_id: (shard, row)

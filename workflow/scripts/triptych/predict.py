@@ -16,7 +16,7 @@ from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import VisionLanguageModel
 from triptych.samples import RECORD_SCHEMA, answer_record, load_questions
 from triptych.settings import Evaluation, Record
-from triptych.storage import run_step, write_table
+from triptych.storage import read_json, run_step, write_table
 
 
 class Job(Record):
@@ -89,7 +89,7 @@ def main() -> None:
     dtype = compute_dtype(job.precision, device)
     features = Features(arguments.features)
     base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
-    manifest = checkpoint.verify(arguments.checkpoint, base)
+    manifest = read_json(arguments.checkpoint)
     model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
     prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))

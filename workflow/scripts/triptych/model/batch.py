@@ -31,6 +31,11 @@ class Sample:
     question: tuple[int, ...]
     answer: tuple[int, ...]
 
+    @property
+    def text(self) -> tuple[int, ...]:
+        """Question and answer as they stand in a row."""
+        return self.question + self.answer
+
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -129,6 +134,14 @@ def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
+def by_image(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Places of each image's samples in `samples`; images in the order in which they first come."""
+    places: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        places.setdefault(sample.image_id, []).append(index)
+    return places
+
+
 def split_by_image(samples: Sequence[Sample], prefix: int, tokens: int) -> list[list[Sample]]:
     """Cut samples into pieces of whole images that pack into about `tokens` tokens each, to bound memory.
 
@@ -137,17 +150,14 @@ def split_by_image(samples: Sequence[Sample], prefix: int, tokens: int) -> list[
         prefix: tokens of an image prefix.
         tokens: wanted size of a piece; an image with more stands alone.
     """
-    images: dict[str, list[Sample]] = {}
-    for sample in samples:
-        images.setdefault(sample.image_id, []).append(sample)
     pieces: list[list[Sample]] = []
     room = 0
-    for members in images.values():
-        length = prefix + sum(len(sample.question) + len(sample.answer) for sample in members)
+    for indices in by_image(samples).values():
+        length = prefix + sum(len(samples[index].text) for index in indices)
         if not pieces or length > room:
             pieces.append([])
             room = tokens
-        pieces[-1] += members
+        pieces[-1] += [samples[index] for index in indices]
         room -= length
     return pieces
 
@@ -166,17 +176,12 @@ def pack(
         prompt: the fixed text.
         row_tokens: length that rows are filled up to.
     """
-    images: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        images.setdefault(sample.image_id, []).append(index)
+    images = by_image(samples)
     members = list(images.values())
     image_features = features(list(images))
     before, count = list(prompt.before_image), image_features.shape[1]
     prefix = len(before) + count
-    lengths = [
-        prefix + sum(len(samples[index].question) + len(samples[index].answer) for index in indices)
-        for indices in members
-    ]
+    lengths = [prefix + sum(len(samples[index].text) for index in indices) for indices in members]
     rows = place(lengths, row_tokens)
     tokens, blocks, segments, positions = ([[] for _ in rows] for _ in range(4))
     starts: dict[int, tuple[int, int]] = {}
@@ -192,10 +197,9 @@ def pack(
                 # The last question token predicts the first answer token, and so on up to the end token.
                 first = len(tokens[row]) + len(sample.question) - 1
                 targets += [(row, first + offset, token, index) for offset, token in enumerate(sample.answer)]
-                text = sample.question + sample.answer
-                tokens[row] += text
-                segments[row] += [segment] * len(text)
-                positions[row] += range(prefix, prefix + len(text))
+                tokens[row] += sample.text
+                segments[row] += [segment] * len(sample.text)
+                positions[row] += range(prefix, prefix + len(sample.text))
             blocks[row] += [block] * lengths[block]
     image_rows, image_columns = zip(*(starts[block] for block in range(len(members))), strict=True)
     target_rows, target_columns, target_tokens, target_samples = zip(*targets, strict=True)

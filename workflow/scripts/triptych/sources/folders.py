@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from triptych.settings import FolderCaptions
-from triptych.sources.records import CaptionRecord
+from triptych.sources.records import CaptionRecord, hashed_split
 from triptych.storage import TriptychError, resolve_under, sha256_bytes, stable_order
 
 CAPTIONS = "captions.jsonl"
@@ -29,8 +29,7 @@ def caption_folder_records(settings: FolderCaptions) -> Iterator[CaptionRecord]:
         path = resolve_under(folder, image)
         if not path.is_file():
             raise TriptychError(f"{path}: no such picture, though {CAPTIONS} names it")
-        share = int.from_bytes(stable_order(settings.seed, "validation", image)[:8], "big") / 2**64
-        split = "validation" if share < settings.validation_fraction else "train"
+        split = hashed_split(settings.seed, image, settings.validation_fraction)
         yield CaptionRecord(sha256_bytes(f"{image} {caption}".encode())[:16], path.read_bytes(), caption, split)
 
 

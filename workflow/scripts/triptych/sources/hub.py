@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 
-from triptych.sources.records import CaptionRecord
+from triptych.sources.records import CaptionRecord, hashed_split
 from triptych.storage import TriptychError, atomic_directory, resolve_under, stable_order
 
 LLAVA_PRETRAIN = "liuhaotian/LLaVA-Pretrain"
@@ -66,8 +66,7 @@ def llava_pretrain_records(
             seen.add(name)
             if image:
                 found += 1
-                share = int.from_bytes(stable_order(seed, "validation", image_name)[:8], "big") / 2**64
-                split = "validation" if share < validation_fraction else "train"
+                split = hashed_split(seed, image_name, validation_fraction)
                 yield CaptionRecord(f"llava-pretrain-{name}", image, caption, split)
     if found < size:
         raise TriptychError(f"{LLAVA_PRETRAIN} has only {found} usable pairs, {size} were asked for; lower `size`")

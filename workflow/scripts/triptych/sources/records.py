@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from triptych.storage import stable_order
+
 _NUMBERS = ("no", "one", "two", "three", "four")
 _IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "foot": "feet", "goose": "geese", "tooth": "teeth",
@@ -43,6 +45,12 @@ class CaptionRecord:
     image: bytes
     caption: str
     split: str
+
+
+def hashed_split(seed: int, name: str, validation_fraction: float) -> str:
+    """`validation` for about that share of all names, `train` for the others; by a hash of seed and name alone."""
+    share = int.from_bytes(stable_order(seed, "validation", name)[:8], "big") / 2**64
+    return "validation" if share < validation_fraction else "train"
 
 
 def article(words: str) -> str:

@@ -167,7 +167,7 @@ def train(
     some = training[:8]
     some_features = features(list({sample.image_id: None for sample in some}))
     prefix = len(prompt.before_image) + some_features.shape[1]
-    some_tokens = torch.tensor([token for sample in some for token in sample.question + sample.answer])
+    some_tokens = torch.tensor([token for sample in some for token in sample.text])
     torch.manual_seed(derive_seed(seed, "dropout", *key))
 
     def measure(epoch: int, step: int, learnt: Score | None, gradient_norms: list[float]) -> dict:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from triptych.model.batch import Sample
+from triptych.model.batch import Sample, by_image
 from triptych.storage import derive_seed
 
 
@@ -15,13 +15,12 @@ def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence
     its tokens; a batch is cut by samples, so its size does not depend on how many questions an image has.
     """
     generator = np.random.default_rng(derive_seed(seed, "order", *key))
-    by_image: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_image.setdefault(sample.image_id, []).append(sample)
-    images = sorted(by_image)
+    members = by_image(samples)
+    images = sorted(members)
     ordered: list[Sample] = []
     for position in generator.permutation(len(images)):
-        group = sorted(by_image[images[position]], key=lambda sample: sample.question_id)
+        group = [samples[index] for index in members[images[position]]]
+        group.sort(key=lambda sample: sample.question_id)
         ordered += [group[index] for index in generator.permutation(len(group))]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
