@@ -28,6 +28,7 @@ rule all:
         "<results>/tables/stages.csv",
         "<results>/figures/stages.svg",
         "<results>/figures/stages.png",
+        "<results>/data/audit.md",
         final_checkpoints,
     message:
         "The study is complete"

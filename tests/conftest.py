@@ -6,6 +6,9 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -19,9 +22,12 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from triptych import encode
+from triptych.model.assets import prepare_model
 from triptych.model.batch import PromptTokens, prompt_tokens, tokenise
 from triptych.model.vlm import VisionLanguageModel, build_connector
-from triptych.settings import Connector
+from triptych.settings import Connector, FolderEncoder, FolderLanguageModel
+from triptych.storage import sha256_bytes, sha256_file, write_json
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
@@ -32,6 +38,12 @@ WORDS = [
 ]  # fmt: skip
 PROMPT = "user <image> {question} assistant "
 HIDDEN, FEATURES, TOKENS = 32, 16, 4
+
+
+@pytest.fixture(autouse=True)
+def no_slake_of_the_user(monkeypatch):
+    """A variable set for the tests on SLAKE must not reach the toy folders."""
+    monkeypatch.delenv("TRIPTYCH_SLAKE", raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +96,9 @@ def prompt(tokenizer) -> PromptTokens:
     return prompt_tokens(tokenizer, PROMPT)
 
 
-def make_model(attention: str = "eager") -> VisionLanguageModel:
-    return VisionLanguageModel(build_connector(Connector(), FEATURES, HIDDEN, seed=3), make_llama(attention))
+def make_model(attention: str = "eager", connector: Connector | None = None) -> VisionLanguageModel:
+    link = build_connector(connector or Connector(), FEATURES, HIDDEN, seed=3)
+    return VisionLanguageModel(link, make_llama(attention))
 
 
 @pytest.fixture
@@ -94,19 +107,23 @@ def model() -> VisionLanguageModel:
     return make_model()
 
 
-@pytest.fixture
-def features():
-    """Image ids -> fixed random features (R, TOKENS, FEATURES), one picture's independent of the others asked for."""
+def make_features(tokens: int = TOKENS):
+    """Image ids -> fixed random features (R, tokens, FEATURES), one picture's independent of the others asked for."""
 
     def look_up(image_ids):
         return torch.stack(
             [
-                torch.randn(TOKENS, FEATURES, generator=torch.Generator().manual_seed(sum(map(ord, name))))
+                torch.randn(tokens, FEATURES, generator=torch.Generator().manual_seed(sum(map(ord, name))))
                 for name in image_ids
             ]
         )
 
     return look_up
+
+
+@pytest.fixture
+def features():
+    return make_features()
 
 
 def make_questions(images: int = 4, seed: int = 0) -> list[dict]:
@@ -127,8 +144,10 @@ def samples(prompt):
     return tokenise(make_questions(), prompt)
 
 
-def picture_bytes(colour: str, side: str) -> bytes:
-    picture = Image.new("RGB", (32, 32), (30, 30, 30))
+def picture_bytes(colour: str, side: str, number: int = 0) -> bytes:
+    """A square on a ground of its own for every number, so that no two pictures are the same or look alike."""
+    speckles = np.random.default_rng(number).integers(0, 120, (32, 32, 3), np.uint8)
+    picture = Image.fromarray(speckles)
     left = 2 if side == "left" else 18
     ImageDraw.Draw(picture).rectangle((left, 8, left + 11, 23), fill=COLOURS[colour])
     buffer = io.BytesIO()
@@ -145,7 +164,7 @@ def write_slake(folder: Path, subjects: int = 10) -> None:
         name = f"toy{image}/source.png"
         path = folder / "imgs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(colour, side))
+        path.write_bytes(picture_bytes(colour, side, image))
         subject = image // 2
         part = "test" if subject == subjects - 1 else "validation" if subject == subjects - 2 else "train"
         asked = [("what colour is the square ?", colour, "OPEN", "Color")]
@@ -181,7 +200,7 @@ def write_captions(folder: Path, pictures: int = 24) -> None:
     lines = []
     for index in range(pictures):
         colour, side = generator.choice(list(COLOURS)), generator.choice(["left", "right"])
-        (folder / f"{index}.png").write_bytes(picture_bytes(colour, side))
+        (folder / f"{index}.png").write_bytes(picture_bytes(colour, side, 1000 + index))
         lines.append(json.dumps({"image": f"{index}.png", "caption": f"a {colour} square on the {side}"}))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -218,7 +237,7 @@ def toy_config(world: Path) -> dict:
             "general": {
                 "source": "caption-folder",
                 "folder": str(world / "captions"),
-                "size": 24,
+                "sizes": [24],
                 "validation_fraction": 0.2,
                 "question": "describe the image .",
             },
@@ -227,7 +246,7 @@ def toy_config(world: Path) -> dict:
         "folds": {"dataset": "medical", "number": 2, "validation_fraction": 0.25},
         "lora": {"rank": 2, "alpha": 4},
         "stages": {
-            "1": {"data": "general", "train": ["connector"], "learning_rate": {"connector": 1e-2}, **stage},
+            "1": {"data": "general-24", "train": ["connector"], "learning_rate": {"connector": 1e-2}, **stage},
             "2": {"data": "medical", "train": ["connector"], "learning_rate": {"connector": 1e-2}, **stage},
             "3": {
                 "data": "medical",
@@ -250,6 +269,39 @@ def world(tmp_path_factory) -> Path:
     write_captions(folder / "captions")
     write_slake(folder / "slake")
     return folder
+
+
+def make_toy_data(folder: Path) -> None:
+    """Questions and pictures as the prepare step leaves them."""
+    generator = random.Random(7)
+    questions = [{**row, "split": "train"} for row in make_questions(images=80, seed=1)]
+    for part, seed in (("validation", 2), ("test", 3)):
+        for row in make_questions(images=12, seed=seed):
+            held = {name: f"{part}-{row[name]}" for name in ("question_id", "image_id")}
+            questions.append({**row, **held, "split": part})
+    columns = dict.fromkeys(("group", "answer_type", "content_type", "modality", "location"), "toy")
+    images = []
+    for image_id in dict.fromkeys(row["image_id"] for row in questions):
+        data = picture_bytes(generator.choice(list(COLOURS)), generator.choice(["left", "right"]))
+        image = {"bytes": data, "path": f"{image_id}.png"}
+        images.append({"id": image_id, "image": image, "sha256": sha256_bytes(data)})
+    folder.mkdir(parents=True)
+    for name, rows in {"questions": [row | columns for row in questions], "images": images}.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet")
+    write_json(folder / "manifest.json", {"files": {path.name: sha256_file(path) for path in sorted(folder.iterdir())}})
+
+
+def make_inputs(world: Path, folder: Path) -> None:
+    """All that a training reads, each in a folder of its own: data, features, language-model, vision-encoder."""
+    settings = toy_config(world)["models"]
+    language_model = FolderLanguageModel(**settings["language_model"])
+    prepare_model("language_model", language_model, folder, folder / "language_model")
+    prepare_model("vision_encoder", FolderEncoder(**settings["vision_encoder"]), folder, folder / "vision_encoder")
+    make_toy_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = [f"--data={folder / 'data'}", f"--encoder={folder / 'vision_encoder'}"]
+        patch.setattr("sys.argv", ["encode", *arguments, f"--out={folder / 'features'}"])
+        encode.main()
 
 
 @pytest.fixture

@@ -2,10 +2,17 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
-from triptych.folds import assign, summarise
+from triptych import folds
+from triptych.folds import group_pictures, summarise
 from triptych.settings import Folds
 from triptych.storage import TriptychError
+
+
+def assign(rows, settings):
+    """Folds of question rows whose pictures' groups are the rows' own."""
+    return folds.assign(rows, {row["image_id"]: row["group"] for row in rows}, settings)
 
 
 def questions(groups=30, per_group=5):
@@ -59,3 +66,38 @@ def test_modalities_are_spread_over_the_folds():
 def test_too_few_groups_is_an_error():
     with pytest.raises(TriptychError, match="3 folds need at least 4 groups"):
         assign(questions(groups=6), Folds(dataset="medical", number=3))
+
+
+def pictures(number=8):
+    """Pictures of four subjects, two each; 0 and 5 are the same file, 1 and 6 look alike."""
+    thumbnails = np.random.default_rng(0).integers(0, 200, (number, 32, 32), np.uint8)
+    thumbnails[5] = thumbnails[0]
+    thumbnails[6] = thumbnails[1] + 20
+    rows = [{"id": f"i{n}", "sha256": f"hash{0 if n == 5 else n}", "group": f"s{n // 2}"} for n in range(number)]
+    return rows, thumbnails
+
+
+@pytest.mark.parametrize(
+    ("group", "together"),
+    [
+        ("image", [{"i0", "i5"}]),
+        ("subject", [{"i0", "i1", "i4", "i5"}, {"i2", "i3"}, {"i6", "i7"}]),
+        ("near-duplicate-cluster", [{"i0", "i1", "i4", "i5", "i6", "i7"}, {"i2", "i3"}]),
+    ],
+)
+def test_copies_subjects_and_look_alikes_stay_together_as_asked(group, together):
+    groups = group_pictures(*pictures(), Folds(dataset="medical", group=group))
+    found = {}
+    for image, owner in groups.items():
+        found.setdefault(owner, set()).add(image)
+    assert [members for members in found.values() if len(members) > 1] == together
+
+
+def test_rows_are_cut_apart_only_where_the_leak_is_to_be_measured():
+    rows = questions()
+    image = {row["question_id"]: row["image_id"] for row in rows}
+    parts = assign(rows, Folds(dataset="medical", number=3, group="row"))
+    fold = [row for row in parts if row["fold"] == "fold0"]
+    seen = {image[row["question_id"]] for row in fold if row["part"] == "train"}
+    leaked = [image[row["question_id"]] in seen for row in fold if row["part"] == "test"]
+    assert sum(leaked) / len(leaked) > 0.3

@@ -40,8 +40,8 @@ def test_a_stage_on_general_data_after_a_fold_stays_in_the_fold(demo_config):
 
 
 def test_stage_names_are_free(demo_config):
-    demo_config["datasets"]["general-10k"] = {"source": "openmoji", "size": 10000}
-    demo_config["stages"]["1-10k"] = {**demo_config["stages"][1], "data": "general-10k"}
+    demo_config["datasets"]["general-10k"] = {"source": "openmoji", "sizes": [10000]}
+    demo_config["stages"]["1-10k"] = {**demo_config["stages"][1], "data": "general-10k-10000"}
     demo_config["schedules"].append(["1-10k", 2, 3])
     settings = load_settings(demo_config)
     assert grid.prefixes(settings)["1-10k-2"] == ("1-10k", "2")

@@ -3,14 +3,15 @@
 import io
 import json
 import zipfile
-from itertools import islice
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from PIL import Image
-from triptych.sources import hub
+from triptych.settings import LlavaPretrainCaptions
+from triptych.sources import hub, llava_pretrain
+from triptych.sources.items import Item, Reject
 from triptych.storage import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -42,7 +43,7 @@ def served(tmp_path, monkeypatch):
 
 
 def serve_pairs(folder, entries, images):
-    (folder / hub.LLAVA_PAIRS).write_text(json.dumps(entries))
+    (folder / llava_pretrain.PAIRS).write_text(json.dumps(entries))
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         for name, data in images.items():
             archive.writestr(name, data)
@@ -56,54 +57,99 @@ def serve_slake(folder, members):
             archive.writestr(name, data)
 
 
-def records(tmp_path, size, seed=1, fraction=0.3):
-    return list(hub.llava_pretrain_records(tmp_path / "cache", REVISION, size, seed, fraction))
+def settings(**changes):
+    return LlavaPretrainCaptions(**{"source": "llava-pretrain", "revision": REVISION, "sizes": [10], **changes})
+
+
+def listing(tmp_path, **changes):
+    return list(llava_pretrain.listing(settings(**changes), tmp_path / "cache"))
 
 
 def test_pairs_are_nested_and_independent_of_their_order(tmp_path, served):
     entries = [entry(number, f"thing {number}") for number in range(40)]
     serve_pairs(served, entries, {e["image"]: jpeg(i) for i, e in enumerate(entries)})
-    large = records(tmp_path, 30)
-    assert records(tmp_path, 10) == large[:10]
+    found = listing(tmp_path)
+    assert len(found) == 40 and listing(tmp_path, sizes=[30]) == found
     serve_pairs(served, entries[::-1], {e["image"]: jpeg(i) for i, e in enumerate(entries)})
-    assert records(tmp_path, 30) == large
-    assert records(tmp_path, 30, seed=2) != large
-    assert {record.split for record in large} == {"train", "validation"}
-    assert {record.split for record in records(tmp_path, 30, fraction=0)} == {"train"}
-    number = int(large[0].id.rsplit("-", 1)[1])
-    assert (large[0].caption, large[0].image) == (f"thing {number}", jpeg(number))
+    assert listing(tmp_path) == found
+    assert [item.id for item in listing(tmp_path, seed=2)] != [item.id for item in found]
+    number = int(found[0].id.rsplit("-", 1)[1])
+    assert (found[0].caption, found[0].path) == (f"thing {number}", entries[number]["image"])
+    with llava_pretrain.reader(settings(), tmp_path / "cache") as read:
+        assert read(found[0].place) == jpeg(number)
 
 
-def test_unusable_pairs_are_replaced_by_the_next(tmp_path, served):
-    entries = [entry(number) for number in range(20)]
-    images = {e["image"]: jpeg(i) for i, e in enumerate(entries)}
-    serve_pairs(served, entries, images)
-    order = [record.id for record in records(tmp_path, 20)]
-    gone, broken, silent = (int(name.rsplit("-", 1)[1]) for name in order[:3])
-    del images[entries[gone]["image"]]
-    images[entries[broken]["image"]] = b"not an image"
-    entries[silent] = entry(silent, "  ")
-    serve_pairs(served, [*entries, entries[5]], images)
-    assert [record.id for record in records(tmp_path, 17)] == order[3:]
-    with pytest.raises(TriptychError, match="has only 17 usable pairs, 18 were asked for; lower `size`"):
-        records(tmp_path, 18)
+def test_the_stamp_changes_with_the_picture(tmp_path, served):
+    entries = [entry(number) for number in range(2)]
+    serve_pairs(served, entries, {e["image"]: jpeg(5) for e in entries})
+    before = {item.id: item.stamp for item in listing(tmp_path)}
+    serve_pairs(served, entries, {entries[0]["image"]: jpeg(5), entries[1]["image"]: jpeg(6)})
+    after = {item.id: item.stamp for item in listing(tmp_path)}
+    assert [before[name] == after[name] for name in sorted(before)] == [True, False]
+
+
+def test_entries_that_lack_a_part_are_rejected_with_the_reason(tmp_path, served):
+    good, silent, alone, gone, nameless = (entry(number) for number in range(5))
+    silent["conversations"] = silent["conversations"][:1]
+    del alone["image"], nameless["id"]
+    entries = [good, silent, alone, gone, nameless, "text", entry(6, "\ud800"), {**good, "id": "b", "image": None}]
+    serve_pairs(served, entries, {e["image"]: jpeg(1) for e in (good, silent, nameless, entry(6))})
+    *rejects, item = listing(tmp_path)
+    assert item.id == f"llava-pretrain-{good['id']}"
+    name = llava_pretrain.PAIRS
+    assert [(reject.id, reject.reason) for reject in rejects] == [
+        (silent["id"], f"{name}[1]: has no caption"),
+        (alone["id"], f"{name}[2]: has no image"),
+        (gone["id"], f"{name}[3]: images.zip has no member '{gone['image']}'"),
+        (f"{name}[4]", f"{name}[4]: has no id"),
+        (f"{name}[5]", f"{name}[5]: is not an object with id, image and conversations"),
+        (entry(6)["id"], f"{name}[6]: its caption is not valid UTF-8"),
+        ("b", f"{name}[7]: has no image"),
+    ]
+
+
+def test_of_a_repeated_id_one_entry_is_used_whatever_their_order(tmp_path, served):
+    entries = [entry(1, "first"), entry(1, "second")]
+    serve_pairs(served, entries, {entries[0]["image"]: jpeg(1)})
+    found = listing(tmp_path)
+    assert [type(one) for one in found] == [Item, Reject] and "more than once" in found[1].reason
+    serve_pairs(served, entries[::-1], {entries[0]["image"]: jpeg(1)})
+    assert listing(tmp_path) == found
 
 
 def test_images_stay_in_the_archive(tmp_path, served):
     serve_pairs(served, [entry(1)], {entry(1)["image"]: jpeg(1)})
     before = sorted(tmp_path.rglob("*"))
-    assert len(list(islice(hub.llava_pretrain_records(tmp_path, REVISION, 1, 0, 0.1), 1))) == 1
+    (item,) = listing(tmp_path)
+    with llava_pretrain.reader(settings(), tmp_path / "cache") as read:
+        read(item.place)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_members_that_cannot_be_read_are_one_pictures_error(tmp_path, served, monkeypatch):
+    serve_pairs(served, [], {"good.jpg": jpeg(1), "bad.jpg": jpeg(2)})
+    data = bytearray((served / "images.zip").read_bytes())
+    data[data.index(jpeg(2)) + 30] ^= 1
+    (served / "images.zip").write_bytes(data)
+    with llava_pretrain.reader(settings(), tmp_path / "cache") as read:
+        with pytest.raises(TriptychError, match=r"bad\.jpg: cannot be read out of images\.zip"):
+            read("bad.jpg")
+        with pytest.raises(TriptychError, match=r"has no member 'other\.jpg'"):
+            read("other.jpg")
+        assert read("good.jpg") == jpeg(1)
+        monkeypatch.setattr(llava_pretrain, "MAX_BYTES", len(jpeg(1)) - 1)
+        with pytest.raises(TriptychError, match="larger than"):
+            read("good.jpg")
 
 
 def test_broken_files_are_named(tmp_path, served):
     serve_pairs(served, [entry(1)], {entry(1)["image"]: jpeg(1)})
+    (served / llava_pretrain.PAIRS).write_text("[{")
+    with pytest.raises(TriptychError, match="not valid JSON"):
+        listing(tmp_path)
     (served / "images.zip").write_bytes(b"PK nothing")
     with pytest.raises(TriptychError, match=r"images\.zip: not a readable zip"):
-        records(tmp_path, 1)
-    (served / hub.LLAVA_PAIRS).write_text("[{")
-    with pytest.raises(TriptychError, match="not valid JSON"):
-        records(tmp_path, 1)
+        listing(tmp_path)
 
 
 def test_slake_is_unpacked_once_without_masks(tmp_path, served, monkeypatch):
@@ -157,7 +203,8 @@ def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
 @pytest.mark.parametrize("revision", ["main", "a9083ce", REVISION.upper(), REVISION + "0", REVISION + "\n", ""])
 def test_revisions_must_be_full_commit_ids(tmp_path, revision):
     calls = (
-        lambda: list(hub.llava_pretrain_records(tmp_path, revision, 1, 0, 0.1)),
+        lambda: hub.download("some/data", "train.json", revision, tmp_path),
+        lambda: hub.list_files("some/data", revision),
         lambda: hub.slake_folder(tmp_path, revision),
         lambda: hub.model_folder("some/model", revision, tmp_path / "model", ["*.safetensors"]),
     )
@@ -175,14 +222,14 @@ def fail(error):
 
 
 def response(status):
-    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/x"))
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (LocalEntryNotFoundError("Cannot find the file"), r"train\.json.*without internet.*login node.*HF_HOME"),
-        (httpx.ConnectError("no route to host"), r"no route to host.*without internet"),
+        (httpx2.ConnectError("no route to host"), r"no route to host.*without internet"),
         (GatedRepoError("gated", response=response(403)), "access is restricted; accept its conditions"),
         (RemoteEntryNotFoundError("missing", response=response(404)), "no such file at this revision"),
     ],
@@ -200,7 +247,7 @@ def test_downloads_go_to_the_users_store_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     for home in (None, "/somewhere"):
         monkeypatch.delenv("HF_HOME", raising=False) if home is None else monkeypatch.setenv("HF_HOME", home)
-        hub._download(hub.SLAKE, "train.json", REVISION, tmp_path)
+        hub.download(hub.SLAKE, "train.json", REVISION, tmp_path)
     assert asked == [tmp_path / "hub", None]
 
 

@@ -1,13 +1,14 @@
 """Captioned drawings: same bytes every time, nested sets, held-out concepts, captions that say what is drawn."""
 
 import io
-from itertools import combinations, islice
+from itertools import combinations
 
 import pytest
 from conftest import CACHE
 from PIL import Image
+from triptych.settings import OpenMojiCaptions
 from triptych.sources import openmoji
-from triptych.sources.records import add_articles, article, noun_phrase, plural
+from triptych.sources.english import add_articles, article, noun_phrase, plural
 from triptych.storage import TriptychError
 
 FRACTION = 0.1
@@ -37,19 +38,45 @@ def test_there_are_many_well_named_concepts(everything):
     assert not [name for name in names if ":" in name or "_" in name or "skin tone" in name or "flag:" in name]
 
 
-def test_records_are_the_same_twice_and_small_sets_begin_large_ones():
-    small = list(openmoji.caption_records(CACHE, 20, 3, FRACTION, 96))
-    assert small == list(openmoji.caption_records(CACHE, 20, 3, FRACTION, 96))
-    assert small == list(islice(openmoji.caption_records(CACHE, 60, 3, FRACTION, 96), 20))
-    other = list(openmoji.caption_records(CACHE, 20, 4, FRACTION, 96))
-    assert not {record.image for record in small} & {record.image for record in other}
-    assert len({record.id for record in small}) == 20
+def settings(size, seed=3, **changes):
+    return OpenMojiCaptions(source="openmoji", sizes=[size], seed=seed, validation_fraction=FRACTION, **changes)
+
+
+def pictures(chosen, items):
+    with openmoji.reader(chosen, CACHE) as read:
+        return [read(item.place) for item in items]
+
+
+def test_listings_are_the_same_twice_and_small_ones_begin_large_ones():
+    small, large = (list(openmoji.listing(settings(size), CACHE)) for size in (20, 60))
+    assert small == list(openmoji.listing(settings(20), CACHE)) == large[: len(small)]
+    assert len(small) == 22 + openmoji.RESERVE and len({item.id for item in large}) == len(large)
+    assert (small[7].id, small[7].place) == ("openmoji-000007", "7")
+    assert {item.split for item in small} == {"train", "validation"}
+    other = list(openmoji.listing(settings(20, seed=4), CACHE))
+    assert {item.id for item in other} == {item.id for item in small}
+    assert not {item.stamp for item in other} & {item.stamp for item in small}
+
+
+def test_pictures_depend_on_seed_and_number_alone():
+    items = list(openmoji.listing(settings(20), CACHE))[:12]
+    drawn = pictures(settings(20), items)
+    assert pictures(settings(60), items[::-1])[::-1] == drawn
+    assert not set(pictures(settings(20, seed=4), items)) & set(drawn)
+
+
+def test_pictures_show_what_the_listing_says(parts):
+    item = list(openmoji.listing(settings(20), CACHE))[5]
+    scene = openmoji.compose(3, 5, *parts, FRACTION)
+    assert (item.caption, item.split) == (scene.caption, scene.split)
+    assert pictures(settings(20), [item]) == [openmoji.draw(scene, openmoji.drawings(CACHE), 3, openmoji.PIXELS)]
 
 
 @pytest.mark.parametrize("pixels", [64, 224])
-def test_images_have_the_size_asked_for(pixels):
-    for record in openmoji.caption_records(CACHE, 8, 0, FRACTION, pixels):
-        with Image.open(io.BytesIO(record.image)) as image:
+def test_images_have_the_size_asked_for(parts, pixels):
+    for index in range(8):
+        scene = openmoji.compose(0, index, *parts, FRACTION, pixels)
+        with Image.open(io.BytesIO(openmoji.draw(scene, openmoji.drawings(CACHE), 0, pixels))) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (pixels, pixels))
 
 

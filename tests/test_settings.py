@@ -53,15 +53,18 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda c: c["datasets"]["general"].update(siz=3), "general.siz: not a known setting; did you mean 'size'?"),
-        (lambda c: c["stages"][1].update(data="genral"), "did you mean 'general'?"),
+        (lambda c: c["datasets"]["general"].update(siz=3), "general.siz: not a known setting; did you mean 'sizes'?"),
+        (lambda c: c["stages"][1].update(data="genral-1000"), "did you mean 'general-1000'?"),
         (lambda c: c["stages"][3].update(learning_rate={"connector": 1e-3}), "learning_rate must name exactly"),
         (lambda c: c["stages"][3].update(train=["connector", "conector"]), "'connector' or 'lora', not 'conector'"),
         (lambda c: c.update(seeds=[0, 0]), "seeds: an entry stands there twice"),
         (lambda c: c["schedules"].append([2, 3]), "schedules: an entry stands there twice"),
         (lambda c: c["schedules"].append([2, 1]), "'2-1' must end on a stage that uses medical"),
         (lambda c: c["schedules"].append([2, 3, 3]), "'2-3-3' uses a stage twice"),
-        (lambda c: c["folds"].update(dataset="general"), "'general' has captions; folds need questions"),
+        (lambda c: c["folds"].update(dataset="general-1000"), "'general-1000' has captions; folds need questions"),
+        (lambda c: c["stages"][1].update(data="general"), "medical); did you mean 'general-1000'?"),
+        (lambda c: c["datasets"]["general"].update(sizes=[5, 5]), "two have the same name once sizes are added"),
+        (lambda c: c["datasets"]["general"].update(sizes=[0]), "datasets.general.sizes.0: must be greater"),
         (lambda c: c["folds"].update(number=1), "folds.number: must be greater than or equal to 2, not 1"),
         (lambda c: c["models"]["language_model"].update(prompt="no marks"), "<image> and {question} exactly once"),
         (lambda c: c["datasets"].update(medical={"source": "slak"}), "datasets.medical.source: must be one of"),
@@ -73,6 +76,10 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
         (lambda c: c.update(seeds=[-1]), "seeds.0: must be greater than or equal to 0, not -1"),
         (lambda c: c.pop("folds"), "folds: required, but not there"),
         (lambda c: c["stages"].update({"a b": c["stages"][2]}), "stages.a b: a name may hold"),
+        (lambda c: c["stages"][3].pop("epochs"), "stages.3: epochs is required where something trains"),
+        (lambda c: c.update(connector={"kind": "pooled-mlp"}), "connector: pool belongs to kind pooled-mlp, which"),
+        (lambda c: c.update(connector={"pool": 2}), "connector: pool belongs to kind pooled-mlp"),
+        (lambda c: c.update(connector={"kind": "pooled-mlp", "pool": 1}), "connector.pool: must be greater than or"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(demo_config, change, line):
@@ -80,9 +87,51 @@ def test_each_mistake_is_named(demo_config, change, line):
     assert any(line in fault for fault in faults(demo_config)), faults(demo_config)
 
 
+ONLY_LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train": [], "epochs": None}, ": learning_rate must name exactly the parts that train: none"),
+        ({"train": [], "learning_rate": {}}, ": epochs must be left out where nothing trains (train: [])"),
+        ({"warmup": {"lora": 0.1}}, ": warmup must name exactly the parts that train: connector, lora"),
+        ({"warmup": 1.5}, ".warmup: must be less than 1, not 1.5"),
+        ({"weight_decay": {"connector": -1, "lora": 0}}, ".weight_decay.connector: must be greater than or equal to 0"),
+        ({"schedule": "cosin"}, ".schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
+        ({"schedule": {"connector": "linear", "lra": "linear"}}, ".schedule.lra: must be 'connector' or 'lora'"),
+        ({"select": "first"}, ".select: must be 'last' or 'best', not 'first'"),
+        ({"init": "fresh"}, ".init: must be 'random' or 'parent', not 'fresh'"),
+        ({"blind": True}, ": blind needs train: [lora], because a connector learns nothing without images"),
+        ({"regularisation": {"weight": 1}}, ".regularisation: weight needs a kind: reconstruct or self-distillation"),
+        ({"regularisation": {"wight": 1}}, ".regularisation.wight: not a known setting; did you mean 'weight'?"),
+        ({**ONLY_LORA, "regularisation": {"kind": "reconstruct"}}, ": regularisation needs a stage that trains the"),
+    ],
+)
+def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
+    demo_config["stages"][3].update(change)
+    [fault] = faults(demo_config)
+    assert fault.startswith(f"stages.3{line}")
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers(demo_config):
     demo_config["stages"][1]["learning_rate"]["connector"] = yaml.safe_load("2e-5")  # a string in YAML 1.1
     assert load_settings(demo_config).stages["1"].learning_rate["connector"] == 2e-5
+
+
+def test_a_value_holds_for_all_parts_or_each_has_its_own(demo_config):
+    demo_config["stages"][3]["weight_decay"] = {"connector": yaml.safe_load("1e-3"), "lora": 0}
+    demo_config["stages"][3]["schedule"] = "linear"
+    stage = load_settings(demo_config).stages["3"]
+    assert [stage.of("weight_decay", part) for part in ("connector", "lora")] == [1e-3, 0]
+    assert [stage.of("schedule", part) for part in ("connector", "lora")] == ["linear", "linear"]
+    assert stage.of("warmup", "lora") == 0.03 and stage.of("learning_rate", "lora") == 2e-3
+
+
+def test_a_stage_may_train_nothing(demo_config):
+    demo_config["stages"][0] = {"data": "medical", "train": []}
+    demo_config["schedules"].append([0, 3])
+    assert load_settings(demo_config).stages["0"].epochs is None
 
 
 def test_names_that_would_be_one_folder_are_refused(demo_config):
@@ -104,3 +153,10 @@ def test_snakemake_shows_the_lines_without_a_traceback(demo_config, tmp_path):
     assert result.returncode != 0 and "Traceback" not in text
     lines = [line for line in text.splitlines() if "wrong.yaml: " in line]
     assert len(lines) == 3, text
+
+
+def test_every_size_is_a_data_set_of_its_own(demo_config):
+    demo_config["datasets"]["general"]["sizes"] = [10, 1000]
+    found = load_settings(demo_config).expanded_datasets()
+    assert list(found) == ["general-10", "general-1000", "medical"]
+    assert found["general-10"].size == 10 and found["general-10"].wanted == 11

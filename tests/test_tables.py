@@ -1,7 +1,8 @@
 """Scores, baselines and tables on records with known answers."""
 
+import numpy as np
 import pytest
-from triptych.baseline import commonest, majority, majority_per_question
+from triptych.baseline import commonest, majority, majority_per_question, nearest_pictures
 from triptych.score import accuracies, exact_match, normalise
 from triptych.storage import TriptychError, csv_text
 from triptych.tables import COLUMNS, as_markdown, paired_differences, summarise
@@ -42,10 +43,27 @@ def training():
 
 
 def test_baselines_say_the_commonest_answer():
-    assert majority(training())({"question": "what?"}) == "no"
-    predict = majority_per_question(training())
+    assert majority(training(), {})({"question": "what?"}) == "no"
+    predict = majority_per_question(training(), {})
     assert predict({"question": "what?"}) == "CT"
     assert predict({"question": "new?"}) == "no"
+
+
+def test_the_nearest_pictures_vote_on_the_same_question():
+    def row(number, image, question, answer, content="Organ"):
+        kind = {"content_type": content, "answer_type": "OPEN"}
+        return {"question_id": f"q{number}", "image_id": image, "question": question, "answer": answer, **kind}
+
+    vectors = {
+        name: np.array([np.cos(angle), np.sin(angle)]) for name, angle in zip("abcdx", (0, 1, 2, 3, 0.9), strict=True)
+    }
+    known = [row(0, "a", "what?", "far"), row(1, "b", "what?", "near"), row(2, "c", "what?", "far")]
+    known += [row(3, "d", "what?", "near"), row(4, "b", "where?", "here", "Position")]
+    predict = nearest_pictures(known, vectors)
+    assert predict(row(9, "x", "what?", "")) == "far", "two of the three nearest pictures"
+    assert nearest_pictures(known[:2], vectors)(row(9, "x", "what?", "")) == "near", "of equals, the nearest"
+    assert predict(row(9, "x", "new?", "", "Position")) == "here", "the same kind of question, where it is new"
+    assert predict(row(9, "x", "new?", "", "Colour")) == "near", "any question, where the kind is new too"
 
 
 def test_of_equal_answers_the_first_asked_is_taken_whatever_the_order_of_the_rows():

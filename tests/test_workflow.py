@@ -84,7 +84,7 @@ def test_the_grid_is_trained_once_and_handed_on(study):
 
 def test_tables_and_figure_say_what_the_predictions_say(study):
     table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
-    assert list(table.index) == ["1-2-3", "2-3", "majority", "majority-per-question"]
+    assert list(table.index) == ["1-2-3", "2-3", "majority", "majority-per-question", "nearest-pictures"]
     predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/*.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
     assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
@@ -99,7 +99,7 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
 def test_held_out_pictures_were_never_trained_on(study):
     folds = pandas.read_parquet(study.results / "data/medical/folds.parquet")
     questions = pandas.read_parquet(study.results / "data/medical/questions.parquet")
-    merged = folds.merge(questions, on="question_id")
+    merged = folds.drop(columns="group").merge(questions, on="question_id")
     for fold, rows in merged.groupby("fold"):
         answered = pandas.read_parquet(study.results / f"predictions/1-2-3/{fold}/seed0.parquet")
         trained_on = set(rows.loc[rows["part"] != "test", "group"])
@@ -142,10 +142,10 @@ def test_a_changed_stage_reruns_its_descendants_only(study, world):
     study.config["lora"]["rank"] = 3
     assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
     study.config = toy_config(world)
-    study.config["training"]["threads"] = 2
+    study.config["training"] |= {"threads": 2, "save_minutes": 1, "time_limit_minutes": 60}
     study.config["cache"] = "elsewhere"
     study.config["stages"] = dict(reversed(study.config["stages"].items()))
-    assert study.trained() == set(), "threads, cache and the order of keys are no part of a training"
+    assert study.trained() == set(), "threads, saving, cache and the order of keys are no part of a training"
     study.config = toy_config(world)
 
 
@@ -167,12 +167,46 @@ def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not
     final.write_bytes(kept[final])
 
 
+def test_a_larger_set_beside_the_smaller_one_makes_only_what_is_new(study, world):
+    study.config = toy_config(world)
+    study.config["datasets"]["general"]["sizes"] = [16, 24]
+    assert study.planned() == {}, "a size that no stage uses"
+    study.config["stages"]["1-16"] = {**study.config["stages"]["1"], "data": "general-16"}
+    study.config["schedules"].append(["1-16", "2"])
+    assert study.trained() == {"1-16/shared", "1-16-2/fold0", "1-16-2/fold1"}
+    study.config = toy_config(world)
+
+
+def test_a_changed_caption_table_is_noticed(study, world):
+    table = world / "captions" / "captions.jsonl"
+    kept = table.read_text()
+    table.touch()
+    assert study.planned() == {}
+    table.write_text(kept.replace("a red square", "a crimson square"))
+    assert study.planned()["fetch_dataset"] == 1
+    table.write_text(kept)
+    assert study.planned() == {}
+
+
+def test_a_shared_stage_that_would_see_held_out_pictures_stops_the_run(world, tmp_path):
+    config = toy_config(world)
+    config["datasets"]["more"] = dict(config["datasets"]["medical"])
+    config["stages"]["1"]["data"] = "more"
+    leaking = Study(tmp_path, config)
+    with pytest.raises(AssertionError) as caught:
+        leaking.snakemake("results/checkpoints/1/shared/seed0/manifest.json")
+    text = str(caught.value)
+    assert "error: 20 pictures leak from held-out parts into stages that all folds share" in text
+    assert "more 0 is the picture 0 of medical" in text
+    assert not list(tmp_path.glob("results/checkpoints/*"))
+
+
 def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
     config = toy_config(world)
     config["datasets"]["medical"]["folder"] = str(tmp_path / "nowhere")
     broken = Study(tmp_path, config)
     with pytest.raises(AssertionError) as caught:
-        broken.snakemake("results/data/medical/manifest.json")
+        broken.snakemake("results/sources/medical/manifest.json")
     text = str(caught.value)
     assert "nowhere/train.json: not there; TRIPTYCH_SLAKE" in text
     assert "Traceback" not in text

@@ -11,6 +11,7 @@ sys.path.insert(0, str(SCRIPTS))
 from snakemake.exceptions import WorkflowError
 from triptych import grid
 from triptych.settings import load_settings
+from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
 try:
@@ -20,20 +21,39 @@ except TriptychError as error:
 
 
 # Untrained arms; `python -m triptych.baseline` knows them.
-BASELINES = ["majority", "majority-per-question"]
+BASELINES = ["majority", "majority-per-question", "nearest-pictures"]
 
-# Strict mode is repeated because a prefix replaces Snakemake's own. The cache is no parameter of any rule: moving it
-# must not make anything again.
+# Data sets by the names that stages use, and those that some stage or the folds use.
+datasets = settings.expanded_datasets()
+used_datasets = sorted({settings.folds.dataset, *(settings.stages[stage].data for stage in grid.used_stages(settings))})
+
+# How steps run, which must not make anything again when it changes: where features are kept, when trainings save.
+saving = {"save-minutes": settings.training.save_minutes, "time-limit-minutes": settings.training.time_limit_minutes}
+SHELL_VARIABLES = {
+    "FEATURES": canonical_json(settings.features.model_dump()),
+    "SAVING": " ".join(f"--{name} {value}" for name, value in saving.items() if value is not None),
+    "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
+}
+
+# Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
 shell.prefix(
     "set -euo pipefail; "
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
     f"PYTHONPATH={shlex.quote(str(SCRIPTS))} "
-    f"TRIPTYCH_CACHE={shlex.quote(os.environ.get('TRIPTYCH_CACHE') or settings.cache)}; "
+    + " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
+    .replace("{", "{{")
+    .replace("}", "}}")
+    + "; "
 )
 
 
+# Pictures are read and checked by this many processes side by side.
+scattergather:
+    shards=settings.shards,
+
+
 wildcard_constraints:
-    dataset="|".join(map(re.escape, settings.datasets)),
+    dataset="|".join(map(re.escape, datasets)),
     role="language_model|vision_encoder",
     baseline="|".join(BASELINES),
     prefix="|".join(map(re.escape, grid.prefixes(settings))),
@@ -55,6 +75,11 @@ final_checkpoints = [
 ]
 
 
+def dataset_settings(wildcards):
+    """The settings of a data set as text that depends on nothing else."""
+    return canonical_json(datasets[wildcards.dataset].model_dump(mode="json"))
+
+
 def stage_of(wildcards):
     """The settings of the stage that a prefix ends on."""
     return settings.stages[grid.last_stage(settings, wildcards.prefix)]
@@ -73,7 +98,9 @@ def training_data(wildcards):
         "questions": ancient(f"<results>/data/{dataset}/questions.parquet"),
         "features": f"<results>/features/{dataset}/manifest.json",
     }
-    if wildcards.split != grid.SHARED:
+    if wildcards.split == grid.SHARED:
+        files["audit"] = ancient("<results>/data/audit.json")  # it fails where held-out pictures would be seen
+    else:
         files["folds"] = f"<results>/data/{dataset}/folds.json"
     return files
 
@@ -94,6 +121,6 @@ def training_job(wildcards):
         "stage": stage_of(wildcards).model_dump(),
         "connector": settings.connector.model_dump(),
         "lora": settings.lora.model_dump() if "lora" in stage_of(wildcards).train else None,
-        "training": settings.training.model_dump(exclude={"threads"}),
+        "training": settings.training.model_dump(exclude={"threads", "save_minutes", "time_limit_minutes"}),
     }
     return canonical_json(job)

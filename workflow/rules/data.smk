@@ -5,23 +5,49 @@
 
 rule fetch_dataset:
     output:
-        "<results>/sources/{dataset}.json",
+        manifest="<results>/sources/{dataset}/manifest.json",
+        tables=multiext("<results>/sources/{dataset}/", "candidates.parquet", "questions.parquet", "rejects.parquet"),
     log:
         "<results>/logs/fetch_dataset/{dataset}.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
+        settings=dataset_settings,
+        local_tables=lambda wildcards: canonical_json(local_tables(datasets[wildcards.dataset])),
+        out=subpath(output.manifest, parent=True),
     message:
-        "Fetch the raw files of data set {wildcards.dataset}"
+        "Fetch and list data set {wildcards.dataset}"
     shell:
-        "python -m triptych.sources.fetch --settings {params.settings:q} --out {output} > {log} 2>&1"
+        "python -m triptych.sources.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
+
+
+rule check_pictures:
+    input:
+        manifest="<results>/sources/{dataset}/manifest.json",
+        candidates=ancient("<results>/sources/{dataset}/candidates.parquet"),
+    output:
+        "<results>/data/{dataset}/shards/{scatteritem}.json",
+    log:
+        "<results>/logs/check_pictures/{dataset}/{scatteritem}.log",
+    benchmark:
+        "<results>/benchmarks/check_pictures/{dataset}/{scatteritem}.jsonl"
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        settings=dataset_settings,
+        source=subpath(input.manifest, parent=True),
+    message:
+        "Read and check the pictures of {wildcards.dataset}, shard {wildcards.scatteritem}"
+    shell:
+        "python -m triptych.blocks --settings {params.settings:q} --source {params.source}"
+        " --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
 
 
 rule prepare_dataset:
     input:
-        "<results>/sources/{dataset}.json",
+        source="<results>/sources/{dataset}/manifest.json",
+        shards=gather.shards("<results>/data/{{dataset}}/shards/{scatteritem}.json"),
     output:
         images="<results>/data/{dataset}/images.parquet",
         questions="<results>/data/{dataset}/questions.parquet",
@@ -34,18 +60,21 @@ rule prepare_dataset:
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=lambda wildcards: canonical_json(settings.datasets[wildcards.dataset].model_dump()),
+        settings=dataset_settings,
+        source=subpath(input.source, parent=True),
         out=subpath(output.manifest, parent=True),
     message:
-        "Check and prepare data set {wildcards.dataset}"
+        "Choose the pictures of data set {wildcards.dataset} and write its tables"
     shell:
-        "python -m triptych.prepare --settings {params.settings:q} --out {params.out} > {log} 2>&1"
+        "python -m triptych.prepare --settings {params.settings:q} --source {params.source}"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule make_folds:
     input:
         manifest=f"<results>/data/{settings.folds.dataset}/manifest.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
+        images=ancient(f"<results>/data/{settings.folds.dataset}/images.parquet"),
     output:
         table=f"<results>/data/{settings.folds.dataset}/folds.parquet",
         summary=f"<results>/data/{settings.folds.dataset}/folds.json",
@@ -61,6 +90,31 @@ rule make_folds:
         "Cut {params.data} into folds"
     shell:
         "python -m triptych.folds --data {params.data} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule audit_data:
+    input:
+        data=expand("<results>/data/{dataset}/manifest.json", dataset=used_datasets),
+        folds=f"<results>/data/{settings.folds.dataset}/folds.json",
+    output:
+        "<results>/data/audit.json",
+        "<results>/data/audit.md",
+    log:
+        "<results>/logs/audit_data.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        data=lambda wildcards, input: [str(Path(manifest).parent) for manifest in input.data],
+        folded=settings.folds.dataset,
+        shared=[name for name in used_datasets if name != settings.folds.dataset],
+        threshold=settings.folds.near_duplicate,
+        out=subpath(output[0], parent=True),
+    message:
+        "Look for leaks between all parts of the data"
+    shell:
+        "python -m triptych.audit --data {params.data} --folded {params.folded} --shared {params.shared}"
+        " --threshold {params.threshold} --out {params.out} > {log} 2>&1"
 
 
 rule prepare_model:
@@ -96,11 +150,12 @@ rule encode_images:
         "../envs/triptych.yaml"
     threads: settings.training.threads
     params:
+        dtype=settings.features.dtype,  # read from $FEATURES; here because it alone decides what runs again
         data=subpath(input.data, parent=True),
         encoder=subpath(input.encoder, parent=True),
         out=subpath(output[0], parent=True),
     message:
         "Encode the pictures of {wildcards.dataset}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.encode --data {params.data} --encoder {params.encoder}"
-        " --out {params.out} > {log} 2>&1"
+        'OMP_NUM_THREADS={threads} python -m triptych.encode --settings "$FEATURES" --data {params.data}'
+        " --encoder {params.encoder} --out {params.out} > {log} 2>&1"

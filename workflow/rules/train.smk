@@ -1,4 +1,6 @@
 # Training: one rule for every stage of every schedule.
+# A training under way saves itself in `last/` beside its outputs. That folder is no output, because Snakemake deletes
+# the outputs of a job that fails: so a job that was killed, or stopped with status 75, goes on when it is run again.
 
 
 rule train_stage:
@@ -29,4 +31,4 @@ rule train_stage:
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.train --job {params.job:q} --parent {input.parent}"
         " --data {params.data} --features {params.features} --language-model {params.language_model}"
-        " --out {params.out} > {log} 2>&1"
+        " --out {params.out} $SAVING > {log} 2>&1"

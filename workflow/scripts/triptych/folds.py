@@ -7,45 +7,82 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
+from triptych.pictures import read_thumbnails, similar_pairs
 from triptych.settings import Folds
 from triptych.storage import TriptychError, read_table, run_step, sha256_file, stable_order, write_json, write_table
 
-SCHEMA = pa.schema([("fold", pa.string()), ("question_id", pa.string()), ("part", pa.string())])
+SCHEMA = pa.schema([("fold", pa.string()), ("question_id", pa.string()), ("part", pa.string()), ("group", pa.string())])
 
 
-def assign(questions: list[dict], settings: Folds) -> list[dict]:
-    """Rows (fold, question_id, part) for every fold.
+def group_pictures(images: list[dict], thumbnails: np.ndarray, settings: Folds) -> dict[str, str]:
+    """The group of every picture: the least id among the pictures that must stay together.
 
-    Groups (patients or images) are never cut between training and held-out part. Folds are stratified by modality and
-    answer type as far as the groups allow. Of a fold's training part, some units are kept aside for validation.
+    Exact copies always stay together; subjects and look-alikes do as `settings.group` says.
 
     Args:
-        questions: rows with question_id, group, modality, answer_type and split; those of split `test` are left out.
+        images: rows with id, sha256 and group, one for each thumbnail.
+        thumbnails: (N, 32, 32) grey values.
+        settings: kind of group and threshold of likeness.
+    """
+    links = _equal_pairs([row["sha256"] for row in images])
+    if settings.group in ("subject", "near-duplicate-cluster"):
+        links += _equal_pairs([row["group"] for row in images])
+    if settings.group == "near-duplicate-cluster":
+        alike = similar_pairs(thumbnails, thumbnails, settings.near_duplicate)
+        links += [(first, second) for first, second, _ in alike]
+    first, second = np.array(links).T if links else np.zeros((2, 0), int)
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(images), len(images)))
+    _, labels = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for label, row in zip(labels, images, strict=True):
+        names[label] = min(names.get(label, row["id"]), row["id"])
+    return {row["id"]: names[label] for label, row in zip(labels, images, strict=True)}
+
+
+def _equal_pairs(values: list[str]) -> list[tuple[int, int]]:
+    """Each position with the first position of the same value."""
+    first: dict[str, int] = {}
+    return [(first.setdefault(value, position), position) for position, value in enumerate(values)]
+
+
+def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> list[dict]:
+    """Rows (fold, question_id, part, group) for every fold.
+
+    Groups are never cut between training and held-out part. Folds are stratified by modality and answer type as far as
+    the groups allow. Of a fold's training part, some units are kept aside for validation.
+
+    Args:
+        questions: rows with question_id, image_id, modality, answer_type and split; those of split `test` are left out.
+        groups: group of every picture; not used with `group: row`, where every question stands for itself.
         settings: number of folds, share of validation, seed.
 
     Raises:
         TriptychError: there are fewer groups than folds, or too few to keep one aside.
     """
     pool = sorted((row for row in questions if row["split"] != "test"), key=lambda row: row["question_id"])
-    groups = sorted({row["group"] for row in pool})
-    if len(groups) < settings.number + 1:
+    owners = [row["question_id"] if settings.group == "row" else groups[row["image_id"]] for row in pool]
+    if len(set(owners)) < settings.number + 1:
         raise TriptychError(
-            f"folds.number: {settings.number} folds need at least {settings.number + 1} groups (patients or images), "
-            f"but data set '{settings.dataset}' has {len(groups)}"
+            f"folds.number: {settings.number} folds need at least {settings.number + 1} groups (folds.group: "
+            f"{settings.group}), but data set '{settings.dataset}' has {len(set(owners))}"
         )
     splitter = StratifiedGroupKFold(settings.number, shuffle=True, random_state=settings.seed)
     strata = [f"{row['modality']}|{row['answer_type']}" for row in pool]
-    unit = {"group": "group", "image": "image_id"}[settings.validation_unit]
+    units = owners if settings.validation_unit == "group" else [row["image_id"] for row in pool]
     rows = []
-    for index, (_, test) in enumerate(splitter.split(np.zeros(len(pool)), strata, [row["group"] for row in pool])):
+    for index, (_, test) in enumerate(splitter.split(np.zeros(len(pool)), strata, owners)):
         fold = f"fold{index}"
-        held_out = {pool[position]["group"] for position in test}
-        aside = _aside([row[unit] for row in pool if row["group"] not in held_out], settings, fold)
-        for row in pool:
-            part = "test" if row["group"] in held_out else "validation" if row[unit] in aside else "train"
-            rows.append({"fold": fold, "question_id": row["question_id"], "part": part})
+        held_out = {owners[position] for position in test}
+        aside = _aside(
+            [unit for unit, owner in zip(units, owners, strict=True) if owner not in held_out], settings, fold
+        )
+        for row, owner, unit in zip(pool, owners, units, strict=True):
+            part = "test" if owner in held_out else "validation" if unit in aside else "train"
+            rows.append({"fold": fold, "question_id": row["question_id"], "part": part, "group": owner})
     return rows
 
 
@@ -74,12 +111,14 @@ def summarise(questions: list[dict], rows: list[dict]) -> dict:
     summary: dict = {}
     for fold in sorted({row["fold"] for row in rows}):
         for part in ("train", "validation", "test"):
-            members = [by_id[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
+            members = [row for row in rows if (row["fold"], row["part"]) == (fold, part)]
+            asked = [by_id[row["question_id"]] for row in members]
             summary.setdefault(fold, {})[part] = {
                 "questions": len(members),
-                "images": len({row["image_id"] for row in members}),
+                "images": len({row["image_id"] for row in asked}),
                 "groups": len({row["group"] for row in members}),
-                "modalities": dict(sorted(Counter(row["modality"] for row in members).items())),
+                "modalities": dict(sorted(Counter(row["modality"] for row in asked).items())),
+                "answer_types": dict(sorted(Counter(row["answer_type"] for row in asked).items())),
             }
     return summary
 
@@ -92,7 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Folds.model_validate_json(arguments.settings)
     questions = read_table(arguments.data / "questions.parquet")
-    rows = assign(questions, settings)
+    images, thumbnails = read_thumbnails(arguments.data / "images.parquet")
+    rows = assign(questions, group_pictures(images, thumbnails, settings), settings)
     table = arguments.data / "folds.parquet"
     write_table(table, rows, SCHEMA)
     summary = summarise(questions, rows)

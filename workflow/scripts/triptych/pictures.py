@@ -2,40 +2,198 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
-from triptych.storage import TriptychError
+from triptych.storage import TriptychError, read_table
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MIN_SIDE = 8
 MAX_PIXELS = 50_000_000
+THUMBNAIL = 32  # side in pixels, as in pHash and in the nearest-neighbour baseline
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_ON_THEIR_SIDE = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+# What is often found under the name of a picture; only for a better message.
+_STRANGERS = (
+    (b"gif8", "a GIF"), (b"<svg", "an SVG drawing"), (b"<?xml", "an XML or SVG file"), (b"<!doc", "a web page"),
+    (b"<html", "a web page"), (b"%pdf", "a PDF"), (b"\x93numpy", "a NumPy array"), (b"pk\x03\x04", "a zip archive"),
+)  # fmt: skip
 
 
-def decode(data: bytes) -> Image.Image:
-    """The whole picture in RGB: EXIF orientation applied, transparency over white.
+@dataclass(frozen=True)
+class Inspected:
+    """What a complete decoding tells: sides in pixels (upright), and grey means over 32 x 32 equal parts (uint8)."""
+
+    width: int
+    height: int
+    thumbnail: np.ndarray
+
+
+def decode(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The whole picture in RGB: EXIF orientation applied, transparency over white, 16 bits brought to 8.
 
     Raises:
-        TriptychError: not a picture of an allowed format, incomplete, too small or too large.
+        TriptychError: not a picture of an allowed format, incomplete, corrupt, too small or too large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise TriptychError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-                if min(picture.size) < MIN_SIDE:
-                    raise TriptychError(f"{picture.width} x {picture.height} pixels, a side below {MIN_SIDE}")
-                if picture.mode.startswith(("I", "F")):
-                    raise TriptychError(f"mode {picture.mode} has no fixed brightness scale; convert it to 8 bits")
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-    except TriptychError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types; each means the picture cannot be used
-        raise TriptychError(f"cannot be decoded: {type(error).__name__}: {error}") from None
+    with _refusing(data):
+        if (colours := _jpeg_colours(data, min_side, max_pixels)) is not None:
+            pixels = simplejpeg.decode_jpeg(data, colours)
+            picture = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels).convert("RGB")
+            return picture if (turn := _turn(data)) is None else picture.transpose(turn)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _check_size(*picture.size, min_side, max_pixels)
+            if picture.mode in ("I", "F"):
+                raise TriptychError(f"mode {picture.mode} has no fixed brightness scale; convert it to 8 or 16 bits")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright) // 257).astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return upright.convert("RGB")
+
+
+def inspect(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) -> Inspected:
+    """Decode a picture strictly and to its end, and give its size and thumbnail.
+
+    Of a JPEG every coefficient is read, but only a small grey picture is built from them: as strict as full decoding,
+    and twice as fast.
+
+    Raises:
+        TriptychError: as `decode`.
+    """
+    with _refusing(data):
+        if _jpeg_colours(data, min_side, max_pixels) is not None:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            # Pictures below twice the thumbnail's side are decoded whole: a factor would make them too small.
+            small = min(height, width) >= 2 * THUMBNAIL
+            scale = {"min_height": THUMBNAIL, "min_width": THUMBNAIL, "min_factor": 2} if small else {}
+            grey = Image.fromarray(simplejpeg.decode_jpeg(data, "GRAY", **scale)[..., 0])
+            if (turn := _turn(data)) is not None:
+                grey = grey.transpose(turn)
+                width, height = (height, width) if turn in _ON_THEIR_SIDE else (width, height)
+            return Inspected(width, height, _thumbnail(grey))
+    picture = decode(data, min_side, max_pixels)
+    return Inspected(*picture.size, _thumbnail(picture.convert("L")))
+
+
+def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """pHash of each thumbnail: which of the 8 x 8 lowest frequencies of its cosine transform exceed their median.
+
+    Zauner (2010), "Implementation and benchmarking of perceptual image hash functions", with the ImageHash package's
+    choice of frequencies.
+
+    Args:
+        thumbnails: (N, 32, 32) grey values.
+
+    Returns:
+        (N,) uint64; near-duplicates differ in few bits.
+    """
+    places, frequencies = np.arange(THUMBNAIL) + 0.5, np.arange(8)[:, None]
+    cosines = np.cos(np.pi / THUMBNAIL * frequencies * places)  # (8, 32)
+    low = (cosines @ thumbnails.astype(np.float64) @ cosines.T).reshape(len(thumbnails), 64)
+    bits = low > np.median(low, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+
+
+def normalised(thumbnails: np.ndarray) -> np.ndarray:
+    """Thumbnails (N, 32, 32) as rows (N, 1024) of mean 0 and length 1: their products are correlations.
+
+    A picture of one flat grey becomes zeros: it correlates with nothing.
+    """
+    rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+
+
+def similar_pairs(first: np.ndarray, second: np.ndarray, threshold: float) -> Iterator[tuple[int, int, float]]:
+    """Positions (in `first`, in `second`) of thumbnails that correlate above `threshold`, and by how much.
+
+    Args:
+        first: (N, 32, 32) grey values.
+        second: (M, 32, 32) grey values; where it is `first` itself, each pair is given once, and none with itself.
+        threshold: correlation, -1 to 1.
+    """
+    rows, columns = normalised(first), normalised(second)
+    step = max(1, 20_000_000 // max(1, len(columns)))  # keeps the products below 80 MB
+    for start in range(0, len(rows), step):
+        likeness = rows[start : start + step] @ columns.T
+        for position, other in np.argwhere(likeness > threshold):
+            if second is not first or start + position < other:
+                yield int(start + position), int(other), float(likeness[position, other])
+
+
+def read_thumbnails(table: Path) -> tuple[list[dict], np.ndarray]:
+    """Rows (id, sha256, group, split) of an `images.parquet`, and thumbnails (N, 32, 32), uint8.
+
+    Raises:
+        TriptychError: the table cannot be read.
+    """
+    rows = read_table(table, columns=["id", "sha256", "group", "split", "thumbnail"])
+    values = np.frombuffer(b"".join(row.pop("thumbnail") for row in rows), np.uint8)
+    return rows, values.reshape(-1, THUMBNAIL, THUMBNAIL)
+
+
+@contextmanager
+def _refusing(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises into one TriptychError that says what the bytes are."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except TriptychError:
+        raise
+    except Exception as error:  # decoders raise many types; each means that the picture cannot be used
+        raise TriptychError(_reason(data, error)) from None
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not data:
+        return "no bytes"
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, name in _STRANGERS:
+        if start.startswith(mark):
+            return f"is {name}, not one of {', '.join(FORMATS)}"
+    return f"cannot be decoded: {type(error).__name__}: {error}"
+
+
+def _jpeg_colours(data: bytes, min_side: int, max_pixels: int) -> str | None:
+    """The colour space to decode a JPEG into; None for what Pillow has to decode (other formats, CMYK)."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    _check_size(width, height, min_side, max_pixels)
+    return {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}.get(colours)
+
+
+def _check_size(width: int, height: int, min_side: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TriptychError(f"{width} x {height} pixels, more than {max_pixels}")
+    if min(width, height) < min_side:
+        raise TriptychError(f"{width} x {height} pixels, a side below {min_side}")
+
+
+def _turn(data: bytes) -> Image.Transpose | None:
+    """What sets a JPEG upright, as its EXIF header says."""
+    if b"Exif" not in data[:4096]:
+        return None
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
+        return _TURNS.get(header.getexif().get(_ORIENTATION))
+
+
+def _thumbnail(grey: Image.Image) -> np.ndarray:
+    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))

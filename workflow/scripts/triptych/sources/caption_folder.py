@@ -1,0 +1,57 @@
+"""Captioned pictures of the user's own: a folder with a table and the picture files that it names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triptych.settings import FolderCaptions
+from triptych.sources.items import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.sources.records import read_records
+from triptych.storage import TriptychError, resolve_under
+
+
+def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
+    """Pictures of the table in selection order, whatever the order of its rows.
+
+    Raises:
+        TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
+    """
+    folder, items = Path(settings.folder).expanduser(), []
+    for position, row, reason in read_records(
+        folder / settings.table, (settings.image_column, settings.caption_column)
+    ):
+        if row is None:
+            yield Reject("image", position, reason)
+        else:
+            name, caption = row[settings.image_column], row[settings.caption_column]
+            items.append(Item(item_id(name, caption), name, name, caption=caption, stamp=_stamp(folder, name)))
+    yield from chosen(items, settings.seed)
+
+
+@contextmanager
+def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
+    """Read pictures by their names below the folder; names that lead out of it are refused."""
+    folder = Path(settings.folder).expanduser()
+
+    def read(place: str) -> bytes:
+        if "\0" in place:
+            raise TriptychError(f"{place!r}: not a file name")
+        path = resolve_under(folder, place)
+        if not path.is_file():  # reading a pipe or device would not end
+            raise TriptychError(f"{place}: no such picture file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
+        return data
+
+    yield read
+
+
+def _stamp(folder: Path, name: str) -> str:
+    """Size and time of the file; empty where it cannot be read, which the reader reports."""
+    try:
+        about = (folder / name).stat()  # names that lead out are refused when they are read
+    except (OSError, ValueError):
+        return ""
+    return f"{about.st_size}-{about.st_mtime_ns}"
