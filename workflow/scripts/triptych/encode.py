@@ -1,114 +1,191 @@
 """Step: frozen vision features of every picture of a data set, computed once, in memory-mapped shards."""
 
 import argparse
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from triptych.hardware import best_device, mixed_precision
+from triptych.background import map_ahead
+from triptych.features import compute_tokens, load_pixels, shards_folder
+from triptych.hardware import best_device, cores, encoder_batch, loading_threads
 from triptych.model import vision
-from triptych.pictures import decode
-from triptych.storage import TriptychError, atomic_path, read_json, run_step, sha256_file, write_json
+from triptych.picture_table import PictureTable
+from triptych.settings import Features as Settings
+from triptych.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
+from triptych.storage import read_json, run_step, write_json
 
-SHARD = 1024  # pictures in a file: 128 MB at 49 x 1280 tokens in bf16
-TENSOR = "features"
+REPORT = 10  # seconds between lines of progress
 
 
-class Features:
-    """Vision features by image id, read from disk as they are asked for."""
+def encode(
+    data: Path, models: Path, out: Path, settings: Settings, device: torch.device, shard_size: int = SHARD
+) -> dict:
+    """Make the shards of one data set that are not there yet, and write its manifest, the last thing of all.
 
-    def __init__(self, folder: Path):
-        self.manifest = read_json(folder / "manifest.json")
-        self.hidden_size = self.manifest["shape"][-1]
-        self.encoder = self.manifest["encoder"]
-        self._place = {
-            image_id: (shard, row)
-            for shard, images in enumerate(self.manifest["images"])
-            for row, image_id in enumerate(images)
-        }
-        for name in self.manifest["files"]:
-            if not (folder / name).is_file():
-                raise TriptychError(f"{folder / name}: missing; delete {folder / 'manifest.json'} and run again")
-        self._shards = [
-            safe_open(folder / name, framework="pt").get_slice(TENSOR) for name in sorted(self.manifest["files"])
+    Above the budget no shard is made, and the manifest says `on_the_fly`.
+
+    Args:
+        data: folder of the data set.
+        models: folder of the vision encoder.
+        out: folder of the manifest; the shards of all data sets are beside it.
+        settings: of the features.
+        device: where the encoder runs.
+        shard_size: pictures in a shard.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        TriptychError: a picture cannot be decoded, or is not the one the table says.
+    """
+    table = PictureTable(data / "images.parquet")
+    identity = encoder_hashes(models)
+    shards = plan(table.hashes, identity, settings.dtype, shard_size)
+    store = shards_folder(out)
+    # The last comes first: of two data sets that begin alike and are encoded side by side, the larger one finds the
+    # shards that both need already made when it gets there.
+    missing = [shard for shard in reversed(shards) if not is_complete(store / shard.file, shard.key)]
+    record = {
+        "dtype": settings.dtype,
+        "encoder": identity,
+        "images_table": read_json(data / "manifest.json")["files"]["images.parquet"],
+    }
+    if missing:
+        encoder = vision.load(models, device)
+        size = settings.batch_size or encoder_batch(device)
+        shape, rate = try_out(encoder, table, missing[0].rows[:size], settings, device)
+    else:
+        shape, rate = read_header(store / shards[0].file, shards[0].key)[0][1:], None
+    gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9
+    on_the_fly = gigabytes > settings.budget_gb
+    todo = sum(len(shard.rows) for shard in missing)
+    print(estimate(len(table), shape, settings, gigabytes, todo, rate), flush=True)
+    record |= {"shape": list(shape), "on_the_fly": on_the_fly}
+    if on_the_fly:
+        # Relative, so that results may be moved as a whole.
+        folders = {"data": os.path.relpath(data, out), "vision_encoder": os.path.relpath(models, out)}
+        record |= {"files": {}, "batch_size": settings.batch_size, **folders}
+    else:
+        if missing:
+            make_shards(encoder, table, missing, store, shape, settings.dtype, size, device)
+        record["files"] = {shard.file: read_header(store / shard.file, shard.key)[1] for shard in shards}
+        record["shards"] = [
+            {"file": shard.file, "images": table.image_ids[shard.rows.start : shard.rows.stop]} for shard in shards
         ]
-
-    def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
-        """Features (R, N, D) of `image_ids`, float32.
-
-        Raises:
-            TriptychError: an image has no features.
-        """
-        for image_id in image_ids:
-            if image_id not in self._place:
-                raise TriptychError(f"image {image_id} has no vision features; run the encode step again")
-        places = [self._place[image_id] for image_id in image_ids]
-        return torch.stack([self._shards[shard][row : row + 1][0] for shard, row in places]).float()
+    write_json(out / "manifest.json", record)
+    return record
 
 
-def read_pictures(table: Path, batch_size: int) -> Iterator[list[dict]]:
-    """Rows of `images.parquet`, `batch_size` at a time."""
-    for batch in pq.ParquetFile(table).iter_batches(batch_size, columns=["image_id", "image"]):
-        yield batch.to_pylist()
+def try_out(
+    encoder: vision.Encoder, table: PictureTable, rows: Sequence[int], settings: Settings, device: torch.device
+) -> tuple[list[int], float]:
+    """Encode one batch, and then again against the clock.
+
+    Returns:
+        Shape (N, D) of a picture's tokens, and the pictures per second to expect.
+    """
+    compute_tokens(encoder, load_pixels(encoder, table, rows[:1], device), settings.dtype, device)
+    start = time.perf_counter()
+    pixels = load_pixels(encoder, table, rows, device)
+    loaded = time.perf_counter()
+    tokens = compute_tokens(encoder, pixels, settings.dtype, device)
+    loading, computing = loaded - start, time.perf_counter() - loaded
+    # Pictures are loaded beside the encoder where it leaves a core, and in its time where it leaves none.
+    beside = device.type == "cuda" or cores() > torch.get_num_threads()
+    seconds = max(loading / loading_threads(device), computing) if beside else loading + computing
+    return list(tokens.shape[1:]), len(rows) / seconds
 
 
-def encode(encoder: vision.Encoder, table: Path, out: Path, device: torch.device, batch_size: int = 16) -> dict:
-    """Write features of all pictures in `table` into `out`, as bf16 shards; gives the manifest's entries."""
-    total = pq.ParquetFile(table).metadata.num_rows
-    files: dict[str, str] = {}
-    images: list[list[str]] = []
-    pending: list[torch.Tensor] = []
-    names: list[str] = []
-    start, done = time.monotonic(), 0
-    shape = None
-    context = mixed_precision("auto", device) if device.type == "cuda" else nullcontext()
+def estimate(
+    pictures: int, shape: Sequence[int], settings: Settings, gigabytes: float, todo: int, rate: float | None
+) -> str:
+    """One line: what will be made, how large it is, and how long it takes."""
+    size = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
+    line = f"{pictures} pictures x {shape[0]} tokens x {shape[1]}: {size} in {settings.dtype}"
+    if gigabytes > settings.budget_gb:
+        return f"{line}, above features.budget_gb ({settings.budget_gb:g}): nothing is stored, on_the_fly"
+    if rate is None or not todo:
+        return f"{line}, all made before"
+    before = f", {pictures - todo} pictures made before" if todo < pictures else ""
+    return f"{line}{before}, about {duration(todo / rate)} at {rate:.0f}/s"
 
-    def flush() -> None:
-        file = f"features-{len(images):05d}.safetensors"
-        with atomic_path(out / file) as temporary:
-            save_file({TENSOR: torch.cat(pending)}, temporary)
-        files[file] = sha256_file(out / file)
-        images.append(list(names))
-        pending.clear()
-        names.clear()
 
-    with torch.inference_mode(), context:
-        for rows in read_pictures(table, batch_size):
-            pixels = encoder.preprocess([decode(row["image"]["bytes"]) for row in rows])
-            tokens = encoder.tokens(pixels.to(device)).to(torch.bfloat16).cpu()
-            shape = list(tokens.shape[1:])
-            pending.append(tokens.contiguous())
-            names += [row["image_id"] for row in rows]
-            if len(names) >= SHARD:
-                flush()
-            done += len(rows)
-            if done % 256 < batch_size or done == total:
-                rate = done / (time.monotonic() - start)
-                print(f"{done}/{total} pictures, {rate:.0f}/s, {(total - done) / rate:.0f} s left", flush=True)
-        if names:
-            flush()
-    return {"shape": shape, "files": files, "images": images}
+def duration(seconds: float) -> str:
+    """A length of time in words."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def make_shards(
+    encoder: vision.Encoder,
+    table: PictureTable,
+    shards: Sequence[Shard],
+    store: Path,
+    shape: Sequence[int],
+    dtype: str,
+    batch_size: int,
+    device: torch.device,
+) -> None:
+    """Write `shards` into folder `store`: threads load pictures, one computes (two feed a GPU), this one writes.
+
+    Order, batches and so the bytes are the same on every run; a few batches are in memory.
+    """
+
+    def parts() -> Iterator[tuple[Shard, range]]:
+        for shard in shards:
+            if not is_complete(store / shard.file, shard.key):  # another data set's run may have made it meanwhile
+                yield from ((shard, shard.rows[at : at + batch_size]) for at in range(0, len(shard.rows), batch_size))
+
+    def load(part: tuple[Shard, range]) -> tuple[Shard, torch.Tensor]:
+        return part[0], load_pixels(encoder, table, part[1], device)
+
+    def compute(part: tuple[Shard, torch.Tensor]) -> tuple[Shard, torch.Tensor]:
+        return part[0], compute_tokens(encoder, part[1], dtype, device)
+
+    loaded = map_ahead(load, parts(), loading_threads(device))
+    computed = map_ahead(compute, loaded, 2 if device.type == "cuda" else 1)
+    report = progress(sum(len(shard.rows) for shard in shards))
+    for shard, batches in groupby(computed, key=lambda part: part[0]):
+        with new_shard(store / shard.file, shard.key, [len(shard.rows), *shape], dtype) as add:
+            for _, tokens in batches:
+                add(tokens)
+                report(len(tokens))
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A function that is told how many pictures more are done, and now and then prints rate and time left."""
+    start = shown = time.monotonic()
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done, shown
+        done += more
+        now = time.monotonic()
+        if now - shown >= REPORT or done == total:
+            rate = done / max(now - start, 1e-9)
+            print(f"{done}/{total} pictures, {rate:.0f}/s, {duration((total - done) / rate)} left", flush=True)
+            shown = now
+
+    return report
 
 
 def main() -> None:
     """Encode one data set's pictures; the manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", default="{}", help="settings of the features as JSON")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the vision encoder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the manifest into")
+    parser.add_argument("--shard-size", type=int, default=SHARD, help="pictures in a shard")
     arguments = parser.parse_args()
-    device = best_device()
-    encoder = vision.load(arguments.encoder, device)
-    record = encode(encoder, arguments.data / "images.parquet", arguments.out, device)
-    record["encoder"] = read_json(arguments.encoder / "manifest.json")["files"]
-    record["images_table"] = read_json(arguments.data / "manifest.json")["files"]["images.parquet"]
-    write_json(arguments.out / "manifest.json", record)
+    settings = Settings.model_validate_json(arguments.settings)
+    encode(arguments.data, arguments.encoder, arguments.out, settings, best_device(), arguments.shard_size)
 
 
 if __name__ == "__main__":

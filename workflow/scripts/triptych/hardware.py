@@ -1,5 +1,6 @@
 """What this machine can do, found out when a step starts."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -38,3 +39,19 @@ def attention_kind(device: torch.device) -> str:
     time it takes with torch's fused kernel (medians of six runs, rows of 240 to 300 tokens, bf16).
     """
     return "sdpa" if device.type == "cuda" else "eager"
+
+
+def encoder_batch(device: torch.device) -> int:
+    """Pictures in one pass of a frozen encoder: few on a CPU, where a small network's maps then stay in the caches."""
+    return 64 if device.type == "cuda" else 4
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loading_threads(device: torch.device) -> int:
+    """Threads that decode pictures beside the encoder: the cores that it leaves, at least one, at most eight."""
+    busy = 1 if device.type == "cuda" else torch.get_num_threads()
+    return min(max(cores() - busy, 1), 8)

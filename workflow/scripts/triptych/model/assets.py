@@ -1,16 +1,16 @@
 """Step: put one frozen model into a folder, with a manifest of its files' hashes."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from triptych.model import language_model, vision
 from triptych.settings import Models, Record
-from triptych.sources.folders import copy_model
 from triptych.sources.hub import model_folder
 from triptych.sources.packages import default_cache
-from triptych.storage import atomic_directory, canonical_json, run_step, sha256_file, write_json
+from triptych.storage import TriptychError, atomic_directory, canonical_json, run_step, sha256_file, write_json
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
@@ -33,6 +33,19 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
         write_json(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
+
+
+def copy_model(folder: Path, patterns: list[str], out: Path) -> None:
+    """Copy a model's files that match `patterns` from a local folder into `out`.
+
+    Raises:
+        TriptychError: the folder has no safetensors.
+    """
+    files = {path for pattern in patterns for path in folder.expanduser().glob(pattern) if path.is_file()}
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise TriptychError(f"{folder}: has no .safetensors file; name a folder that `save_pretrained` has written")
+    for path in sorted(files):
+        shutil.copyfile(path, out / path.name)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Frozen vision encoders behind one interface: pictures in, tokens (B, N, D) out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
 from triptych.model.language_model import require_all_tensors
@@ -28,7 +29,7 @@ class Encoder:
         hidden_size: D.
     """
 
-    preprocess: Callable[[Sequence[Image.Image]], torch.Tensor]
+    preprocess: Callable[[Iterable[Image.Image]], torch.Tensor]
     tokens: Callable[[torch.Tensor], torch.Tensor]
     hidden_size: int
 
@@ -64,7 +65,7 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     side = settings["image_size"]
 
-    def preprocess(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def preprocess(pictures: Iterable[Image.Image]) -> torch.Tensor:
         squares = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
         pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
         return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
@@ -72,22 +73,38 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
     return Encoder(preprocess, network, HIDDEN_SIZE)
 
 
-def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+def load_tower(folder: Path) -> PreTrainedModel:
+    """The vision tower of a CLIP or SigLIP folder, in evaluation mode, in the dtype it was stored in.
+
+    Raises:
+        TriptychError: a tensor is missing.
+    """
+    from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder)
     # A CLIP or SigLIP folder holds both towers; only the vision part is kept.
     whole, info = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True)
     require_all_tensors(folder, info)
-    tower = getattr(whole, "vision_model", whole).eval().requires_grad_(False).to(device)
-    vision = getattr(config, "vision_config", config)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    first = 1 if settings["drop_class_token"] and vision.model_type.startswith("clip") else 0
+    return getattr(whole, "vision_model", whole).eval().requires_grad_(False)
 
-    def preprocess(pictures: Sequence[Image.Image]) -> torch.Tensor:
-        return processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+def class_tokens(settings: dict, model_type: str) -> int:
+    """How many tokens at the start are left out: the class token of CLIP, where the settings say so."""
+    return 1 if settings["drop_class_token"] and model_type.startswith("clip") else 0
+
+
+def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
+    from transformers import AutoImageProcessor
+
+    tower = load_tower(folder).to(device)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    first = class_tokens(settings, tower.config.model_type)
+
+    def preprocess(pictures: Iterable[Image.Image]) -> torch.Tensor:
+        # One at a time, so that `pictures` may decode them one at a time.
+        return torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
 
     def tokens(pixels: torch.Tensor) -> torch.Tensor:
         return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]][:, first:]
 
-    return Encoder(preprocess, tokens, vision.hidden_size)
+    return Encoder(preprocess, tokens, tower.config.hidden_size)

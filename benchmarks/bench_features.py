@@ -1,0 +1,162 @@
+"""Is the encoder kept busy? Its own forward rate at its best batch size against the rate of the whole encode step.
+
+    OMP_NUM_THREADS=1 PYTHONPATH=workflow/scripts python benchmarks/bench_features.py
+
+Both run in turn for several rounds on photograph-like JPEGs of 640 x 480; medians count. The step's rate includes
+loading the encoder, trying it out, decoding, and writing the shards. On a machine that others use, both rates waver
+with its load. So there is a second ratio, of rates from which the time is taken that the encoder's thread stood in the
+system's queue for a core (Linux counts it). It hides a wait for the step's own threads too, so it holds for two cores
+or more.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import torch
+from photographs import photograph
+from triptych.encode import encode
+from triptych.features import compute_tokens
+from triptych.hardware import best_device, cores
+from triptych.model import vision
+from triptych.model.assets import prepare_model
+from triptych.settings import Features, PackageEncoder
+from triptych.sources.packages import default_cache
+from triptych.storage import sha256_bytes, sha256_file, write_json, write_table
+
+BATCH_SIZES = (1, 4, 8, 16, 32)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+def write_pictures(folder: Path, number: int) -> int:
+    """A data set of `number` photographs in `folder`; gives their mean size in bytes."""
+    files = [photograph(seed) for seed in range(number)]
+    rows = [
+        {"id": str(row), "image": {"bytes": data, "path": f"{row}.jpg"}, "sha256": sha256_bytes(data)}
+        for row, data in enumerate(files)
+    ]
+    write_table(folder / "images.parquet", rows, SCHEMA)
+    write_json(folder / "manifest.json", {"files": {"images.parquet": sha256_file(folder / "images.parquet")}})
+    return sum(map(len, files)) // number
+
+
+def queued() -> float:
+    """Seconds that this thread has been ready to run, and had no core; 0 where the system does not tell."""
+    file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    return int(file.read_text().split()[1]) / 1e9 if file.exists() else 0.0
+
+
+def forward_rate(
+    encoder: vision.Encoder, side: int, batch_size: int, seconds: float, device: torch.device
+) -> tuple[float, float]:
+    """The encoder alone, the pixels lying ready in memory: pictures per second, with and without time in the queue."""
+    pixels = torch.randn(batch_size, 3, side, side).contiguous(memory_format=torch.channels_last)
+    compute_tokens(encoder, pixels, "bf16", device)
+    done, start, before = 0, time.perf_counter(), queued()
+    while time.perf_counter() - start < seconds:
+        compute_tokens(encoder, pixels, "bf16", device)
+        done += batch_size
+    whole = time.perf_counter() - start
+    return done / whole, done / (whole - queued() + before)
+
+
+def step_rate(data: Path, models: Path, pictures: int, device: torch.device) -> tuple[float, float]:
+    """The whole encode step, from nothing to its manifest: pictures per second, with and without time in the queue."""
+    waited = 0.0
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        nonlocal waited
+        before = queued()
+        tokens = compute_tokens(*arguments)
+        waited += queued() - before
+        return tokens
+
+    scratch = tempfile.TemporaryDirectory(dir=data.parent)
+    with scratch, redirect_stdout(io.StringIO()), patch("triptych.encode.compute_tokens", watched):
+        start = time.perf_counter()
+        encode(data, models, Path(scratch.name) / "features" / "photographs", Features(), device)
+        whole = time.perf_counter() - start
+    return pictures / whole, pictures / (whole - waited)
+
+
+def measure(folder: Path, pictures: int, rounds: int, seconds: float) -> dict:
+    """Find the encoder's best batch size, then measure encoder and step in turn.
+
+    Args:
+        folder: scratch space.
+        pictures: size of the data set.
+        rounds: how often each is measured.
+        seconds: how long the encoder alone runs, per round.
+
+    Returns:
+        `bytes`: mean size of a picture's file; `batches`: median rate by batch size; `best`: the best of these;
+        `encoder`, `step`: pictures per second in each round, with and without time in the queue; `load`: the machine's
+        load average.
+    """
+    device = best_device()
+    size = write_pictures(folder / "data", pictures)
+    settings = PackageEncoder(source="package")
+    prepare_model("vision_encoder", settings, default_cache(), folder / "encoder")
+    encoder = vision.load(folder / "encoder", device)
+
+    def alone(batch_size: int, length: float) -> tuple[float, float]:
+        return forward_rate(encoder, settings.image_size, batch_size, length, device)
+
+    tried = [{batch: alone(batch, seconds / 4)[1] for batch in BATCH_SIZES} for _ in range(5)]
+    batches = {batch: statistics.median(rates[batch] for rates in tried) for batch in BATCH_SIZES}
+    best = max(batches, key=batches.get)
+    found = {"bytes": size, "batches": batches, "best": best, "encoder": [], "step": [], "load": []}
+    for _ in range(rounds):
+        found["encoder"].append(alone(best, seconds))
+        found["step"].append(step_rate(folder / "data", folder / "encoder", pictures, device))
+        found["load"].append(os.getloadavg()[0])
+    return found
+
+
+def row(found: dict) -> str:
+    """A row of a Markdown table: encoder alone at its best batch size, whole step, their ratios; medians and ranges."""
+
+    def cell(values: list[float], decimals: int) -> str:
+        middle, least, most = (f"{part(values):.{decimals}f}" for part in (statistics.median, min, max))
+        return f"{middle} ({least} to {most})"
+
+    pairs = list(zip(found["encoder"], found["step"], strict=True))
+    ratios = [cell([step[kind] / alone[kind] for alone, step in pairs], 2) for kind in (0, 1)]
+    rates = [cell([rate for rate, _ in found[name]], 1) for name in ("encoder", "step")]
+    machine = f"{cores()} cores, {torch.get_num_threads()} for the encoder, load {statistics.median(found['load']):.1f}"
+    return f"| {machine} | {found['best']} | {' | '.join(rates + ratios)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8, help="of the encoder alone, per round")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), arguments.pictures, arguments.rounds, arguments.seconds)
+    print(json.dumps(found))
+    print("| machine | best batch | encoder alone, pictures/s | encode step, pictures/s | ratio | without the queue |")
+    print("|---|---|---|---|---|---|")
+    print(row(found))
+
+
+if __name__ == "__main__":
+    main()
