@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import make_model, make_questions
-from triptych.model.batch import tokenise
+from triptych.model.batch import prompt_tokens, tokenise
 from triptych.predict import generate
+from triptych.settings import Connector
 
 NEW_TOKENS = 6
 
@@ -12,8 +13,9 @@ NEW_TOKENS = 6
 def plain(model, sample, features, prompt):
     """`generate` of transformers on one question: no shared cache, no padding."""
     text = model.embed(torch.tensor([list(sample.question)]))
-    before = model.embed(torch.tensor([list(prompt.before_image)]))
-    embeddings = torch.cat([before, model.project(features([sample.image_id])), text], dim=1)
+    before = model.embed(torch.tensor([list(prompt.before_image)], dtype=torch.long))
+    image = [] if model.blind else [model.project(features([sample.image_id]))]
+    embeddings = torch.cat([before, *image, text], dim=1)
     tokens = model.language_model.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
@@ -31,10 +33,24 @@ def many(prompt):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_answers_equal_plain_generation_at_any_batch_size(attention, many, features, prompt):
+@pytest.mark.parametrize("connector", [Connector(), Connector(kind="linear"), Connector(kind="pooled-mlp", pool=2)])
+def test_answers_equal_plain_generation_at_any_batch_size(attention, connector, many, features, prompt):
+    check_answers(make_model(attention, connector), many, features, prompt)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("before", ["user", ""])
+def test_a_blind_model_answers_without_features(attention, before, tokenizer):
     model = make_model(attention)
+    model.blind = True
+    prompt = prompt_tokens(tokenizer, f"{before} <image> {{question}} assistant ")
+    many = tokenise(make_questions(images=12, seed=4), prompt)
+    check_answers(model, many, None, prompt, different=2)
+
+
+def check_answers(model, many, features, prompt, different=3):
     expected = [plain(model, sample, features, prompt) for sample in many]
-    assert len(set(map(tuple, expected))) > 3, "answers must differ for the comparison to mean something"
+    assert len(set(map(tuple, expected))) > different, "answers must differ for the comparison to mean something"
     for size in (1, 7, 64):
         answers = []
         for start in range(0, len(many), size):

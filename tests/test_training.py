@@ -1,16 +1,20 @@
 """The guards of training: gradients arrive, frozen parts stay, rates matter, eight samples can be learnt by heart."""
 
+from functools import partial
+
 import pytest
 import torch
-from conftest import make_model, make_questions
-from triptych.model.batch import tokenise
+from conftest import TOKENS, make_model, make_questions
+from triptych.model.batch import pack, tokenise
 from triptych.model.vlm import add_lora
 from triptych.predict import generate
 from triptych.settings import Lora, Stage, Training
 from triptych.storage import TriptychError
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
-from triptych.train.loop import set_trainable, train, validate
+from triptych.train.loop import train
+from triptych.train.measure import validate
 from triptych.train.order import epoch_batches, learning_rate_factor
+from triptych.train.parts import set_trainable
 
 FP32 = Training(precision="fp32")
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -143,9 +147,10 @@ def test_bf16_trains_what_fp32_trains(samples, features, prompt):
 
 
 def test_validation_does_not_depend_on_its_batches(model, samples, features, prompt, monkeypatch):
-    whole = validate(model, samples, features, prompt, "fp32")
-    monkeypatch.setattr("triptych.train.loop.VALIDATION_BATCH", 3)
-    parts = validate(model, samples, features, prompt, "fp32")
+    to_batch = partial(pack, features=features, prompt=prompt, image_tokens=TOKENS)
+    whole = validate(model, samples, to_batch, "fp32")
+    monkeypatch.setattr("triptych.train.measure.VALIDATION_BATCH", 3)
+    parts = validate(model, samples, to_batch, "fp32")
     assert parts.mean_loss == pytest.approx(whole.mean_loss, rel=1e-5)
     assert parts.exact == whole.exact
 

@@ -1,7 +1,9 @@
 """Checkpoints: a folder of safetensors and a manifest that says what it is; the hand-over between stages."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -39,8 +41,12 @@ class Base:
         return {"language_model": files, "vision_encoder": self.vision_encoder}
 
 
+@cache
 def code_version() -> str:
-    """Version of Triptych and a hash of its source, to tell which code made a checkpoint."""
+    """Version of Triptych and a hash of its source, to tell which code made a checkpoint.
+
+    The source is read at the first call, so a training asks as it starts: files may be edited while it runs.
+    """
     folder = Path(triptych.__file__).parent
     source = "".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in sorted(folder.rglob("*.py")))
     return f"{triptych.__version__}+{sha256_bytes(source.encode())[:12]}"
@@ -55,6 +61,7 @@ def build(
     split: str,
     dtype: torch.dtype,
     device: torch.device,
+    init: Literal["random", "parent"] = "parent",
 ) -> VisionLanguageModel:
     """The model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
@@ -67,6 +74,7 @@ def build(
         split: `shared` or the fold.
         dtype: of the frozen language model; what trains is fp32.
         device: where the model will run.
+        init: `random` gives a fresh connector though there is a parent, and the parent's adapters.
 
     Raises:
         TriptychError: the parent is damaged, or was trained on other models, settings or seed.
@@ -78,11 +86,14 @@ def build(
     manifest = verify(parent, base) if parent else {"seed": seed, "files": {}}
     if manifest["seed"] != seed:
         raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
+    keep = init == "parent"
+    if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
+        raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
     parent_has_lora = ADAPTER_FILE in manifest["files"]
     if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
     if parent:
-        load_trained(model, parent.parent)
+        load_trained(model, parent.parent, connector=keep)
     if lora and not parent_has_lora:
         model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
     return model.to(device)
@@ -93,6 +104,7 @@ def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.devi
     manifest = read_json(manifest_path)  # `build` verifies it
     connector = Connector.model_validate(manifest["connector"])
     model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype, device)
+    model.blind = manifest.get("blind", False)
     return model.eval().requires_grad_(False)
 
 

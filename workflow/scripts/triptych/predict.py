@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from triptych import checkpoint
-from triptych.encode import Features
+from triptych.features import Features
 from triptych.hardware import Precision, best_device, compute_dtype, mixed_precision
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
@@ -37,16 +37,19 @@ def generate(
     """Greedy answers (token ids, without the end token), in the order of `samples`.
 
     The image prefix runs once per image; its keys and values are then shared by all the image's questions. Questions
-    are padded on the left, between prefix and question, where the mask hides it.
+    are padded on the left, between prefix and question, where the mask hides it. A blind model is shown no image, and
+    no features are asked for.
     """
     device = next(model.parameters()).device
     images = list(dict.fromkeys(sample.image_id for sample in samples))
-    image = model.project(features(images).to(device))
     before = model.embed(torch.tensor(prompt.before_image, dtype=torch.long, device=device))
-    prefix = torch.cat([before.expand(len(images), -1, -1), image], dim=1)
+    prefix = before.expand(len(images), -1, -1)
+    if not model.blind:
+        prefix = torch.cat([prefix, model.project(features(images).to(device))], dim=1)
     cache = DynamicCache(config=model.decoder.config)
-    model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
-    cache.batch_select_indices(torch.tensor([images.index(sample.image_id) for sample in samples], device=device))
+    if prefix.shape[1]:  # a blind model's prompt may begin with the question
+        model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(torch.tensor([images.index(sample.image_id) for sample in samples], device=device))
 
     longest = max(len(sample.question) for sample in samples)
     pads = [longest - len(sample.question) for sample in samples]

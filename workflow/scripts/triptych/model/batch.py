@@ -77,11 +77,12 @@ def tokenise(rows: Sequence[dict], prompt: PromptTokens) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed samples: R rows of L tokens, holding B image blocks of N image tokens each, and T answer tokens.
+    """Packed samples: R rows of L tokens, holding B image blocks of I image tokens each, and T answer tokens.
 
     Attributes:
-        features: vision features (B, N, D).
-        image_rows, image_columns: (B,): where each block's image tokens begin.
+        features: vision features (B, N, D); (B, 0, 0) where no image is shown.
+        image_rows: (B,): the row of each block.
+        image_columns: (B, I): where its image tokens stand in it.
         tokens: token ids (R, L); those at the places of image tokens and padding mean nothing.
         blocks: (R, L): number of the block, or PADDING.
         segments: (R, L): PREFIX, or the sample's number within its block, from 1.
@@ -166,6 +167,7 @@ def pack(
     samples: Sequence[Sample],
     features: Callable[[Sequence[str]], torch.Tensor],
     prompt: PromptTokens,
+    image_tokens: int,
     row_tokens: int = ROW_TOKENS,
 ) -> Batch:
     """Pack samples into rows of image blocks.
@@ -174,13 +176,13 @@ def pack(
         samples: any order; samples of one image share a block.
         features: image ids -> vision features (B, N, D).
         prompt: the fixed text.
+        image_tokens: tokens that the model makes of a picture; with 0, no features are asked for.
         row_tokens: length that rows are filled up to.
     """
     images = by_image(samples)
     members = list(images.values())
-    image_features = features(list(images))
-    before, count = list(prompt.before_image), image_features.shape[1]
-    prefix = len(before) + count
+    before = list(prompt.before_image)
+    prefix = len(before) + image_tokens
     lengths = [prefix + sum(len(samples[index].text) for index in indices) for indices in members]
     rows = place(lengths, row_tokens)
     tokens, blocks, segments, positions = ([[] for _ in rows] for _ in range(4))
@@ -189,7 +191,7 @@ def pack(
     for row, row_blocks in enumerate(rows):
         for block in row_blocks:
             starts[block] = (row, len(tokens[row]) + len(before))
-            tokens[row] += before + [prompt.end] * count
+            tokens[row] += before + [prompt.end] * image_tokens
             segments[row] += [PREFIX] * prefix
             positions[row] += range(prefix)
             for segment, index in enumerate(members[block], start=1):
@@ -204,9 +206,9 @@ def pack(
     image_rows, image_columns = zip(*(starts[block] for block in range(len(members))), strict=True)
     target_rows, target_columns, target_tokens, target_samples = zip(*targets, strict=True)
     return Batch(
-        features=image_features,
+        features=features(list(images)) if image_tokens else torch.empty(len(images), 0, 0),
         image_rows=torch.tensor(image_rows),
-        image_columns=torch.tensor(image_columns),
+        image_columns=torch.tensor(image_columns)[:, None] + torch.arange(image_tokens),
         tokens=_padded(tokens, prompt.end),
         blocks=_padded(blocks, PADDING),
         segments=_padded(segments, PREFIX),

@@ -1,5 +1,6 @@
 """The trained part and the frozen part together: connector, language model, optional LoRA."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -18,24 +19,49 @@ ADAPTER_FILE = "adapter.safetensors"
 COMPONENT_FILES = {"connector": CONNECTOR_FILE, "lora": ADAPTER_FILE}
 
 
+def pool_tokens(tokens: torch.Tensor, pool: int) -> torch.Tensor:
+    """Average the `pool` x `pool` neighbours of a square grid: tokens (B, N, D), row by row, -> (B, N / pool^2, D).
+
+    Raises:
+        TriptychError: N is no square number, or `pool` does not divide the square's side.
+    """
+    if pool == 1:
+        return tokens
+    count = tokens.shape[1]
+    side = math.isqrt(count)
+    if side**2 != count:
+        raise TriptychError(f"connector.pool: {count} vision tokens are no square grid (is a class token among them?)")
+    if side % pool:
+        raise TriptychError(f"connector.pool: {pool} does not divide {side}, the side of the grid of vision tokens")
+    grid = tokens.unflatten(1, (side // pool, pool, side // pool, pool))
+    return grid.mean((2, 4)).flatten(1, 2)
+
+
 class Mlp(nn.Module):
     """Linear, GELU, linear: LLaVA-1.5's "mlp2x_gelu" (Liu et al., arXiv 2310.03744), with LLaVA's tensor names."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, pool: int = 1):
         super().__init__()
+        self.pool = pool
         self.linear_1 = nn.Linear(inputs, outputs)
         self.linear_2 = nn.Linear(outputs, outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision tokens (B, N, D) -> language-model tokens (B, N, H)."""
-        return self.linear_2(functional.gelu(self.linear_1(features)))
+        """Vision tokens (B, N, D) -> language-model tokens (B, N / pool^2, H)."""
+        return self.linear_2(functional.gelu(self.linear_1(pool_tokens(features, self.pool))))
+
+
+class Linear(nn.Linear):
+    """One linear layer, vision tokens (B, N, D) -> language-model tokens (B, N, H), as in the first LLaVA."""
+
+    pool = 1
 
 
 def build_connector(settings: Connector, inputs: int, outputs: int, seed: int) -> nn.Module:
-    """A fresh connector in fp32; its weights depend on `seed` alone."""
+    """A fresh connector in fp32; its weights depend on `seed` alone. It says in `pool` what it pools."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return {"mlp2x_gelu": Mlp}[settings.kind](inputs, outputs)
+        return Linear(inputs, outputs) if settings.kind == "linear" else Mlp(inputs, outputs, settings.pool or 1)
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
@@ -63,12 +89,17 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
 
 
 class VisionLanguageModel(nn.Module):
-    """Connector and language model, fed with cached vision features."""
+    """Connector and language model, fed with cached vision features.
 
-    def __init__(self, connector: nn.Module, language_model: nn.Module):
+    Attributes:
+        blind: True where no image is shown; then no vision features are needed.
+    """
+
+    def __init__(self, connector: nn.Module, language_model: nn.Module, blind: bool = False):
         super().__init__()
         self.connector = connector
         self.language_model = language_model
+        self.blind = blind
 
     @property
     def has_lora(self) -> bool:
@@ -85,20 +116,33 @@ class VisionLanguageModel(nn.Module):
         """Text embeddings (..., H) of token ids (...)."""
         return self.language_model.get_input_embeddings()(token_ids)
 
+    def image_tokens(self, features: torch.Tensor) -> int:
+        """How many tokens a picture of these features (B, N, D) takes in the language model's input.
+
+        Raises:
+            TriptychError: the connector cannot pool so many vision tokens.
+        """
+        return pool_tokens(features[:1], self.connector.pool).shape[1]
+
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision features (B, N, D) -> image tokens (B, N, H) in the language model's dtype."""
+        """Vision features (B, N, D) -> image tokens (B, `image_tokens`, H) in the language model's dtype."""
         return self.connector(features).to(self.language_model.get_input_embeddings().weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output head on hidden states (..., H) -> float32 logits (..., V)."""
         return self.language_model.get_output_embeddings()(hidden).float()
 
-    def answer_logits(self, batch: Batch) -> torch.Tensor:
-        """Logits (T, V) that predict the batch's T answer tokens; no other logits are computed."""
-        image = self.project(batch.features)
+    def answer_logits(self, batch: Batch, image: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (T, V) that predict the batch's T answer tokens; no other logits are computed.
+
+        Args:
+            batch: packed samples.
+            image: the batch's image tokens, where they have been projected already.
+        """
         embeddings = self.embed(batch.tokens).clone()
-        offsets = torch.arange(image.shape[1], device=image.device)
-        embeddings[batch.image_rows[:, None], batch.image_columns[:, None] + offsets] = image
+        if not self.blind:
+            image = self.project(batch.features) if image is None else image
+            embeddings[batch.image_rows[:, None], batch.image_columns] = image
         allowed = batch.attention_mask()
         lowest = torch.finfo(embeddings.dtype).min
         hidden = self.decoder(
@@ -129,13 +173,20 @@ def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
     return sorted(state)
 
 
-def load_trained(model: VisionLanguageModel, folder: Path) -> None:
+def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
     """Load a checkpoint's tensors; the model must have exactly the same ones.
+
+    Args:
+        model: that takes them.
+        folder: of the checkpoint.
+        connector: load the connector's, too, and not the adapters' alone.
 
     Raises:
         TriptychError: a tensor is missing, surplus or of another shape; the message names it.
     """
     expected = trained_state(model)
+    if not connector:
+        del expected[CONNECTOR_FILE]
     for file, tensors in expected.items():
         path = folder / file
         if not path.is_file():

@@ -3,17 +3,22 @@
 import argparse
 import json
 import os
+import sys
+import time
 from pathlib import Path
 
 from triptych import checkpoint
-from triptych.encode import Features
+from triptych.features import Features
 from triptych.hardware import best_device, compute_dtype
 from triptych.model.batch import prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.samples import load_questions
 from triptych.settings import Connector, Lora, Record, Stage, Training
 from triptych.storage import read_json, run_step, sha256_file, stable_order
-from triptych.train.loop import describe, train
+from triptych.train.loop import train
+from triptych.train.measure import chosen_epoch
+from triptych.train.parts import describe
+from triptych.train.resume import EXIT_STATUS, Keeper, Paused
 
 
 class Job(Record):
@@ -39,7 +44,8 @@ def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
 
 
 def main() -> None:
-    """Train one stage and write its checkpoint."""
+    """Train one stage and write its checkpoint; exit status 75: saved before it was done, to be run again."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="the training's settings as JSON")
     parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a fresh connector")
@@ -47,6 +53,11 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
     parser.add_argument("--language-model", type=Path, required=True, help="folder of the language model")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    # Not part of the job: they change nothing in what is trained.
+    parser.add_argument(
+        "--save-minutes", type=float, default=Training().save_minutes, help="minutes between two saved states"
+    )
+    parser.add_argument("--time-limit-minutes", type=float, help="save and stop before so many minutes are over")
     arguments = parser.parse_args()
     job = Job.model_validate_json(arguments.job)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -55,7 +66,9 @@ def main() -> None:
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
     base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
-    model = checkpoint.build(base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device)
+    model = checkpoint.build(
+        base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
+    )
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
     limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
     training, validation = (
@@ -67,9 +80,6 @@ def main() -> None:
         f"{device.type}, {str(dtype).removeprefix('torch.')}; parent: {arguments.parent or 'none'}",
         flush=True,
     )
-    key = [job.split, job.stage_name]
-    rows = list(train(model, training, validation, features, prompt, job.stage, job.training, job.seed, key))
-
     parent = read_json(arguments.parent) if arguments.parent else None
     manifest = {
         "prefix": job.prefix,
@@ -78,16 +88,38 @@ def main() -> None:
         "stages": [*(parent["stages"] if parent else []), {job.stage_name: job.stage.model_dump()}],
         "connector": job.connector.model_dump(),
         "lora": job.lora.model_dump() if job.lora else parent and parent["lora"],
+        "blind": job.stage.blind,
         "parent": sha256_file(arguments.parent) if arguments.parent else None,
         "data": read_json(arguments.data / "manifest.json")["files"],
         "features": features.manifest["files"],
         **base.hashes,
         "precision": str(dtype).removeprefix("torch."),
-        "parameters": describe(model),
         "samples": {"train": len(training), "validation": len(validation)},
-        "metrics": rows[-1],
     }
+    facts = {
+        "settings": json.loads(arguments.job),
+        **{name: manifest[name] for name in ("parent", "data", *base.hashes, "precision")},
+        "features": features.manifest,
+        "device": device.type,
+        "questions": [[sample.question_id for sample in part] for part in (training, validation)],
+    }
+    limit = arguments.time_limit_minutes
+    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, limit and started + 60 * limit)
+    keeper.listen()
+    key = [job.split, job.stage_name]
+    epochs = train(model, training, validation, features, prompt, job.stage, job.training, job.seed, key, keeper)
+    try:
+        rows = list(epochs)
+    except Paused as pause:
+        print(f"{pause} (exit status {EXIT_STATUS})", flush=True)
+        sys.exit(EXIT_STATUS)
+    epoch = chosen_epoch(rows, job.stage.select)
+    print(f"the checkpoint holds epoch {epoch} of {rows[-1]['epoch']}", flush=True)
+    manifest |= {"parameters": describe(model.named_parameters()), "epoch": epoch, "metrics": rows[epoch]}
+    if keeper.codes[:-1]:
+        manifest["earlier_code"] = keeper.codes[:-1]  # versions of Triptych that made the saved states
     checkpoint.save(model, arguments.out, manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    keeper.clear()
 
 
 if __name__ == "__main__":

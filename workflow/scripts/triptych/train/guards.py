@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,11 @@ from triptych.storage import TriptychError
 # Projected image tokens against text embeddings. Healthy connectors reach 10 to 40 with small text embeddings, so the
 # bounds only catch a collapse or an explosion.
 NORM_RATIO_BOUNDS = (1e-3, 1e4)
+
+SPIKE_WINDOW = 64  # steps that a step's loss is compared with
+SPIKE_LEAST_STEPS = 16  # before so many, nothing is called a spike
+SPIKE_DEVIATIONS = 6.0
+SPIKE_LEAST_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fitting, make no spikes
 
 
 def frozen_hash(model: nn.Module) -> str:
@@ -39,6 +45,13 @@ class GradientGuard:
         self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.reached: set[str] = set()
         self.seen = 0
+
+    def go_on(self, step: int, reached: Sequence[str]) -> None:
+        """Take up a watch that saw `step` steps, in which a gradient reached these parameters."""
+        self.seen = step
+        self.reached = set(reached)
+        if step >= self.STEPS:
+            self.start.clear()
 
     def check_gradients(self) -> None:
         """Call between the backward pass and the optimiser's step.
@@ -73,6 +86,19 @@ class GradientGuard:
         if still:
             raise TriptychError(f"{', '.join(still)} did not change in {self.STEPS} steps; check the learning rate")
         self.start.clear()
+
+
+def spike_ratio(loss: float, recent: Sequence[float]) -> float | None:
+    """A step's loss over the highest one that is usual; above 1 it is a spike. None while too few steps are known.
+
+    Usual is up to mean + 6 standard deviations of the recent steps' losses, both estimated from medians (the standard
+    deviation as 1.4826 times the median distance from the median), so that one spike does not hide the next.
+    """
+    if len(recent) < SPIKE_LEAST_STEPS:
+        return None
+    middle = statistics.median(recent)
+    deviation = 1.4826 * statistics.median(abs(value - middle) for value in recent)
+    return loss / (middle + SPIKE_DEVIATIONS * max(deviation, SPIKE_LEAST_DEVIATION))
 
 
 def check_finite(name: str, value: float, step: int, question_ids: Sequence[str]) -> None:

@@ -3,11 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from triptych.hardware import mixed_precision
 from triptych.model.batch import PromptTokens, Sample, pack, split_by_image
@@ -15,107 +15,17 @@ from triptych.model.vlm import VisionLanguageModel
 from triptych.settings import Stage, Training
 from triptych.storage import TriptychError, derive_seed
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
-from triptych.train.order import epoch_batches, learning_rate_factor
+from triptych.train.measure import Score, chosen_epoch, norm_ratio, validate
+from triptych.train.order import epoch_batches
+from triptych.train.parts import as_table, describe, make_optimiser, set_trainable
+from triptych.train.progress import Progress
+from triptych.train.regularisation import build_head, cosine_term
+from triptych.train.resume import Keeper, State, pack_tensors, unpack_tensors
 
 CLIP_NORM = 1.0
 STEP_TOKENS = 8192  # of one forward and backward pass; a larger step is added up from several
-VALIDATION_BATCH = 32  # samples; a memory bound, results do not depend on it beyond rounding
 SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclass
-class Score:
-    """Sums over samples: loss, answer tokens, samples, samples whose every token is predicted right."""
-
-    loss: float = 0.0
-    tokens: int = 0
-    samples: int = 0
-    exact: int = 0
-
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, samples: int) -> torch.Tensor:
-        """Add one batch: logits (T, V), targets (T,), owners (T,). Gives the sum of its T losses, with its graph."""
-        loss = functional.cross_entropy(logits, targets, reduction="sum")
-        wrong = torch.zeros(samples, dtype=torch.bool, device=logits.device)
-        wrong[owners[logits.argmax(-1) != targets]] = True
-        self.loss += loss.item()
-        self.tokens += len(targets)
-        self.samples += samples
-        self.exact += samples - int(wrong.sum())
-        return loss
-
-    @property
-    def mean_loss(self) -> float:
-        """Cross-entropy per answer token, in nats."""
-        return self.loss / self.tokens
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples whose answer, end token included, is the model's own greedy choice token by token.
-
-        This is exact match of greedy decoding at the price of one forward pass: greedy decoding gives the gold answer
-        exactly when, after each of its prefixes, the likeliest token is its next one.
-        """
-        return self.exact / self.samples
-
-
-def part_of(parameter_name: str) -> str:
-    """Which part of the model a parameter belongs to: connector, lora or base."""
-    if parameter_name.startswith("connector."):
-        return "connector"
-    return "lora" if ".lora_" in parameter_name else "base"
-
-
-def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Let exactly `parts` train; gives their parameters by name.
-
-    Raises:
-        TriptychError: a part has no parameters in this model.
-    """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in parts)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for part in parts:
-        if not any(part_of(name) == part for name in trained):
-            raise TriptychError(f"the stage trains '{part}', but the model has no such part")
-    return trained
-
-
-def describe(model: VisionLanguageModel) -> dict[str, dict[str, int]]:
-    """Number of trained and frozen parameters per part."""
-    counts: dict[str, dict[str, int]] = {}
-    for name, parameter in model.named_parameters():
-        state = "trained" if parameter.requires_grad else "frozen"
-        part = counts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
-        part[state] += parameter.numel()
-    return counts
-
-
-@torch.inference_mode()
-def validate(
-    model: VisionLanguageModel,
-    samples: Sequence[Sample],
-    features: Callable[[Sequence[str]], torch.Tensor],
-    prompt: PromptTokens,
-    precision: str,
-) -> Score:
-    """Loss and exact match over samples, teacher-forced."""
-    model.eval()
-    device = next(model.parameters()).device
-    score = Score()
-    for start in range(0, len(samples), VALIDATION_BATCH):
-        chosen = samples[start : start + VALIDATION_BATCH]
-        batch = pack(chosen, features, prompt).to(device)
-        with mixed_precision(precision, device):
-            score.add(model.answer_logits(batch), batch.targets, batch.target_samples, len(chosen))
-    return score
-
-
-@torch.inference_mode()
-def norm_ratio(model: VisionLanguageModel, sample_features: torch.Tensor, token_ids: torch.Tensor) -> float:
-    """Mean length of projected image tokens over mean length of the text embeddings beside them."""
-    device = next(model.parameters()).device
-    image = model.project(sample_features.to(device)).float().norm(dim=-1).mean()
-    return float(image / model.embed(token_ids.to(device)).float().norm(dim=-1).mean())
+BEST = "best/"  # in a saved state: weights of the best epoch so far
 
 
 def train(
@@ -128,8 +38,12 @@ def train(
     settings: Training,
     seed: int,
     key: Sequence[str],
+    keeper: Keeper | None = None,
 ) -> Iterator[dict]:
     """Train one stage in place; yields the metrics of each epoch, epoch 0 being the state at the start.
+
+    On the same kind of processor, a training that was stopped and taken up again ends with the same bits as one that
+    was not.
 
     Args:
         model: on its device; what trains in fp32, the rest frozen.
@@ -137,88 +51,129 @@ def train(
         validation: samples to measure on.
         features: image ids -> vision features (R, N, D).
         prompt: the fixed text.
-        stage: what trains, rates, epochs, batch size.
+        stage: what trains and how.
         settings: precision.
         seed: the run's seed.
         key: names that, with the seed, fix the order of samples and the dropout.
+        keeper: saves the training as it goes, and has what an earlier attempt saved; None keeps nothing.
 
     Raises:
         TriptychError: a guard stopped the training.
+        Paused: the keeper stopped it, and has saved it.
     """
     device = next(model.parameters()).device
+    model.blind = stage.blind
     trained = set_trainable(model, stage.train)
-    for part, counts in describe(model).items():
-        print(f"{part}: {counts['trained']:,} parameters train, {counts['frozen']:,} are frozen", flush=True)
-    groups = [
-        {
-            "params": [parameter for name, parameter in trained.items() if part_of(name) == part],
-            "lr": stage.learning_rate[part],
-            "weight_decay": stage.weight_decay,
-        }
-        for part in stage.train
-    ]
-    optimiser = torch.optim.AdamW(groups)
-    steps = stage.epochs * -(-len(training) // stage.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_factor(step, steps, stage.warmup)
-    )
+    some = training[:8]
+    some_features = None if stage.blind else features(list({sample.image_id: None for sample in some}))
+    some_tokens = torch.tensor([token for sample in some for token in sample.text])
+    image_tokens = 0 if stage.blind else model.image_tokens(some_features)
+    prefix = len(prompt.before_image) + image_tokens
+    to_batch = partial(pack, features=features, prompt=prompt, image_tokens=image_tokens)
+
+    term = stage.regularisation
+    head = build_head(term, model, some_features, derive_seed(seed, "regularisation", *key))
+    added = {f"regularisation.{name}": weight for name, weight in head.named_parameters()} if head else {}
+    trained |= added
+    epochs = stage.epochs or 0  # none where nothing trains
+    epoch_steps = -(-len(training) // stage.batch_size)
+    steps = epochs * epoch_steps
+    shown = f"{image_tokens} image tokens a picture" if image_tokens else "no images"
+    print(as_table(describe([*model.named_parameters(), *added.items()])))
+    print(f"{steps} steps of {stage.batch_size} samples in {epochs} epochs; {shown}", flush=True)
+    optimiser, schedule = make_optimiser(trained, stage, steps)
     frozen = frozen_hash(model)
     guard = GradientGuard(trained)
-    some = training[:8]
-    some_features = features(list({sample.image_id: None for sample in some}))
-    prefix = len(prompt.before_image) + some_features.shape[1]
-    some_tokens = torch.tensor([token for sample in some for token in sample.text])
     torch.manual_seed(derive_seed(seed, "dropout", *key))
+    progress = Progress()
+    best: dict[str, torch.Tensor] = {}
+    if keeper and (state := keeper.load()):
+        record = dict(state.record)
+        unpack_tensors(state.tensors, trained, optimiser)
+        best = {name.removeprefix(BEST): kept for name, kept in state.tensors.items() if name.startswith(BEST)}
+        schedule.load_state_dict(record["schedule"])
+        for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        guard.go_on(record["progress"]["step"], record["reached"])
+        progress = Progress(**{**record["progress"], "learnt": Score(**record["progress"]["learnt"])})
+        print(f"resuming at epoch {min(progress.epoch, epochs)}, step {progress.step} of {steps}", flush=True)
 
-    def measure(epoch: int, step: int, learnt: Score | None, gradient_norms: list[float]) -> dict:
-        held_out = validate(model, validation, features, prompt, settings.precision)
-        check_finite("the validation loss", held_out.mean_loss, step, [])
-        ratio = norm_ratio(model, some_features, some_tokens)
-        check_norm_ratio(ratio)
-        metrics = {
-            "epoch": epoch,
-            "step": step,
-            "train_loss": learnt and learnt.mean_loss,
-            "train_accuracy": learnt and learnt.accuracy,
-            "validation_loss": held_out.mean_loss,
-            "validation_accuracy": held_out.accuracy,
-            "validation_samples": held_out.samples,
-            "gradient_norm_mean": sum(gradient_norms) / len(gradient_norms) if gradient_norms else None,
-            "gradient_norm_max": max(gradient_norms, default=None),
-            "token_norm_ratio": ratio,
+    def capture() -> State:
+        record = {
+            "progress": asdict(progress),
+            "schedule": schedule.state_dict(),
+            "reached": sorted(guard.reached),
         }
+        kept = {f"{BEST}{name}": weight for name, weight in best.items()}
+        return State(pack_tensors(trained, optimiser) | kept, record)
+
+    def may_stop() -> None:
+        if keeper:
+            keeper.ask(capture, f"epoch {progress.epoch}, step {progress.step} of {steps}")
+
+    def measure() -> dict:
+        nonlocal best
+        held_out = validate(model, validation, to_batch, settings.precision, may_stop)
+        check_finite("the validation loss", held_out.mean_loss, progress.step, [])
+        ratio = None if stage.blind else norm_ratio(model, some_features, some_tokens)
+        if ratio is not None:
+            check_norm_ratio(ratio)
+        metrics = progress.end_epoch(held_out, ratio)
         print(json.dumps(metrics), flush=True)
+        if stage.select == "best" and chosen_epoch(progress.rows, "best") == metrics["epoch"]:
+            best = {name: weight.detach().cpu().clone() for name, weight in trained.items() if name not in added}
+        if keeper:
+            keeper.save(capture())
         return metrics
 
-    yield measure(0, 0, None, [])
-    step, start, last_line = 0, time.monotonic(), time.monotonic()
-    for epoch in range(1, stage.epochs + 1):
+    def learn(chosen: Sequence[Sample]) -> None:
+        """One step of the optimiser."""
+        # Means are over the answer tokens and pictures of the whole step, in however many pieces it is computed.
+        answer_tokens = sum(len(sample.answer) for sample in chosen)
+        pictures = len({sample.image_id for sample in chosen})
+        step_loss = step_term = 0.0
+        for piece in split_by_image(chosen, prefix, STEP_TOKENS):
+            batch = to_batch(piece).to(device)
+            with mixed_precision(settings.precision, device):
+                image = model.project(batch.features) if head else None
+                logits = model.answer_logits(batch, image)
+                cosine = cosine_term(term.kind, model, head, batch.features, image) / pictures if head else None
+            loss = progress.learnt.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
+            if cosine is not None:
+                loss = loss + term.weight * cosine
+                step_term += cosine.item()
+            step_loss += loss.item()
+            check_finite("the loss", step_loss, progress.step, [sample.question_id for sample in piece])
+            loss.backward()
+        guard.check_gradients()
+        norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
+        check_finite("the gradient's norm", norm, progress.step, [sample.question_id for sample in chosen])
+        optimiser.step()
+        optimiser.zero_grad()
+        guard.check_change()
+        schedule.step()
+        progress.end_step(step_loss, norm, step_term if head else None)
+
+    yield from progress.rows
+    if not progress.rows:
+        yield measure()
+    first, start, last_line = progress.step, time.monotonic(), time.monotonic()
+    while progress.epoch <= epochs:
+        epoch = progress.epoch
         model.train()
-        learnt, gradient_norms = Score(), []
-        for chosen in epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)]):
-            # The mean is over the answer tokens of the whole step, in however many pieces it is computed.
-            answer_tokens = sum(len(sample.answer) for sample in chosen)
-            for piece in split_by_image(chosen, prefix, STEP_TOKENS):
-                batch = pack(piece, features, prompt).to(device)
-                with mixed_precision(settings.precision, device):
-                    logits = model.answer_logits(batch)
-                loss = learnt.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
-                check_finite("the loss", loss.item(), step, [sample.question_id for sample in piece])
-                loss.backward()
-            guard.check_gradients()
-            norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
-            check_finite("the gradient's norm", norm, step, [sample.question_id for sample in chosen])
-            gradient_norms.append(norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            guard.check_change()
-            schedule.step()
-            step += 1
+        batches = epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)])
+        for chosen in batches[progress.step - (epoch - 1) * epoch_steps :]:
+            learn(chosen)
             now = time.monotonic()
-            if now - last_line > SECONDS_BETWEEN_LINES or step == steps:
+            if now - last_line > SECONDS_BETWEEN_LINES or progress.step == steps:
                 last_line = now
-                left = (now - start) / step * (steps - step)
-                print(f"epoch {epoch} step {step}/{steps} loss {learnt.mean_loss:.4f} {left:.0f} s left", flush=True)
-        yield measure(epoch, step, learnt, gradient_norms)
+                left = (now - start) / (progress.step - first) * (steps - progress.step)
+                place = f"epoch {epoch} step {progress.step}/{steps}"
+                print(f"{place} loss {progress.learnt.mean_loss:.4f} {left:.0f} s left", flush=True)
+            may_stop()
+        yield measure()
     if frozen_hash(model) != frozen:
         raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
+    with torch.no_grad():
+        for name, weight in best.items():
+            trained[name].copy_(weight)

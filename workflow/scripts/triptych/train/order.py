@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from triptych.model.batch import Sample, by_image
+from triptych.settings import Schedule
 from triptych.storage import derive_seed
 
 
@@ -25,9 +26,19 @@ def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then cosine to zero."""
+def learning_rate_factor(step: int, steps: int, warmup: float, kind: Schedule = "cosine") -> float:
+    """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then as `kind` says.
+
+    cosine and linear end at zero.
+    """
     rising = round(steps * warmup)
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + np.cos(np.pi * (step - rising) / max(1, steps - rising)))
+    falling = max(1, steps - rising)
+    match kind:
+        case "cosine":
+            return 0.5 * (1 + np.cos(np.pi * (step - rising) / falling))
+        case "linear":
+            return 1 - (step - rising) / falling
+        case "constant":
+            return 1.0

@@ -1,0 +1,57 @@
+"""Runs trainings in forks of a process that has loaded everything: a start costs a moment, not five seconds.
+
+Each line on stdin is a training: {"arguments": [...], "log": file}. The answers are its process id at once, and its
+exit status when it has ended.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from triptych.grid import SHARED
+from triptych.model import language_model
+from triptych.model.vlm import add_lora
+from triptych.samples import load_questions
+from triptych.settings import Lora
+from triptych.storage import run_step
+from triptych.train.__main__ import main
+
+
+def run(arguments: list[str], log: str) -> int:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["triptych.train", *arguments]
+    try:
+        run_step(main)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            return end.code
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    inputs = Path(sys.argv[1])  # using them once loads the libraries that a training would load
+    load_questions(inputs / "data", SHARED, "train")
+    add_lora(language_model.load(inputs / "language_model", torch.float32, "eager"), Lora(), seed=0)
+    language_model.load_tokenizer(inputs / "language_model")
+    for line in sys.stdin:
+        job = json.loads(line)
+        if (process := os.fork()) == 0:
+            status = 1
+            try:
+                status = run(job["arguments"], job["log"])
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)

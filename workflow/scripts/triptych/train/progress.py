@@ -1,0 +1,62 @@
+"""How far a training has come, and the statistics of its epochs."""
+
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from triptych.train.guards import SPIKE_WINDOW, spike_ratio
+from triptych.train.measure import Score
+
+
+@dataclass
+class Progress:
+    """How far a training has come: all of it that is not in tensors, for saved states."""
+
+    step: int = 0  # steps done; with the number of epochs, this is the place in the order of samples
+    rows: list[dict] = field(default_factory=list)  # metrics of the epochs that are over, epoch 0 first
+    recent: list[float] = field(default_factory=list)  # losses of the last steps, which the next is compared with
+    # Of the epoch that is under way, a number for each step:
+    learnt: Score = field(default_factory=Score)
+    gradient_norms: list[float] = field(default_factory=list)
+    spike_ratios: list[float] = field(default_factory=list)
+    cosine_terms: list[float] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way; 0 is the measurement before the first."""
+        return len(self.rows)
+
+    def end_step(self, loss: float, gradient_norm: float, cosine_term: float | None) -> None:
+        """Count a step; warns where its loss is far above those before it."""
+        ratio = spike_ratio(loss, self.recent)
+        if ratio is not None:
+            self.spike_ratios.append(ratio)
+            if ratio > 1:
+                usual = f"{ratio:.2f} times the most that is usual after the {len(self.recent)} steps before it"
+                print(f"warning: step {self.step}: the loss is {loss:.4f}, {usual}", flush=True)
+        self.recent = [*self.recent, loss][-SPIKE_WINDOW:]
+        self.gradient_norms.append(gradient_norm)
+        if cosine_term is not None:
+            self.cosine_terms.append(cosine_term)
+        self.step += 1
+
+    def end_epoch(self, held_out: Score, token_norm_ratio: float | None) -> dict:
+        """Close the epoch, whose validation gave `held_out`; gives its metrics."""
+        learnt = self.learnt
+        metrics = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": learnt.mean_loss if learnt.samples else None,
+            "train_accuracy": learnt.accuracy if learnt.samples else None,
+            "validation_loss": held_out.mean_loss,
+            "validation_accuracy": held_out.accuracy,
+            "validation_samples": held_out.samples,
+            "gradient_norm_mean": fmean(self.gradient_norms) if self.gradient_norms else None,
+            "gradient_norm_max": max(self.gradient_norms, default=None),
+            "loss_spikes": sum(ratio > 1 for ratio in self.spike_ratios),
+            "loss_spike_ratio_max": max(self.spike_ratios, default=None),
+            "cosine_term": fmean(self.cosine_terms) if self.cosine_terms else None,
+            "token_norm_ratio": token_norm_ratio,
+        }
+        self.rows.append(metrics)
+        self.learnt, self.gradient_norms, self.spike_ratios, self.cosine_terms = Score(), [], [], []
+        return metrics

@@ -1,0 +1,51 @@
+"""The cosine terms beside the loss: what they add to a training, and what they measure."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from triptych.model.vlm import Mlp, VisionLanguageModel, pool_tokens
+from triptych.settings import Regularisation
+
+
+def build_head(
+    settings: Regularisation, model: VisionLanguageModel, features: torch.Tensor | None, seed: int
+) -> nn.Module | None:
+    """The layer that a term needs, in fp32 on the model's device, its weights depending on `seed` alone; None for none.
+
+    It is no part of the model: it trains beside the connector for one stage, and no checkpoint holds it.
+
+    Args:
+        settings: which term.
+        model: whose connector is regularised.
+        features: some vision features (B, N, D), for their width; not used without a term.
+        seed: of the weights.
+    """
+    if not settings.active:
+        return None
+    embeddings = model.language_model.get_input_embeddings().weight
+    hidden = embeddings.shape[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if settings.kind == "reconstruct":
+            return nn.Linear(hidden, features.shape[-1]).to(embeddings.device)
+        return Mlp(hidden, hidden).to(embeddings.device)
+
+
+def cosine_term(
+    kind: str, model: VisionLanguageModel, head: nn.Module, features: torch.Tensor, image: torch.Tensor
+) -> torch.Tensor:
+    """1 - cos, as a mean over a picture's tokens and a sum over pictures.
+
+    Gradients flow into both sides of self-distillation, as in the definition.
+
+    Args:
+        kind: `reconstruct` or `self-distillation`.
+        model: whose connector is regularised.
+        head: from `build_head`.
+        features: vision features (B, N, D).
+        image: their image tokens (B, I, H), with their graph.
+    """
+    image = image.float()
+    target = pool_tokens(features, model.connector.pool) if kind == "reconstruct" else image
+    return (1 - functional.cosine_similarity(head(image).float(), target.float(), dim=-1)).mean(1).sum()
