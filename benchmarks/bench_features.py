@@ -51,8 +51,8 @@ def write_pictures(folder: Path, number: int) -> int:
         {"id": str(row), "image": {"bytes": data, "path": f"{row}.jpg"}, "sha256": sha256_bytes(data)}
         for row, data in enumerate(files)
     ]
-    write_table(folder / "images.parquet", rows, SCHEMA)
-    write_json(folder / "manifest.json", {"files": {"images.parquet": sha256_file(folder / "images.parquet")}})
+    write_table(folder / "images", rows, SCHEMA)
+    write_json(folder / "manifest.json", {"files": {"images": sha256_file(folder / "images")}})
     return sum(map(len, files)) // number
 
 

@@ -33,8 +33,7 @@ def test_overlap_counts_copies_look_alikes_and_questions():
 
 def prepared(settings, folder, cache):
     fetch(settings, cache, folder / "source")
-    counts = write_dataset(settings, folder / "source", cache, folder)
-    write_json(folder / "manifest.json", {"counts": counts})
+    write_json(folder / "manifest.json", write_dataset(settings, folder / "source", cache, folder))
     return folder
 
 
@@ -48,7 +47,7 @@ def folders(tmp_path):
     found = {name: prepared(settings, tmp_path / name, tmp_path / "cache") for name, settings in found.items()}
     folds = Folds(dataset="medical", number=2)
     questions = read_table(found["medical"] / "questions.parquet")
-    groups = group_pictures(*read_thumbnails(found["medical"] / "images.parquet"), folds)
+    groups = group_pictures(*read_thumbnails(found["medical"] / "images"), folds)
     write_table(found["medical"] / "folds.parquet", assign(questions, groups, folds), SCHEMA)
     return found
 

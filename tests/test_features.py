@@ -49,8 +49,8 @@ def write_data(folder, pictures, first=0):
         data = picture_bytes(list(COLOURS)[number % 4], "left", number)
         image = {"bytes": data, "path": None}
         rows.append({"id": f"image{number}", "image": image, "sha256": sha256_bytes(data)})
-    write_table(folder / "images.parquet", rows, SCHEMA)
-    write_json(folder / "manifest.json", {"files": {"images.parquet": sha256_file(folder / "images.parquet")}})
+    write_table(folder / "images", rows, SCHEMA)
+    write_json(folder / "manifest.json", {"files": {"images": sha256_file(folder / "images")}})
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_features_are_read_back_by_image_in_any_order(study):
     assert record["shape"] == [TOKENS, FEATURES] and set(record["files"]) == set(shards(study))
     features = Features(study / "features" / "general-30")
     encoder = vision.load(study / "models" / "vision_encoder", CPU)
-    table = PictureTable(study / "data" / "general-30" / "images.parquet")
+    table = PictureTable(study / "data" / "general-30" / "images")
     for numbers in ([7, 0, 19], [29]):
         with torch.no_grad():
             direct = encoder.tokens(encoder.preprocess(table.pictures(numbers)))
@@ -106,7 +106,7 @@ def test_a_shard_says_what_it_is_and_nothing_rounds_fp32(study):
     assert stored.dtype == torch.float32 and sha256_bytes(stored.numpy().tobytes()) == sha256
     features = Features(study / "features" / "general-30")
     encoder = vision.load(study / "models" / "vision_encoder", CPU)
-    table = PictureTable(study / "data" / "general-30" / "images.parquet")
+    table = PictureTable(study / "data" / "general-30" / "images")
     direct = encoder.tokens(encoder.preprocess(table.pictures(range(4)))).detach()
     assert torch.allclose(features(all_ids(4)), direct, atol=1e-6)
 
@@ -214,10 +214,10 @@ def test_a_damaged_shard_is_refused_and_made_again(study, how, capsys):
 
 
 def test_a_picture_that_is_not_the_tables_own_is_an_error(study):
-    table = study / "data" / "general-30" / "images.parquet"
+    table = study / "data" / "general-30" / "images"
     rows = [{"id": "a", "image": {"bytes": picture_bytes("red", "left"), "path": None}, "sha256": "0" * 64}]
     write_table(table, rows, SCHEMA)
-    with pytest.raises(TriptychError, match=r"images\.parquet: image a: its bytes differ from its sha256; prepare"):
+    with pytest.raises(TriptychError, match=r"images: image a: its bytes differ from its sha256; prepare"):
         run(study)
     assert not list((study / "features").rglob("*.safetensors*"))
     data = b"no picture"
@@ -281,7 +281,7 @@ def test_computed_features_refuse_other_pictures_or_another_encoder(study, chang
 
 def test_pictures_of_a_table_are_found_across_row_groups(tmp_path):
     write_data(tmp_path, 230)
-    table = PictureTable(tmp_path / "images.parquet")
+    table = PictureTable(tmp_path / "images")
     for number in (229, 0, 99, 100, 199, 200):
         data = picture_bytes(list(COLOURS)[number % 4], "left", number)
         assert table.hashes[number] == sha256_bytes(data) and table.image_ids[number] == f"image{number}"

@@ -28,8 +28,6 @@ from triptych.sources import source_module
 from triptych.sources.fetch import fetch
 from triptych.storage import TriptychError, read_table, sha256_bytes, sha256_file
 
-TABLES = ("images.parquet", "questions.parquet", "rejects.parquet")
-
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
@@ -49,7 +47,7 @@ def prepared(settings: Dataset, folder: Path, cache: Path | None = None) -> dict
     """Fetch and prepare into `folder`, in one process; the counts."""
     cache = cache or folder / "cache"
     fetch(settings, cache, folder / "source")
-    return write_dataset(settings, folder / "source", cache, folder)
+    return write_dataset(settings, folder / "source", cache, folder)["counts"]
 
 
 def rejects(folder: Path) -> dict[str, str]:
@@ -57,7 +55,8 @@ def rejects(folder: Path) -> dict[str, str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {table: sha256_file(folder / table) for table in TABLES}
+    files = [*sorted((folder / "images").iterdir()), folder / "questions.parquet", folder / "rejects.parquet"]
+    return {file.name: sha256_file(file) for file in files}
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_a_clean_folder_is_taken_whole(slake, tmp_path):
         "rejects": {},
         "seen": 20,
     }
-    images = read_table(tmp_path / "images.parquet")
+    images = read_table(tmp_path / "images")
     assert {(row["width"], row["height"], row["source"]) for row in images} == {(32, 32, "slake-folder")}
     source = (slake / "imgs" / images[0]["image"]["path"]).read_bytes()
     assert images[0]["image"]["bytes"] == source, "the original bytes are kept"
@@ -180,7 +179,7 @@ def test_organ_boxes_are_kept_and_broken_ones_reported(slake, tmp_path):
     (slake / "imgs" / "toy1" / "detection.json").write_text('[{"Liver": [54.0]}]')
     (slake / "imgs" / "toy2" / "detection.json").write_text("[]")
     counts = prepared(of_slake(slake), tmp_path / "out")
-    boxes = {row["id"]: row["boxes"] for row in read_table(tmp_path / "out" / "images.parquet")}
+    boxes = {row["id"]: row["boxes"] for row in read_table(tmp_path / "out" / "images")}
     assert json.loads(boxes["0"]) == [["Liver", [54, 106, 30, 31.5]], ["Spleen", [1, 2, 3, 4]]]
     assert boxes["1"] is None and boxes["2"] == "[]" and boxes["3"] is None
     assert counts["rejects"] == {"boxes": 1} and "not a list of organ boxes" in rejects(tmp_path / "out")["1"]
@@ -219,7 +218,7 @@ def test_captions_end_in_the_same_tables(captioned, tmp_path):
     counts = prepared(settings, tmp_path / "out")
     assert sum(counts["images"].values()) == sum(counts["questions"].values()) == 12
     rows = read_table(tmp_path / "out" / "questions.parquet")
-    captions = {row["id"]: row["caption"] for row in read_table(tmp_path / "out" / "images.parquet")}
+    captions = {row["id"]: row["caption"] for row in read_table(tmp_path / "out" / "images")}
     assert all(row["answer"] == captions[row["image_id"]] for row in rows)
     assert {row["question"] for row in rows} == {"Describe the image."}
     assert set(counts["images"]) == {"train", "validation"}
@@ -234,7 +233,7 @@ def test_a_smaller_set_begins_a_larger_one_whatever_the_order_of_the_source(capt
         random.Random(size).shuffle(lines)
         table.write_text("\n".join(lines))
         prepared(settings.model_copy(update={"sizes": [size]}), tmp_path / str(size), tmp_path / "cache")
-        kept[size] = [row["id"] for row in read_table(tmp_path / str(size) / "images.parquet")]
+        kept[size] = [row["id"] for row in read_table(tmp_path / str(size) / "images")]
     assert len(kept[30]) == 30 and kept[16][:8] == kept[8] and kept[30][:16] == kept[16]
     prepared(settings, tmp_path / "scratch", tmp_path / "empty")
     assert hashes(tmp_path / "scratch") == hashes(tmp_path / "30"), "the larger set after the smaller one, or alone"
@@ -255,7 +254,7 @@ def test_copies_look_alikes_placeholders_and_flat_pictures_are_left_out(captione
     told = ""
     for seed in range(6):  # in some of these orders each fault comes before the second good picture
         prepared(settings.model_copy(update={"seed": seed}), tmp_path / f"out{seed}", tmp_path / "cache")
-        names = {row["image"]["path"] for row in read_table(tmp_path / f"out{seed}" / "images.parquet")}
+        names = {row["image"]["path"] for row in read_table(tmp_path / f"out{seed}" / "images")}
         assert len(names) == 2 and len(names & {"a.jpg", "copy.jpg", "smaller.jpg"}) == 1 and "other.jpg" in names
         told += " | ".join(rejects(tmp_path / f"out{seed}").values())
     assert "white.png: shows nothing: one flat colour" in told
@@ -282,7 +281,6 @@ def test_a_picture_under_many_captions_is_pointed_out(captioned, tmp_path, capsy
 
 def test_the_requested_number_is_delivered_although_spares_run_out(captioned, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(blocks, "BLOCK", 4)
-    monkeypatch.setattr("triptych.prepare.BLOCK", 4)
     pictures = {f"{n}.jpg": encoded(photo(n), "JPEG") if n % 2 else b"broken" for n in range(24)}
     counts = prepared(captioned(pictures, sizes=[10]), tmp_path / "out")
     assert sum(counts["images"].values()) == 10
@@ -299,7 +297,7 @@ def test_captions_that_cannot_be_used_say_why(captioned, tmp_path, caption, reas
     settings = captioned(pictures, {"0.jpg": caption, "1.jpg": "fine", "2.jpg": "un  café \u0000 ici"}, sizes=[2])
     prepared(settings, tmp_path / "out")
     assert any(reason in told for told in rejects(tmp_path / "out").values())
-    captions = {row["caption"] for row in read_table(tmp_path / "out" / "images.parquet")}
+    captions = {row["caption"] for row in read_table(tmp_path / "out" / "images")}
     assert captions == {"fine", "un café ici"}
 
 
@@ -312,10 +310,10 @@ def test_composed_drawings_carry_their_card(tmp_path):
 
 def test_the_table_shows_its_pictures_to_the_datasets_library(slake, tmp_path):
     prepared(of_slake(slake), tmp_path)
-    table = pq.ParquetFile(tmp_path / "images.parquet")
+    table = pq.ParquetFile(tmp_path / "images" / "00000.parquet")
     assert {"id", "caption", "width", "height", "sha256", "phash", "source"} <= set(table.schema_arrow.names)
     shown = datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "images.parquet"), split="train", cache_dir=str(tmp_path / "hf")
+        "parquet", data_files=str(tmp_path / "images" / "*.parquet"), split="train", cache_dir=str(tmp_path / "hf")
     )
     assert isinstance(shown.features["image"], datasets.Image) and shown[0]["image"].size == (32, 32)
 
@@ -323,17 +321,18 @@ def test_the_table_shows_its_pictures_to_the_datasets_library(slake, tmp_path):
 def test_row_groups_are_small_whatever_was_rejected(captioned, tmp_path):
     pictures = {f"{n}.png": picture_bytes("red", "left", n) if n % 9 else b"" for n in range(300)}
     prepared(captioned(pictures, sizes=[250]), tmp_path / "out")
-    table = pq.ParquetFile(tmp_path / "out" / "images.parquet").metadata
+    table = pq.ParquetFile(tmp_path / "out" / "images" / "00000.parquet").metadata
     assert [table.row_group(n).num_rows for n in range(table.num_row_groups)] == [100, 100, 50]
 
 
 # The same bytes, whatever happens
 
 
-def test_shards_kills_and_sizes_do_not_change_a_byte(captioned, tmp_path):
+def test_shards_kills_and_sizes_do_not_change_a_byte(captioned, tmp_path, monkeypatch):
     """Ten thousand after thirty, in parts, after SIGKILL: in small. Blocks that are there are not made again."""
     pictures = {f"{n}.jpg": encoded(photo(n), "JPEG") for n in range(60)}
     settings = captioned(pictures, sizes=[54])
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     prepared(settings, tmp_path / "plain")
 
     cache, source = tmp_path / "kept", tmp_path / "killed" / "source"
@@ -360,10 +359,7 @@ def test_shards_kills_and_sizes_do_not_change_a_byte(captioned, tmp_path):
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in cache.glob("blocks/*/*.parquet")} == times
     assert not list(cache.glob("blocks/*/.*")), "what the killed left is cleared away"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", 10)
-        patch.setattr("triptych.prepare.BLOCK", 10)
-        write_dataset(settings, source, cache, tmp_path / "killed")
+    write_dataset(settings, source, cache, tmp_path / "killed")
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "plain")
 
 
@@ -374,7 +370,7 @@ def test_a_changed_picture_or_check_never_meets_an_old_block(captioned, tmp_path
     path = Path(settings.folder) / "3.jpg"
     path.write_bytes(encoded(photo(99), "JPEG"))
     prepared(settings, tmp_path / "b", cache)
-    rows = {row["image"]["path"]: row["image"]["bytes"] for row in read_table(tmp_path / "b" / "images.parquet")}
+    rows = {row["image"]["path"]: row["image"]["bytes"] for row in read_table(tmp_path / "b" / "images")}
     assert rows["3.jpg"] == path.read_bytes()
     with pytest.raises(TriptychError, match="asked for, but only 0 of 5"):
         prepared(settings.model_copy(update={"min_side": 500}), tmp_path / "c", cache)
@@ -385,9 +381,9 @@ def test_a_source_that_shrinks_between_runs_says_so(captioned, tmp_path):
     cache, source = tmp_path / "cache", tmp_path / "source"
     fetch(settings, cache, source)
     (Path(settings.folder) / "2.jpg").unlink()
-    with pytest.raises(TriptychError, match=r"6 pictures were asked for, but only 5 of 6.*no such picture file"):
+    with pytest.raises(TriptychError, match=r"6 pictures were asked for, but only 5 of 6.*No such file"):
         write_dataset(settings, source, cache, tmp_path / "out")
-    assert not (tmp_path / "out" / "images.parquet").exists()
+    assert not (tmp_path / "out" / "images").exists()
 
 
 def full_disk(folder: Path) -> bool:
@@ -398,11 +394,12 @@ def full_disk(folder: Path) -> bool:
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(captioned, tmp_path):
     settings = captioned({f"{n}.png": encoded(photo(n), "PNG") for n in range(12)})  # 55 kB each
-    source, cache = tmp_path / "source", tmp_path / "small"
+    source, cache, out = tmp_path / "source", tmp_path / "cache", tmp_path / "small"
     fetch(settings, cache, source)
-    mounted = full_disk(cache)
-    command = [sys.executable, "-m", "triptych.blocks", "--settings", settings.model_dump_json()]
-    command += ["--source", str(source), "--cache", str(cache), "--shard", "1-of-1", "--out", str(tmp_path / "s.json")]
+    out.mkdir()
+    mounted = full_disk(out)
+    command = [sys.executable, "-m", "triptych.prepare", "--settings", settings.model_dump_json()]
+    command += ["--source", str(source), "--cache", str(cache), "--out", str(out)]
 
     def small_files():  # where no disk can be mounted, a limit on the size of files does the same
         if not mounted:
@@ -412,13 +409,15 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(captioned
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow/scripts")}
     try:
         result = subprocess.run(command, env=environment, preexec_fn=small_files, capture_output=True, text=True)
-        left = [path for path in cache.rglob("*") if path.is_file()]
+        left = [path for path in out.rglob("*") if path.is_file()]
     finally:
         if mounted:
-            subprocess.run(["umount", str(cache)], check=True)
+            subprocess.run(["umount", str(out)], check=True)
     assert result.returncode == 1
     assert "error: no space left" in result.stderr and "Traceback" not in result.stderr
-    assert not left and not (tmp_path / "s.json").exists()
+    assert not left
+    write_dataset(settings, source, cache, tmp_path / "out")
+    assert len(read_table(tmp_path / "out" / "images")) == 12, "with room, it goes on from what was checked"
 
 
 # Pictures

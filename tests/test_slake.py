@@ -25,8 +25,8 @@ def slake(tmp_path_factory):
     expected = {"images": 642, "train": 4919, "validation": 1053, "test": 1061}
     settings = SlakeFolderVqa(source="slake-folder", folder=FOLDER, expected=expected)
     fetch(settings, out / "cache", out / "source")
-    counts = write_dataset(settings, out / "source", out / "cache", out)
-    questions, (images, thumbnails) = read_table(out / "questions.parquet"), read_thumbnails(out / "images.parquet")
+    counts = write_dataset(settings, out / "source", out / "cache", out)["counts"]
+    questions, (images, thumbnails) = read_table(out / "questions.parquet"), read_thumbnails(out / "images")
     folds = Folds(dataset="medical", number=5)
     write_table(out / "folds.parquet", assign(questions, group_pictures(images, thumbnails, folds), folds), SCHEMA)
     return out, counts

@@ -49,7 +49,6 @@ rule prepare_dataset:
         source="<results>/sources/{dataset}/manifest.json",
         shards=gather.shards("<results>/data/{{dataset}}/shards/{scatteritem}.json"),
     output:
-        images="<results>/data/{dataset}/images.parquet",
         questions="<results>/data/{dataset}/questions.parquet",
         rejects="<results>/data/{dataset}/rejects.parquet",
         manifest="<results>/data/{dataset}/manifest.json",
@@ -74,7 +73,6 @@ rule make_folds:
     input:
         manifest=f"<results>/data/{settings.folds.dataset}/manifest.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
-        images=ancient(f"<results>/data/{settings.folds.dataset}/images.parquet"),
     output:
         table=f"<results>/data/{settings.folds.dataset}/folds.parquet",
         summary=f"<results>/data/{settings.folds.dataset}/folds.json",
@@ -138,7 +136,6 @@ rule prepare_model:
 rule encode_images:
     input:
         data="<results>/data/{dataset}/manifest.json",
-        images=ancient("<results>/data/{dataset}/images.parquet"),
         encoder="<results>/models/vision_encoder/manifest.json",
     output:
         "<results>/features/{dataset}/manifest.json",

@@ -39,7 +39,6 @@ rule predict_baseline:
     input:
         folds=f"<results>/data/{settings.folds.dataset}/folds.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
-        images=ancient(f"<results>/data/{settings.folds.dataset}/images.parquet"),
     output:
         "<results>/predictions/{baseline}/{fold}/untrained.parquet",
     log:

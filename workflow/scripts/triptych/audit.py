@@ -70,7 +70,7 @@ def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
 
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
     """The parts of a data set's source by name, and `all` of it."""
-    images, thumbnails = read_thumbnails(folder / "images.parquet")
+    images, thumbnails = read_thumbnails(folder / "images")
     questions = read_table(folder / "questions.parquet", columns=["split", "question"])
     parts = {}
     for part in (*PARTS, "all"):
@@ -87,7 +87,7 @@ def _part(name: str, images: list[dict], thumbnails: np.ndarray, chosen: Sequenc
 
 def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     """Overlap of every fold's held-out and validation part with what the fold trains on."""
-    images, thumbnails = read_thumbnails(folder / "images.parquet")
+    images, thumbnails = read_thumbnails(folder / "images")
     position = {row["id"]: index for index, row in enumerate(images)}
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
     rows = read_table(folder / "folds.parquet")

@@ -75,7 +75,7 @@ BASELINES: dict[str, Callable[[list[dict], Vectors], Predictor]] = {
 
 def picture_vectors(data: Path) -> Vectors:
     """Normalised thumbnails of a data set's pictures, by image id: their products are correlations."""
-    images, thumbnails = read_thumbnails(data / "images.parquet")
+    images, thumbnails = read_thumbnails(data / "images")
     return dict(zip((row["id"] for row in images), normalised(thumbnails), strict=True))
 
 

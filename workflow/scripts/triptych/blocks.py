@@ -1,17 +1,19 @@
 """Step: read and check the pictures of a source, in blocks that are kept and found again.
 
-A block is the outcome of `BLOCK` consecutive candidates: every row, accepted or rejected with its reason. Its file is
-named by a hash of the candidates and the checks, so that a block is never made twice, and one of other candidates or
-other checks is never met. Shards are processes that make blocks side by side; a block's bytes do not depend on which.
+A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, and a record of the rejected
+ones with their reasons. Its files are named by a hash of the candidates and the checks, so that a block is never made
+twice, and one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a
+block's bytes do not depend on which.
 """
 
 import argparse
+import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from triptych.pictures import THUMBNAIL, Inspected, inspect, perceptual_hashes
@@ -22,9 +24,11 @@ from triptych.sources.packages import default_cache
 from triptych.storage import (
     PICTURE_TABLE,
     ROW_GROUP,
+    TableWriter,
     TriptychError,
     atomic_path,
-    read_table,
+    open_table,
+    read_json,
     run_step,
     sha256_bytes,
     sha256_json,
@@ -32,9 +36,9 @@ from triptych.storage import (
 )
 
 BLOCK = 1000
-CHECKS = 1  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 3  # raise it whenever what is accepted, or what is written of it, changes
 FLAT = 3  # grey levels between the darkest and the lightest part of a picture that shows nothing
-SCHEMA = pa.schema(
+IMAGE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -43,66 +47,99 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("phash", pa.string()),
         ("thumbnail", pa.binary(THUMBNAIL * THUMBNAIL)),
+        ("source", pa.string()),
         ("group", pa.string()),
         ("split", pa.string()),
         ("caption", pa.string()),
         ("boxes", pa.string()),
-        ("reason", pa.string()),
-    ]
+    ],
+    # Makes `datasets.load_dataset("parquet", ...)` show the column as pictures.
+    metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
 
 
-def block_keys(candidates: list[dict], settings: Dataset) -> list[str]:
-    """Name of every block of `candidates`: a hash of its rows and of the checks."""
+@dataclass(frozen=True)
+class Block:
+    """One block in the cache: its accepted pictures as a table of IMAGE_SCHEMA, and a record beside it.
+
+    Attributes:
+        path: the table's file.
+        sha256: hash of all rows but for the pictures' bytes, which the rows' own hashes stand for.
+        rejects: what was not accepted, by position among the block's candidates: (path, reason).
+    """
+
+    path: Path
+    sha256: str
+    rejects: dict[int, tuple[str, str]]
+
+
+def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
+    """File of a block's table: its name is a hash of its candidates and of the checks."""
     checks = {"checks": CHECKS, "min_side": settings.min_side, "max_pixels": settings.max_pixels}
     checks |= {"source": settings.source, "placeholders": sorted(getattr(settings, "placeholders", []))}
-    starts = range(0, len(candidates), BLOCK)
-    return [sha256_json({**checks, "candidates": candidates[start : start + BLOCK]}) for start in starts]
-
-
-def block_path(cache: Path, key: str) -> Path:
-    """File of a block."""
+    key = sha256_json({**checks, "candidates": candidates})
     return cache / "blocks" / key[:2] / f"{key}.parquet"
 
 
-def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> bool:
-    """Make one block where it is not there yet; tells whether it was made.
+def row_facts(row: dict) -> list:
+    """What a row of IMAGE_SCHEMA says, without the picture's bytes, which its sha256 stands for."""
+    facts = [row[name] for name in ("id", "width", "height", "sha256", "source", "group", "split", "caption", "boxes")]
+    return [*facts, row["image"]["path"]]
+
+
+def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> Block:
+    """Make one block where it is not there yet.
 
     Args:
         candidates: the block's rows of `candidates.parquet`.
         settings: the data set's.
         read: the source's reader.
-        path: the block's file.
+        path: the block's file; its record, written last, stands beside it.
     """
-    if path.is_file():
-        return False
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, **PICTURE_TABLE) as writer:
-        for start in range(0, len(candidates), ROW_GROUP):
-            rows = _checked(candidates[start : start + ROW_GROUP], settings, read)
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    return True
+    record = path.with_suffix(".json")
+    if not (record.is_file() and path.is_file()):
+        rejects, facts = {}, []
+        with atomic_path(path) as temporary, TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE) as table:
+            for start in range(0, len(candidates), ROW_GROUP):
+                accepted, refused = _checked(candidates[start : start + ROW_GROUP], settings, read)
+                table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
+                facts += [row_facts(row) for row in accepted]
+                rejects |= {start + position: told for position, told in refused.items()}
+        write_json(record, {"sha256": sha256_json(facts), "rejects": {str(place): rejects[place] for place in rejects}})
+    kept = read_json(record)
+    return Block(path, kept["sha256"], {int(place): tuple(told) for place, told in kept["rejects"].items()})
 
 
-def read_candidates(source: Path) -> list[dict]:
-    """The candidates that `sources.fetch` listed in folder `source`, in the order in which they are chosen.
+class Candidates:
+    """The candidates that `sources.fetch` listed in a folder, in the order in which they are chosen, block by block."""
 
-    Raises:
-        TriptychError: the table is missing.
+    def __init__(self, source: Path, settings: Dataset):
+        """Open the table.
+
+        Raises:
+            TriptychError: it is missing.
+        """
+        self._table = open_table(
+            source / "candidates.parquet"
+        ).read()  # as a table: rows of objects take ten times more
+        self.blocks = -(-len(self._table) // BLOCK)
+        wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
+        self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and spares, all of a question set
+
+    def block(self, number: int) -> list[dict]:
+        """Rows of one block."""
+        return self._table.slice(number * BLOCK, BLOCK).to_pylist()
+
+
+def _checked(candidates: list[dict], settings: Dataset, read: Read) -> tuple[list[dict], dict[int, tuple[str, str]]]:
+    """Rows of IMAGE_SCHEMA in the order of `candidates`, and by position what is refused: (path, reason).
+
+    Pictures are read in the order of their places, which suits archives.
     """
-    return read_table(source / "candidates.parquet")
-
-
-def planned_blocks(candidates: list[dict], settings: Dataset) -> int:
-    """How many blocks are made at first: all of a question set's, and those of a caption set's size and spares."""
-    number = min(len(candidates), settings.wanted) if isinstance(settings, Captions) else len(candidates)
-    return -(-number // BLOCK)
-
-
-def _checked(candidates: list[dict], settings: Dataset, read: Read) -> list[dict]:
-    """Rows of SCHEMA, in the order of `candidates`; read in the order of their places, which suits archives."""
-    rows = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate["place"]):
-        row = {name: candidate[name] for name in ("id", "group", "split", "caption", "boxes")}
+    accepted: dict[int, dict] = {}
+    rejects = {}
+    for position in sorted(range(len(candidates)), key=lambda position: candidates[position]["place"]):
+        candidate = candidates[position]
         try:
             data = read(candidate["place"])
             found = inspect(data, settings.min_side, settings.max_pixels)
@@ -111,24 +148,24 @@ def _checked(candidates: list[dict], settings: Dataset, read: Read) -> list[dict
                 _require_content(found, sha256, settings)
         except (TriptychError, OSError) as error:
             reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            reason = reason.removeprefix(f"{candidate['path']}: ")  # the row says it already
-            rows[candidate["id"]] = row | {"image": {"bytes": None, "path": candidate["path"]}, "reason": reason}
+            rejects[position] = (candidate["path"], reason.removeprefix(f"{candidate['path']}: "))
             continue
-        rows[candidate["id"]] = row | {
+        accepted[position] = {
+            **{name: candidate[name] for name in ("id", "group", "split", "caption", "boxes")},
             "image": {"bytes": data, "path": candidate["path"]},
             "width": found.width,
             "height": found.height,
             "sha256": sha256,
             "thumbnail": found.thumbnail.tobytes(),
+            "source": settings.source,
         }
-    ordered = [rows[candidate["id"]] for candidate in candidates]
-    usable = [row for row in ordered if "reason" not in row]
-    if usable:
-        thumbnails = np.frombuffer(b"".join(row["thumbnail"] for row in usable), np.uint8)
+    rows = [accepted[position] for position in sorted(accepted)]
+    if rows:
+        thumbnails = np.frombuffer(b"".join(row["thumbnail"] for row in rows), np.uint8)
         hashes = perceptual_hashes(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL))
-        for row, value in zip(usable, hashes, strict=True):
+        for row, value in zip(rows, hashes, strict=True):
             row["phash"] = f"{value:016x}"
-    return ordered
+    return rows, dict(sorted(rejects.items()))
 
 
 def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:
@@ -150,17 +187,18 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
     number, shards = map(int, arguments.shard.split("-of-"))
-    candidates = read_candidates(arguments.source)
-    keys = block_keys(candidates[: planned_blocks(candidates, settings) * BLOCK], settings)
-    mine = range(number - 1, len(keys), shards)
-    start, made = time.monotonic(), 0
+    candidates = Candidates(arguments.source, settings)
+    mine = range(number - 1, candidates.planned, shards)
+    start, done, names = time.monotonic(), 0, {}
     with source_module(settings).reader(settings, arguments.cache) as read:
-        for position, block in enumerate(mine, start=1):
-            rows = candidates[block * BLOCK : (block + 1) * BLOCK]
-            made += len(rows) * ensure_block(rows, settings, read, block_path(arguments.cache, keys[block]))
-            rate = made / (time.monotonic() - start)
-            print(f"{position} of {len(mine)} blocks of {BLOCK}, {made} pictures read, {rate:.0f}/s", flush=True)
-    write_json(arguments.out, {"blocks": {str(block): keys[block] for block in mine}})
+        for number in mine:
+            rows = candidates.block(number)
+            block = ensure_block(rows, settings, read, block_path(rows, settings, arguments.cache))
+            names[str(number)] = block.path.stem
+            done += len(rows)
+            rate = done / (time.monotonic() - start)
+            print(f"{len(names)} of {len(mine)} blocks, {done} pictures, {rate:.0f}/s", flush=True)
+    write_json(arguments.out, {"blocks": names})
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def encode(
     Raises:
         TriptychError: a picture cannot be decoded, or is not the one the table says.
     """
-    table = PictureTable(data / "images.parquet")
+    table = PictureTable(data / "images")
     identity = encoder_hashes(models)
     shards = plan(table.hashes, identity, settings.dtype, shard_size)
     store = shards_folder(out)
@@ -52,7 +52,7 @@ def encode(
     record = {
         "dtype": settings.dtype,
         "encoder": identity,
-        "images_table": read_json(data / "manifest.json")["files"]["images.parquet"],
+        "images_table": read_json(data / "manifest.json")["files"]["images"],
     }
     if missing:
         encoder = vision.load(models, device)

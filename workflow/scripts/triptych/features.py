@@ -76,14 +76,14 @@ def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.
 
 
 def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.Tensor]]:
-    """Image id -> row of `images.parquet`, and the function that computes tokens (R, N, D) of such rows."""
+    """Image id -> row of `images/`, and the function that computes tokens (R, N, D) of such rows."""
     data, models = (Path(os.path.normpath(folder / manifest[name])) for name in ("data", "vision_encoder"))
-    if read_json(data / "manifest.json")["files"]["images.parquet"] != manifest["images_table"]:
+    if read_json(data / "manifest.json")["files"]["images"] != manifest["images_table"]:
         raise TriptychError(f"{data}: its pictures are not those that {folder} was made for")
     if encoder_hashes(models) != manifest["encoder"]:
         raise TriptychError(f"{models}: is not the encoder that {folder} was made for")
     device = best_device()
-    table = PictureTable(data / "images.parquet")
+    table = PictureTable(data / "images")
     encoder = vision.load(models, device)
     size = manifest["batch_size"] or encoder_batch(device)
 

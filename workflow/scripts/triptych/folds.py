@@ -131,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Folds.model_validate_json(arguments.settings)
     questions = read_table(arguments.data / "questions.parquet")
-    images, thumbnails = read_thumbnails(arguments.data / "images.parquet")
+    images, thumbnails = read_thumbnails(arguments.data / "images")
     rows = assign(questions, group_pictures(images, thumbnails, settings), settings)
     table = arguments.data / "folds.parquet"
     write_table(table, rows, SCHEMA)

@@ -1,4 +1,4 @@
-"""Pictures of an `images.parquet` by row, in any order, without the table in memory."""
+"""Pictures of a data set's `images/` by row, in any order, without the tables in memory."""
 
 import threading
 from bisect import bisect_right
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from triptych.pictures import decode
-from triptych.storage import TriptychError, read_table, sha256_bytes
+from triptych.storage import TriptychError, parts_of_table, read_table, sha256_bytes
 
 KEPT_GROUPS = 4  # row groups of 100 pictures in memory: 40 MB of photographs
 
@@ -26,7 +26,7 @@ class PictureTable:
     """
 
     def __init__(self, path: Path):
-        """Open the table at `path`.
+        """Open the table at `path`, a folder of Parquet files or one file.
 
         Raises:
             TriptychError: it is missing or is not Parquet.
@@ -35,9 +35,9 @@ class PictureTable:
         self.image_ids = [row["id"] for row in rows]
         self.hashes = [row["sha256"] for row in rows]
         self._path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
-        groups = self._file.metadata.num_row_groups
-        sizes = (self._file.metadata.row_group(group).num_rows for group in range(groups))
+        files = [pq.ParquetFile(part, memory_map=True) for part in parts_of_table(path)]
+        self._groups = [(file, group) for file in files for group in range(file.metadata.num_row_groups)]
+        sizes = (file.metadata.row_group(group).num_rows for file, group in self._groups)
         self._starts = list(accumulate(sizes, initial=0))
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -58,7 +58,8 @@ class PictureTable:
     def _bytes(self, row: int) -> bytes:
         group = bisect_right(self._starts, row) - 1
         if group not in self._kept:
-            table = self._file.read_row_group(group, columns=["image.bytes"], use_threads=False)
+            file, number = self._groups[group]
+            table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
             self._kept[group] = table.column("image").combine_chunks().field("bytes")
             if len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)

@@ -81,7 +81,9 @@ def inspect(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS)
             # Pictures below twice the thumbnail's side are decoded whole: a factor would make them too small.
             small = min(height, width) >= 2 * THUMBNAIL
             scale = {"min_height": THUMBNAIL, "min_width": THUMBNAIL, "min_factor": 2} if small else {}
-            grey = Image.fromarray(simplejpeg.decode_jpeg(data, "GRAY", **scale)[..., 0])
+            pixels = simplejpeg.decode_jpeg(data, "GRAY", **scale)
+            # Quicker than fromarray, which counts where it takes a tenth of the whole.
+            grey = Image.frombuffer("L", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "L", 0, 1)
             if (turn := _turn(data)) is not None:
                 grey = grey.transpose(turn)
                 width, height = (height, width) if turn in _ON_THEIR_SIDE else (width, height)
@@ -138,7 +140,7 @@ def similar_pairs(first: np.ndarray, second: np.ndarray, threshold: float) -> It
 
 
 def read_thumbnails(table: Path) -> tuple[list[dict], np.ndarray]:
-    """Rows (id, sha256, group, split) of an `images.parquet`, and thumbnails (N, 32, 32), uint8.
+    """Rows (id, sha256, group, split) of an `images/`, and thumbnails (N, 32, 32), uint8.
 
     Raises:
         TriptychError: the table cannot be read.

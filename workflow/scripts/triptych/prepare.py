@@ -6,6 +6,8 @@ answer to one fixed question.
 
 import argparse
 import json
+import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,13 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from triptych.blocks import BLOCK, block_keys, block_path, ensure_block, planned_blocks, read_candidates
-from triptych.blocks import SCHEMA as BLOCK_SCHEMA
-from triptych.pictures import normalised
+from triptych.blocks import IMAGE_SCHEMA, Block, Candidates, block_path, ensure_block, row_facts
+from triptych.pictures import THUMBNAIL, normalised
 from triptych.settings import Captions, Dataset
 from triptych.sources import source_module
 from triptych.sources.fetch import QUESTION_SCHEMA, REJECT_SCHEMA
@@ -30,22 +29,21 @@ from triptych.storage import (
     ROW_GROUP,
     TableWriter,
     TriptychError,
+    atomic_directory,
     atomic_path,
+    open_table,
     read_table,
     run_step,
     sha256_file,
+    sha256_json,
     write_json,
     write_text,
 )
 
-TABLES = ("images.parquet", "questions.parquet", "rejects.parquet")
+IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
+FACTS = ["id", "sha256", "phash", "thumbnail", "split", "group", "caption"]  # what the choice needs to know
 PHASH_BITS = 10  # near-duplicates differ in at most this many of 64
 CORRELATION = 0.98  # and their thumbnails correlate more than this
-IMAGE_SCHEMA = pa.schema(
-    [field for field in BLOCK_SCHEMA if field.name != "reason"] + [pa.field("source", pa.string())],
-    # Makes `datasets.load_dataset("parquet", ...)` show the column as pictures.
-    metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
-)
 
 
 class SeenBefore:
@@ -60,7 +58,7 @@ class SeenBefore:
         self.ids: list[str] = []
         self.by_hash: dict[str, str] = {}
         self.hashes = np.zeros(1024, np.uint64)
-        self.thumbnails = np.zeros((1024, BLOCK_SCHEMA.field("thumbnail").type.byte_width), np.uint8)
+        self.thumbnails = np.zeros((1024, THUMBNAIL * THUMBNAIL), np.uint8)
 
     def reason(self, row: dict) -> str | None:
         """Why `row` is a duplicate; None where it is new, and it is remembered then."""
@@ -94,27 +92,15 @@ class SeenBefore:
                 )
 
 
-def checked_batches(settings: Dataset, source: Path, cache: Path) -> Iterator[pa.RecordBatch]:
-    """Rows of all checked candidates in order, a row group at a time; blocks that no shard made are made here."""
-    candidates = read_candidates(source)
-    keys = block_keys(candidates, settings)
-    planned = planned_blocks(candidates, settings)
-    with source_module(settings).reader(settings, cache) as read:
-        for number, key in enumerate(keys):
-            rows = candidates[number * BLOCK : (number + 1) * BLOCK]
-            if number == planned:
-                print("the spares did not suffice: reading further pictures", flush=True)
-            ensure_block(rows, settings, read, block_path(cache, key))
-            # Without these two, the whole file would stay in memory.
-            table = pq.ParquetFile(block_path(cache, key), buffer_size=1 << 20, pre_buffer=False)
-            yield from table.iter_batches(ROW_GROUP)
-
-
 def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> dict:
-    """Write the three tables into `out`, in one pass over the checked pictures.
+    """Write pictures, questions and rejects into `out`, in one pass over the checked blocks.
+
+    A block of which every picture is taken becomes a part of `images/` as it is, without being copied; of others the
+    taken pictures are written. So the parts' bytes depend on the blocks alone.
 
     Returns:
-        Counts: pictures and questions per split, rejects by kind, and how many pictures were looked at.
+        The manifest's entries. counts: pictures and questions per split, rejects by kind, and how many pictures were
+        looked at; files: hashes of the tables; parts: hashes of what the parts of `images/` hold.
 
     Raises:
         TriptychError: a caption source has fewer usable pictures than asked for, or a question set has none.
@@ -127,45 +113,58 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
     before = SeenBefore(settings.keep_near_duplicates) if is_captions else None
     counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
     reasons: Counter[str] = Counter()
+    parts: dict[str, str] = {}
     seen = 0
     with ExitStack() as stack:
-        paths = [stack.enter_context(atomic_path(out / table)) for table in TABLES]
-        options = (PICTURE_TABLE, {"compression": "zstd"}, {"compression": "zstd"})
-        images, asked, rejects = (
-            stack.enter_context(TableWriter(path, schema, **how))
-            for path, schema, how in zip(paths, (IMAGE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA), options, strict=True)
+        folder = stack.enter_context(atomic_directory(out / IMAGES))
+        asked, rejects = (
+            stack.enter_context(TableWriter(stack.enter_context(atomic_path(out / table)), schema, compression="zstd"))
+            for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
         )
+        read = stack.enter_context(source_module(settings).reader(settings, cache))
 
         def reject(kind: str, name: str, reason: str) -> None:
             rejects.add({"kind": kind, "id": name, "reason": reason})
             counts["rejects"][kind] += 1
 
+        def reject_picture(name: str, path: str, reason: str) -> None:
+            reject("image", name, f"{path}: {reason}")
+            reasons[reason.split(":")[0].split(" as ")[0]] += 1
+            for question in questions[name]:
+                reject("question", question["question_id"], f"its image {path} was rejected: {reason}")
+
         for row in read_table(source / "rejects.parquet"):
             reject(row["kind"], row["id"], row["reason"])
-        for batch in checked_batches(settings, source, cache):
+        candidates = Candidates(source, settings)
+        for number in range(candidates.blocks):
+            if number == candidates.planned:
+                print("the spares did not suffice: reading further pictures", flush=True)
+            rows = candidates.block(number)
+            block = ensure_block(rows, settings, read, block_path(rows, settings, cache))
+            facts = iter(read_table(block.path, FACTS))
             taken = []
-            facts = batch.drop_columns(["image"]).to_pylist()
-            names = pc.struct_field(batch.column("image"), "path").to_pylist()
-            for position, (row, name) in enumerate(zip(facts, names, strict=True)):
+            for position, candidate in enumerate(rows):
                 if counts["images"].total() == wanted:
                     break
                 seen += 1
-                reason = row["reason"] or (before and before.reason(row))
-                if reason:
-                    reject("image", row["id"], f"{name}: {reason}")
-                    reasons[reason.split(":")[0].split(" as ")[0]] += 1
-                    for question in questions[row["id"]]:
-                        told = f"its image {name} was rejected: {reason}"
-                        reject("question", question["question_id"], told)
+                if position in block.rejects:
+                    reject_picture(candidate["id"], *block.rejects[position])
                     continue
-                taken.append(position)
-                rows = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
-                for question in rows:
+                row = next(facts)
+                if before and (reason := before.reason(row)):
+                    reject_picture(row["id"], candidate["path"], reason)
+                    taken.append(False)
+                    continue
+                about = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
+                for question in about:
                     asked.add(question)
                 counts["images"][row["split"]] += 1
-                counts["questions"][row["split"]] += len(rows)
-            chosen = batch.drop_columns(["reason"]).take(pa.array(taken, pa.int64()))
-            images.add_batch(chosen.append_column("source", pa.array([settings.source] * len(taken), pa.string())))
+                counts["questions"][row["split"]] += len(about)
+                taken.append(True)
+            taken += [False for _ in facts]
+            if any(taken):
+                name = f"{number:05d}.parquet"
+                parts[name] = write_part(block, taken, folder / name)
             if counts["images"].total() == wanted:
                 break
         if wanted is not None and counts["images"].total() < wanted:
@@ -179,7 +178,36 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             raise TriptychError(f"{out}: the source gave no usable question; {counts['rejects'].total()} were rejected")
         for line in before.suspects() if before else ():
             print(f"warning: {line}", flush=True)
-    return {**{name: dict(sorted(counter.items())) for name, counter in counts.items()}, "seen": seen}
+    files = {name: sha256_file(out / name) for name in (QUESTIONS, REJECTS)}
+    return {
+        "counts": {**{name: dict(sorted(counter.items())) for name, counter in counts.items()}, "seen": seen},
+        "files": {IMAGES: sha256_json(parts), **files},
+        "parts": parts,
+    }
+
+
+def write_part(block: Block, taken: list[bool], path: Path) -> str:
+    """Write the taken pictures of a block to `path`; gives the hash of its rows.
+
+    Args:
+        block: the block.
+        taken: which of its accepted pictures are taken.
+        path: file to write; a link to the block where all are taken.
+    """
+    if all(taken):
+        try:
+            os.link(block.path, path)
+        except OSError:  # the cache is on another disk, or this one knows no links
+            shutil.copyfile(block.path, path)
+        return block.sha256
+    start, facts = 0, []
+    with open_table(block.path) as table, TableWriter(path, IMAGE_SCHEMA, **PICTURE_TABLE) as part:
+        for batch in table.iter_batches(ROW_GROUP):
+            chosen = batch.filter(pa.array(taken[start : start + len(batch)]))
+            part.add_batch(chosen)
+            facts += [row_facts(row) for row in chosen.to_pylist()]
+            start += len(batch)
+    return sha256_json(facts)
 
 
 def _caption_question(row: dict, settings: Captions) -> dict:
@@ -203,17 +231,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    counts = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
+    record = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
     card = getattr(source_module(settings), "card", None)
-    if card and (text := card(settings, arguments.cache, counts)):
+    if card and (text := card(settings, arguments.cache, record["counts"])):
         write_text(arguments.out / "card.md", text)
-    manifest = {
-        "settings": settings.model_dump(mode="json"),
-        "counts": counts,
-        "files": {table: sha256_file(arguments.out / table) for table in TABLES},
-    }
-    write_json(arguments.out / "manifest.json", manifest)
-    print(json.dumps(counts))
+    write_json(arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json"), **record})
+    print(json.dumps(record["counts"]))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _STORED = {"bf16": "BF16", "fp32": "F32"}  # names in a safetensors header
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a data set: its key, and the rows of `images.parquet` that it holds."""
+    """One shard of a data set: its key, and the rows of `images/` that it holds."""
 
     key: str
     rows: range

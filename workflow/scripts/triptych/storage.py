@@ -239,19 +239,46 @@ class TableWriter:
                 self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
             if self.batches:
                 self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
-        self.writer.close()
+            self.writer.close()
+        self.writer.is_open = False  # after a failure, its own clean-up would write once more
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
-    """Read a Parquet table as a list of rows.
+def open_table(path: Path) -> pq.ParquetFile:
+    """A Parquet file whose rows are read as they are asked for; it is never held in memory as a whole.
 
     Raises:
         TriptychError: the file is missing or is not Parquet.
     """
     try:
-        return pq.read_table(path, columns=columns).to_pylist()
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise TriptychError(f"{path}: cannot be read as Parquet ({error}); run the step that writes it again") from None
+
+
+def parts_of_table(path: Path) -> list[Path]:
+    """The files of a table that is a folder of Parquet files, in order; of one that is a file, that file.
+
+    Raises:
+        TriptychError: the folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    if not (parts := sorted(path.glob("*.parquet"))):
+        raise TriptychError(f"{path}: holds no Parquet file; run the step that writes it again")
+    return parts
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
+    """Read a Parquet table, one file or a folder of files, as a list of rows.
+
+    Raises:
+        TriptychError: a file is missing or is not Parquet.
+    """
+    rows = []
+    for part in parts_of_table(path):
+        with open_table(part) as table:
+            rows += table.read(columns).to_pylist()
+    return rows
 
 
 def resolve_under(root: Path, name: str) -> Path:
@@ -260,8 +287,9 @@ def resolve_under(root: Path, name: str) -> Path:
     Raises:
         TriptychError: `name` is absolute or leads out of `root`.
     """
-    root = root.resolve()
-    path = (root / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(root):
-        raise TriptychError(f"{name!r} leads out of {root}; only files below that folder may be named")
-    return path
+    # With strings: a Path for each step would take as long as reading a small picture.
+    top = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(top, name))  # noqa: PTH118
+    if os.path.isabs(name) or os.path.commonpath((top, path)) != top:  # noqa: PTH117
+        raise TriptychError(f"{name!r} leads out of {top}; only files below that folder may be named")
+    return Path(path)

@@ -1,5 +1,6 @@
 """Captioned pictures of the user's own: a folder with a table and the picture files that it names."""
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,13 +38,12 @@ def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
         if "\0" in place:
             raise TriptychError(f"{place!r}: not a file name")
         path = resolve_under(folder, place)
-        if not path.is_file():  # reading a pipe or device would not end
-            raise TriptychError(f"{place}: no such picture file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe or device would not end
+            raise TriptychError(f"{place}: no picture file")
+        if about.st_size > MAX_BYTES:
             raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
-        return data
+        return path.read_bytes()
 
     yield read
 
