@@ -286,8 +286,8 @@ def make_toy_data(folder: Path) -> None:
         image = {"bytes": data, "path": f"{image_id}.png"}
         images.append({"id": image_id, "image": image, "sha256": sha256_bytes(data)})
     folder.mkdir(parents=True)
-    for name, rows in {"questions": [row | columns for row in questions], "images": images}.items():
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet")
+    for name, rows in {"questions.parquet": [row | columns for row in questions], "images": images}.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
     write_json(folder / "manifest.json", {"files": {path.name: sha256_file(path) for path in sorted(folder.iterdir())}})
 
 

@@ -1,13 +1,15 @@
 """Runs trainings in forks of a process that has loaded everything: a start costs a moment, not five seconds.
 
 Each line on stdin is a training: {"arguments": [...], "log": file}. The answers are its process id at once, and its
-exit status when it has ended.
+exit status when it has ended. With "processes": n it is n processes that train together, and the answers are n numbers.
 """
 
 import json
 import os
+import socket
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,7 +19,21 @@ from triptych.model.vlm import add_lora
 from triptych.samples import load_questions
 from triptych.settings import Lora
 from triptych.storage import run_step
+from triptych.train import parallel
 from triptych.train.__main__ import main
+
+
+def as_torchrun(rank: int, processes: int, port: int) -> None:
+    """Set what `torchrun` sets."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ |= {name: str(value) for name, value in {**numbers, "MASTER_PORT": port}.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run(arguments: list[str], log: str) -> int:
@@ -45,13 +61,18 @@ if __name__ == "__main__":
     language_model.load_tokenizer(inputs / "language_model")
     for line in sys.stdin:
         job = json.loads(line)
-        if (process := os.fork()) == 0:
-            status = 1
-            try:
-                status = run(job["arguments"], job["log"])
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        count, port, children = job.get("processes", 1), free_port(), []
+        for rank in range(count):
+            if (process := os.fork()) == 0:
+                status = 1
+                try:
+                    as_torchrun(rank, count, port)
+                    parallel.TIMEOUT = timedelta(seconds=job.get("timeout", 60))
+                    status = run(job["arguments"], job["log"])
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(status)
+            children.append(process)
+        print(*children, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children), flush=True)

@@ -14,7 +14,7 @@ import pytest
 from conftest import COLOURS, picture_bytes
 from huggingface_hub.errors import LocalEntryNotFoundError
 from triptych.settings import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
-from triptych.sources import caption_folder, hub, hub_parquet, webdataset
+from triptych.sources import caption_folder, hub, hub_parquet, items, webdataset
 from triptych.sources.items import Item, Reject
 from triptych.sources.records import first_text, read_records
 from triptych.storage import TriptychError
@@ -148,7 +148,7 @@ def test_names_that_lead_out_cost_their_picture_only(folder, tmp_path):
 
 
 def test_huge_files_are_not_read_whole(folder, monkeypatch):
-    monkeypatch.setattr(caption_folder, "MAX_BYTES", 10)
+    monkeypatch.setattr(items, "MAX_BYTES", 10)
     with (
         caption_folder.reader(folder_settings(folder), folder) as read,
         pytest.raises(TriptychError, match=r"2\.png: larger than 10 bytes"),

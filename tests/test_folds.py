@@ -68,6 +68,16 @@ def test_too_few_groups_is_an_error():
         assign(questions(groups=6), Folds(dataset="medical", number=3))
 
 
+def test_a_fold_without_a_part_is_an_error_and_rare_kinds_are_not():
+    rows = questions(groups=6, per_group=1)  # three groups of one question for the folds
+    with pytest.raises(
+        TriptychError, match=r"fold. has nothing for train; there are only 3 groups.*lower folds.number"
+    ):
+        assign(rows, Folds(dataset="medical", number=2))
+    rows = [{**row, "modality": row["question_id"]} for row in questions(groups=12, per_group=1)]
+    assert len({row["fold"] for row in assign(rows, Folds(dataset="medical", number=3))}) == 3
+
+
 def pictures(number=8):
     """Pictures of four subjects, two each; 0 and 5 are the same file, 1 and 6 look alike."""
     thumbnails = np.random.default_rng(0).integers(0, 200, (number, 32, 32), np.uint8)

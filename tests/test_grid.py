@@ -32,13 +32,6 @@ def test_a_fold_starts_from_the_shared_checkpoint_then_from_its_own(settings):
     assert grid.parent(settings, Checkpoint("2", "fold1", 0)) is None
 
 
-def test_a_stage_on_general_data_after_a_fold_stays_in_the_fold(demo_config):
-    demo_config["schedules"].append([2, 1, 3])
-    settings = load_settings(demo_config)
-    assert grid.splits(settings, "2-1") == ["fold0", "fold1", "fold2"]
-    assert grid.parent(settings, Checkpoint("2-1", "fold2", 0)) == Checkpoint("2", "fold2", 0)
-
-
 def test_stage_names_are_free(demo_config):
     demo_config["datasets"]["general-10k"] = {"source": "openmoji", "sizes": [10000]}
     demo_config["stages"]["1-10k"] = {**demo_config["stages"][1], "data": "general-10k-10000"}

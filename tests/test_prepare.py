@@ -1,5 +1,6 @@
 """Preparation: everything of the source is either in the tables or among the rejects, with a reason."""
 
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from pydantic import TypeAdapter
 from triptych import blocks
 from triptych.pictures import decode, inspect, normalised, perceptual_hashes
 from triptych.prepare import write_dataset
-from triptych.settings import Dataset, FolderCaptions, OpenMojiCaptions, SlakeFolderVqa
+from triptych.settings import Dataset, FolderCaptions, HubParquetCaptions, OpenMojiCaptions, SlakeFolderVqa
 from triptych.sources import slake as slake_source
 from triptych.sources import source_module
 from triptych.sources.fetch import fetch
@@ -120,6 +121,7 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
             record["img_name"] = "../../secret.png" if record["img_id"] == 4 else record["img_name"]
             record["img_name"] = "/etc/hostname" if record["img_id"] == 8 else record["img_name"]
             record["img_name"] = "link/source.png" if record["img_id"] == 9 else record["img_name"]
+        records += [{**records[20], "qid": 900, "img_name": 7}, {**records[20], "qid": 901, "question": "\ud800"}]
 
     edit(slake, "train", spoil)
     edit(slake, "test", lambda records: records[0].update(img_id=0, img_name="toy0/source.png"))
@@ -134,7 +136,15 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
     counts = prepared(of_slake(slake), tmp_path / "out")
     found = read_table(tmp_path / "out" / "rejects.parquet")
     reasons = " | ".join(row["reason"] for row in found)
-    for part in ("empty question or answer", "lacks modality", "repeats qid", "leads out of", "No such file"):
+    for part in (
+        "empty question or answer",
+        "lacks modality",
+        "repeats qid",
+        "leads out of",
+        "No such file",
+        "not a file name",
+        "not valid UTF-8",
+    ):
         assert part in reasons, part
     assert reasons.count("cannot be decoded") == 8  # two pictures and their three questions each
     assert reasons.count("leads out of") == 12  # three pictures and their questions
@@ -151,10 +161,13 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
 
 def test_groups_are_subjects_where_named_and_images_otherwise(slake, tmp_path):
     edit(slake, "validation", lambda records: [record.pop("subject") for record in records])
+    edit(slake, "test", lambda records: [record.update(subject=None) for record in records])
     prepared(of_slake(slake), tmp_path)
     rows = read_table(tmp_path / "questions.parquet")
-    assert {row["group"] for row in rows if row["split"] == "train"} == {f"subject{index}" for index in range(8)}
-    assert all(row["group"] == row["image_id"] for row in rows if row["split"] == "validation")
+    assert {row["group"] for row in rows if row["split"] == "train"} == {
+        f"subject subject{index}" for index in range(8)
+    }
+    assert all(row["group"] == row["image_id"] for row in rows if row["split"] != "train")
 
 
 def test_in_two_languages_a_picture_stays_in_the_part_of_its_english_questions(slake, tmp_path):
@@ -268,6 +281,55 @@ def test_copies_look_alikes_placeholders_and_flat_pictures_are_left_out(captione
     assert "nearly" not in " ".join(rejects(tmp_path / "keep").values())
 
 
+def test_a_placeholder_in_several_encodings_is_pointed_out_too(captioned, tmp_path, capsys):
+    one, other = encoded(photo(1), "PNG"), encoded(photo(1), "JPEG", quality=90)
+    pictures = {"a.png": one, **{f"{n}.jpg": other for n in range(4)}, "x.jpg": encoded(photo(2), "JPEG")}
+    settings = captioned(pictures, sizes=[2])
+    for seed in range(8):
+        prepared(settings.model_copy(update={"seed": seed}), tmp_path / f"seed{seed}")
+    assert "stands under" in capsys.readouterr().out
+
+
+def test_a_changed_revision_never_meets_old_pictures(tmp_path):
+    settings = HubParquetCaptions(source="hub-parquet", repo="a/b", revision="0" * 40, sizes=[1])
+    rows = [{"id": "x", "path": "p", "place": "q"}]
+    paths = {
+        blocks.block_path(rows, settings.model_copy(update=change), tmp_path)
+        for change in ({}, {"revision": "1" * 40}, {"image_column": "other"}, {"repo": "a/c"}, {"min_side": 9})
+    }
+    assert len(paths) == 5
+
+
+def test_a_fault_that_may_pass_is_not_kept(captioned, tmp_path):
+    settings = captioned({f"{n}.jpg": encoded(photo(n), "JPEG") for n in range(3)})
+    fetch(settings, tmp_path, tmp_path / "source")
+    rows = blocks.Candidates(tmp_path / "source", settings).block(0)
+    path = blocks.block_path(rows, settings, tmp_path)
+
+    def failing(place):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def gone(place):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with pytest.raises(TriptychError, match=r"jpg: Stale file handle; run again"):
+        blocks.ensure_block(rows, settings, failing, path)
+    assert not path.exists()
+    assert len(blocks.ensure_block(rows, settings, gone, path).rejects) == 3
+    with source_module(settings).reader(settings, tmp_path) as read:
+        assert not blocks.ensure_block(rows, settings, read, path).rejects, "the files are there again"
+        path.write_bytes(path.read_bytes()[:500])
+        assert not blocks.ensure_block(rows, settings, read, path).rejects, "a damaged block is made again"
+
+
+def test_corrupt_cmyk_is_found_like_any_other(tmp_path):
+    data = bytearray(encoded(photo(1, 320, 240).convert("CMYK"), "JPEG", quality=90))
+    inspect(bytes(data))
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(range(200))
+    with pytest.raises(TriptychError, match="cannot be decoded"):
+        inspect(bytes(data))
+
+
 def test_a_picture_under_many_captions_is_pointed_out(captioned, tmp_path, capsys):
     same = encoded(photo(5), "JPEG")
     settings = captioned({**{f"{n}.jpg": same for n in range(4)}, "x.jpg": encoded(photo(6), "JPEG")}, sizes=[2])
@@ -295,7 +357,8 @@ def test_the_requested_number_is_delivered_although_spares_run_out(captioned, tm
 def test_captions_that_cannot_be_used_say_why(captioned, tmp_path, caption, reason):
     pictures = {f"{n}.jpg": encoded(photo(n), "JPEG") for n in range(3)}
     settings = captioned(pictures, {"0.jpg": caption, "1.jpg": "fine", "2.jpg": "un  café \u0000 ici"}, sizes=[2])
-    prepared(settings, tmp_path / "out")
+    counts = prepared(settings, tmp_path / "out")
+    assert counts["rejects"]["image"] == 1 and counts["seen"] == 3
     assert any(reason in told for told in rejects(tmp_path / "out").values())
     captions = {row["caption"] for row in read_table(tmp_path / "out" / "images")}
     assert captions == {"fine", "un café ici"}

@@ -60,6 +60,7 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
         (lambda c: c.update(seeds=[0, 0]), "seeds: an entry stands there twice"),
         (lambda c: c["schedules"].append([2, 3]), "schedules: an entry stands there twice"),
         (lambda c: c["schedules"].append([2, 1]), "'2-1' must end on a stage that uses medical"),
+        (lambda c: c["schedules"].append([2, 1, 3]), "'2-1-3' has a stage on other data after one on medical"),
         (lambda c: c["schedules"].append([2, 3, 3]), "'2-3-3' uses a stage twice"),
         (lambda c: c["folds"].update(dataset="general-1000"), "'general-1000' has captions; folds need questions"),
         (lambda c: c["stages"][1].update(data="general"), "medical); did you mean 'general-1000'?"),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partialmethod
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ from test_packing import unpacked_loss
 from test_training import FP32, FULL_LORA, stage
 from torch.nn import functional
 from triptych import checkpoint, predict
+from triptych.background import map_ahead
 from triptych.hardware import best_device
 from triptych.model.batch import pack, tokenise
 from triptych.model.vlm import Mlp, add_lora, build_connector, pool_tokens, trained_state
-from triptych.settings import Connector, Lora, Regularisation, Stage
+from triptych.settings import Connector, Lora, Regularisation, Stage, Training
 from triptych.storage import TriptychError, read_json, read_table
 from triptych.train import __main__ as command
+from triptych.train.compilation import choose_compilation, planned_work
 from triptych.train.guards import SPIKE_LEAST_STEPS, spike_ratio
 from triptych.train.loop import train
 from triptych.train.measure import chosen_epoch
+from triptych.train.memory import activation_bytes, largest_pass
 from triptych.train.order import learning_rate_factor
 from triptych.train.parts import as_table, describe, make_optimiser, set_trainable
 from triptych.train.progress import Progress
@@ -414,6 +418,125 @@ def test_the_table_counts_by_name():
     counts = describe([("regularisation.weight", torch.nn.Parameter(torch.ones(3, 4)))])
     assert counts == {"regularisation": {"trained": 12, "frozen": 0}}
     assert as_table(counts).splitlines()[1].split() == ["regularisation", "12", "0"]
+
+
+# Batches ahead of time, and layers computed again
+
+
+def in_turn(function, items, threads):
+    return (function(item) for item in items)
+
+
+def test_batches_built_ahead_are_those_built_in_turn(samples, held_out, features, prompt, monkeypatch):
+    monkeypatch.setattr("triptych.train.loop.STEP_TOKENS", 60)  # some steps in one piece, some in several
+    results = []
+    for how in (map_ahead, in_turn):
+        for module in ("loop", "measure"):
+            monkeypatch.setattr(f"triptych.train.{module}.map_ahead", how)
+        model = lora_model(dropout=0.1)
+        settings = stage(("connector", "lora"), epochs=3)
+        results.append((run(model, samples, features, prompt, settings, validation=held_out), weights(model)))
+    (rows, ahead), (expected, turn) = results
+    assert rows == expected and same(ahead, turn)
+
+
+def test_a_fault_in_a_batch_built_ahead_stops_the_training(samples, features, prompt):
+    def lost(image_ids):
+        if "image3" in image_ids and len(image_ids) < 4:
+            raise TriptychError("image3 has no vision features")
+        return features(image_ids)
+
+    with pytest.raises(TriptychError, match="image3 has no vision features"):
+        run(make_model(), samples, lost, prompt, stage(batch_size=2))
+
+
+def autograd_bytes(model, batch):
+    """What a forward pass leaves for the backward one, besides parameters."""
+    kept = {}
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.answer_logits(batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"], ["q_proj", "down_proj"]])
+def test_the_memory_of_a_pass_is_estimated(attention, targets, features, prompt):
+    model = make_model(attention)
+    if targets:
+        model.language_model = add_lora(model.language_model, Lora(target_modules=targets), seed=5)
+    samples = tokenise(make_questions(images=24), prompt)
+    batch = pack(samples, features, prompt, TOKENS)
+    model.train()
+    size = (batch.tokens.numel(), batch.tokens.shape[1], len(batch.targets))
+    ratio = activation_bytes(model, size, 4) / autograd_bytes(model, batch)
+    assert 0.9 < ratio < 1.3
+    bound = largest_pass(samples, 1 + TOKENS, len(samples), 10**6)
+    assert bound[0] >= batch.tokens.numel() and bound[2] >= len(batch.targets)
+    least = activation_bytes(model, size, 4)
+    for place in range(3):
+        more = tuple(number + 100 * (place == index) for index, number in enumerate(size))
+        assert activation_bytes(model, more, 4) > least
+
+
+@pytest.mark.parametrize("parts", [("connector",), ("connector", "lora")])
+def test_layers_computed_again_give_the_same_bits(parts, samples, features, prompt, capsys, monkeypatch):
+    results = []
+    for memory, setting in ((10**12, "auto"), (10**12, "always"), (1000, "auto"), (None, "never")):
+        monkeypatch.setattr("triptych.train.memory.free_memory", lambda device: memory)  # noqa: B023
+        model = lora_model(dropout=0.1) if "lora" in parts else make_model()
+        training = Training(precision="fp32", checkpointing=setting)
+        rows = list(train(model, samples, samples, features, prompt, stage(parts, epochs=2), training, 0, ["2"]))
+        results.append((rows, weights(model)))
+        model.train()
+        assert model.decoder.is_activation_checkpointing == (memory == 1000 or setting == "always")
+    for rows, found in results[1:]:
+        assert rows == results[0][0] and same(found, results[0][1])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a pass leaves about ")]
+    assert ["checkpointing" in line for line in said] == [False, True, True, False]
+    assert "of 1000.0 GB free; kept" in said[0] and said[3].endswith("GB; kept")
+
+
+def test_compiled_layers_give_the_same_numbers(samples, held_out, features, prompt, capsys, monkeypatch):
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # all of it but the C++ compiler's minute
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    results = []
+    for setting in ("auto", "always"):  # auto: so small a training is not worth it
+        torch._dynamo.reset()
+        model = lora_model()
+        training = Training(precision="fp32", compile=setting)
+        settings = stage(("connector", "lora"), rate=3e-3, epochs=2, batch_size=3)
+        rows = list(train(model, samples, held_out, features, prompt, settings, training, 0, ["2"]))
+        results.append((rows, weights(model)))
+        assert ("layers are compiled" in capsys.readouterr().out) == (setting == "always")
+    (rows, plain), (compiled_rows, compiled) = results
+    for row, other in zip(rows, compiled_rows, strict=True):
+        for name in ("validation_loss", "train_loss", "gradient_norm_max"):
+            assert other[name] == (row[name] and pytest.approx(row[name], rel=1e-3))
+    assert plain.keys() == compiled.keys(), "no tensor has another name"
+    assert all(torch.allclose(compiled[name], tensor, atol=2e-3) for name, tensor in plain.items())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 6, "layers and shapes share what is compiled"
+
+
+def test_compiling_needs_a_compiler_and_enough_work(samples, monkeypatch):
+    model = make_model()
+    assert planned_work(model, samples, 5, 2) == 2 * planned_work(model, samples, 5, 1)
+    assert planned_work(model, samples, 6, 1) - planned_work(model, samples, 5, 1) == 4 * sum(
+        parameter.numel() for parameter in model.decoder.parameters()
+    )
+    assert not choose_compilation("never", model, 10**18) and not choose_compilation("auto", model, 10**9)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not choose_compilation("auto", model, 10**18)
+    with pytest.raises(TriptychError, match="there is no C"):
+        choose_compilation("always", model, 0)
 
 
 # On the command line

@@ -142,10 +142,11 @@ def test_a_changed_stage_reruns_its_descendants_only(study, world):
     study.config["lora"]["rank"] = 3
     assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
     study.config = toy_config(world)
-    study.config["training"] |= {"threads": 2, "save_minutes": 1, "time_limit_minutes": 60}
+    study.config["training"] |= {"threads": 2, "processes": 2, "checkpointing": "always", "compile": "auto"}
+    study.config["training"] |= {"save_minutes": 1, "time_limit_minutes": 60}
     study.config["cache"] = "elsewhere"
     study.config["stages"] = dict(reversed(study.config["stages"].items()))
-    assert study.trained() == set(), "threads, saving, cache and the order of keys are no part of a training"
+    assert study.trained() == set(), "threads, processes, saving, cache and the order of keys are no part of a training"
     study.config = toy_config(world)
 
 

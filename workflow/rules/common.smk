@@ -27,11 +27,16 @@ BASELINES = ["majority", "majority-per-question", "nearest-pictures"]
 datasets = settings.expanded_datasets()
 used_datasets = sorted({settings.folds.dataset, *(settings.stages[stage].data for stage in grid.used_stages(settings))})
 
-# How steps run, which must not make anything again when it changes: where features are kept, when trainings save.
-saving = {"save-minutes": settings.training.save_minutes, "time-limit-minutes": settings.training.time_limit_minutes}
+# How steps run, which must not make anything again when it changes: where features are kept, in how many processes
+# trainings run, how they spare memory and time, when they save.
+processes = settings.training.processes
+torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
+torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
+running = settings.training.model_dump(include={"checkpointing", "compile", "save_minutes", "time_limit_minutes"})
 SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
-    "SAVING": " ".join(f"--{name} {value}" for name, value in saving.items() if value is not None),
+    "LAUNCH": "python" if processes == 1 else torchrun,
+    "RUNNING": " ".join(f"--{name.replace('_', '-')} {value}" for name, value in running.items() if value is not None),
     "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
 }
 
@@ -121,6 +126,6 @@ def training_job(wildcards):
         "stage": stage_of(wildcards).model_dump(),
         "connector": settings.connector.model_dump(),
         "lora": settings.lora.model_dump() if "lora" in stage_of(wildcards).train else None,
-        "training": settings.training.model_dump(exclude={"threads", "save_minutes", "time_limit_minutes"}),
+        "training": settings.training.model_dump(exclude=settings.training.RUNNING),
     }
     return canonical_json(job)

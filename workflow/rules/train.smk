@@ -19,7 +19,7 @@ rule train_stage:
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
-    threads: settings.training.threads
+    threads: max(settings.training.threads, settings.training.processes)
     params:
         job=training_job,
         data=subpath(input.data, parent=True),
@@ -29,6 +29,6 @@ rule train_stage:
     message:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.train --job {params.job:q} --parent {input.parent}"
+        "OMP_NUM_THREADS={threads} $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
         " --data {params.data} --features {params.features} --language-model {params.language_model}"
-        " --out {params.out} $SAVING > {log} 2>&1"
+        " --out {params.out} $RUNNING > {log} 2>&1"

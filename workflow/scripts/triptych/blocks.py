@@ -1,12 +1,13 @@
 """Step: read and check the pictures of a source, in blocks that are kept and found again.
 
-A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, and a record of the rejected
-ones with their reasons. Its files are named by a hash of the candidates and the checks, so that a block is never made
-twice, and one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a
-block's bytes do not depend on which.
+A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, whose footer says what was
+rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is
+never made twice, and one of other candidates or other checks is never met. Shards are processes that make blocks side
+by side; a block's bytes do not depend on which.
 """
 
 import argparse
+import errno
 import json
 import time
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from triptych.storage import (
     TableWriter,
     TriptychError,
     atomic_path,
+    canonical_json,
     open_table,
-    read_json,
     run_step,
     sha256_bytes,
     sha256_json,
@@ -36,7 +37,11 @@ from triptych.storage import (
 )
 
 BLOCK = 1000
-CHECKS = 3  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 4  # raise it whenever what is accepted, or what is written of it, changes
+RECORD = b"triptych"  # key of a block's record in the footer of its table
+READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
+# What a picture's own path decides; any other fault of reading may pass, and must not be kept.
+LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 FLAT = 3  # grey levels between the darkest and the lightest part of a picture that shows nothing
 IMAGE_SCHEMA = pa.schema(
     [
@@ -60,23 +65,26 @@ IMAGE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Block:
-    """One block in the cache: its accepted pictures as a table of IMAGE_SCHEMA, and a record beside it.
+    """One block in the cache: a table of IMAGE_SCHEMA, with a record of what was rejected in its footer.
 
     Attributes:
         path: the table's file.
         sha256: hash of all rows but for the pictures' bytes, which the rows' own hashes stand for.
         rejects: what was not accepted, by position among the block's candidates: (path, reason).
+        complete: False where a file could not be opened: it is tried again.
     """
 
     path: Path
     sha256: str
     rejects: dict[int, tuple[str, str]]
+    complete: bool
 
 
 def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
     """File of a block's table: its name is a hash of its candidates and of the checks."""
     checks = {"checks": CHECKS, "min_side": settings.min_side, "max_pixels": settings.max_pixels}
     checks |= {"source": settings.source, "placeholders": sorted(getattr(settings, "placeholders", []))}
+    checks |= {name: getattr(settings, name) for name in READ_BY if hasattr(settings, name)}
     key = sha256_json({**checks, "candidates": candidates})
     return cache / "blocks" / key[:2] / f"{key}.parquet"
 
@@ -88,26 +96,43 @@ def row_facts(row: dict) -> list:
 
 
 def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> Block:
-    """Make one block where it is not there yet.
+    """Make one block where it is not there yet, or is damaged, or lacks a file that was missing.
 
     Args:
         candidates: the block's rows of `candidates.parquet`.
         settings: the data set's.
         read: the source's reader.
-        path: the block's file; its record, written last, stands beside it.
+        path: the block's file.
+
+    Raises:
+        TriptychError: a picture cannot be read for a reason that may pass.
     """
-    record = path.with_suffix(".json")
-    if not (record.is_file() and path.is_file()):
-        rejects, facts = {}, []
-        with atomic_path(path) as temporary, TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE) as table:
-            for start in range(0, len(candidates), ROW_GROUP):
-                accepted, refused = _checked(candidates[start : start + ROW_GROUP], settings, read)
-                table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
-                facts += [row_facts(row) for row in accepted]
-                rejects |= {start + position: told for position, told in refused.items()}
-        write_json(record, {"sha256": sha256_json(facts), "rejects": {str(place): rejects[place] for place in rejects}})
-    kept = read_json(record)
-    return Block(path, kept["sha256"], {int(place): tuple(told) for place, told in kept["rejects"].items()})
+    kept = _read_block(path)
+    if kept is not None and kept.complete:
+        return kept
+    rejects, facts, complete = {}, [], True
+    with atomic_path(path) as temporary, TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE) as table:
+        for start in range(0, len(candidates), ROW_GROUP):
+            accepted, refused, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
+            table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
+            facts += [row_facts(row) for row in accepted]
+            rejects |= {str(start + position): told for position, told in refused.items()}
+            complete = complete and not missing
+        record = {"sha256": sha256_json(facts), "rejects": rejects, "complete": complete}
+        # In the table's own file: two processes that make one block cannot mix what they found.
+        table.writer.add_key_value_metadata({RECORD: canonical_json(record)})
+    return _read_block(path)
+
+
+def _read_block(path: Path) -> Block | None:
+    """A block that is there and whole; None where it must be made."""
+    try:
+        with open_table(path) as table:
+            record = json.loads(table.metadata.metadata[RECORD])
+    except (TriptychError, OSError, KeyError):
+        return None
+    rejects = {int(position): tuple(told) for position, told in record["rejects"].items()}
+    return Block(path, record["sha256"], rejects, record["complete"])
 
 
 class Candidates:
@@ -131,13 +156,18 @@ class Candidates:
         return self._table.slice(number * BLOCK, BLOCK).to_pylist()
 
 
-def _checked(candidates: list[dict], settings: Dataset, read: Read) -> tuple[list[dict], dict[int, tuple[str, str]]]:
-    """Rows of IMAGE_SCHEMA in the order of `candidates`, and by position what is refused: (path, reason).
+def _checked(
+    candidates: list[dict], settings: Dataset, read: Read
+) -> tuple[list[dict], dict[int, tuple[str, str]], bool]:
+    """Rows of IMAGE_SCHEMA in the order of `candidates`; by position what is refused; whether files are missing.
 
     Pictures are read in the order of their places, which suits archives.
+
+    Raises:
+        TriptychError: a picture cannot be read for a reason that may pass.
     """
     accepted: dict[int, dict] = {}
-    rejects = {}
+    rejects, missing = {}, False
     for position in sorted(range(len(candidates)), key=lambda position: candidates[position]["place"]):
         candidate = candidates[position]
         try:
@@ -146,9 +176,14 @@ def _checked(candidates: list[dict], settings: Dataset, read: Read) -> tuple[lis
             sha256 = sha256_bytes(data)
             if isinstance(settings, Captions):
                 _require_content(found, sha256, settings)
-        except (TriptychError, OSError) as error:
-            reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            rejects[position] = (candidate["path"], reason.removeprefix(f"{candidate['path']}: "))
+        except OSError as error:
+            if error.errno not in LASTING:
+                raise TriptychError(f"{candidate['path']}: {error.strerror or error}; run again") from None
+            rejects[position] = (candidate["path"], error.strerror)
+            missing = True
+            continue
+        except TriptychError as error:
+            rejects[position] = (candidate["path"], str(error).removeprefix(f"{candidate['path']}: "))
             continue
         accepted[position] = {
             **{name: candidate[name] for name in ("id", "group", "split", "caption", "boxes")},
@@ -165,7 +200,7 @@ def _checked(candidates: list[dict], settings: Dataset, read: Read) -> tuple[lis
         hashes = perceptual_hashes(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL))
         for row, value in zip(rows, hashes, strict=True):
             row["phash"] = f"{value:016x}"
-    return rows, dict(sorted(rejects.items()))
+    return rows, dict(sorted(rejects.items())), missing
 
 
 def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:

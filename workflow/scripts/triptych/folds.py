@@ -72,6 +72,8 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
         )
     splitter = StratifiedGroupKFold(settings.number, shuffle=True, random_state=settings.seed)
     strata = [f"{row['modality']}|{row['answer_type']}" for row in pool]
+    if max(Counter(strata).values()) < settings.number:
+        strata = ["all"] * len(pool)  # too few of a kind to be spread
     units = owners if settings.validation_unit == "group" else [row["image_id"] for row in pool]
     rows = []
     for index, (_, test) in enumerate(splitter.split(np.zeros(len(pool)), strata, owners)):
@@ -83,6 +85,12 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
         for row, owner, unit in zip(pool, owners, units, strict=True):
             part = "test" if owner in held_out else "validation" if unit in aside else "train"
             rows.append({"fold": fold, "question_id": row["question_id"], "part": part, "group": owner})
+        empty = {"train", "validation", "test"} - {row["part"] for row in rows if row["fold"] == fold}
+        if empty:
+            raise TriptychError(
+                f"folds: {fold} has nothing for {' and '.join(sorted(empty))}; there are only "
+                f"{len(set(owners))} groups (folds.group: {settings.group}): lower folds.number"
+            )
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,7 +12,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 def best_device() -> torch.device:
     """CUDA where there is a GPU, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # With its number, because in a thread without one it would be the first GPU, whichever this process uses.
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -32,11 +34,25 @@ def mixed_precision(precision: Precision, device: torch.device) -> AbstractConte
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free for tensors: of the GPU, or of the whole machine; None where it does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def attention_kind(device: torch.device) -> str:
     """How transformers should compute attention here.
 
     Rows are short and their mask is not causal: on a CPU a training step with plain matrix products takes 0.86 of the
-    time it takes with torch's fused kernel (medians of six runs, rows of 240 to 300 tokens, bf16).
+    time it takes with torch's fused kernel (medians of six runs, rows of 240 to 300 tokens, bf16). On a GPU the fused
+    kernel takes the mask as a tensor. FlexAttention, which would skip masked blocks, is not used: it must be compiled,
+    its blocks are of 128 tokens while rows are of about 160, and it has no backward pass on a CPU to be tested with.
     """
     return "sdpa" if device.type == "cuda" else "eager"
 

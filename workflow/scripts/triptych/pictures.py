@@ -116,7 +116,7 @@ def normalised(thumbnails: np.ndarray) -> np.ndarray:
 
     A picture of one flat grey becomes zeros: it correlates with nothing.
     """
-    rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    rows = thumbnails.reshape(len(thumbnails), THUMBNAIL**2).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
@@ -179,6 +179,8 @@ def _jpeg_colours(data: bytes, min_side: int, max_pixels: int) -> str | None:
         return None
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _check_size(width, height, min_side, max_pixels)
+    if colours in ("CMYK", "YCCK"):
+        simplejpeg.decode_jpeg(data, "CMYK")  # strictly, which Pillow is not; it converts the colours
     return {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}.get(colours)
 
 

@@ -73,7 +73,8 @@ class SeenBefore:
                 rows = normalised(np.concatenate([thumbnail[None], self.thumbnails[near]]))
                 likeness = rows[1:] @ rows[0]
                 if likeness.max() > CORRELATION:
-                    return f"nearly the same picture as {self.ids[near[int(likeness.argmax())]]}"
+                    self.by_hash[row["sha256"]] = first = self.ids[near[int(likeness.argmax())]]
+                    return f"nearly the same picture as {first}"
         if number == len(self.hashes):
             self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
             self.thumbnails = np.concatenate([self.thumbnails, np.zeros_like(self.thumbnails)])
@@ -135,6 +136,7 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
 
         for row in read_table(source / "rejects.parquet"):
             reject(row["kind"], row["id"], row["reason"])
+            seen += row["kind"] == "image"
         candidates = Candidates(source, settings)
         for number in range(candidates.blocks):
             if number == candidates.planned:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from triptych.storage import TriptychError, write_json
 
 Part = Literal["connector", "lora"]
 Schedule = Literal["cosine", "linear", "constant"]
+Switch = Literal["auto", "never", "always"]
 # Numbers are allowed as names because YAML reads `1:` as one.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9.+-]*$"  # names become folder names; `_` is left out to keep them unlike rules
@@ -433,10 +434,30 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How trainings run. A change trains again, except of threads, save_minutes and time_limit_minutes."""
+    """How trainings run. A change trains again, except of those that only say how: `RUNNING`."""
+
+    RUNNING: ClassVar[set[str]] = {
+        *("threads", "processes", "checkpointing", "compile"),
+        *("save_minutes", "time_limit_minutes"),
+    }
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     threads: PositiveInt = Field(1, description="CPU threads of one training; small models train best side by side.")
+    processes: PositiveInt = Field(
+        1,
+        description="Processes that share every step of one training: one for each GPU, or, on a CPU, dividing its "
+        "threads. Results differ by rounding, and by the draws of dropout.",
+    )
+    checkpointing: Switch = Field(
+        "auto",
+        description="Compute layers again in the backward pass, which saves memory and costs time; auto: where what "
+        "they keep would not fit into the memory that is free. Results are the same.",
+    )
+    compile: Switch = Field(
+        "never",
+        description="Compile the language model's layers, which takes about a minute; auto: on a CPU, for trainings "
+        "that are long enough to make up for it. Results differ by rounding, and by the draws of dropout.",
+    )
     validation_limit: PositiveInt | None = Field(
         None, description="At most this many validation questions an epoch; null for all."
     )
@@ -552,6 +573,9 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
             prefix = schedule[:length]
             if prefixes.setdefault("-".join(prefix), prefix) != prefix:
                 faults.append(f"schedules: two lists of stages are both written '{'-'.join(prefix)}'; rename a stage")
+        uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
+        if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
+            faults.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             faults.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")

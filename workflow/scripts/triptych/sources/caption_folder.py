@@ -1,14 +1,12 @@
 """Captioned pictures of the user's own: a folder with a table and the picture files that it names."""
 
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.settings import FolderCaptions
-from triptych.sources.items import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.sources.items import Item, Read, Reject, chosen, item_id, read_below
 from triptych.sources.records import read_records
-from triptych.storage import TriptychError, resolve_under
 
 
 def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
@@ -35,15 +33,7 @@ def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
     folder = Path(settings.folder).expanduser()
 
     def read(place: str) -> bytes:
-        if "\0" in place:
-            raise TriptychError(f"{place!r}: not a file name")
-        path = resolve_under(folder, place)
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # reading a pipe or device would not end
-            raise TriptychError(f"{place}: no picture file")
-        if about.st_size > MAX_BYTES:
-            raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
-        return path.read_bytes()
+        return read_below(folder, place)
 
     yield read
 

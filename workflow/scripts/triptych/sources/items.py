@@ -11,11 +11,13 @@ A source is a module with two functions:
 A source may have a third, `card(settings, cache, counts)`: the text of its data card.
 """
 
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from triptych.storage import TriptychError, sha256_bytes, stable_order
+from triptych.storage import TriptychError, resolve_under, sha256_bytes, stable_order
 
 Read = Callable[[str], bytes]
 MAX_BYTES = 50_000_000  # of one picture as a file: far above any that is used, far below a bomb
@@ -55,6 +57,24 @@ class Reject:
     kind: str  # "image" or "question"
     id: str
     reason: str
+
+
+def read_below(root: Path, name: str) -> bytes:
+    """The bytes of a picture file below `root`.
+
+    Raises:
+        TriptychError: the name leads out of `root`, or is of no plain file, or of one that is too large.
+        OSError: the file cannot be read.
+    """
+    if "\0" in name:
+        raise TriptychError(f"{name!r}: not a file name")
+    path = resolve_under(root, name)
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe or device would not end
+        raise TriptychError(f"{name}: no picture file")
+    if about.st_size > MAX_BYTES:
+        raise TriptychError(f"{name}: larger than {MAX_BYTES} bytes")
+    return path.read_bytes()
 
 
 def item_id(path: str, caption: str) -> str:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.settings import Dataset
-from triptych.sources.items import Item, Read, Reject
+from triptych.sources.items import Item, Read, Reject, read_below
+from triptych.sources.records import is_utf8
 from triptych.storage import TriptychError, canonical_json, read_json, resolve_under
 
 SLAKE_VARIABLE = "TRIPTYCH_SLAKE"
@@ -95,18 +96,20 @@ def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
             row = {name: str(record[name]).strip() for name in QUESTION_FIELDS}
             questions.append({"question_id": question_id, **row})
     for image_id, (record, part, questions) in pictures.items():
-        boxes, stamp = None, ""
+        boxes, stamp, name = None, "", record["img_name"]
         try:
-            path = resolve_under(folder / "imgs", record["img_name"])
-            boxes = _boxes(path.parent / "detection.json")
+            path = resolve_under(folder / "imgs", name)
             about = path.stat()
             stamp = f"{about.st_size}-{about.st_mtime_ns}"
-        except (TriptychError, OSError) as error:
-            if isinstance(error, TriptychError) and "detection.json" in str(error):
+        except (TriptychError, OSError):
+            pass  # a picture that cannot be read is rejected by the step that reads it
+        else:
+            try:
+                boxes = _boxes(path.parent / "detection.json")
+            except TriptychError as error:
                 yield Reject("boxes", image_id, str(error))
-            # A picture that cannot be read is rejected by the step that reads it.
-        group = str(record.get("subject", ""))
-        name = record["img_name"]
+        subject = record.get("subject")
+        group = "" if subject is None or not str(subject).strip() else f"subject {subject}"
         yield Item(image_id, name, name, part, group=group, boxes=boxes, questions=questions, stamp=stamp)
 
 
@@ -116,7 +119,7 @@ def reader(settings: Dataset, cache: Path) -> Iterator[Read]:
     root = source_folder(settings, cache) / "imgs"
 
     def read(place: str) -> bytes:
-        return resolve_under(root, place).read_bytes()
+        return read_below(root, place)
 
     yield read
 
@@ -137,6 +140,11 @@ def _fault(record: dict, known: bool) -> str | None:
     missing = [key for key in ("qid", "img_id", "img_name", *QUESTION_FIELDS) if record.get(key) is None]
     if missing:
         return f"lacks {', '.join(missing)}"
+    texts = [record[key] for key in ("img_name", *QUESTION_FIELDS)]
+    if not isinstance(record["img_name"], str) or "\0" in record["img_name"]:
+        return "has an img_name that is not a file name"
+    if not all(is_utf8(str(text)) for text in (*texts, record["qid"], record["img_id"], record.get("subject"))):
+        return "is not valid UTF-8"
     if known:
         return f"repeats qid {record['qid']}"
     if not str(record["question"]).strip() or not str(record["answer"]).strip():
@@ -180,7 +188,7 @@ def _boxes(file: Path) -> str | None:
         ]
         if any(len(box) != 4 for _, box in found):
             raise ValueError("a box has four numbers")
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise TriptychError(f"{file.parent.name}/{file.name}: not a list of organ boxes ({error})") from None
     return canonical_json(found)
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from triptych import checkpoint
 from triptych.features import Features
@@ -13,10 +14,11 @@ from triptych.hardware import best_device, compute_dtype
 from triptych.model.batch import prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.samples import load_questions
-from triptych.settings import Connector, Lora, Record, Stage, Training
+from triptych.settings import Connector, Lora, Record, Stage, Switch, Training
 from triptych.storage import read_json, run_step, sha256_file, stable_order
 from triptych.train.loop import train
 from triptych.train.measure import chosen_epoch
+from triptych.train.parallel import Elsewhere, joined, only_the_first_prints, rank, together, world_size
 from triptych.train.parts import describe
 from triptych.train.resume import EXIT_STATUS, Keeper, Paused
 
@@ -58,26 +60,47 @@ def main() -> None:
         "--save-minutes", type=float, default=Training().save_minutes, help="minutes between two saved states"
     )
     parser.add_argument("--time-limit-minutes", type=float, help="save and stop before so many minutes are over")
+    how = {"choices": get_args(Switch)}
+    parser.add_argument(
+        "--checkpointing", default=Training().checkpointing, help="compute layers again in the backward pass", **how
+    )
+    parser.add_argument("--compile", default=Training().compile, help="compile the language model's layers", **how)
     arguments = parser.parse_args()
-    job = Job.model_validate_json(arguments.job)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    limit = arguments.time_limit_minutes
+    with joined(), only_the_first_prints():
+        try:
+            run(arguments, limit and started + 60 * limit)
+        except Paused as pause:
+            print(f"{pause} (exit status {EXIT_STATUS})", flush=True)
+            sys.exit(EXIT_STATUS)
+        except Elsewhere:
+            sys.exit(1)
 
-    device = best_device()
-    dtype = compute_dtype(job.training.precision, device)
-    features = Features(arguments.features)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
-    model = checkpoint.build(
-        base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
-    )
-    prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
-    limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
-    training, validation = (
-        tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
-        for part, limit in limits.items()
-    )
+
+def run(arguments: argparse.Namespace, deadline: float | None) -> None:
+    """What `main` does, as one of the processes that train together, by `deadline` as told by `time.monotonic()`."""
+    job = Job.model_validate_json(arguments.job)
+    options = {"checkpointing": arguments.checkpointing, "compile": arguments.compile}
+    settings = job.training.model_copy(update=options)
+    with together():
+        device = best_device()
+        dtype = compute_dtype(job.training.precision, device)
+        features = Features(arguments.features)
+        base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
+        model = checkpoint.build(
+            base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
+        )
+        prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
+        limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
+        training, validation = (
+            tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
+            for part, limit in limits.items()
+        )
+    several = f", {world_size()} processes" if world_size() > 1 else ""
     print(
         f"{job.prefix} {job.split} seed {job.seed}: {len(training)} training and {len(validation)} validation samples; "
-        f"{device.type}, {str(dtype).removeprefix('torch.')}; parent: {arguments.parent or 'none'}",
+        f"{device.type}, {str(dtype).removeprefix('torch.')}{several}; parent: {arguments.parent or 'none'}",
         flush=True,
     )
     parent = read_json(arguments.parent) if arguments.parent else None
@@ -103,16 +126,13 @@ def main() -> None:
         "device": device.type,
         "questions": [[sample.question_id for sample in part] for part in (training, validation)],
     }
-    limit = arguments.time_limit_minutes
-    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, limit and started + 60 * limit)
+    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, deadline)
     keeper.listen()
     key = [job.split, job.stage_name]
-    epochs = train(model, training, validation, features, prompt, job.stage, job.training, job.seed, key, keeper)
-    try:
-        rows = list(epochs)
-    except Paused as pause:
-        print(f"{pause} (exit status {EXIT_STATUS})", flush=True)
-        sys.exit(EXIT_STATUS)
+    epochs = train(model, training, validation, features, prompt, job.stage, settings, job.seed, key, keeper)
+    rows = list(epochs)
+    if rank() > 0:
+        return
     epoch = chosen_epoch(rows, job.stage.select)
     print(f"the checkpoint holds epoch {epoch} of {rows[-1]['epoch']}", flush=True)
     manifest |= {"parameters": describe(model.named_parameters()), "epoch": epoch, "metrics": rows[epoch]}

@@ -3,12 +3,13 @@
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from triptych.storage import TriptychError
+from triptych.train.parallel import gather
 
 # Projected image tokens against text embeddings. Healthy connectors reach 10 to 40 with small text embeddings, so the
 # bounds only catch a collapse or an explosion.
@@ -22,14 +23,28 @@ SPIKE_LEAST_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fit
 
 def frozen_hash(model: nn.Module) -> str:
     """SHA-256 over every parameter and buffer that does not train."""
-    digest = hashlib.sha256()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if name not in trained:
-            data = tensor.detach().cpu().contiguous().flatten()
-            digest.update(name.encode())
-            digest.update(data.view(torch.uint8).numpy().data)
+    frozen = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in trained}
+    return _hash(frozen)
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu().contiguous().flatten()
+        digest.update(name.encode())
+        digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_same_everywhere(trained: Mapping[str, nn.Parameter]) -> None:
+    """Stop when processes that train together have come to different weights.
+
+    Raises:
+        TriptychError: they have.
+    """
+    if len(set(gather(_hash(trained)))) > 1:
+        raise TriptychError("the weights differ between the processes of this training; use training.processes: 1")
 
 
 class GradientGuard:

@@ -3,20 +3,26 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
 
-from triptych.hardware import mixed_precision
-from triptych.model.batch import PromptTokens, Sample, pack, split_by_image
+from triptych.background import map_ahead
+from triptych.hardware import compute_dtype, mixed_precision
+from triptych.model.batch import Batch, PromptTokens, Sample, pack, split_by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.settings import Stage, Training
 from triptych.storage import TriptychError, derive_seed
-from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
+from triptych.train.compilation import choose_compilation, planned_work
+from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_everywhere, frozen_hash
 from triptych.train.measure import Score, chosen_epoch, norm_ratio, validate
-from triptych.train.order import epoch_batches
+from triptych.train.memory import choose_checkpointing, largest_pass
+from triptych.train.order import epoch_batches, shares
+from triptych.train.parallel import rank, sum_gradients, together, total, world_size
 from triptych.train.parts import as_table, describe, make_optimiser, set_trainable
 from triptych.train.progress import Progress
 from triptych.train.regularisation import build_head, cosine_term
@@ -43,7 +49,8 @@ def train(
     """Train one stage in place; yields the metrics of each epoch, epoch 0 being the state at the start.
 
     On the same kind of processor, a training that was stopped and taken up again ends with the same bits as one that
-    was not.
+    was not. Several processes (`train/parallel.py`) share every step; dropout apart, the result is that of one process
+    but for rounding.
 
     Args:
         model: on its device; what trains in fp32, the rest frozen.
@@ -52,7 +59,7 @@ def train(
         features: image ids -> vision features (R, N, D).
         prompt: the fixed text.
         stage: what trains and how.
-        settings: precision.
+        settings: precision, checkpointing and compilation.
         seed: the run's seed.
         key: names that, with the seed, fix the order of samples and the dropout.
         keeper: saves the training as it goes, and has what an earlier attempt saved; None keeps nothing.
@@ -81,10 +88,16 @@ def train(
     shown = f"{image_tokens} image tokens a picture" if image_tokens else "no images"
     print(as_table(describe([*model.named_parameters(), *added.items()])))
     print(f"{steps} steps of {stage.batch_size} samples in {epochs} epochs; {shown}", flush=True)
+    if steps:
+        width = compute_dtype(settings.precision, device).itemsize
+        size = largest_pass(training, prefix, stage.batch_size, STEP_TOKENS)
+        print(choose_checkpointing(settings.checkpointing, model, size, width), flush=True)
+        if choose_compilation(settings.compile, model, planned_work(model, training, prefix, epochs)):
+            print("the language model's layers are compiled", flush=True)
     optimiser, schedule = make_optimiser(trained, stage, steps)
     frozen = frozen_hash(model)
     guard = GradientGuard(trained)
-    torch.manual_seed(derive_seed(seed, "dropout", *key))
+    torch.manual_seed(derive_seed(seed, "dropout", *key, *([f"process {rank()}"] if rank() else [])))
     progress = Progress()
     best: dict[str, torch.Tensor] = {}
     if keeper and (state := keeper.load()):
@@ -113,6 +126,7 @@ def train(
 
     def measure() -> dict:
         nonlocal best
+        check_same_everywhere(trained)
         held_out = validate(model, validation, to_batch, settings.precision, may_stop)
         check_finite("the validation loss", held_out.mean_loss, progress.step, [])
         ratio = None if stage.blind else norm_ratio(model, some_features, some_tokens)
@@ -126,32 +140,42 @@ def train(
             keeper.save(capture())
         return metrics
 
-    def learn(chosen: Sequence[Sample]) -> None:
-        """One step of the optimiser."""
+    def own_pieces(chosen: Sequence[Sample]) -> list[list[Sample]]:
+        """What this process computes of a step, in passes; maybe nothing."""
+        return split_by_image(shares(chosen, prefix, world_size())[rank()], prefix, STEP_TOKENS)
+
+    def learn(chosen: Sequence[Sample], pieces: Sequence[Sequence[Sample]], batches: Iterator[Batch]) -> None:
+        """One step of the optimiser; `batches` gives those of the pieces next."""
         # Means are over the answer tokens and pictures of the whole step, in however many pieces it is computed.
         answer_tokens = sum(len(sample.answer) for sample in chosen)
         pictures = len({sample.image_id for sample in chosen})
+        score = Score()
         step_loss = step_term = 0.0
-        for piece in split_by_image(chosen, prefix, STEP_TOKENS):
-            batch = to_batch(piece).to(device)
-            with mixed_precision(settings.precision, device):
-                image = model.project(batch.features) if head else None
-                logits = model.answer_logits(batch, image)
-                cosine = cosine_term(term.kind, model, head, batch.features, image) / pictures if head else None
-            loss = progress.learnt.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
-            if cosine is not None:
-                loss = loss + term.weight * cosine
-                step_term += cosine.item()
-            step_loss += loss.item()
-            check_finite("the loss", step_loss, progress.step, [sample.question_id for sample in piece])
-            loss.backward()
-        guard.check_gradients()
-        norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
-        check_finite("the gradient's norm", norm, progress.step, [sample.question_id for sample in chosen])
-        optimiser.step()
-        optimiser.zero_grad()
-        guard.check_change()
-        schedule.step()
+        with together():
+            for piece in pieces:
+                batch = next(batches).to(device)
+                with mixed_precision(settings.precision, device):
+                    image = model.project(batch.features) if head else None
+                    logits = model.answer_logits(batch, image)
+                    cosine = cosine_term(term.kind, model, head, batch.features, image) / pictures if head else None
+                loss = score.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
+                if cosine is not None:
+                    loss = loss + term.weight * cosine
+                    step_term += cosine.item()
+                step_loss += loss.item()
+                check_finite("the loss", step_loss, progress.step, [sample.question_id for sample in piece])
+                loss.backward()
+        progress.learnt += score.over_processes()
+        step_loss, step_term = total([step_loss, step_term])
+        sum_gradients(trained.values())
+        with together():
+            guard.check_gradients()
+            norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
+            check_finite("the gradient's norm", norm, progress.step, [sample.question_id for sample in chosen])
+            optimiser.step()
+            optimiser.zero_grad()
+            guard.check_change()
+            schedule.step()
         progress.end_step(step_loss, norm, step_term if head else None)
 
     yield from progress.rows
@@ -161,19 +185,24 @@ def train(
     while progress.epoch <= epochs:
         epoch = progress.epoch
         model.train()
-        batches = epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)])
-        for chosen in batches[progress.step - (epoch - 1) * epoch_steps :]:
-            learn(chosen)
-            now = time.monotonic()
-            if now - last_line > SECONDS_BETWEEN_LINES or progress.step == steps:
-                last_line = now
-                left = (now - start) / (progress.step - first) * (steps - progress.step)
-                place = f"epoch {epoch} step {progress.step}/{steps}"
-                print(f"{place} loss {progress.learnt.mean_loss:.4f} {left:.0f} s left", flush=True)
-            may_stop()
+        todo = epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)])
+        todo = todo[progress.step - (epoch - 1) * epoch_steps :]
+        pieces = [own_pieces(chosen) for chosen in todo]
+        # A thread packs the next batch, and reads its features, while this one is computed.
+        with closing(map_ahead(to_batch, chain.from_iterable(pieces), 1)) as batches:
+            for chosen, own in zip(todo, pieces, strict=True):
+                learn(chosen, own, batches)
+                now = time.monotonic()
+                if now - last_line > SECONDS_BETWEEN_LINES or progress.step == steps:
+                    last_line = now
+                    left = (now - start) / (progress.step - first) * (steps - progress.step)
+                    place = f"epoch {epoch} step {progress.step}/{steps}"
+                    print(f"{place} loss {progress.learnt.mean_loss:.4f} {left:.0f} s left", flush=True)
+                may_stop()
         yield measure()
-    if frozen_hash(model) != frozen:
-        raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
+    with together():
+        if frozen_hash(model) != frozen:
+            raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
     with torch.no_grad():
         for name, weight in best.items():
             trained[name].copy_(weight)

@@ -1,15 +1,18 @@
 """What is measured of a model in training, and by which measure an epoch is chosen."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
+from triptych.background import map_ahead
 from triptych.hardware import mixed_precision
 from triptych.model.batch import Batch, Sample
 from triptych.model.vlm import VisionLanguageModel
+from triptych.train.parallel import rank, together, total, world_size
 
 VALIDATION_BATCH = 32  # samples; a memory bound, results do not depend on it beyond rounding
 
@@ -34,6 +37,14 @@ class Score:
         self.exact += samples - int(wrong.sum())
         return loss
 
+    def __add__(self, other: "Score") -> "Score":
+        return Score(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    def over_processes(self) -> "Score":
+        """The sum over all processes that train together."""
+        loss, *counts = total(astuple(self))
+        return Score(loss, *map(int, counts))
+
     @property
     def mean_loss(self) -> float:
         """Cross-entropy per answer token, in nats."""
@@ -57,17 +68,25 @@ def validate(
     precision: str,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Loss and exact match over samples, teacher-forced; calls `between` after every batch."""
+    """Loss and exact match over samples, teacher-forced; calls `between` after every batch.
+
+    Processes that train together take turns at the batches, and all get the sum.
+    """
     model.eval()
     device = next(model.parameters()).device
     score = Score()
-    for start in range(0, len(samples), VALIDATION_BATCH):
-        chosen = samples[start : start + VALIDATION_BATCH]
-        batch = pack(chosen).to(device)
-        with mixed_precision(precision, device):
-            score.add(model.answer_logits(batch), batch.targets, batch.target_samples, len(chosen))
-        between()
-    return score
+    batches = [samples[start : start + VALIDATION_BATCH] for start in range(0, len(samples), VALIDATION_BATCH)]
+    own = batches[rank() :: world_size()]
+    with closing(map_ahead(pack, own, 1)) as packed:
+        for turn in range(-(-len(batches) // world_size())):
+            with together():
+                if turn < len(own):
+                    batch = next(packed).to(device)
+                    with mixed_precision(precision, device):
+                        logits = model.answer_logits(batch)
+                    score.add(logits, batch.targets, batch.target_samples, len(own[turn]))
+            between()
+    return score.over_processes()
 
 
 @torch.inference_mode()

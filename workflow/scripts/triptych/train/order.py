@@ -26,6 +26,29 @@ def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+def shares(samples: Sequence[Sample], prefix: int, processes: int) -> list[list[Sample]]:
+    """A step's samples cut into a share for each process: whole images, about as many tokens in each, some maybe empty.
+
+    The image with the most tokens comes first, and each goes where there are fewest; within a share, order is kept.
+
+    Args:
+        samples: those of one optimiser step.
+        prefix: tokens of an image prefix.
+        processes: how many shares.
+    """
+    images = list(by_image(samples).values())
+    tokens = [prefix + sum(len(samples[index].text) for index in indices) for indices in images]
+    loads = [0] * processes
+    owner = [0] * len(images)
+    for image in sorted(range(len(images)), key=lambda image: -tokens[image]):
+        owner[image] = loads.index(min(loads))
+        loads[owner[image]] += tokens[image]
+    return [
+        [samples[index] for image, indices in enumerate(images) if owner[image] == share for index in indices]
+        for share in range(processes)
+    ]
+
+
 def learning_rate_factor(step: int, steps: int, warmup: float, kind: Schedule = "cosine") -> float:
     """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then as `kind` says.
 

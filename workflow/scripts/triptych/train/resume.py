@@ -28,6 +28,7 @@ from triptych.storage import (
     sha256_file,
     sha256_json,
 )
+from triptych.train.parallel import gather, rank, together
 
 FORMAT = 1  # raise it when the meaning of a state changes: older ones are then left alone
 TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json"
@@ -115,16 +116,18 @@ def _number(path: Path) -> int:
 
 
 def pack_tensors(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All tensors that a training goes on from: what trains, its optimiser's state, the random generators' state."""
+    """All tensors that a training goes on from: what trains, its optimiser's state, the random generators' states."""
     tensors = {f"weight/{name}": parameter for name, parameter in trained.items()}
     for name, parameter in trained.items():
         # AdamW has nothing for a parameter before its first gradient.
         for kind, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{name}/{kind}"] = value
-    tensors["random/cpu"] = torch.get_rng_state()
+    generators = {"cpu": torch.get_rng_state()}
     device = next((parameter.device for parameter in trained.values()), torch.device("cpu"))
     if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+        generators["cuda"] = torch.cuda.get_rng_state(device)
+    for process, states in enumerate(gather(generators)):
+        tensors |= {_random(process, kind): state for kind, state in states.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -155,9 +158,15 @@ def unpack_tensors(
                 held[indices[id(parameter)]] = values
     # By way of the optimiser, which knows which of its tensors belong on the parameter's device.
     optimiser.load_state_dict({**optimiser.state_dict(), "state": held})
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], next(iter(trained.values())).device)
+    # A process that was not there when the state was saved goes on with the generators that it has.
+    if (state := tensors.get(_random(rank(), "cpu"))) is not None:
+        torch.set_rng_state(state)
+    if (state := tensors.get(_random(rank(), "cuda"))) is not None:
+        torch.cuda.set_rng_state(state, next(iter(trained.values())).device)
+
+
+def _random(process: int, kind: str) -> str:
+    return f"random{process or ''}/{kind}"
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -165,7 +174,7 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 class Keeper:
-    """Decides when a training is saved and when it stops; it is asked after every step.
+    """Decides when a training is saved and when it stops; it is asked after every step, by all processes at once.
 
     A state is saved every `save_minutes`, and when the training must stop: on SIGTERM, SIGINT and SIGUSR1, or when its
     time is about to end.
@@ -202,7 +211,8 @@ class Keeper:
 
     def load(self) -> State | None:
         """The state to go on from, if there is one."""
-        found = load_state(self.folder, self.job)
+        with together():  # and nobody goes on, and saves, while another still reads
+            found = load_state(self.folder, self.job)
         if found is None:
             return None
         self._good, state = found
@@ -215,7 +225,9 @@ class Keeper:
     def save(self, state: State) -> None:
         """Write a state now."""
         state = State(state.tensors, {**state.record, "codes": self.codes})
-        self._good = save_state(self.folder, self.job, state, self._good)
+        with together():
+            if rank() == 0:
+                self._good = save_state(self.folder, self.job, state, self._good)
         self._saved = time.monotonic()
 
     def ask(self, capture: Callable[[], State], place: str) -> None:
@@ -235,7 +247,9 @@ class Keeper:
         # The next step, with a save in it, may take as long as the longest so far, and then this state is to be saved.
         if reason is None and self._deadline is not None and now + 2 * self._longest > self._deadline:
             reason = "the time limit is near"
-        if reason is not None or now - self._saved >= self._interval:
+        asked = gather((reason, now - self._saved >= self._interval))  # all stop and save where one must
+        reason = next((other for other, _ in asked if other), None)
+        if reason is not None or any(due for _, due in asked):
             self.save(capture())
         if reason is not None:
             raise Paused(f"stopped ({reason}) and saved at {place}; run it again to go on")
