@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check bench bench-data format lock schema clean
+.PHONY: install demo test check bench bench-data bench-train format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -33,12 +33,16 @@ check: $(VENV)/.installed
 	tools/dry-runs.sh $(SNAKEMAKE)
 
 ## bench: all benchmarks; they want a quiet machine
-bench: bench-data
+bench: bench-data bench-train
 
 ## bench-data: speed and memory of preparation and of feature encoding, against bare decoding and other libraries
 bench-data: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_data.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/bench_features.py
+
+## bench-train: speed and memory of training, against transformers' Trainer; about a quarter of an hour
+bench-train: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_train.py
 
 ## format: rewrite code in the project's style
 format: $(VENV)/.installed
