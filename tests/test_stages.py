@@ -499,9 +499,9 @@ def test_layers_computed_again_give_the_same_bits(parts, samples, features, prom
         assert model.decoder.is_activation_checkpointing == (memory == 1000 or setting == "always")
     for rows, found in results[1:]:
         assert rows == results[0][0] and same(found, results[0][1])
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a pass leaves about ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("activations take about ")]
     assert ["checkpointing" in line for line in said] == [False, True, True, False]
-    assert "of 1000.0 GB free; kept" in said[0] and said[3].endswith("GB; kept")
+    assert "of 1000.0 GB free; they are kept" in said[0] and said[3].endswith("GB; they are kept")
 
 
 def test_compiled_layers_give_the_same_numbers(samples, held_out, features, prompt, capsys, monkeypatch):

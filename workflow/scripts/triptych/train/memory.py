@@ -80,5 +80,5 @@ def choose_checkpointing(setting: Switch, model: VisionLanguageModel, size: tupl
     elif able:
         network.activation_checkpointing_disable()
     known = "" if free is None else f" of {free / 1e9:.1f} GB free"
-    done = "layers are computed again in the backward pass (checkpointing)" if on else "kept"
-    return f"a pass leaves about {needed / 1e9:.2g} GB{known}; {done}"
+    done = "they are computed again in the backward pass (checkpointing)" if on else "they are kept"
+    return f"activations take about {needed / 1e9:.2g} GB{known}; {done}"
