@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, **options: Any):
         self.schema = schema
         self.writer = pq.ParquetWriter(path, schema, **options)
+        self._file = os.open(path, os.O_RDONLY)
+        self._pool = ThreadPoolExecutor(1)
+        self._syncing: Future | None = None
         self.rows: list[dict] = []
         self.batches: list[pa.RecordBatch] = []
 
@@ -228,6 +232,9 @@ class TableWriter:
         while sum(len(part) for part in self.batches) >= ROW_GROUP:
             pending = pa.Table.from_batches(self.batches)
             self.writer.write_table(pending.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+            # The disk begins at once, so that the sync at the end does not wait for all of it.
+            if self._syncing is None or self._syncing.done():
+                self._syncing = self._pool.submit(os.fdatasync, self._file)
             self.batches = pending.slice(ROW_GROUP).to_batches()
 
     def __enter__(self) -> "TableWriter":
@@ -240,6 +247,8 @@ class TableWriter:
             if self.batches:
                 self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
             self.writer.close()
+        self._pool.shutdown()
+        os.close(self._file)
         self.writer.is_open = False  # after a failure, its own clean-up would write once more
 
 
