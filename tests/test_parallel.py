@@ -51,8 +51,7 @@ def trainer(world, tmp_path_factory):
     make_inputs(world, folder / "inputs")
     trainer = Together(folder / "inputs", folder)
     yield trainer
-    trainer.server.stdin.close()
-    trainer.server.wait()
+    trainer.stop()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,11 @@ class Trainer:
         self.start(out, **settings)
         return self.end()
 
+    def stop(self) -> None:
+        """End the process that forks trainings."""
+        self.server.stdin.close()
+        self.server.wait()
+
     def command(self, out: Path, **settings) -> subprocess.Popen:
         """Start a training as the rule does, in a process of its own."""
         with out.with_suffix(".log").open("a") as log:
@@ -80,8 +85,7 @@ def trainer(world, tmp_path_factory):
     make_inputs(world, folder / "inputs")
     trainer = Trainer(folder / "inputs", folder)
     yield trainer
-    trainer.server.stdin.close()
-    trainer.server.wait()
+    trainer.stop()
 
 
 def contents(out: Path) -> dict[str, bytes]:

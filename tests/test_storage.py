@@ -1,8 +1,13 @@
 """Files are whole or absent, and names cannot lead out of their folder."""
 
+import os
+
+import pyarrow as pa
 import pytest
 from triptych import storage
 from triptych.storage import TriptychError
+
+SCHEMA = pa.schema([("name", pa.string())])
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -68,3 +73,15 @@ def test_a_step_ends_with_one_line(capsys):
     with pytest.raises(SystemExit) as caught:
         storage.run_step(step)
     assert caught.value.code == "error: data.json: broken; mend it"
+
+
+def test_a_table_whose_last_rows_cannot_be_written_is_closed_all_the_same(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), storage.TableWriter(tmp_path / "t", SCHEMA) as table:
+        table.add({"name": "a"})
+        monkeypatch.setattr(table.writer, "write_table", full)
+    assert not table.writer.is_open, "its own clean-up must not write once more"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(table._file)

@@ -1,9 +1,9 @@
 """Step: read and check the pictures of a source, in blocks that are kept and found again.
 
 A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, whose footer says what was
-rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is
-never made twice, and one of other candidates or other checks is never met. Shards are processes that make blocks side
-by side; a block's bytes do not depend on which.
+rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is never made twice, and
+one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a block's
+bytes do not depend on which.
 """
 
 import argparse
@@ -144,9 +144,8 @@ class Candidates:
         Raises:
             TriptychError: it is missing.
         """
-        self._table = open_table(
-            source / "candidates.parquet"
-        ).read()  # as a table: rows of objects take ten times more
+        # As a table: as objects its rows would take ten times the memory.
+        self._table = open_table(source / "candidates.parquet").read()
         self.blocks = -(-len(self._table) // BLOCK)
         wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
         self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and spares, all of a question set
@@ -221,9 +220,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write: the shard's blocks")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    number, shards = map(int, arguments.shard.split("-of-"))
+    shard, shards = map(int, arguments.shard.split("-of-"))
     candidates = Candidates(arguments.source, settings)
-    mine = range(number - 1, candidates.planned, shards)
+    mine = range(shard - 1, candidates.planned, shards)
     start, done, names = time.monotonic(), 0, {}
     with source_module(settings).reader(settings, arguments.cache) as read:
         for number in mine:

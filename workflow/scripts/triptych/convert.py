@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from triptych.sources.records import is_utf8
 from triptych.storage import (
     TriptychError,
     atomic_directory,
@@ -322,7 +323,7 @@ def _text(fields: dict, key: str) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise _Unusable(f"{key} is not text")
     text = " ".join(str(value).split())
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
+    if not is_utf8(text):
         raise _Unusable(f"{key} is not valid Unicode")
     return text
 

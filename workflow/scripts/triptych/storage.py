@@ -241,15 +241,17 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            if self.rows:
-                self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
-            if self.batches:
-                self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
-            self.writer.close()
-        self._pool.shutdown()
-        os.close(self._file)
-        self.writer.is_open = False  # after a failure, its own clean-up would write once more
+        try:
+            if kind is None:
+                if self.rows:
+                    self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+                if self.batches:
+                    self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
+                self.writer.close()
+        finally:
+            self._pool.shutdown()
+            os.close(self._file)
+            self.writer.is_open = False  # after a failure, its own clean-up would write once more
 
 
 def open_table(path: Path) -> pq.ParquetFile:

@@ -23,6 +23,8 @@ SLAKE_TABLES = ("train.json", "validation.json", "test.json")
 SLAKE_KEPT = ("source.jpg", "detection.json")  # of each image's folder; masks are not used
 
 MAX_UNPACKED_BYTES = 2_000_000_000  # of SLAKE's images, which take 0.5 GB: far below a bomb
+# What reading a member of a broken archive raises.
+BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
@@ -67,7 +69,7 @@ def _unpack(path: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 target.write_bytes(archive.read(member))
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            except BROKEN_MEMBER as error:
                 raise TriptychError(f"{path}: {member.filename!r} cannot be read ({error}); delete the file") from None
     if not any(target.name == "source.jpg" for target in targets):
         raise TriptychError(f"{path.name}: holds no source.jpg; check the revision")

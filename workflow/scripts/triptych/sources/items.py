@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triptych.sources.records import is_utf8
 from triptych.storage import TriptychError, resolve_under, sha256_bytes, stable_order
 
 Read = Callable[[str], bytes]
@@ -120,7 +121,7 @@ def clean_caption(text: str | None, shortest: int, longest: int) -> str:
     """
     if text is None or not text.strip():
         raise TriptychError("no caption")
-    if "\N{REPLACEMENT CHARACTER}" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+    if "\N{REPLACEMENT CHARACTER}" in text or not is_utf8(text):
         raise TriptychError("the caption is not valid UTF-8")
     printable = (sign if unicodedata.category(sign) not in ("Cc", "Cs", "Co", "Cn") else " " for sign in text)
     clean = " ".join(unicodedata.normalize("NFC", "".join(printable)).split())

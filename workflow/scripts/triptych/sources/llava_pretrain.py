@@ -1,8 +1,6 @@
 """LLaVA-Pretrain: 558k captioned web pictures of the hub, whose archive is read in place (27 GB, not unpacked)."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +59,7 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
                 return archive.read(member)
             except KeyError:
                 raise TriptychError(f"{IMAGES} has no member {place!r}") from None
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            except hub.BROKEN_MEMBER as error:
                 raise TriptychError(f"{place}: cannot be read out of {IMAGES} ({error})") from None
 
         yield read
