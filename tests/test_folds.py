@@ -111,3 +111,29 @@ def test_rows_are_cut_apart_only_where_the_leak_is_to_be_measured():
     seen = {image[row["question_id"]] for row in fold if row["part"] == "train"}
     leaked = [image[row["question_id"]] in seen for row in fold if row["part"] == "test"]
     assert sum(leaked) / len(leaked) > 0.3
+
+
+def test_the_official_parts_are_one_fold():
+    rows = questions()
+    settings = Folds(dataset="medical", number=1, group="official")
+    parts = {row["question_id"]: row["part"] for row in assign(rows, settings)}
+    official = {row["question_id"]: row["split"] for row in rows}
+    assert set(parts) == {name for name, split in official.items() if split != "test"}
+    assert {name for name, part in parts.items() if part == "test"} == {
+        name for name, split in official.items() if split == "validation"
+    }
+    assert Counter(parts.values())["validation"] > 0
+
+
+def test_a_picture_in_two_official_parts_is_refused():
+    rows = questions()
+    for row in rows:
+        row["image_id"] = row["group"] = "one" if row["group"] in ("g0", "g1") else row["group"]
+    with pytest.raises(TriptychError, match=r"group: official: 1 pictures.*such as one"):
+        assign(rows, Folds(dataset="medical", number=1, group="official"))
+
+
+@pytest.mark.parametrize(("number", "group"), [(1, "image"), (3, "official")])
+def test_one_fold_is_the_official_parts_and_no_other(number, group):
+    with pytest.raises(ValueError, match="number must be 1 with group official"):
+        Folds(dataset="medical", number=number, group=group)

@@ -66,7 +66,7 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
         (lambda c: c["stages"][1].update(data="general"), "medical); did you mean 'general-1000'?"),
         (lambda c: c["datasets"]["general"].update(sizes=[5, 5]), "two have the same name once sizes are added"),
         (lambda c: c["datasets"]["general"].update(sizes=[0]), "datasets.general.sizes.0: must be greater"),
-        (lambda c: c["folds"].update(number=1), "folds.number: must be greater than or equal to 2, not 1"),
+        (lambda c: c["folds"].update(number=1), "folds: number must be 1 with group official"),
         (lambda c: c["models"]["language_model"].update(prompt="no marks"), "<image> and {question} exactly once"),
         (lambda c: c["datasets"].update(medical={"source": "slak"}), "datasets.medical.source: must be one of"),
         (

@@ -53,7 +53,8 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
     """Rows (fold, question_id, part, group) for every fold.
 
     Groups are never cut between training and held-out part. Folds are stratified by modality and answer type as far as
-    the groups allow. Of a fold's training part, some units are kept aside for validation.
+    the groups allow. Of a fold's training part, some units are kept aside for validation. With `group: official` there
+    is one fold, which holds out the source's own validation part.
 
     Args:
         questions: rows with question_id, image_id, modality, answer_type and split; those of split `test` are left out.
@@ -70,15 +71,10 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
             f"folds.number: {settings.number} folds need at least {settings.number + 1} groups (folds.group: "
             f"{settings.group}), but data set '{settings.dataset}' has {len(set(owners))}"
         )
-    splitter = StratifiedGroupKFold(settings.number, shuffle=True, random_state=settings.seed)
-    strata = [f"{row['modality']}|{row['answer_type']}" for row in pool]
-    if max(Counter(strata).values()) < settings.number:
-        strata = ["all"] * len(pool)  # too few of a kind to be spread
     units = owners if settings.validation_unit == "group" else [row["image_id"] for row in pool]
     rows = []
-    for index, (_, test) in enumerate(splitter.split(np.zeros(len(pool)), strata, owners)):
+    for index, held_out in enumerate(_held_out(pool, owners, settings)):
         fold = f"fold{index}"
-        held_out = {owners[position] for position in test}
         aside = _aside(
             [unit for unit, owner in zip(units, owners, strict=True) if owner not in held_out], settings, fold
         )
@@ -92,6 +88,29 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
                 f"{len(set(owners))} groups (folds.group: {settings.group}): lower folds.number"
             )
     return rows
+
+
+def _held_out(pool: list[dict], owners: list[str], settings: Folds) -> list[set[str]]:
+    """The groups that each fold holds out.
+
+    Raises:
+        TriptychError: a picture is in two of the source's parts, which are to be used as they are.
+    """
+    if settings.group == "official":
+        held_out = {owner for row, owner in zip(pool, owners, strict=True) if row["split"] == "validation"}
+        training = {owner for row, owner in zip(pool, owners, strict=True) if row["split"] == "train"}
+        if both := sorted(held_out & training):
+            raise TriptychError(
+                f"folds.group: official: {len(both)} pictures of data set '{settings.dataset}' are in both its train "
+                f"and its validation part, such as {both[0]}; use another group"
+            )
+        return [held_out]
+    splitter = StratifiedGroupKFold(settings.number, shuffle=True, random_state=settings.seed)
+    strata = [f"{row['modality']}|{row['answer_type']}" for row in pool]
+    if max(Counter(strata).values()) < settings.number:
+        strata = ["all"] * len(pool)  # too few of a kind to be spread
+    folds = splitter.split(np.zeros(len(pool)), strata, owners)
+    return [{owners[position] for position in test} for _, test in folds]
 
 
 def _aside(owners: list[str], settings: Folds, fold: str) -> set[str]:

@@ -277,12 +277,13 @@ class Folds(Record):
     """Cross-validation over one data set's train and validation parts; its test part stays untouched."""
 
     dataset: Name = Field(description="The data set that is cut into folds; stages on it run once per fold.")
-    number: int = Field(3, ge=2, description="Number of folds.")
-    group: Literal["subject", "image", "near-duplicate-cluster", "row"] = Field(
+    number: int = Field(3, ge=1, description="Number of folds; 1 with the official parts, more otherwise.")
+    group: Literal["subject", "image", "near-duplicate-cluster", "row", "official"] = Field(
         "subject",
         description="What is never cut between training and held-out part. subject: the source's subjects, and "
         "pictures where it names none; image: pictures, exact copies together; near-duplicate-cluster: subjects and "
-        "pictures that look alike, together; row: nothing, which leaks pictures and serves to measure the leak.",
+        "pictures that look alike, together; row: nothing, which leaks pictures and serves to measure the leak; "
+        "official: one fold of the source's own parts, which holds out its validation part.",
     )
     near_duplicate: float = Field(
         0.98, gt=0, lt=1, description="Pictures whose 32 x 32 grey thumbnails correlate more than this look alike."
@@ -294,6 +295,12 @@ class Folds(Record):
         "group", description="Keep whole groups aside, or single images where groups are too few and large."
     )
     seed: int = Field(0, description="Seed of the assignment.")
+
+    @model_validator(mode="after")
+    def _number_fits(self) -> "Folds":
+        if (self.number == 1) != (self.group == "official"):
+            raise ValueError("number must be 1 with group official, and at least 2 with any other")
+        return self
 
 
 class Features(Record):
