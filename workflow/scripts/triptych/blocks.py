@@ -10,6 +10,9 @@ import argparse
 import errno
 import json
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +98,7 @@ def row_facts(row: dict) -> list:
     return [*facts, row["image"]["path"]]
 
 
-def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> Block:
+def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> tuple[Block, Callable[[], None]]:
     """Make one block where it is not there yet, or is damaged, or lacks a file that was missing.
 
     Args:
@@ -104,24 +107,32 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
         read: the source's reader.
         path: the block's file.
 
+    Returns:
+        The block, and what waits for the disk and puts the file in its place: to be called, in any thread, before the
+        block is read.
+
     Raises:
         TriptychError: a picture cannot be read for a reason that may pass.
     """
     kept = _read_block(path)
     if kept is not None and kept.complete:
-        return kept
+        return kept, lambda: None
     rejects, facts, complete = {}, [], True
-    with atomic_path(path) as temporary, TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE) as table:
+    with ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        table = stack.enter_context(TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE))
         for start in range(0, len(candidates), ROW_GROUP):
             accepted, refused, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
             table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
             facts += [row_facts(row) for row in accepted]
-            rejects |= {str(start + position): told for position, told in refused.items()}
+            rejects |= {start + position: why for position, why in refused.items()}
             complete = complete and not missing
-        record = {"sha256": sha256_json(facts), "rejects": rejects, "complete": complete}
+        block = Block(path, sha256_json(facts), rejects, complete)
+        told = {str(position): why for position, why in rejects.items()}
+        record = {"sha256": block.sha256, "rejects": told, "complete": complete}
         # In the table's own file: two processes that make one block cannot mix what they found.
         table.writer.add_key_value_metadata({RECORD: canonical_json(record)})
-    return _read_block(path)
+        return block, stack.pop_all().close
 
 
 def _read_block(path: Path) -> Block | None:
@@ -131,7 +142,7 @@ def _read_block(path: Path) -> Block | None:
             record = json.loads(table.metadata.metadata[RECORD])
     except (TriptychError, OSError, KeyError):
         return None
-    rejects = {int(position): tuple(told) for position, told in record["rejects"].items()}
+    rejects = {int(position): tuple(why) for position, why in record["rejects"].items()}
     return Block(path, record["sha256"], rejects, record["complete"])
 
 
@@ -224,14 +235,20 @@ def main() -> None:
     candidates = Candidates(arguments.source, settings)
     mine = range(shard - 1, candidates.planned, shards)
     start, done, names = time.monotonic(), 0, {}
-    with source_module(settings).reader(settings, arguments.cache) as read:
+    finished: Future | None = None
+    with source_module(settings).reader(settings, arguments.cache) as read, ThreadPoolExecutor(1) as disk:
         for number in mine:
             rows = candidates.block(number)
-            block = ensure_block(rows, settings, read, block_path(rows, settings, arguments.cache))
+            block, finish = ensure_block(rows, settings, read, block_path(rows, settings, arguments.cache))
+            if finished:
+                finished.result()  # at most one block waits for the disk while the next is made
+            finished = disk.submit(finish)
             names[str(number)] = block.path.stem
             done += len(rows)
             rate = done / (time.monotonic() - start)
             print(f"{len(names)} of {len(mine)} blocks, {done} pictures, {rate:.0f}/s", flush=True)
+        if finished:
+            finished.result()
     write_json(arguments.out, {"blocks": names})
 
 

@@ -142,7 +142,8 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             if number == candidates.planned:
                 print("the spares did not suffice: reading further pictures", flush=True)
             rows = candidates.block(number)
-            block = ensure_block(rows, settings, read, block_path(rows, settings, cache))
+            block, finish = ensure_block(rows, settings, read, block_path(rows, settings, cache))
+            finish()
             facts = iter(read_table(block.path, FACTS))
             taken = []
             for position, candidate in enumerate(rows):

@@ -123,8 +123,9 @@ def clean_caption(text: str | None, shortest: int, longest: int) -> str:
         raise TriptychError("no caption")
     if "\N{REPLACEMENT CHARACTER}" in text or not is_utf8(text):
         raise TriptychError("the caption is not valid UTF-8")
-    printable = (sign if unicodedata.category(sign) not in ("Cc", "Cs", "Co", "Cn") else " " for sign in text)
-    clean = " ".join(unicodedata.normalize("NFC", "".join(printable)).split())
+    if not text.isprintable():  # nearly all are, and looking at every sign takes long
+        text = "".join(sign if unicodedata.category(sign) not in ("Cc", "Cs", "Co", "Cn") else " " for sign in text)
+    clean = " ".join(unicodedata.normalize("NFC", text).split())
     if not shortest <= len(clean) <= longest:
         raise TriptychError(f"the caption has {len(clean)} characters, not {shortest} to {longest}")
     return clean
