@@ -200,4 +200,5 @@ def _turn(data: bytes) -> Image.Transpose | None:
 
 
 def _thumbnail(grey: Image.Image) -> np.ndarray:
-    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.frombuffer(small.tobytes(), np.uint8).reshape(THUMBNAIL, THUMBNAIL)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from triptych.blocks import IMAGE_SCHEMA, Block, Candidates, block_path, ensure_block, row_facts
+from triptych.blocks import BLOCK, IMAGE_SCHEMA, Block, Candidates, block_path, ensure_block, row_facts
 from triptych.pictures import THUMBNAIL, normalised
 from triptych.settings import Captions, Dataset
 from triptych.sources import source_module
@@ -58,6 +58,7 @@ class SeenBefore:
         self.ids: list[str] = []
         self.by_hash: dict[str, str] = {}
         self.hashes = np.zeros(1024, np.uint64)
+        self.scratch = np.zeros_like(self.hashes)
         self.thumbnails = np.zeros((1024, THUMBNAIL * THUMBNAIL), np.uint8)
 
     def reason(self, row: dict) -> str | None:
@@ -68,8 +69,10 @@ class SeenBefore:
         number, phash = len(self.ids), np.uint64(int(row["phash"], 16))
         thumbnail = np.frombuffer(row["thumbnail"], np.uint8)
         if not self.keep_near:
-            near = np.flatnonzero(np.bitwise_count(self.hashes[:number] ^ phash) <= PHASH_BITS)
-            if len(near):
+            differing = np.bitwise_xor(self.hashes[:number], phash, out=self.scratch[:number])
+            near = np.bitwise_count(differing) <= PHASH_BITS
+            if near.any():
+                near = np.flatnonzero(near)
                 rows = normalised(np.concatenate([thumbnail[None], self.thumbnails[near]]))
                 likeness = rows[1:] @ rows[0]
                 if likeness.max() > CORRELATION:
@@ -77,6 +80,7 @@ class SeenBefore:
                     return f"nearly the same picture as {first}"
         if number == len(self.hashes):
             self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
+            self.scratch = np.zeros_like(self.hashes)
             self.thumbnails = np.concatenate([self.thumbnails, np.zeros_like(self.thumbnails)])
         self.hashes[number], self.thumbnails[number] = phash, thumbnail
         self.ids.append(row["id"])
@@ -119,7 +123,9 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_directory(out / IMAGES))
         asked, rejects = (
-            stack.enter_context(TableWriter(stack.enter_context(atomic_path(out / table)), schema, compression="zstd"))
+            stack.enter_context(
+                TableWriter(stack.enter_context(atomic_path(out / table)), schema, BLOCK, compression="zstd")
+            )
             for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
         )
         read = stack.enter_context(source_module(settings).reader(settings, cache))

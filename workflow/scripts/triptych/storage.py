@@ -12,8 +12,8 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -208,34 +208,29 @@ def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
 
 
 class TableWriter:
-    """A Parquet file written in groups of ROW_GROUP rows, so that memory does not grow with the table."""
+    """A Parquet file written in groups of `group` rows, so that memory does not grow with the table."""
 
-    def __init__(self, path: Path, schema: pa.Schema, **options: Any):
+    def __init__(self, path: Path, schema: pa.Schema, group: int = ROW_GROUP, **options: Any):
         self.schema = schema
+        self.group = group
         self.writer = pq.ParquetWriter(path, schema, **options)
-        self._file = os.open(path, os.O_RDONLY)
-        self._pool = ThreadPoolExecutor(1)
-        self._syncing: Future | None = None
         self.rows: list[dict] = []
         self.batches: list[pa.RecordBatch] = []
 
     def add(self, row: dict) -> None:
         """Append one row."""
         self.rows.append(row)
-        if len(self.rows) == ROW_GROUP:
+        if len(self.rows) == self.group:
             self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
             self.rows = []
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Append the rows of a batch that has the table's columns, in any order."""
         self.batches.append(batch.select(self.schema.names).cast(self.schema))
-        while sum(len(part) for part in self.batches) >= ROW_GROUP:
+        while sum(len(part) for part in self.batches) >= self.group:
             pending = pa.Table.from_batches(self.batches)
-            self.writer.write_table(pending.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-            # The disk begins at once, so that the sync at the end does not wait for all of it.
-            if self._syncing is None or self._syncing.done():
-                self._syncing = self._pool.submit(os.fdatasync, self._file)
-            self.batches = pending.slice(ROW_GROUP).to_batches()
+            self.writer.write_table(pending.slice(0, self.group), row_group_size=self.group)
+            self.batches = pending.slice(self.group).to_batches()
 
     def __enter__(self) -> "TableWriter":
         return self
@@ -249,8 +244,6 @@ class TableWriter:
                     self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
                 self.writer.close()
         finally:
-            self._pool.shutdown()
-            os.close(self._file)
             self.writer.is_open = False  # after a failure, its own clean-up would write once more
 
 
@@ -298,9 +291,16 @@ def resolve_under(root: Path, name: str) -> Path:
     Raises:
         TriptychError: `name` is absolute or leads out of `root`.
     """
-    # With strings: a Path for each step would take as long as reading a small picture.
-    top = os.path.realpath(root)
-    path = os.path.realpath(os.path.join(top, name))  # noqa: PTH118
+    # With strings, and the folder's own links followed once: this is done for every picture.
+    top = _real_folder(os.fspath(root))
+    path = os.path.join(_real_folder(os.path.join(top, os.path.dirname(name))), os.path.basename(name))  # noqa: PTH118, PTH119, PTH120
+    if os.path.islink(path) or os.path.basename(name) in ("", ".", ".."):  # noqa: PTH114, PTH119
+        path = os.path.realpath(path)
     if os.path.isabs(name) or os.path.commonpath((top, path)) != top:  # noqa: PTH117
         raise TriptychError(f"{name!r} leads out of {top}; only files below that folder may be named")
     return Path(path)
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
