@@ -23,8 +23,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        "<results>/tables/schedules.csv",
-        "<results>/tables/schedules.md",
+        final_tables,
         "<results>/tables/stages.csv",
         "<results>/figures/stages.svg",
         "<results>/figures/stages.png",

@@ -72,5 +72,7 @@ def test_the_audit_knows_every_part_and_baseline(folders):
     assert {row["part"] for row in record["baselines"]} == {
         "validation (official)", "test (official)", "fold0 held out", "fold1 held out",
     }  # fmt: skip
-    assert {row["baseline"] for row in record["baselines"]} == {"majority", "majority-per-question", "nearest-pictures"}
+    assert {row["baseline"] for row in record["baselines"]} == {
+        "majority", "majority-per-question", "majority-per-place", "nearest-pictures",
+    }  # fmt: skip
     assert markdown(record).count("| nearest-pictures |") == 4

@@ -100,7 +100,7 @@ def triptych_answers(source, models, prompt=PROMPT):
         for picture in range(len(PICTURES))
         for question in QUESTIONS
     ]
-    answers = generate(model, samples, lambda names: tokens[[int(name) for name in names]], pieces, NEW_TOKENS)
+    answers, _ = generate(model, samples, lambda names: tokens[[int(name) for name in names]], pieces, NEW_TOKENS)
     assert len(set(map(tuple, answers))) > 3, "answers must differ for the comparison to mean something"
     return answers
 

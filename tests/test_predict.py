@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import make_model, make_questions
 from triptych.model.batch import prompt_tokens, tokenise
-from triptych.predict import generate
+from triptych.predict import Kept, generate, other_pictures
 from triptych.settings import Connector
+from triptych.storage import TriptychError
 
 NEW_TOKENS = 6
 
@@ -54,12 +55,44 @@ def check_answers(model, many, features, prompt, different=3):
     for size in (1, 7, 64):
         answers = []
         for start in range(0, len(many), size):
-            answers += generate(model, many[start : start + size], features, prompt, NEW_TOKENS)
+            answers += generate(model, many[start : start + size], features, prompt, NEW_TOKENS)[0]
         assert answers == expected, f"batch size {size}"
 
 
 def test_length_is_bounded_by_the_setting_alone(model, many, features, prompt):
-    longer = generate(model, many, features, prompt, 4)
-    shorter = generate(model, many, features, prompt, 2)
+    longer, _ = generate(model, many, features, prompt, 4)
+    shorter, _ = generate(model, many, features, prompt, 2)
     assert max(map(len, longer)) <= 4
     assert shorter == [answer[:2] for answer in longer]
+
+
+def test_the_log_probability_is_that_of_the_answer_and_its_end(model, many, features, prompt):
+    answers, logprobs = generate(model, many, features, prompt, NEW_TOKENS)
+    for sample, answer, logprob in zip(many[:8], answers, logprobs, strict=False):
+        ids = [*answer, prompt.end] if len(answer) < NEW_TOKENS else answer
+        image, words = model.project(features([sample.image_id])), torch.tensor([[*sample.question, *ids]])
+        before = model.embed(torch.tensor([list(prompt.before_image)]))
+        inputs = torch.cat([before, image, model.embed(words)], dim=1)
+        hidden = model.decoder(inputs_embeds=inputs).last_hidden_state[:, -len(ids) - 1 : -1]
+        expected = model.logits(hidden).log_softmax(-1)[0, range(len(ids)), ids].sum().item()
+        assert logprob == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_every_picture_is_swapped_for_another():
+    images = [f"image{n}" for n in range(7)] * 3
+    other = other_pictures(images)
+    assert set(other) == set(other.values()) == set(images)
+    assert all(mine != theirs for mine, theirs in other.items())
+    assert other == other_pictures(images[::-1])
+    with pytest.raises(TriptychError, match="drop `swapped`"):
+        other_pictures(["one"])
+
+
+def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):
+    path = tmp_path / "seed0.part.jsonl"
+    kept = Kept(path, "key", 2)
+    for number in range(3):
+        kept.add([{"number": 2 * number}, {"number": 2 * number + 1}])
+    path.write_text(path.read_text()[:-4])  # cut in the middle of the last line
+    assert [record["number"] for record in Kept(path, "key", 2).records] == [0, 1, 2, 3]
+    assert Kept(path, "another", 2).records == []

@@ -2,10 +2,27 @@
 
 import numpy as np
 import pytest
-from triptych.baseline import commonest, majority, majority_per_question, nearest_pictures
-from triptych.score import accuracies, exact_match, normalise
+from triptych.baseline import commonest, majority, majority_per_place, majority_per_question, nearest
+from triptych.layout import latex
+from triptych.score import (
+    bleu_1,
+    exact_match,
+    llava_med_closed,
+    normalise,
+    rouge_l,
+    scores,
+    token_f1,
+    token_recall,
+)  # fmt: skip
 from triptych.storage import TriptychError, csv_text
-from triptych.tables import COLUMNS, as_markdown, paired_differences, summarise
+from triptych.tables import (
+    COLUMNS,
+    by_content,
+    controls,
+    paired_differences,
+    schedules_markdown,
+    summarise,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -23,6 +40,59 @@ def test_exact_match_ignores_case_punctuation_and_blanks(prediction, gold, hit):
     assert normalise(normalise(gold)) == normalise(gold)
 
 
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        (" Yes. ", "yes"),
+        ("是的。", "yes"),
+        ("不包含", "no"),
+        ("False", "no"),
+        ("Left Lung, Right", "left lung right"),
+        ("CT (computed tomography)", "ct"),
+        ("X-Ray", "xray"),
+        ("胸腔（肺部）", "胸腔"),
+        ("T2-weighted", "t2 weighted"),
+    ],
+)
+def test_answers_are_normalised_as_lmms_eval_does(answer, normal):
+    """Examples of lmms-eval's own tests of its SLAKE tasks, and two more."""
+    assert normalise(answer) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "f1", "recall", "bleu", "rouge"),
+    [
+        ("the left lung", "left lung", 0.8, 1.0, 2 / 3, 0.8),
+        ("lung", "left lung", 2 / 3, 0.5, np.exp(-1), 2 / 3),
+        ("lung left", "left lung", 1.0, 1.0, 1.0, 0.5),
+        ("a a a", "a b", 0.4, 0.5, 1 / 3, 0.4),
+        ("", "left lung", 0.0, 0.0, 0.0, 0.0),
+        ("", "", 1.0, 1.0, 1.0, 1.0),
+    ],
+)
+def test_measures_of_words_have_known_values(prediction, gold, f1, recall, bleu, rouge):
+    record = {"prediction": prediction, "gold": gold}
+    found = [measure(record) for measure in (token_f1, token_recall, bleu_1, rouge_l)]
+    assert found == pytest.approx([f1, recall, bleu, rouge])
+
+
+def test_llava_meds_rule_counts_right_choices_as_wrong():
+    def hit(prediction, gold):
+        return llava_med_closed({"prediction": prediction, "gold": gold})
+
+    assert hit("Yes, it is", "yes") and hit("no", "No")
+    assert not hit("Left", "Left") and not hit("yes", "no")
+    choices = [{"prediction": "left", "gold": "left", "answer_type": "CLOSED"}]
+    found = scores([*choices, {"prediction": "no", "gold": "no", "answer_type": "CLOSED"}])
+    assert (found["closed"], found["yes_no"], found["llava_med_closed"], found["llava_med_ceiling"]) == (
+        100,
+        100,
+        50,
+        50,
+    )
+    assert scores(choices)["yes_no"] is None
+
+
 def test_accuracies_are_per_cent_by_answer_type():
     records = [
         {"prediction": "a", "gold": "a", "answer_type": "OPEN"},
@@ -30,8 +100,8 @@ def test_accuracies_are_per_cent_by_answer_type():
         {"prediction": "no", "gold": "no", "answer_type": "CLOSED"},
         {"prediction": "no", "gold": "no", "answer_type": "CLOSED"},
     ]
-    assert accuracies(records) == {"ALL": 75.0, "OPEN": 50.0, "CLOSED": 100.0}
-    assert accuracies(records[:2])["CLOSED"] is None
+    assert scores(records, ("all", "open", "closed")) == {"all": 75.0, "open": 50.0, "closed": 100.0}
+    assert scores(records[:2])["closed"] is None
 
 
 def training():
@@ -49,6 +119,19 @@ def test_baselines_say_the_commonest_answer():
     assert predict({"question": "new?"}) == "no"
 
 
+def test_the_majority_of_a_place_is_told_modality_and_body_part():
+    places = [("CT", "Lung"), ("CT", "Lung"), ("MRI", "Brain"), ("CT", "Lung"), ("CT", "Lung"), ("CT", "Lung")]
+    rows = [{**row, "modality": m, "location": p} for row, (m, p) in zip(training(), places, strict=True)]
+    predict = majority_per_place(rows, {})
+    assert predict({"question": "what?", "modality": "MRI", "location": "Brain"}) == "CT"
+    assert predict({"question": "what?", "modality": "CT", "location": "Lung"}) == "CT"
+    rows[1]["answer"] = rows[0]["answer"] = "PET"
+    predict = majority_per_place(rows, {})
+    assert predict({"question": "what?", "modality": "CT", "location": "Lung"}) == "PET"
+    assert predict({"question": "what?", "modality": "MRI", "location": "Brain"}) == "CT"
+    assert predict({"question": "what?", "modality": "PET", "location": "Brain"}) == "no", "of all, where it is new"
+
+
 def test_the_nearest_pictures_vote_on_the_same_question():
     def row(number, image, question, answer, content="Organ"):
         kind = {"content_type": content, "answer_type": "OPEN"}
@@ -59,9 +142,9 @@ def test_the_nearest_pictures_vote_on_the_same_question():
     }
     known = [row(0, "a", "what?", "far"), row(1, "b", "what?", "near"), row(2, "c", "what?", "far")]
     known += [row(3, "d", "what?", "near"), row(4, "b", "where?", "here", "Position")]
-    predict = nearest_pictures(known, vectors)
+    predict = nearest(known, vectors)
     assert predict(row(9, "x", "what?", "")) == "far", "two of the three nearest pictures"
-    assert nearest_pictures(known[:2], vectors)(row(9, "x", "what?", "")) == "near", "of equals, the nearest"
+    assert nearest(known[:2], vectors)(row(9, "x", "what?", "")) == "near", "of equals, the nearest"
     assert predict(row(9, "x", "new?", "", "Position")) == "here", "the same kind of question, where it is new"
     assert predict(row(9, "x", "new?", "", "Colour")) == "near", "any question, where the kind is new too"
 
@@ -112,8 +195,43 @@ def test_arms_that_answered_other_questions_cannot_be_compared():
 
 def test_the_tables_say_the_same_in_both_forms():
     rows = summarise(A + B + MAJORITY, ["1-2-3", "2-3", "majority"])
-    csv, markdown = csv_text(rows, COLUMNS, 4), as_markdown(rows, A + B + MAJORITY, ["1-2-3", "2-3"])
+    csv, text = csv_text(rows, COLUMNS, 4), schedules_markdown(rows, A + B + MAJORITY, ["1-2-3", "2-3"])
     assert csv.splitlines()[1].startswith("1-2-3,True,8,2,2,1,62.5000,17.6777")
-    assert "| **1-2-3**" in markdown and "62.5 ± 17.7" in markdown
-    assert "`1-2-3` less `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in markdown
+    assert "| **1-2-3**" in text and "62.5 ± 17.7" in text
+    assert "`1-2-3` less `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in text
     assert summarise((A + B)[::-1], ["1-2-3", "2-3"]) == summarise(A + B, ["1-2-3", "2-3"])
+
+
+def test_controls_tell_what_is_lost_run_by_run():
+    blind = records("1-2-3", [[1, 1, 0, 0], [1, 0, 0, 0]])
+    [row] = controls(A, {"swapped": blind, "blank": []}, ["1-2-3"])
+    assert (row["true_mean"], row["swapped_mean"], row["swapped_lost_mean"], row["swapped_lost_sd"]) == (
+        62.5,
+        37.5,
+        25,
+        0,
+    )
+    assert "blank_mean" not in row
+    with pytest.raises(TriptychError, match="1-2-3 has other runs with swapped pictures"):
+        controls(A, {"swapped": blind[:4]}, ["1-2-3"])
+
+
+def test_content_rows_count_their_own_questions():
+    about = [
+        {
+            **record,
+            "modality": "CT" if record["question_id"].endswith("0") else "MRI",
+            "location": "",
+            "content_type": "Organ",
+        }
+        for record in A
+    ]
+    rows = {(row["aspect"], row["value"]): row for row in by_content(about, ["1-2-3"])}
+    assert (rows["modality", "CT"]["questions"], rows["modality", "CT"]["mean"]) == (2, 100.0)
+    assert (rows["modality", "MRI"]["questions"], rows["modality", "MRI"]["mean"]) == (6, 50.0)
+    assert rows["answer_type", "OPEN"]["folds"] == 2
+
+
+def test_latex_escapes_what_latex_would_read():
+    text = latex(["arm", "exact_match"], [["**a&b**", "62.5 ± 1.0"]], "50 % of it")
+    assert r"a\&b & 62.5 $\pm$ 1.0 \\" in text and r"exact\_match" in text and r"\caption{50 \% of it}" in text

@@ -92,7 +92,7 @@ def test_eight_samples_are_learnt_by_heart(model, features, prompt):
     assert rows[0]["validation_accuracy"] < 0.5
     assert rows[-1]["validation_accuracy"] == 1.0
     model.eval()
-    answers = generate(model, samples, features, prompt, max_new_tokens=6)
+    answers, _ = generate(model, samples, features, prompt, max_new_tokens=6)
     assert [(*answer, prompt.end) for answer in answers] == [sample.answer for sample in samples]
 
 
@@ -100,7 +100,7 @@ def test_teacher_forced_accuracy_is_exact_match_of_greedy_answers(model, samples
     model.language_model = add_lora(model.language_model, FULL_LORA, seed=5)
     rows = run(model, samples, features, prompt, stage(("connector", "lora"), rate=3e-2, epochs=30, batch_size=8))
     model.eval()
-    answers = generate(model, samples, features, prompt, max_new_tokens=6)
+    answers, _ = generate(model, samples, features, prompt, max_new_tokens=6)
     exact = [(*answer, prompt.end) == sample.answer for answer, sample in zip(answers, samples, strict=True)]
     assert 0 < sum(exact) < len(exact), "the comparison needs right and wrong answers"
     assert rows[-1]["validation_accuracy"] == pytest.approx(sum(exact) / len(exact))

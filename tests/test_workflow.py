@@ -84,12 +84,21 @@ def test_the_grid_is_trained_once_and_handed_on(study):
 
 def test_tables_and_figure_say_what_the_predictions_say(study):
     table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
-    assert list(table.index) == ["1-2-3", "2-3", "majority", "majority-per-question", "nearest-pictures"]
-    predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/*.parquet")]
+    untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
+    assert list(table.index) == ["1-2-3", "2-3", *untrained]
+    predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
     assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
     # Train and validation of the source, 9 subjects of 2 pictures with 3 questions; its test part is in no fold.
     assert table.loc["2-3", "questions"] == sum(map(len, predictions)) == 54
+    controls = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
+    assert controls.loc["2-3", "true_mean"] == table.loc["2-3", "all_mean"]
+    for view in ("swapped", "blank"):
+        answered = [pandas.read_parquet(path) for path in study.results.glob(f"predictions/2-3/*/seed0-{view}.parquet")]
+        assert [len(frame) for frame in answered] == [len(frame) for frame in predictions]
+        assert {name for frame in answered for name in frame["view"]} == {view}
+    comparison = pandas.read_csv(study.results / "tables/comparison.csv")
+    assert comparison.loc[0, ["first", "second", "runs"]].tolist() == ["1-2-3", "2-3", 2]
     stages = pandas.read_csv(study.results / "tables/stages.csv")
     assert set(stages["schedule"]) == {"1-2-3", "2-3"} and set(stages["epoch"]) == {0, 1}
     assert (study.results / "figures/stages.svg").read_text().startswith("<svg")
@@ -129,9 +138,22 @@ def test_touching_every_file_reruns_nothing(study):
 def test_deleted_tables_come_back_byte_for_byte(study):
     before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
     shutil.rmtree(study.results / "tables")
-    assert set(study.planned()) == {"tabulate_schedules", "plot_stages", "all"}
+    assert set(study.planned()) == {"tabulate", "compare_schedules", "plot_stages", "all"}
     study.snakemake()
     assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before
+
+
+def test_the_test_part_is_scored_on_demand_and_once(study):
+    assert not list(study.results.glob("predictions/*/*/*-test.parquet"))
+    study.snakemake("test")
+    answered = study.results.glob("predictions/2-3/*/seed0-test.parquet")
+    rows = pandas.concat(map(pandas.read_parquet, answered))
+    asked = pandas.read_parquet(study.results / "data/medical/questions.parquet").query("split == 'test'")
+    assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
+    table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
+    assert table.loc["2-3", "questions"] == len(asked)
+    assert "Nothing to be done" in study.snakemake("test")
+    shutil.rmtree(study.results / "tables/test")
 
 
 def test_a_changed_stage_reruns_its_descendants_only(study, world):

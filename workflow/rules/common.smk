@@ -21,7 +21,9 @@ except TriptychError as error:
 
 
 # Untrained arms; `python -m triptych.baseline` knows them.
-BASELINES = ["majority", "majority-per-question", "nearest-pictures"]
+BASELINES = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
+# What is asked, by the ending of the file of answers: `triptych.samples.View` says what each is.
+VIEWS = {"": "held-out", "-swapped": "swapped", "-blank": "blank", "-test": "test"}
 
 # Data sets by the names that stages use, and those that some stage or the folds use.
 datasets = settings.expanded_datasets()
@@ -65,6 +67,7 @@ wildcard_constraints:
     split="shared|fold[0-9]+",
     fold="fold[0-9]+",
     seed="[0-9]+",
+    view="|".join(VIEWS),
 
 
 def checkpoint_file(cell, name):
@@ -129,3 +132,29 @@ def training_job(wildcards):
         "training": settings.training.model_dump(exclude=settings.training.RUNNING),
     }
     return canonical_json(job)
+
+
+def prediction_job(wildcards):
+    """All that a prediction is told, as text that depends on nothing else."""
+    told = settings.evaluation.model_dump(include={"max_new_tokens", "batch_size"})
+    return canonical_json({"precision": settings.training.precision, "view": VIEWS[wildcards.view], **told})
+
+
+def predictions(view, arms):
+    """Files of the answers of schedules or baselines, of every fold and seed."""
+    runs = [f"seed{seed}" for seed in settings.seeds] if arms != BASELINES else ["untrained"]
+    return expand(
+        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet", arm=arms, fold=grid.folds(settings), run=runs
+    )
+
+
+def tables(folder, controls):
+    """Files that `triptych.tables` writes."""
+    names = ["schedules", "by_content", *(["controls"] if controls else [])]
+    return [f"{folder}/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
+
+
+# What a study delivers as tables of answers.
+final_tables = tables("<results>/tables", settings.evaluation.controls)
+if len(settings.schedules) > 1:
+    final_tables.append("<results>/tables/comparison.md")

@@ -1,4 +1,4 @@
-# Evaluation: answers of finished schedules and of untrained baselines to the held-out questions of each fold.
+# Evaluation: answers of finished schedules and of untrained baselines; then the tables, from these records alone.
 
 
 rule predict:
@@ -7,81 +7,124 @@ rule predict:
         weights=ancient("<results>/checkpoints/{prefix}/{fold}/seed{seed}/connector.safetensors"),
         folds=f"<results>/data/{settings.folds.dataset}/folds.json",
         features=f"<results>/features/{settings.folds.dataset}/manifest.json",
+        vision_encoder="<results>/models/vision_encoder/manifest.json",
         language_model="<results>/models/language_model/manifest.json",
     output:
-        "<results>/predictions/{prefix}/{fold}/seed{seed}.parquet",
+        "<results>/predictions/{prefix}/{fold}/seed{seed}{view}.parquet",
     log:
-        "<results>/logs/predict/{prefix}/{fold}/seed{seed}.log",
+        "<results>/logs/predict/{prefix}/{fold}/seed{seed}{view}.log",
     benchmark:
-        "<results>/benchmarks/predict/{prefix}/{fold}/seed{seed}.jsonl"
+        "<results>/benchmarks/predict/{prefix}/{fold}/seed{seed}{view}.jsonl"
     conda:
         "../envs/triptych.yaml"
     threads: settings.training.threads
     params:
-        job=canonical_json(
-            {
-                "precision": settings.training.precision,
-                "evaluation": settings.evaluation.model_dump(),
-            }
-        ),
+        job=prediction_job,
+        view=lambda wildcards: VIEWS[wildcards.view],
         data=subpath(input.folds, parent=True),
         features=subpath(input.features, parent=True),
+        vision_encoder=subpath(input.vision_encoder, parent=True),
         language_model=subpath(input.language_model, parent=True),
     message:
-        "Answer the held-out questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
+        "Answer the {params.view} questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
-        " --data {params.data} --features {params.features} --language-model {params.language_model}"
-        " --out {output} > {log} 2>&1"
+        " --data {params.data} --features {params.features} --vision-encoder {params.vision_encoder}"
+        " --language-model {params.language_model} --out {output} > {log} 2>&1"
 
 
 rule predict_baseline:
     input:
         folds=f"<results>/data/{settings.folds.dataset}/folds.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
+        features=f"<results>/features/{settings.folds.dataset}/manifest.json",
     output:
-        "<results>/predictions/{baseline}/{fold}/untrained.parquet",
+        "<results>/predictions/{baseline}/{fold}/untrained{view}.parquet",
     log:
-        "<results>/logs/predict_baseline/{baseline}/{fold}.log",
+        "<results>/logs/predict_baseline/{baseline}/{fold}{view}.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
         data=subpath(input.folds, parent=True),
+        features=subpath(input.features, parent=True),
+        view=lambda wildcards: VIEWS[wildcards.view],
     message:
-        "Answer the held-out questions of {wildcards.fold} with {wildcards.baseline}"
+        "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
     shell:
         "python -m triptych.baseline --baseline {wildcards.baseline} --data {params.data}"
-        " --split {wildcards.fold} --out {output} > {log} 2>&1"
+        " --features {params.features} --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"
 
 
-rule tabulate_schedules:
+rule tabulate:
     input:
-        trained=expand(
-            "<results>/predictions/{schedule}/{fold}/seed{seed}.parquet",
-            schedule=grid.schedules(settings),
-            fold=grid.folds(settings),
-            seed=settings.seeds,
-        ),
-        untrained=expand(
-            "<results>/predictions/{baseline}/{fold}/untrained.parquet",
-            baseline=BASELINES,
-            fold=grid.folds(settings),
-        ),
+        predictions("", grid.schedules(settings)),
+        predictions("", BASELINES),
+        [predictions(f"-{view}", grid.schedules(settings)) for view in settings.evaluation.controls],
     output:
-        csv="<results>/tables/schedules.csv",
-        markdown="<results>/tables/schedules.md",
+        tables("<results>/tables", settings.evaluation.controls),
     log:
-        "<results>/logs/tabulate_schedules.log",
+        "<results>/logs/tabulate.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
+        out=subpath(output[0], parent=True),
     message:
-        "Write the table of schedules and baselines"
+        "Write the tables of schedules, baselines and controls"
     shell:
-        "python -m triptych.tables --predictions {input.trained} {input.untrained}"
-        " --schedules {params.schedules} --baselines {params.baselines}"
-        " --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"
+        "python -m triptych.tables --predictions {input} --schedules {params.schedules}"
+        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
+
+
+rule compare_schedules:
+    input:
+        predictions("", grid.schedules(settings)),
+    output:
+        multiext("<results>/tables/comparison", ".csv", ".md", ".json"),
+    log:
+        "<results>/logs/compare_schedules.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        schedules=grid.schedules(settings),
+        rope=settings.evaluation.rope,
+        out=subpath(output[0], parent=True),
+    message:
+        "Compare the first schedule with each of the others"
+    shell:
+        "python -m triptych.compare --predictions {input} --schedules {params.schedules} --rope {params.rope}"
+        " --out {params.out} > {log} 2>&1"
+
+
+# The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
+rule tabulate_test:
+    input:
+        predictions("-test", grid.schedules(settings)),
+        predictions("-test", BASELINES),
+    output:
+        tables("<results>/tables/test", []),
+    log:
+        "<results>/logs/tabulate_test.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        schedules=grid.schedules(settings),
+        baselines=BASELINES,
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the tables of the test part"
+    shell:
+        "python -m triptych.tables --predictions {input} --view test --schedules {params.schedules}"
+        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
+
+
+rule test:
+    input:
+        "<results>/tables/test/schedules.csv",
+    message:
+        "The test part is scored"

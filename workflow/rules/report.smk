@@ -7,6 +7,7 @@ rule plot_stages:
         metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
     output:
         csv="<results>/tables/stages.csv",
+        tables=multiext("<results>/tables/stages", ".md", ".tex"),
         svg="<results>/figures/stages.svg",
         png="<results>/figures/stages.png",
     log:

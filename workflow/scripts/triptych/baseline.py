@@ -2,13 +2,13 @@
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from triptych.pictures import normalised, read_thumbnails
-from triptych.samples import RECORD_SCHEMA, answer_record, load_questions
+from triptych.samples import RECORD_SCHEMA, answer_record, asked_questions, load_questions
 from triptych.storage import run_step, write_table
 
 NEIGHBOURS = 3
@@ -43,7 +43,24 @@ def majority_per_question(training: list[dict], vectors: Vectors) -> Predictor:
     return lambda row: answers.get(row["question"], fallback)
 
 
-def nearest_pictures(training: list[dict], vectors: Vectors) -> Predictor:
+def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
+    """The commonest answer to the same question about the same modality and body part, which it is told.
+
+    For what is new, the commonest of all.
+    """
+    asked = defaultdict(list)
+    for row in training:
+        asked[_place(row)].append(row)
+    answers = {place: commonest(rows) for place, rows in asked.items()}
+    fallback = commonest(training)
+    return lambda row: answers.get(_place(row), fallback)
+
+
+def _place(row: dict) -> tuple[str, str, str]:
+    return row["question"], row["modality"], row["location"]
+
+
+def nearest(training: list[dict], vectors: Vectors) -> Predictor:
     """The commonest answer to the same question on the three pictures most alike; of equals, the nearest one's.
 
     For a new question string, questions of the same content and answer type stand in, or all where there are none.
@@ -69,7 +86,9 @@ def nearest_pictures(training: list[dict], vectors: Vectors) -> Predictor:
 BASELINES: dict[str, Callable[[list[dict], Vectors], Predictor]] = {
     "majority": majority,
     "majority-per-question": majority_per_question,
-    "nearest-pictures": nearest_pictures,
+    "majority-per-place": majority_per_place,
+    "nearest-pictures": nearest,
+    "nearest-features": nearest,
 }
 
 
@@ -79,20 +98,44 @@ def picture_vectors(data: Path) -> Vectors:
     return dict(zip((row["id"] for row in images), normalised(thumbnails), strict=True))
 
 
+def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:
+    """Mean vision features of pictures, less their common mean and of length 1: their products are cosines.
+
+    Args:
+        folder: the vision features.
+        image_ids: the pictures.
+    """
+    from triptych.features import Features  # torch, which the other baselines do without
+
+    features = Features(folder)
+    batches = [image_ids[start : start + 64] for start in range(0, len(image_ids), 64)]
+    pooled = np.concatenate([features(batch).mean(dim=1).numpy() for batch in batches])
+    pooled -= pooled.mean(axis=0)
+    pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+    return dict(zip(image_ids, pooled, strict=True))
+
+
 def main() -> None:
-    """Write one baseline's answers to the held-out part of one fold."""
+    """Write one baseline's answers to the held-out part of one fold, or to the source's own test part."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--baseline", required=True, choices=sorted(BASELINES))
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
     parser.add_argument("--split", required=True, help="the fold")
+    parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions to answer")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
     training = load_questions(arguments.data, arguments.split, "train")
-    predict = BASELINES[arguments.baseline](training, picture_vectors(arguments.data))
+    asked = asked_questions(arguments.data, arguments.split, arguments.view)
+    if arguments.baseline == "nearest-features":
+        vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))
+    else:
+        vectors = picture_vectors(arguments.data)
+    predict = BASELINES[arguments.baseline](training, vectors)
     records = [
-        answer_record(row, arguments.baseline, arguments.split, None, predict(row))
-        for row in load_questions(arguments.data, arguments.split, "test")
-    ]
+        answer_record(row, arguments.baseline, arguments.split, None, predict(row), view=arguments.view)
+        for row in asked
+    ]  # fmt: skip
     write_table(arguments.out, records, RECORD_SCHEMA)
     print(f"{arguments.baseline}: {len(records)} answers")
 

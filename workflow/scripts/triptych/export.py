@@ -452,7 +452,7 @@ class Answerer:
         tokens = self.encoder.tokens(pixels.to(self.device)).float()
         sample = Sample("", "", self.prompt.encode_question(question), ())
         with mixed_precision(self.precision, self.device):
-            [answer] = generate(self.model, [sample], lambda _: tokens, self.prompt, max_new_tokens)
+            [answer], _ = generate(self.model, [sample], lambda _: tokens, self.prompt, max_new_tokens)
         return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 

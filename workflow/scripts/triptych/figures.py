@@ -9,6 +9,7 @@ import altair
 import pandas
 import vl_convert
 
+from triptych.layout import latex, markdown
 from triptych.storage import atomic_path, csv_text, read_json, run_step, write_text
 
 COLUMNS = [
@@ -23,6 +24,7 @@ COLUMNS = [
     "validation_loss",
     "validation_accuracy",
 ]
+ABOUT = "Loss, and accuracy in per cent, after the last epoch of every stage: means over runs (folds x seeds)."
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
@@ -50,6 +52,31 @@ def collect(manifests: Sequence[Path], schedules: Sequence[Sequence[str]]) -> li
                     }
                 )
     return rows
+
+
+def stage_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table of stages: a line for every stage of every schedule, after its last epoch."""
+    frame = pandas.DataFrame(rows)
+    last = frame[frame["epoch"] == frame.groupby(["schedule", "prefix"])["epoch"].transform("max")]
+    lines = []
+    for (schedule, stage), part in last.groupby(["schedule", "stage"], sort=False):
+        means = [part[name].mean() for name in COLUMNS[6:]]
+        runs = f"{part['split'].nunique()} x {part['seed'].nunique()}"
+        values = [
+            f"{mean * (100 if name.endswith('accuracy') else 1):.2f}"
+            for name, mean in zip(COLUMNS[6:], means, strict=True)
+        ]
+        lines.append(
+            [
+                schedule,
+                stage,
+                runs,
+                str(int(part["epoch"].iloc[0])),
+                *("" if "nan" in cell else cell for cell in values),
+            ]
+        )
+    heads = ["schedule", "stage", "folds x seeds", "epochs"]
+    return [*heads, *(name.replace("_", " ") for name in COLUMNS[6:])], lines
 
 
 def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
@@ -95,6 +122,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = collect(arguments.checkpoints, json.loads(arguments.schedules))
     write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=6))
+    write_text(arguments.csv.with_suffix(".md"), f"# Stages\n\n{ABOUT}\n\n{markdown(*stage_lines(rows))}\n")
+    write_text(arguments.csv.with_suffix(".tex"), latex(*stage_lines(rows), ABOUT))
     specification = chart(rows, arguments.stages).to_json()
     write_text(arguments.svg, vl_convert.vegalite_to_svg(specification))
     with atomic_path(arguments.png) as temporary:

@@ -19,12 +19,15 @@ QUESTION_COLUMNS = (
     "location",
 )
 RECORD_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("arm", "split")]
+    [(name, pa.string()) for name in ("arm", "view", "split")]
     + [("seed", pa.int64())]
     + [(name, pa.string()) for name in (*QUESTION_COLUMNS, "gold", "prediction")]
-    + [("tokens", pa.int32())]
+    + [("tokens", pa.int32()), ("logprob", pa.float32())]
 )
 QuestionPart = Literal["train", "validation", "test"]
+# Which questions are asked, and with which picture: a fold's held-out questions with their own picture, with another
+# one, or with a blank one; or the source's own test part.
+View = Literal["held-out", "swapped", "blank", "test"]
 
 
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
@@ -49,7 +52,14 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
 
 
 def answer_record(
-    question: dict, arm: str, split: str, seed: int | None, prediction: str, tokens: int | None = None
+    question: dict,
+    arm: str,
+    split: str,
+    seed: int | None,
+    prediction: str,
+    tokens: int | None = None,
+    logprob: float | None = None,
+    view: View = "held-out",
 ) -> dict:
     """A row of RECORD_SCHEMA: one arm's answer to one question, kept so that scores can be computed again.
 
@@ -60,7 +70,19 @@ def answer_record(
         seed: the run's seed; None for what is not trained.
         prediction: the answer.
         tokens: its length in tokens, where it was generated.
+        logprob: natural logarithm of its probability, where it was generated.
+        view: which picture was shown.
     """
     asked = {name: question[name] for name in QUESTION_COLUMNS}
-    run = {"arm": arm, "split": split, "seed": seed}
-    return {**run, **asked, "gold": question["answer"], "prediction": prediction, "tokens": tokens}
+    run = {"arm": arm, "view": view, "split": split, "seed": seed}
+    said = {"gold": question["answer"], "prediction": prediction, "tokens": tokens, "logprob": logprob}
+    return {**run, **asked, **said}
+
+
+def asked_questions(data: Path, split: str, view: View) -> list[dict]:
+    """The questions of a view: the source's own test part, or what `split` holds out.
+
+    Raises:
+        TriptychError: as `load_questions`.
+    """
+    return load_questions(data, SHARED if view == "test" else split, "test")

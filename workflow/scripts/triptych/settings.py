@@ -482,6 +482,14 @@ class Evaluation(Record):
 
     max_new_tokens: PositiveInt = Field(32, description="Longest answer in tokens; never taken from the gold answer.")
     batch_size: PositiveInt = Field(16, description="Questions answered at a time.")
+    controls: list[Literal["swapped", "blank"]] = Field(
+        ["swapped", "blank"],
+        description="Ask every finished schedule again with another picture, and with a grey one: a model that looks "
+        "loses by it.",
+    )
+    rope: float = Field(
+        1.0, gt=0, description="Differences below so many points count as none. Settle it before you see results."
+    )
 
 
 class Settings(Record):

@@ -1,25 +1,40 @@
-"""Step: the results table of schedules and baselines, from the prediction records alone."""
+"""Step: the results tables, from the prediction records alone: `schedules`, `controls` and `by_content`."""
 
 import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.score import ANSWER_TYPES, accuracies
+from triptych.layout import latex, markdown
+from triptych.score import MEASURES, scores
 from triptych.storage import TriptychError, csv_text, read_table, run_step, write_text
 
-COLUMNS = ["arm", "trained", "questions", "runs", "folds", "seeds"] + [
-    f"{kind.lower()}_{statistic}" for kind in ANSWER_TYPES for statistic in ("mean", "sd")
+SIZES = ["questions", "runs", "folds", "seeds"]
+COLUMNS = ["arm", "trained", *SIZES, *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd"))]
+HEADINGS = {
+    "all": "all questions", "open": "open", "closed": "closed", "yes_no": "yes/no", "token_f1": "token F1",
+    "recall": "recall", "bleu_1": "BLEU-1", "llava_med_open": "LLaVA-Med open", "llava_med_closed": "LLaVA-Med closed",
+    "llava_med_ceiling": "its ceiling",
+}  # fmt: skip
+MAIN = ("all", "open", "closed", "yes_no")
+OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling")
+CONTROLS = ("swapped", "blank")
+CONTROL_COLUMNS = ["arm", *SIZES, "true_mean", "true_sd"] + [
+    f"{view}_{name}" for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")
 ]
-HEADINGS = {"ALL": "all questions", "OPEN": "open", "CLOSED": "closed"}
+ASPECTS = ("modality", "location", "content_type", "answer_type")
+CONTENT_COLUMNS = ["arm", "trained", "aspect", "value", *SIZES, "mean", "sd"]
+
+Run = tuple[str, int | None]  # split and seed
+Arms = dict[str, dict[Run, list[dict]]]
 
 
-def group_runs(records: Sequence[dict]) -> dict[str, dict[tuple[str, int | None], list[dict]]]:
-    """Records by arm, then by run (split, seed)."""
-    arms: dict[str, dict[tuple[str, int | None], list[dict]]] = {}
+def group_runs(records: Sequence[dict]) -> Arms:
+    """Records by arm, then by run (split, seed), in an order of their own."""
+    arms: Arms = {}
     for record in records:
         arms.setdefault(record["arm"], {}).setdefault((record["split"], record["seed"]), []).append(record)
-    return arms
+    return {arm: dict(sorted(runs.items(), key=str)) for arm, runs in arms.items()}
 
 
 def mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -31,60 +46,134 @@ def mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]
     )
 
 
+def sizes(runs: dict[Run, list[dict]]) -> dict[str, int]:
+    """How many different questions, runs, folds and seeds stand behind a number."""
+    return {
+        "questions": len({record["question_id"] for run in runs.values() for record in run}),
+        "runs": len(runs),
+        "folds": len({split for split, _ in runs}),
+        "seeds": len({seed for _, seed in runs if seed is not None}),
+    }
+
+
+def _is_trained(runs: dict[Run, list[dict]]) -> bool:
+    return any(seed is not None for _, seed in runs)
+
+
 def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
-    """One row per arm, in the order of `arms`: exact match in per cent, mean and sd over runs (folds x seeds).
+    """One row per arm, in the order of `arms`: every measure in per cent, mean and sd over runs (folds x seeds).
 
     Raises:
-        TriptychError: two arms did not answer the same questions.
+        TriptychError: an arm has no records, or two arms did not answer the same questions.
     """
     grouped = group_runs(records)
+    if missing := [arm for arm in arms if arm not in grouped]:
+        raise TriptychError(f"there are no predictions of {missing[0]}; predict them")
     asked = {arm: {record["question_id"] for run in grouped[arm].values() for record in run} for arm in arms}
     rows = []
     for arm in arms:
         if asked[arm] != asked[arms[0]]:
             raise TriptychError(f"{arm} and {arms[0]} answered different questions; predict both again")
         runs = grouped[arm]
-        scores = [accuracies(runs[run]) for run in sorted(runs, key=str)]
-        row = {
-            "arm": arm,
-            "trained": any(seed is not None for _, seed in runs),
-            "questions": len(asked[arm]),
-            "runs": len(runs),
-            "folds": len({split for split, _ in runs}),
-            "seeds": len({seed for _, seed in runs if seed is not None}),
-        }
-        for kind in ANSWER_TYPES:
-            row[f"{kind.lower()}_mean"], row[f"{kind.lower()}_sd"] = mean_sd([score[kind] for score in scores])
+        found = [scores(run) for run in runs.values()]
+        row = {"arm": arm, "trained": _is_trained(runs), **sizes(runs)}
+        for name in MEASURES:
+            row[f"{name}_mean"], row[f"{name}_sd"] = mean_sd([score[name] for score in found])
         rows.append(row)
     return rows
+
+
+def controls(records: Sequence[dict], shown: dict[str, Sequence[dict]], arms: Sequence[str]) -> list[dict]:
+    """One row per trained arm: exact match with the true picture, with another's, and with none; what is lost, paired.
+
+    Args:
+        records: answers with the true pictures.
+        shown: answers with other pictures, by `CONTROLS`.
+        arms: the trained arms, in order.
+
+    Raises:
+        TriptychError: a control lacks a run of an arm.
+    """
+    true = group_runs(records)
+    other = {view: group_runs(answers) for view, answers in shown.items() if answers}
+    rows = []
+    for arm in arms:
+        right = {run: _accuracy(answers) for run, answers in true[arm].items()}
+        row = {"arm": arm, **sizes(true[arm])}
+        row["true_mean"], row["true_sd"] = mean_sd(list(right.values()))
+        for view, answered in other.items():
+            runs = {run: _accuracy(answers) for run, answers in answered.get(arm, {}).items()}
+            if runs.keys() != right.keys():
+                raise TriptychError(f"{arm} has other runs with {view} pictures than with its own; predict them again")
+            row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd(list(runs.values()))
+            lost = [right[run] - runs[run] for run in right]
+            row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)
+        rows.append(row)
+    return rows
+
+
+def by_content(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
+    """Exact match by modality, body part, content and answer type: a row for every arm and value."""
+    grouped = group_runs(records)
+    rows = []
+    for aspect in ASPECTS:
+        for value in sorted({record[aspect] for record in records}):
+            for arm in arms:
+                runs = {
+                    run: chosen
+                    for run, answers in grouped[arm].items()
+                    if (chosen := [record for record in answers if record[aspect] == value])
+                }
+                mean, sd = mean_sd([_accuracy(run) for run in runs.values()])
+                row = {"arm": arm, "trained": _is_trained(runs), "aspect": aspect, "value": value, **sizes(runs)}
+                rows.append(row | {"mean": mean, "sd": sd})
+    return rows
+
+
+def _accuracy(records: Sequence[dict]) -> float | None:
+    return scores(records, ["all"])["all"]
 
 
 def paired_differences(records: Sequence[dict], first: str, second: str) -> list[float]:
     """Exact match of `first` less that of `second`, in points, run by run (same fold, same seed, same questions)."""
     arms = group_runs(records)
-    runs = sorted(set(arms[first]) & set(arms[second]), key=str)
-    return [accuracies(arms[first][run])["ALL"] - accuracies(arms[second][run])["ALL"] for run in runs]
+    runs = [run for run in arms[first] if run in arms[second]]
+    return [_accuracy(arms[first][run]) - _accuracy(arms[second][run]) for run in runs]
 
 
-def as_markdown(rows: Sequence[dict], records: Sequence[dict], schedules: Sequence[str]) -> str:
-    """The table for people, with the paired difference of each schedule to the first."""
-    header = ["arm", "runs", *(HEADINGS[kind] for kind in ANSWER_TYPES)]
-    lines = [header]
-    for row in rows:
-        cells = [f"**{row['arm']}**" if row["trained"] else row["arm"], f"{row['folds']} folds"]
-        if row["trained"]:
-            cells[1] += f" x {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
-        lines.append(cells + [_cell(row[f"{kind.lower()}_mean"], row[f"{kind.lower()}_sd"]) for kind in ANSWER_TYPES])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = [_row(lines[0], widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
-    text += [_row(line, widths) for line in lines[1:]]
-    questions = rows[0]["questions"]
+def _cell(mean: float | None, sd: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.1f} ± {sd:.1f}" if sd is not None else f"{mean:.1f}"
+
+
+def _runs(row: dict) -> str:
+    folds = f"{row['folds']} fold{'s' if row['folds'] > 1 else ''}"
+    return folds + (f" x {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}" if row["seeds"] else "")
+
+
+def _named(row: dict) -> str:
+    return f"**{row['arm']}**" if row["trained"] else row["arm"]
+
+
+def arm_lines(rows: Sequence[dict], measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table of arms."""
+    header = ["arm", "runs", *(HEADINGS[name] for name in measures)]
+    lines = [
+        [_named(row), _runs(row), *(_cell(row[f"{name}_mean"], row[f"{name}_sd"]) for name in measures)]
+        for row in rows
+    ]  # fmt: skip
+    return header, lines
+
+
+def schedules_markdown(rows: Sequence[dict], records: Sequence[dict], schedules: Sequence[str]) -> str:
+    """The table of arms for people, with the paired difference of each schedule to the first."""
     text = [
         "# Schedules and baselines",
         "",
-        f"Exact match in per cent on {questions} held-out questions: mean ± standard deviation over runs.",
+        f"Exact match in per cent on {rows[0]['questions']} questions: mean ± standard deviation over runs.",
         "",
-        *text,
+        markdown(*arm_lines(rows, MAIN)),
         "",
     ]
     for other in schedules[1:]:
@@ -97,32 +186,78 @@ def as_markdown(rows: Sequence[dict], records: Sequence[dict], schedules: Sequen
             "The ± is the spread of the runs, not a confidence interval.",
             "",
         ]
+    text += ["Other measures in per cent, each by its own rule:", "", markdown(*arm_lines(rows, OTHER)), ""]
     return "\n".join(text)
 
 
-def _cell(mean: float | None, sd: float | None) -> str:
-    if mean is None:
-        return ""
-    return f"{mean:.1f} ± {sd:.1f}" if sd is not None else f"{mean:.1f}"
+def control_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table of controls."""
+    views = [view for view in CONTROLS if f"{view}_mean" in rows[0]]
+    header = ["arm", "runs", "own picture"]
+    for view in views:
+        header += [{"swapped": "another picture", "blank": "blank picture"}[view], "lost"]
+    lines = []
+    for row in rows:
+        cells = [f"**{row['arm']}**", _runs(row), _cell(row["true_mean"], row["true_sd"])]
+        for view in views:
+            cells += [_cell(row[f"{view}_{part}mean"], row[f"{view}_{part}sd"]) for part in ("", "lost_")]
+        lines.append(cells)
+    return header, lines
 
 
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+def content_lines(rows: Sequence[dict], arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table by content: a line for every value, a column for every arm."""
+    cells = {(row["aspect"], row["value"], row["arm"]): row for row in rows}
+    values = list(dict.fromkeys((row["aspect"], row["value"]) for row in rows))
+    lines = []
+    for aspect, value in values:
+        chosen = [cells[aspect, value, arm] for arm in arms]
+        lines.append(
+            [aspect.replace("_", " "), value or "(none)", str(chosen[0]["questions"])]
+            + [_cell(row["mean"], row["sd"]) for row in chosen]
+        )
+    return ["aspect", "value", "questions", *arms], lines
 
 
 def main() -> None:
-    """Write `schedules.csv` and `schedules.md`."""
+    """Write `schedules`, `by_content` and, where controls were predicted, `controls`, as CSV, Markdown and LaTeX."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
+    parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions count")
     parser.add_argument("--schedules", nargs="+", required=True, help="names of the schedules, in order")
     parser.add_argument("--baselines", nargs="*", default=[], help="names of the baselines, in order")
-    parser.add_argument("--csv", type=Path, required=True, help="file to write")
-    parser.add_argument("--markdown", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
-    rows = summarise(records, [*arguments.schedules, *arguments.baselines])
-    write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=4))
-    write_text(arguments.markdown, as_markdown(rows, records, arguments.schedules))
+    by_view: dict[str, list[dict]] = {view: [] for view in (arguments.view, *CONTROLS)}
+    for path in sorted(arguments.predictions):
+        for record in read_table(path):
+            by_view[record["view"]].append(record)
+    records, out = by_view[arguments.view], arguments.out
+    arms = [*arguments.schedules, *arguments.baselines]
+    of = f"{arguments.view} questions, mean ± standard deviation over runs (folds x seeds)"
+
+    rows = summarise(records, arms)
+    write_text(out / "schedules.csv", csv_text(rows, COLUMNS, decimals=4))
+    write_text(out / "schedules.md", schedules_markdown(rows, records, arguments.schedules))
+    text = f"Exact match in per cent on {rows[0]['questions']} {of}."
+    write_text(out / "schedules.tex", latex(*arm_lines(rows, MAIN), text))
+
+    rows = by_content(records, arms)
+    about = f"Exact match in per cent by what is asked about; {of}: {_runs(summarise(records, arms[:1])[0])}."
+    write_text(out / "by_content.csv", csv_text(rows, CONTENT_COLUMNS, decimals=4))
+    write_text(out / "by_content.md", f"# By content\n\n{about}\n\n{markdown(*content_lines(rows, arms))}\n")
+    write_text(out / "by_content.tex", latex(*content_lines(rows, arms), about))
+
+    if any(by_view[view] for view in CONTROLS):
+        rows = controls(records, {view: by_view[view] for view in CONTROLS}, arguments.schedules)
+        about = (
+            "Does the model look? Exact match in per cent with each question's own picture, with another one, and with "
+            f"a grey one; what is lost is paired by run. {rows[0]['questions']} {of}."
+        )
+        columns = [name for name in CONTROL_COLUMNS if name in rows[0]]
+        write_text(out / "controls.csv", csv_text(rows, columns, decimals=4))
+        write_text(out / "controls.md", f"# Controls\n\n{about}\n\n{markdown(*control_lines(rows))}\n")
+        write_text(out / "controls.tex", latex(*control_lines(rows), about))
 
 
 if __name__ == "__main__":
