@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import PROMPT, TOKENS, make_features, make_model, make_questions
 from torch.nn import functional
+from triptych.model.attention import BLOCKWISE
 from triptych.model.batch import PADDING, PREFIX, pack, place, prompt_tokens, split_by_image, tokenise
 from triptych.model.vlm import add_lora
 from triptych.settings import Lora
@@ -37,7 +38,7 @@ def with_lora(model):
     return model
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])  # what CPUs and what GPUs use
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])  # plain; what GPUs and what CPUs use
 @pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row a picture, some pictures a row, all in one row
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
@@ -81,7 +82,7 @@ def test_random_data_in_random_pieces_equals_the_unpacked(prompt, seed, tokens, 
         assert (ours - theirs).norm() < 1e-4 * theirs.norm() + 1e-8, name
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
 @pytest.mark.parametrize("size", [1e4, 1e9])
 def test_absurd_neighbours_change_no_bit(features, prompt, attention, size):
     model = with_lora(make_model(attention))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_model, make_questions
+from triptych.model.attention import BLOCKWISE
 from triptych.model.batch import prompt_tokens, tokenise
 from triptych.predict import Kept, generate, other_pictures
 from triptych.settings import Connector
@@ -33,13 +34,13 @@ def many(prompt):
     return tokenise(make_questions(images=12, seed=4), prompt)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
 @pytest.mark.parametrize("connector", [Connector(), Connector(kind="linear"), Connector(kind="pooled-mlp", pool=2)])
 def test_answers_equal_plain_generation_at_any_batch_size(attention, connector, many, features, prompt):
     check_answers(make_model(attention, connector), many, features, prompt)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
 @pytest.mark.parametrize("before", ["user", ""])
 def test_a_blind_model_answers_without_features(attention, before, tokenizer):
     model = make_model(attention)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from triptych import checkpoint, predict
 from triptych.background import map_ahead
 from triptych.hardware import best_device
+from triptych.model.attention import BLOCKWISE, row_tokens
 from triptych.model.batch import pack, tokenise
 from triptych.model.vlm import Mlp, add_lora, build_connector, pool_tokens, trained_state
 from triptych.settings import Connector, Lora, Regularisation, Stage, Training
@@ -466,19 +467,23 @@ def autograd_bytes(model, batch):
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
 @pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"], ["q_proj", "down_proj"]])
 def test_the_memory_of_a_pass_is_estimated(attention, targets, features, prompt):
     model = make_model(attention)
     if targets:
         model.language_model = add_lora(model.language_model, Lora(target_modules=targets), seed=5)
     samples = tokenise(make_questions(images=24), prompt)
-    batch = pack(samples, features, prompt, TOKENS)
+    batch = pack(samples, features, prompt, TOKENS, row_tokens(model.decoder))
     model.train()
-    size = (batch.tokens.numel(), batch.tokens.shape[1], len(batch.targets))
+    together = batch.tokens.shape[1]
+    if attention == BLOCKWISE:
+        lengths = torch.bincount(batch.blocks.flatten()).double()
+        together = round(float(lengths.square().sum() / lengths.sum()))
+    size = (batch.tokens.numel(), together, len(batch.targets))
     ratio = activation_bytes(model, size, 4) / autograd_bytes(model, batch)
     assert 0.9 < ratio < 1.3
-    bound = largest_pass(samples, 1 + TOKENS, len(samples), 10**6)
+    bound = largest_pass(samples, 1 + TOKENS, len(samples), 10**6, model)
     assert bound[0] >= batch.tokens.numel() and bound[2] >= len(batch.targets)
     least = activation_bytes(model, size, 4)
     for place in range(3):
@@ -567,10 +572,11 @@ def steps(inputs, tmp_path, monkeypatch):
         command.main()
         return tmp_path / name / "manifest.json"
 
-    def run_predict(manifest):
+    def run_predict(manifest, view="held-out"):
         out = tmp_path / "answers.parquet"
-        job = json.dumps({"precision": "fp32", "evaluation": {"max_new_tokens": 4}})
-        monkeypatch.setattr("sys.argv", ["x", f"--checkpoint={manifest}", f"--job={job}", *places, f"--out={out}"])
+        job = json.dumps({"precision": "fp32", "max_new_tokens": 4, "batch_size": 5, "view": view})
+        told = [f"--job={job}", f"--vision-encoder={inputs / 'vision_encoder'}", f"--out={out}"]
+        monkeypatch.setattr("sys.argv", ["x", f"--checkpoint={manifest}", *places, *told])
         predict.main()
         return read_table(out)
 
@@ -628,6 +634,41 @@ def test_a_blind_checkpoint_answers_blindly_by_itself(steps, monkeypatch, inputs
     features = read_json(inputs / "features" / "manifest.json")
     base = checkpoint.Base(inputs / "language_model", features["shape"][-1], features["encoder"])
     assert checkpoint.load(base, blind, torch.float32, best_device()).blind
+
+
+def test_with_another_picture_or_none_the_same_questions_are_asked(steps):
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", {**BOTH, "epochs": 2})
+    answers = {view: run_predict(manifest, view) for view in ("held-out", "swapped", "blank")}
+    asked = {view: [row["question_id"] for row in rows] for view, rows in answers.items()}
+    assert asked["held-out"] == asked["swapped"] == asked["blank"]
+    assert all(row["view"] == view for view, rows in answers.items() for row in rows)
+    chances = {view: [row["logprob"] for row in rows] for view, rows in answers.items()}
+    assert len({tuple(values) for values in chances.values()}) == 3, "each view shows something else"
+    one_by_one = {}
+    for row in answers["blank"]:
+        one_by_one.setdefault(row["question"], set()).add(row["prediction"])
+    assert all(len(given) == 1 for given in one_by_one.values()), "the same grey picture for every question"
+
+
+def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, capsys):
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", {**BOTH, "epochs": 1})
+    whole = run_predict(manifest)
+    generate, calls = predict.generate, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "generate", killed)
+        run_predict(manifest)
+    capsys.readouterr()
+    assert run_predict(manifest) == whole
+    assert f"{min(10, len(whole))}/{len(whole)} questions" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_a_parent_with_another_connector_is_refused(steps, inputs):

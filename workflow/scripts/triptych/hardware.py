@@ -49,12 +49,12 @@ def free_memory(device: torch.device) -> int | None:
 def attention_kind(device: torch.device) -> str:
     """How transformers should compute attention here.
 
-    Rows are short and their mask is not causal: on a CPU a training step with plain matrix products takes 0.86 of the
-    time it takes with torch's fused kernel (medians of six runs, rows of 240 to 300 tokens, bf16). On a GPU the fused
-    kernel takes the mask as a tensor. FlexAttention, which would skip masked blocks, is not used: it must be compiled,
+    On a CPU block by block (`model/attention.py`): nothing is computed that the mask of a packed row would hide. On a
+    GPU, where many small products would wait for each other, torch's fused kernel takes the mask as a tensor.
+    FlexAttention, which would skip masked blocks, is not used: it must be compiled,
     its blocks are of 128 tokens while rows are of about 160, and it has no backward pass on a CPU to be tested with.
     """
-    return "sdpa" if device.type == "cuda" else "eager"
+    return "sdpa" if device.type == "cuda" else "triptych_blockwise"
 
 
 def encoder_batch(device: torch.device) -> int:

@@ -115,6 +115,12 @@ class Batch:
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         return (backwards & same_block & ((key == PREFIX) | (key == query)))[:, None]
 
+    def may_see(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """(S, S) bool: the attention mask of one block, from `start` to before `stop` in a row."""
+        segments = self.segments[row, start:stop]
+        backwards = torch.ones(stop - start, stop - start, dtype=torch.bool, device=segments.device).tril()
+        return backwards & ((segments[None] == PREFIX) | (segments[None] == segments[:, None]))
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from triptych.model import attention as _  # noqa: F401 - makes its kind of attention known to transformers
 from triptych.settings import PackageLanguageModel
 from triptych.sources.packages import fetch
 from triptych.storage import TriptychError, read_json

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from triptych.model.attention import find_blocks, is_blockwise
 from triptych.model.batch import Batch
 from triptych.settings import Connector, Lora
 from triptych.storage import TriptychError
@@ -143,13 +144,16 @@ class VisionLanguageModel(nn.Module):
         if not self.blind:
             image = self.project(batch.features) if image is None else image
             embeddings[batch.image_rows[:, None], batch.image_columns] = image
-        allowed = batch.attention_mask()
-        lowest = torch.finfo(embeddings.dtype).min
+        if is_blockwise(self.decoder):
+            # The mask stands in the blocks; without one of its shape, transformers would make a causal one.
+            shown = {"attention_mask": embeddings.new_zeros(1, 1, 1, 1)}
+            shown["blocks"] = find_blocks(batch, self.decoder, embeddings.dtype)
+        else:
+            allowed = batch.attention_mask()
+            lowest = torch.finfo(embeddings.dtype).min
+            shown = {"attention_mask": torch.zeros_like(allowed, dtype=embeddings.dtype).masked_fill(~allowed, lowest)}
         hidden = self.decoder(
-            inputs_embeds=embeddings,
-            attention_mask=torch.zeros_like(allowed, dtype=embeddings.dtype).masked_fill(~allowed, lowest),
-            position_ids=batch.positions,
-            use_cache=False,
+            inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False, **shown
         ).last_hidden_state
         return self.logits(hidden[batch.target_rows, batch.target_columns])
 

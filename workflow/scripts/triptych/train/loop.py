@@ -13,6 +13,7 @@ from torch import nn
 
 from triptych.background import map_ahead
 from triptych.hardware import compute_dtype, mixed_precision
+from triptych.model.attention import row_tokens
 from triptych.model.batch import Batch, PromptTokens, Sample, pack, split_by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.settings import Stage, Training
@@ -76,7 +77,8 @@ def train(
     some_tokens = torch.tensor([token for sample in some for token in sample.text])
     image_tokens = 0 if stage.blind else model.image_tokens(some_features)
     prefix = len(prompt.before_image) + image_tokens
-    to_batch = partial(pack, features=features, prompt=prompt, image_tokens=image_tokens)
+    rows = row_tokens(model.decoder)
+    to_batch = partial(pack, features=features, prompt=prompt, image_tokens=image_tokens, row_tokens=rows)
 
     term = stage.regularisation
     head = build_head(term, model, some_features, derive_seed(seed, "regularisation", *key))
@@ -90,7 +92,7 @@ def train(
     print(f"{steps} steps of {stage.batch_size} samples in {epochs} epochs; {shown}", flush=True)
     if steps:
         width = compute_dtype(settings.precision, device).itemsize
-        size = largest_pass(training, prefix, stage.batch_size, STEP_TOKENS)
+        size = largest_pass(training, prefix, stage.batch_size, STEP_TOKENS, model)
         print(choose_checkpointing(settings.checkpointing, model, size, width), flush=True)
         if choose_compilation(settings.compile, model, planned_work(model, training, prefix, epochs)):
             print("the language model's layers are compiled", flush=True)

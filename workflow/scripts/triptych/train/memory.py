@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from triptych.hardware import free_memory
+from triptych.model.attention import BLOCKWISE, is_blockwise
 from triptych.model.batch import ROW_TOKENS, Sample, by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.settings import Switch
@@ -13,21 +14,26 @@ from triptych.storage import TriptychError
 USABLE = 0.8  # of the free memory; the rest is for what the estimate leaves out
 
 
-def largest_pass(samples: Sequence[Sample], prefix: int, batch_size: int, step_tokens: int) -> tuple[int, int, int]:
-    """At most how many tokens, tokens a row, and answer tokens one pass over such samples has.
+def largest_pass(
+    samples: Sequence[Sample], prefix: int, batch_size: int, step_tokens: int, model: VisionLanguageModel
+) -> tuple[int, int, int]:
+    """At most how many tokens, tokens that attention looks at together, and answer tokens one pass over samples has.
 
     Args:
         samples: of the training.
         prefix: tokens of an image prefix.
         batch_size: samples of a step.
         step_tokens: what a step is cut into.
+        model: whose decoder computes.
     """
     texts = sorted((len(sample.text) for sample in samples), reverse=True)[:batch_size]
     answers = sorted((len(sample.answer) for sample in samples), reverse=True)[:batch_size]
     images = by_image(samples).values()
     block = prefix + max(sum(len(samples[index].text) for index in indices) for indices in images)
-    row = max(ROW_TOKENS, block)
     tokens = min(len(texts) * prefix + sum(texts), max(step_tokens, block))
+    if is_blockwise(model.decoder):
+        return tokens, block, min(tokens, sum(answers))
+    row = max(ROW_TOKENS, block)
     return -(-tokens // row) * row, row, min(tokens, sum(answers))
 
 
@@ -37,8 +43,8 @@ def activation_bytes(model: VisionLanguageModel, size: tuple[int, int, int], wid
     Of each layer, what frozen layers must keep, counted in numbers a token: 4 times the hidden size in the compute
     dtype, and 2.5 times in fp32 (norms); 3 times the feed-forward size; before each adapter, its input, twice
     (dropout), once in fp32; and, with plain attention, its weights, one for each head and token of the row, in fp32
-    and, where it is another, in the compute dtype. Once, the mask. Of the output head, three fp32 numbers for each
-    answer token and word.
+    and, where it is another, in the compute dtype; with attention block by block, in that alone, for each token of the
+    block. Once, the mask. Of the output head, three fp32 numbers for each answer token and word.
 
     Args:
         model: whose decoder computes.
@@ -51,6 +57,8 @@ def activation_bytes(model: VisionLanguageModel, size: tuple[int, int, int], wid
     layer = hidden * (4 * width + 10) + 3 * width * getattr(config, "intermediate_size", 4 * hidden)
     if config._attn_implementation == "eager":
         layer += config.num_attention_heads * row * (4 if width == 4 else 4 + width)
+    elif config._attn_implementation == BLOCKWISE:
+        layer += config.num_attention_heads * row * width
     adapted = [m for name, m in model.language_model.named_modules() if name.endswith(".lora_A.default")]
     adapters = (4 + width) * sum(module.in_features for module in adapted if isinstance(module, nn.Linear))
     return tokens * (layers * layer + adapters + width * row) + answers * config.vocab_size * (12 + width)

@@ -1,0 +1,122 @@
+"""Attention of packed rows on a CPU: block by block, so that nothing is computed that the mask would hide.
+
+transformers knows it by the name BLOCKWISE. A row of many images then costs what its blocks cost, and needs no padding.
+Given no blocks, as when answers are generated, it is plain attention.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from triptych.model.batch import PADDING, ROW_TOKENS, Batch
+
+BLOCKWISE = "triptych_blockwise"
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Where the blocks of a packed batch stand, and what may be seen in them.
+
+    Attributes:
+        spans: of each row, one behind the other: first place, place after the last, and the additive mask (G * S, S) of
+            the block's S tokens, for the G heads that share keys; None for padding.
+    """
+
+    spans: list[list[tuple[int, int, torch.Tensor | None]]]
+
+
+def row_tokens(model: PreTrainedModel) -> int:
+    """How long packed rows should be: one row of all blocks where attention is block by block, else ROW_TOKENS."""
+    return sys.maxsize if is_blockwise(model) else ROW_TOKENS
+
+
+def is_blockwise(model: PreTrainedModel) -> bool:
+    """Whether a model computes attention block by block."""
+    return model.config._attn_implementation == BLOCKWISE
+
+
+def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blocks:
+    """The blocks of a batch, with masks in `dtype` for a model's heads."""
+    config = model.config.get_text_config()
+    shared = config.num_attention_heads // config.num_key_value_heads
+    rows = []
+    for row, numbers in enumerate(batch.blocks):
+        ids, lengths = torch.unique_consecutive(numbers, return_counts=True)
+        stops = lengths.cumsum(0).tolist()
+        row_spans = []
+        for number, start, stop in zip(ids.tolist(), [0, *stops], stops, strict=False):
+            if number == PADDING:
+                row_spans.append((start, stop, None))
+                continue
+            allowed = batch.may_see(row, start, stop)
+            mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+            row_spans.append((start, stop, mask.repeat(shared, 1)))
+        rows.append(row_spans)
+    return Blocks(rows)
+
+
+@torch.compiler.disable  # lengths differ from step to step: compiled code would be made again and again
+def blockwise_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    blocks: Blocks | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it: queries (R, H, L, D), keys and values (R, K, L, D) -> (R, L, H, D).
+
+    Args:
+        module: the layer.
+        query, key, value: of all tokens; heads h * H / K to (h + 1) * H / K - 1 share the h-th key.
+        attention_mask: additive (R, 1, L, L), where there are no blocks; None shows everything.
+        scaling: of the products.
+        dropout: of the weights, while training.
+        blocks: what the rows are made of.
+    """
+    rate = dropout if module.training else 0.0
+    with torch.autocast(query.device.type, enabled=False):
+        if blocks is None:
+            shared = query.shape[1] // key.shape[1]
+            masks = [None] * len(query)
+            if attention_mask is not None:
+                masks = [mask[0, :, : key.shape[2]].repeat(shared, 1) for mask in attention_mask]
+            out = [_attend(query[row], key[row], value[row], mask, scaling, rate) for row, mask in enumerate(masks)]
+            return torch.stack(out), None
+        rows = []
+        for row, spans in enumerate(blocks.spans):
+            parts = []
+            for start, stop, mask in spans:
+                if mask is None:
+                    parts.append(query.new_zeros(stop - start, query.shape[1], query.shape[3]))
+                    continue
+                q, k, v = (tensor[row, :, start:stop] for tensor in (query, key, value))
+                parts.append(_attend(q, k, v, mask, scaling, rate))
+            rows.append(torch.cat(parts))
+    return torch.stack(rows), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, rate: float
+) -> torch.Tensor:
+    """Queries (H, S, D), keys and values (K, T, D), mask (H / K * S, T) -> (S, H, D)."""
+    heads, length, size = query.shape
+    grouped = query.reshape(len(key), -1, size)  # the queries of heads that share keys, one behind the other
+    keys = key.transpose(1, 2)
+    if mask is None:
+        weights = torch.bmm(grouped, keys) * scaling
+    else:
+        weights = torch.baddbmm(mask.to(query.dtype), grouped, keys, alpha=scaling)
+    weights = nn.functional.dropout(weights.softmax(-1), rate)
+    return torch.bmm(weights, value).reshape(heads, length, size).transpose(0, 1)
+
+
+AttentionInterface.register(BLOCKWISE, blockwise_attention)
+AttentionMaskInterface.register(BLOCKWISE, eager_mask)
