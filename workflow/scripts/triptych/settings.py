@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -477,6 +478,18 @@ class Evaluation(Record):
     batch_size: PositiveInt = Field(16, description="Questions answered at a time.")
 
 
+class WeightsAndBiases(Record):
+    """Charts in Weights & Biases; a run of it is made from each checkpoint's `metrics.jsonl`."""
+
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline",
+        description="offline: runs are written to results/wandb, to be uploaded with `wandb sync`; online: they are "
+        "also uploaded, from where Snakemake runs; disabled: none are written.",
+    )
+    project: str = Field("triptych", min_length=1, description="Project in Weights & Biases.")
+    entity: str | None = Field(None, description="Its user or team; null: the one that is logged in.")
+
+
 class Settings(Record):
     """A whole study."""
 
@@ -495,6 +508,7 @@ class Settings(Record):
     )
     training: Training = Field(Training(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
+    wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")
     shards: PositiveInt = Field(2, description="Processes that read and check a data set's pictures side by side.")
 
     def expanded_datasets(self) -> dict[str, Dataset]:
@@ -508,6 +522,22 @@ class Settings(Record):
 
 def _expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
     return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]
+
+
+def read_study(configfile: Path) -> tuple[Settings, Path]:
+    """The settings in a configuration file, and the folder of the study's results, for commands run by hand.
+
+    Raises:
+        TriptychError: the file is missing, is not YAML, or says something wrong.
+    """
+    try:
+        config = yaml.safe_load(configfile.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TriptychError(f"{configfile}: cannot be read ({error.strerror}); name a file in config/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TriptychError(f"{configfile}: not valid YAML: {' '.join(str(error).split())}") from None
+    settings = load_settings(_mapping(config), configfile.name)
+    return settings, Path(settings.pathvars.get("results", "results"))
 
 
 def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
