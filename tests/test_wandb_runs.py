@@ -58,7 +58,7 @@ def stop_in_epoch_2(self, capture, place):
 
 def read_run(folder: Path) -> dict:
     """What an offline run holds, read from its file: id, names, config, history."""
-    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415
+    from wandb.proto.wandb_internal_pb2 import Record
 
     [file] = folder.glob("*.wandb")
     data = file.read_bytes()
@@ -158,7 +158,7 @@ def test_only_what_was_not_uploaded_is_uploaded_and_a_failure_says_what_to_do(tm
 
     def sync(command, **_):
         asked.append(command[-1])
-        return subprocess.CompletedProcess(command, 0, stdout="Not authenticated.")
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(wandb_runs.subprocess, "run", sync)
     with pytest.raises(TriptychError, match=r"1 of 2 runs in .* could not be uploaded; log in"):

@@ -79,7 +79,7 @@ def read_metrics(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-            rows[-1]["epoch"]  # noqa: B018
+            rows[-1]["epoch"]
         except (ValueError, KeyError, TypeError):
             text = f"{path}: line {number} is no record of an epoch"
             raise TriptychError(f"{text}; delete the checkpoint's folder and run again") from None

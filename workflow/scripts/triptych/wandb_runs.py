@@ -5,6 +5,7 @@ any time, a resumed training never leaves a run in pieces, and trainings need ne
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ NAMES = {
     "validation_loss": "validate_loss",
     "validation_accuracy": "validate_acc",
 }
+MINUTES = 30  # for an upload: without an answer, `wandb sync` tries for ever
 WRITTEN = "triptych.json"  # in a run's folder: what was written, to tell whether it must be written again
 
 
@@ -81,7 +83,7 @@ def write_run(run: dict, where: WeightsAndBiases, out: Path, temporary: Path) ->
 def _offline_run(run: dict, where: WeightsAndBiases, temporary: Path) -> Path:
     # Its own log files follow these, and would otherwise be in the home folder.
     os.environ["WANDB_CACHE_DIR"] = os.environ["WANDB_DATA_DIR"] = str(temporary)
-    import wandb  # here, because it takes a second, and because it reads the environment  # noqa: PLC0415
+    import wandb  # here, because it takes a second, and because it reads the environment
 
     # Nothing about the machine, its user or the command goes into a run.
     settings = wandb.Settings(
@@ -145,10 +147,9 @@ def upload(folders: Sequence[Path]) -> None:
     if not waiting:
         return
     command = [sys.executable, "-m", "wandb", "sync", *map(str, waiting)]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    print(result.stdout, flush=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60 * MINUTES)
+    # Its status is 0 also where nobody is logged in; a mark beside each run is what tells.
     left = [folder for folder in waiting if not _uploaded(folder)]
     if left:
         parent = left[0].parent
