@@ -435,7 +435,7 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How trainings run. A change trains again, except of those that only say how: `RUNNING`."""
+    """How trainings run. A change of `precision` or `validation_limit` trains again; the others only say how."""
 
     RUNNING: ClassVar[set[str]] = {
         *("threads", "processes", "checkpointing", "compile"),
