@@ -50,9 +50,10 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow/rules
 
-## schema: config/schema.json from the settings models, for editors
+## schema: from the settings models, config/schema.json for editors and docs/configuration.md for people
 schema: $(VENV)/.installed
 	$(VENV)/bin/python -m triptych.settings --schema config/schema.json
+	$(VENV)/bin/python -m triptych.reference docs/configuration.md
 
 ## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
 lock:

@@ -29,5 +29,6 @@ rule all:
         "<results>/figures/stages.png",
         "<results>/data/audit.md",
         final_checkpoints,
+        wandb_runs,
     message:
         "The study is complete"

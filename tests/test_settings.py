@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT
+from triptych.reference import reference
 from triptych.settings import Settings, load_settings
 from triptych.storage import TriptychError
 
@@ -19,7 +20,7 @@ def faults(config) -> list[str]:
     return [line.removeprefix("study.yaml: ") for line in lines]
 
 
-@pytest.mark.parametrize("name", ["config", "demo", "slake-cpu"])
+@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu"])
 def test_shipped_configurations_are_valid(name):
     settings = load_settings(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
     assert ["1", "2", "3"] in settings.schedules and ["2", "3"] in settings.schedules
@@ -28,6 +29,16 @@ def test_shipped_configurations_are_valid(name):
 def test_the_schema_for_editors_is_current():
     current = json.loads((ROOT / "config" / "schema.json").read_text())
     assert current == json.loads(json.dumps(Settings.model_json_schema())), "run `make schema`"
+
+
+def test_the_page_of_all_settings_is_current_and_complete():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == reference(), "run `make schema`"
+    schema = Settings.model_json_schema()
+    for name, model in [("Settings", schema), *schema["$defs"].items()]:
+        for key in model.get("properties", {}):
+            # Of Models, each key is a section; `source` heads one for each of its values.
+            assert f"| `{key}` |" in page or f"`models.{key}`" in page or key == "source", f"{name}.{key}"
 
 
 def test_every_setting_is_described():

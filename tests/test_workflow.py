@@ -7,17 +7,22 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pandas
 import pytest
 import yaml
 from conftest import ROOT, toy_config
+from triptych.settings import read_study
+from triptych.status import survey
 from triptych.storage import read_json, sha256_file
 
 TRAININGS = {
     "1/shared",
     *(f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3", "2", "2-3") for fold in (0, 1)),
 }
+
+KEY = "5ec2e7" * 6 + "5ec2"  # what a user's variables hold must be in no file
 
 
 class Study:
@@ -36,7 +41,7 @@ class Study:
         command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
         command += ["--profile", str(ROOT / "profiles" / "local"), "--directory", str(self.folder)]
         command += ["--configfile", str(file)]
-        environment = {**os.environ, "PYTHONPATH": ""}
+        environment = {**os.environ, "PYTHONPATH": "", "WANDB_API_KEY": KEY, "HF_TOKEN": KEY}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         text = result.stdout + result.stderr
         assert result.returncode == 0, text
@@ -121,6 +126,25 @@ def test_metrics_have_every_epoch_and_their_training_numbers(study):
         assert [row["epoch"] for row in rows] == [0, 1]
         assert rows[1]["train_loss"] > 0 and rows[1]["gradient_norm_max"] > 0
         assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
+
+
+def test_every_training_is_a_run_of_weights_and_biases_and_no_file_holds_a_key(study):
+    runs = {run["name"]: run for run in read_json(study.results / "wandb/runs.json")}
+    assert set(runs) == {f"{cell.replace('/', ' ')} seed0" for cell in TRAININGS}
+    assert runs["1-2 fold0 seed0"]["group"] == "1-2-3 fold0" and runs["2 fold1 seed0"]["group"] == "2-3 fold1"
+    for run in runs.values():
+        assert len(list(study.results.glob(f"wandb/offline-run-*-{run['id']}/*.wandb"))) == 1
+    files = [path for path in study.folder.rglob("*") if path.is_file()]
+    assert len(files) > 100 and not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_status_finds_everything_done(study, monkeypatch):
+    monkeypatch.chdir(study.folder)
+    settings, results = read_study(study.folder / "study.yaml")
+    reports = survey(settings, results, time.time())
+    assert {report.state for report in reports} == {"done"}
+    trained = [report for report in reports if report.step.rule == "train_stage"]
+    assert len(trained) == len(TRAININGS) and all("validation loss" in report.detail for report in trained)
 
 
 def test_a_second_run_has_nothing_to_do(study):

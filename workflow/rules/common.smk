@@ -82,6 +82,8 @@ final_checkpoints = [
     if cell.prefix in grid.schedules(settings)
 ]
 
+wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
+
 
 def dataset_settings(wildcards):
     """The settings of a data set as text that depends on nothing else."""

@@ -23,3 +23,24 @@ rule plot_stages:
     shell:
         "python -m triptych.figures --checkpoints {input.manifests} --schedules {params.schedules:q}"
         " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} --png {output.png} > {log} 2>&1"
+
+
+# By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
+rule write_wandb_runs:
+    input:
+        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
+        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+    output:
+        "<results>/wandb/runs.json",
+    log:
+        "<results>/logs/write_wandb_runs.log",
+    localrule: True  # the one that may need the internet
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        job=canonical_json({"schedules": settings.schedules, "wandb": settings.wandb.model_dump()}),
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the runs of Weights & Biases"
+    shell:
+        "python -m triptych.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"

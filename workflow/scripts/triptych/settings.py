@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -34,6 +35,7 @@ Switch = Literal["auto", "never", "always"]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9.+-]*$"  # names become folder names; `_` is left out to keep them unlike rules
 CAPTION_SOURCES = ("openmoji", "llava-pretrain", "hub-parquet", "caption-folder", "webdataset", "url-list")
+SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
 Value = TypeVar("Value")
 # One value for all parts, or one for each. The tags make a fault one line; _fault_lines leaves out what is in brackets.
 PerPart = Annotated[
@@ -441,7 +443,7 @@ class Stage(Record):
 
 
 class Training(Record):
-    """How trainings run. A change trains again, except of those that only say how: `RUNNING`."""
+    """How trainings run. A change of `precision` or `validation_limit` trains again; the others only say how."""
 
     RUNNING: ClassVar[set[str]] = {
         *("threads", "processes", "checkpointing", "compile"),
@@ -492,10 +494,22 @@ class Evaluation(Record):
     )
 
 
+class WeightsAndBiases(Record):
+    """Charts in Weights & Biases; a run of it is made from each checkpoint's `metrics.jsonl`."""
+
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline",
+        description="offline: runs are written to results/wandb, to be uploaded with `wandb sync`; online: they are "
+        "also uploaded, from where Snakemake runs; disabled: none are written.",
+    )
+    project: str = Field("triptych", min_length=1, description="Project in Weights & Biases.")
+    entity: str | None = Field(None, description="Its user or team; null: the one that is logged in.")
+
+
 class Settings(Record):
     """A whole study."""
 
-    pathvars: dict[str, str] = Field({}, description="Snakemake's path variables: `results` names the output folder.")
+    pathvars: dict[Literal["results"], str] = Field({}, description="`results`: the output folder, one for each study.")
     cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE goes before it.")
     seeds: list[NonNegativeInt] = Field(min_length=1, description="Every training runs once per seed.")
     models: Models
@@ -510,6 +524,7 @@ class Settings(Record):
     )
     training: Training = Field(Training(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
+    wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")
     shards: PositiveInt = Field(2, description="Processes that read and check a data set's pictures side by side.")
 
     def expanded_datasets(self) -> dict[str, Dataset]:
@@ -522,7 +537,27 @@ class Settings(Record):
 
 
 def _expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
+    sizes = [sizes] if isinstance(sizes, int) else sizes  # a fault, which is named elsewhere
     return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]
+
+
+def read_study(configfile: Path) -> tuple[Settings, Path]:
+    """The settings in a configuration file, and the folder of the study's results, for commands run by hand.
+
+    Raises:
+        TriptychError: the file is missing, is not YAML, or says something wrong.
+    """
+    try:
+        config = yaml.safe_load(configfile.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TriptychError(f"{configfile}: cannot be read ({error.strerror}); name a file in config/") from None
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+        raise TriptychError(f"{configfile}: not valid YAML, {place}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TriptychError(f"{configfile}: not valid YAML: {' '.join(str(error).split())}") from None
+    settings = load_settings(_mapping(config), configfile.name)
+    return settings, Path(settings.pathvars.get("results", "results"))
 
 
 def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
@@ -555,7 +590,9 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
     ]
     datasets = dict(expanded)
     stages = {str(name): _mapping(value) for name, value in _mapping(config.get("stages")).items()}
-    schedules = [[str(stage) for stage in _list(schedule)] for schedule in _list(config.get("schedules"))]
+    # What is no list, or no mapping, is named elsewhere; here it would lead to faults that are none.
+    lists = [schedule for schedule in _list(config.get("schedules")) if isinstance(schedule, list)]
+    schedules = [[str(stage) for stage in schedule] for schedule in lists]
     folded = _mapping(config.get("folds")).get("dataset")
     faults = [
         f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
@@ -580,7 +617,7 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
         faults += [
             f"schedules: '{label}' uses stage {_unknown(stage, 'stages', stages)}"
             for stage in schedule
-            if stage not in stages
+            if stages and stage not in stages
         ]
         if len(set(schedule)) != len(schedule):
             faults.append(f"schedules: '{label}' uses a stage twice; give the repeat a name of its own")
@@ -625,6 +662,8 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
     ]
     path = ".".join(place)
     match fault["type"]:
+        case "extra_forbidden" if SECRET.search(place[-1]):
+            return [f"{path}: no key or password belongs in a configuration; log in, or set WANDB_API_KEY or HF_TOKEN"]
         case "extra_forbidden":
             close = difflib.get_close_matches(place[-1], _known_keys(fault["loc"][:-1]), n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -637,6 +676,25 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
             return [f"{path}.source: must be one of {fault['ctx']['expected_tags']}, not '{fault['ctx']['tag']}'"]
         case "string_pattern_mismatch" if place[-1] == "revision":
             return [f"{path}: must be a full commit id of 40 hexadecimal digits, not {fault['input']!r}"]
+        case "list_type" if place[0] == "schedules":
+            kind = "a list of stage names, such as [2, 3]" if len(place) > 1 else "a list of lists, such as [[2, 3]]"
+            return [f"{path}: must be {kind}, not {fault['input']!r}"]
+        case "list_type":
+            return [f"{path}: must be a list, such as [{fault['input']}], not {fault['input']!r}"]
+        case "dict_type" if place[-1] == "learning_rate":
+            return [f"{path}: must name a rate for each part that trains, such as {{connector: {fault['input']}}}"]
+        case "dict_type" | "model_type" | "model_attributes_type":
+            known = _known_keys(fault["loc"]) or (["source"] if tagged else [])
+            keys = f" ({', '.join(known[:4])}{', ...' if len(known) > 4 else ''})" if known else ""
+            return [f"{path}: must hold keys with values{keys}, not {fault['input']!r}"]
+        case "int_type" | "int_parsing" | "int_from_float":
+            return [f"{path}: must be a whole number, not {fault['input']!r}"]
+        case "float_type" | "float_parsing":
+            return [f"{path}: must be a number, not {fault['input']!r}"]
+        case "string_type" if isinstance(fault["input"], bool | int | float):
+            return [f"{path}: must be text; put it in quotes: '{fault['input']}'"]
+        case "too_short":
+            return [f"{path}: must have an entry"]
         case "value_error":
             message = str(fault["ctx"]["error"])
             return [f"{path}: {line}" if path else line for line in message.splitlines()]

@@ -55,8 +55,20 @@ def local_folder(settings: Dataset) -> Path:
             raise TriptychError(
                 f"{folder / part}: not there; {SLAKE_VARIABLE} (or the key `folder`) must name a folder with "
                 "train.json, validation.json, test.json and imgs/, as in the hub data set BoKelvin/SLAKE"
+                + _hint(folder)
             )
     return folder
+
+
+def _hint(folder: Path) -> str:
+    """What is there instead of the folder's parts, where that is a likely slip."""
+    if (folder / "validate.json").exists() and not (folder / "validation.json").exists():
+        return "; older copies call it validate.json: rename it"
+    if (folder / "imgs.zip").exists() and not (folder / "imgs").exists():
+        return "; unpack imgs.zip"
+    if below := sorted(folder.glob("*/train.json")):
+        return f"; did you mean {below[0].parent}?"
+    return ""
 
 
 def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
@@ -74,6 +86,8 @@ def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
         split: [(position, row) for position, row in enumerate(rows) if _is_asked(row, language)]
         for split, rows in tables.items()
     }
+    if any(tables.values()) and not any(asked.values()):
+        raise TriptychError(f"{folder}: no question has q_lang {language!r}; change the key `language` of the data set")
     if expected := getattr(settings, "expected", None):
         _require_counts(asked, expected, folder)
     home = {} if language == "en" else _english_parts(tables)

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
         "device": device.type,
         "questions": [[sample.question_id for sample in part] for part in (training, validation)],
     }
-    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, deadline)
+    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, deadline, manifest)
     keeper.listen()
     key = [job.split, job.stage_name]
     epochs = train(model, training, validation, features, prompt, job.stage, settings, job.seed, key, keeper)

@@ -1,7 +1,6 @@
 """The training loop of one stage: teacher forcing, mean cross-entropy over the answer tokens of a step."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -25,13 +24,12 @@ from triptych.train.memory import choose_checkpointing, largest_pass
 from triptych.train.order import epoch_batches, shares
 from triptych.train.parallel import rank, sum_gradients, together, total, world_size
 from triptych.train.parts import as_table, describe, make_optimiser, set_trainable
-from triptych.train.progress import Progress
+from triptych.train.progress import Meter, Progress
 from triptych.train.regularisation import build_head, cosine_term
 from triptych.train.resume import Keeper, State, pack_tensors, unpack_tensors
 
 CLIP_NORM = 1.0
 STEP_TOKENS = 8192  # of one forward and backward pass; a larger step is added up from several
-SECONDS_BETWEEN_LINES = 10.0
 BEST = "best/"  # in a saved state: weights of the best epoch so far
 
 
@@ -183,7 +181,7 @@ def train(
     yield from progress.rows
     if not progress.rows:
         yield measure()
-    first, start, last_line = progress.step, time.monotonic(), time.monotonic()
+    meter = Meter(steps, epoch_steps, progress.step)
     while progress.epoch <= epochs:
         epoch = progress.epoch
         model.train()
@@ -194,12 +192,7 @@ def train(
         with closing(map_ahead(to_batch, chain.from_iterable(pieces), 1)) as batches:
             for chosen, own in zip(todo, pieces, strict=True):
                 learn(chosen, own, batches)
-                now = time.monotonic()
-                if now - last_line > SECONDS_BETWEEN_LINES or progress.step == steps:
-                    last_line = now
-                    left = (now - start) / (progress.step - first) * (steps - progress.step)
-                    place = f"epoch {epoch} step {progress.step}/{steps}"
-                    print(f"{place} loss {progress.learnt.mean_loss:.4f} {left:.0f} s left", flush=True)
+                meter.show(epoch, progress.step, progress.learnt.mean_loss)
                 may_stop()
         yield measure()
     with together():

@@ -1,10 +1,16 @@
-"""How far a training has come, and the statistics of its epochs."""
+"""How far a training has come, the statistics of its epochs, and how both are shown while it runs."""
 
+import sys
+import time
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from triptych.display import bar, duration
 from triptych.train.guards import SPIKE_WINDOW, spike_ratio
 from triptych.train.measure import Score
+
+SECONDS_BETWEEN_LINES = 10.0  # in a log
+SECONDS_BETWEEN_BARS = 0.2  # on a terminal
 
 
 @dataclass
@@ -60,3 +66,35 @@ class Progress:
         self.rows.append(metrics)
         self.learnt, self.gradient_norms, self.spike_ratios, self.cosine_terms = Score(), [], [], []
         return metrics
+
+
+class Meter:
+    """Shows how far a training is: a line in a log every ten seconds, or, on a terminal, a bar that moves."""
+
+    def __init__(self, steps: int, epoch_steps: int, done: int):
+        """Start the clock.
+
+        Args:
+            steps: of the whole training.
+            epoch_steps: of one epoch.
+            done: steps that an earlier attempt has done.
+        """
+        self._steps, self._epoch_steps, self._first = steps, epoch_steps, done
+        self._start = self._shown = time.monotonic()
+
+    def show(self, epoch: int, step: int, loss: float) -> None:
+        """Say how far it is after `step` steps, if it is time to; always after the last one."""
+        terminal = sys.stdout.isatty()
+        now = time.monotonic()
+        # On a terminal, each epoch's bar is ended, because its metrics are printed below it.
+        last = step % self._epoch_steps == 0 if terminal else step == self._steps
+        if now - self._shown <= (SECONDS_BETWEEN_BARS if terminal else SECONDS_BETWEEN_LINES) and not last:
+            return
+        self._shown = now
+        left = (now - self._start) / (step - self._first) * (self._steps - step)
+        text = f"epoch {epoch} step {step}/{self._steps} loss {loss:.4f}"
+        if terminal:
+            line = f"\r{bar(step / self._steps)} {text}, {duration(left)} left\x1b[K"
+            print(line, end="\n" if last else "", flush=True)
+        else:
+            print(f"{text} {left:.0f} s left", flush=True)

@@ -180,7 +180,14 @@ class Keeper:
     time is about to end.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, object], save_minutes: float, deadline: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        facts: Mapping[str, object],
+        save_minutes: float,
+        deadline: float | None = None,
+        about: Mapping[str, object] | None = None,
+    ):
         """Set up for one training.
 
         Args:
@@ -188,7 +195,9 @@ class Keeper:
             facts: all that the training depends on, by name: a state made with others is not taken up.
             save_minutes: time between two states.
             deadline: when the training must have stopped, as told by `time.monotonic()`.
+            about: what those who look at a state may want to know; it decides nothing.
         """
+        self.about = about or {}
         self.folder = folder
         self.job = {name: sha256_json(value) for name, value in facts.items()}
         self.codes = [code_version()]  # all versions of Triptych that took part, this one last
@@ -224,7 +233,7 @@ class Keeper:
 
     def save(self, state: State) -> None:
         """Write a state now."""
-        state = State(state.tensors, {**state.record, "codes": self.codes})
+        state = State(state.tensors, {**state.record, "codes": self.codes, "about": self.about})
         with together():
             if rank() == 0:
                 self._good = save_state(self.folder, self.job, state, self._good)

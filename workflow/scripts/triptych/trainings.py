@@ -1,0 +1,86 @@
+"""What the trainings of a study have left on disk: metrics of each, finished or under way. Reads small files only."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.grid import Checkpoint
+from triptych.storage import TriptychError, read_json, sha256_json
+
+# What makes a training this one and no other; known when it begins, and kept when it is resumed.
+IDENTITY = (
+    *("prefix", "split", "seed", "stages", "connector", "lora", "blind", "precision", "samples"),
+    *("parent", "data", "features", "language_model", "vision_encoder"),
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what it is, and the metrics of its epochs, epoch 0 being the state at its start."""
+
+    folder: Path
+    manifest: dict  # the checkpoint's, or, while it is under way, what is known of it so far
+    rows: list[dict]
+    finished: bool
+
+    @property
+    def cell(self) -> Checkpoint:
+        """Its place in the grid."""
+        return Checkpoint(*(self.manifest[name] for name in ("prefix", "split", "seed")))
+
+    @property
+    def identity(self) -> str:
+        """Names the training: the same when it is resumed, another when its settings, data or parent change."""
+        return sha256_json({name: self.manifest.get(name) for name in IDENTITY})[:16]
+
+
+def checkpoint_folder(results: Path, cell: Checkpoint) -> Path:
+    """Where a checkpoint is."""
+    return results / "checkpoints" / cell.prefix / cell.split / f"seed{cell.seed}"
+
+
+def read_training(folder: Path) -> Training | None:
+    """The training of one checkpoint's folder; None where none has measured anything yet.
+
+    Raises:
+        TriptychError: a finished training's metrics are missing or damaged.
+    """
+    if (folder / "manifest.json").exists():
+        return Training(folder, read_json(folder / "manifest.json"), read_metrics(folder / "metrics.jsonl"), True)
+    # States come and go while we look: one that is gone, or not whole, is passed over.
+    for state in sorted(folder.glob("last/state-*"), reverse=True):
+        try:
+            record = read_json(state / "record.json")
+        except TriptychError:
+            continue
+        if rows := record["progress"]["rows"]:
+            return Training(folder, record["about"], rows, False)
+    return None
+
+
+def read_trainings(results: Path, cells: Iterable[Checkpoint]) -> list[Training]:
+    """Those of the trainings that have measured something, in the order of `cells`."""
+    found = (read_training(checkpoint_folder(results, cell)) for cell in cells)
+    return [training for training in found if training is not None]
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`.
+
+    Raises:
+        TriptychError: it is missing, or a line of it is no record.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise TriptychError(f"{path}: no such file; delete the checkpoint's folder and run again") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["epoch"]
+        except (ValueError, KeyError, TypeError):
+            text = f"{path}: line {number} is no record of an epoch"
+            raise TriptychError(f"{text}; delete the checkpoint's folder and run again") from None
+    return rows
