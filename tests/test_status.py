@@ -126,7 +126,8 @@ def test_the_time_left_is_that_of_steps_of_the_same_kind(settings):
     log("1-2", "fold0", "epoch 1 step 1/2 loss 1.0 8 s left\n")
     log("1-2", "fold1", "epoch 1 step 1/2 loss 1.0 9 s left\n")
     reports = survey(settings, RESULTS, NOW)
-    # Two that run say 8 and 9; of stage 3, three are left, of 50 each; ten predictions (three views of four runs, two done), of 4 each; two at a time.
+    # Two that run say 8 and 9; of stage 3, three are left, of 50 each; of three views of four runs, ten, of 4 each.
+    # Two at a time.
     assert seconds_left(reports) == (8 + 9 + 3 * 50 + 10 * 4) / 2
     [predicted] = [report for report in reports if report.step.name == "2-3/fold0/seed0" and report.step.cell is None]
     assert predicted.detail == "exact match 50.0 %"
@@ -149,7 +150,7 @@ def test_the_text_is_plain_and_ends_with_the_whole(settings, monkeypatch, capsys
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
-    assert lines[-1].endswith("] 1 done, 1 failed, 31 left")
+    assert lines[-1].endswith("] 1 done, 1 failed, 43 left")
     reports = survey(settings, RESULTS, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)
     assert lines == [*table(reports), *summary(reports)]

@@ -127,7 +127,8 @@ def write_runs(trainings: Sequence[Training], job: Job, out: Path) -> list[dict]
     runs = [describe(training, job.schedules) for training in trainings]
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
-        folders = [write_run(run, job.wandb, out, Path(temporary)) for run in runs]
+        # Absolute, because the service behind `wandb` does not always have this process's working folder.
+        folders = [write_run(run, job.wandb, out, Path(temporary).resolve()) for run in runs]
     for left in out.glob(f"offline-run-*/{WRITTEN}"):
         if left.parent not in folders:
             shutil.rmtree(left.parent)
