@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check bench bench-data bench-train format lock schema clean
+.PHONY: install demo test check bench bench-data bench-train bench-predict format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -33,7 +33,7 @@ check: $(VENV)/.installed
 	tools/dry-runs.sh $(SNAKEMAKE)
 
 ## bench: all benchmarks; they want a quiet machine
-bench: bench-data bench-train
+bench: bench-data bench-train bench-predict
 
 ## bench-data: speed and memory of preparation and of feature encoding, against bare decoding and other libraries
 bench-data: $(VENV)/.installed
@@ -43,6 +43,10 @@ bench-data: $(VENV)/.installed
 ## bench-train: speed and memory of training, against transformers' Trainer; about a quarter of an hour
 bench-train: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_train.py
+
+## bench-predict: speed of answering, against transformers' generate, one question at a time
+bench-predict: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_predict.py
 
 ## format: rewrite code in the project's style
 format: $(VENV)/.installed

@@ -104,6 +104,17 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
         assert {name for frame in answered for name in frame["view"]} == {view}
     comparison = pandas.read_csv(study.results / "tables/comparison.csv")
     assert comparison.loc[0, ["first", "second", "runs"]].tolist() == ["1-2-3", "2-3", 2]
+    probed = pandas.read_csv(study.results / "tables/probe.csv")
+    representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
+    assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
+    assert set(probed["images"]) == {18} and set(probed["folds"]) == {2}
+    verdict = (study.results / "tables/probe.md").read_text().split("## Against the paper")[1]
+    assert "`1-2` (projection only) after `1`" in verdict and "`1-2-3` (end to end) after `1`" in verdict
+    captions = pandas.read_csv(study.results / "tables/captions.csv", dtype={"prefix": str}).set_index("prefix")
+    described = pandas.read_parquet(study.results / "predictions/1/shared/seed0.parquet")
+    assert captions.loc["1", "captions"] == len(described) > 2 and set(described["view"]) == {"captions"}
+    leak = pandas.read_csv(study.results / "tables/leak.csv").set_index(["arm", "folds_by"])
+    assert set(leak["questions"]) == {54} and leak["inflation"].notna().sum() == len(leak) - 2
     stages = pandas.read_csv(study.results / "tables/stages.csv")
     assert set(stages["schedule"]) == {"1-2-3", "2-3"} and set(stages["epoch"]) == {0, 1}
     assert (study.results / "figures/stages.svg").read_text().startswith("<svg")
@@ -162,7 +173,9 @@ def test_touching_every_file_reruns_nothing(study):
 def test_deleted_tables_come_back_byte_for_byte(study):
     before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
     shutil.rmtree(study.results / "tables")
-    assert set(study.planned()) == {"tabulate", "compare_schedules", "plot_stages", "all"}
+    made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "plot_stages", "all"}
+    made_again |= {"tabulate_captions"}
+    assert set(study.planned()) == made_again
     study.snakemake()
     assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before
 

@@ -64,8 +64,10 @@ wildcard_constraints:
     role="language_model|vision_encoder",
     baseline="|".join(BASELINES),
     prefix="|".join(map(re.escape, grid.prefixes(settings))),
-    split="shared|fold[0-9]+",
-    fold="fold[0-9]+",
+    representation="|".join(map(re.escape, grid.representations(settings))),
+    split="shared|([a-z-]+-)?fold[0-9]+",
+    fold="([a-z-]+-)?fold[0-9]+",
+    cut="|".join(["", *(f"-{group}" for group in grid.leak_splits(settings))]),
     seed="[0-9]+",
     view="|".join(VIEWS),
 
@@ -100,6 +102,17 @@ def cell(wildcards):
     return grid.Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))
 
 
+def folds_of(fold):
+    """The file that says what a fold holds out."""
+    return f"<results>/data/{settings.folds.dataset}/{grid.folds_name(fold)}.json"
+
+
+def folds_settings(wildcards):
+    """The settings of folds as text; the leak study's are of another kind."""
+    other = {"group": wildcards.cut[1:]} if wildcards.cut else {}
+    return canonical_json(settings.folds.model_dump() | other)
+
+
 def training_data(wildcards):
     """Manifest and features of the stage's data set, and the folds where the split is one."""
     dataset = stage_of(wildcards).data
@@ -111,7 +124,7 @@ def training_data(wildcards):
     if wildcards.split == grid.SHARED:
         files["audit"] = ancient("<results>/data/audit.json")  # it fails where held-out pictures would be seen
     else:
-        files["folds"] = f"<results>/data/{dataset}/folds.json"
+        files["folds"] = folds_of(wildcards.split)
     return files
 
 
@@ -142,11 +155,59 @@ def prediction_job(wildcards):
     return canonical_json({"precision": settings.training.precision, "view": VIEWS[wildcards.view], **told})
 
 
-def predictions(view, arms):
-    """Files of the answers of schedules or baselines, of every fold and seed."""
-    runs = [f"seed{seed}" for seed in settings.seeds] if arms != BASELINES else ["untrained"]
+def caption_stage(wildcards):
+    """The data set of captions that a shared prefix ends on."""
+    return stage_of(wildcards).data
+
+
+def caption_job(wildcards):
+    """All that describing pictures is told, as text that depends on nothing else."""
+    told = settings.evaluation.model_dump(include={"max_new_tokens", "batch_size"})
+    told |= {"limit": settings.evaluation.captions, "view": "captions"}
+    return canonical_json({"precision": settings.training.precision, **told})
+
+
+def probed_checkpoints(wildcards):
+    """The checkpoints of a representation, one for every split; none for what is not trained."""
+    if wildcards.representation not in grid.prefixes(settings):
+        return []
+    cells = [
+        grid.Checkpoint(wildcards.representation, split, int(wildcards.seed))
+        for split in grid.splits(settings, wildcards.representation)
+    ]
+    return [checkpoint_file(cell, "manifest.json") for cell in cells]
+
+
+def probe_job(wildcards):
+    """All that a probe is told, as text that depends on nothing else."""
+    return canonical_json(
+        {
+            "representation": wildcards.representation,
+            "seed": int(wildcards.seed),
+            "connector": settings.connector.model_dump(),
+            "probe": settings.evaluation.probe.model_dump(),
+        }
+    )
+
+
+# Answers of the probes. Where rows are cut instead of pictures, every picture has been seen, so there are none.
+probes = []
+if settings.evaluation.probe and settings.folds.group != "row":
+    probes = [
+        f"<results>/probes/{name}/seed{seed}.parquet"
+        for name in grid.representations(settings)
+        for seed in (settings.seeds[:1] if name == grid.PRE_PROJECTION else settings.seeds)
+    ]
+
+
+def predictions(view, arms, folds=None):
+    """Files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    runs = ["untrained"] if arms and arms[0] in BASELINES else [f"seed{seed}" for seed in settings.seeds]
     return expand(
-        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet", arm=arms, fold=grid.folds(settings), run=runs
+        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet",
+        arm=arms,
+        fold=folds or grid.folds(settings),
+        run=runs,
     )
 
 
@@ -160,3 +221,23 @@ def tables(folder, controls):
 final_tables = tables("<results>/tables", settings.evaluation.controls)
 if len(settings.schedules) > 1:
     final_tables.append("<results>/tables/comparison.md")
+if probes:
+    final_tables.append("<results>/tables/probe.md")
+
+
+# Shared prefixes end on captions; what they are worth is scored on captions.
+shared_prefixes = [prefix for prefix in grid.prefixes(settings) if grid.splits(settings, prefix) == [grid.SHARED]]
+captioned = [
+    f"<results>/predictions/{prefix}/shared/seed{seed}.parquet"
+    for prefix in shared_prefixes
+    if settings.evaluation.captions
+    for seed in settings.seeds
+]
+if captioned:
+    final_tables.append("<results>/tables/captions.md")
+
+# The leak study: what is answered on folds of every kind.
+LOOKUPS = ["majority-per-question", "nearest-pictures"]
+leak_splits = grid.leak_splits(settings)
+if leak_splits:
+    final_tables.append("<results>/tables/leak.md")

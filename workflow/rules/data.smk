@@ -74,20 +74,21 @@ rule make_folds:
         manifest=f"<results>/data/{settings.folds.dataset}/manifest.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
     output:
-        table=f"<results>/data/{settings.folds.dataset}/folds.parquet",
-        summary=f"<results>/data/{settings.folds.dataset}/folds.json",
+        table=f"<results>/data/{settings.folds.dataset}/folds{{cut}}.parquet",
+        summary=f"<results>/data/{settings.folds.dataset}/folds{{cut}}.json",
     log:
-        "<results>/logs/make_folds.log",
+        "<results>/logs/make_folds{cut}.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=canonical_json(settings.folds.model_dump()),
+        settings=folds_settings,
+        cut=lambda wildcards: f"--cut {wildcards.cut[1:]}-" if wildcards.cut else "",
         data=subpath(input.manifest, parent=True),
     message:
-        "Cut {params.data} into folds"
+        "Cut {params.data} into folds{wildcards.cut}"
     shell:
-        "python -m triptych.folds --data {params.data} --settings {params.settings:q} > {log} 2>&1"
+        "python -m triptych.folds --data {params.data} --settings {params.settings:q} {params.cut} > {log} 2>&1"
 
 
 rule audit_data:

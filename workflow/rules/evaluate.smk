@@ -5,7 +5,7 @@ rule predict:
     input:
         checkpoint="<results>/checkpoints/{prefix}/{fold}/seed{seed}/manifest.json",
         weights=ancient("<results>/checkpoints/{prefix}/{fold}/seed{seed}/connector.safetensors"),
-        folds=f"<results>/data/{settings.folds.dataset}/folds.json",
+        folds=lambda wildcards: folds_of(wildcards.fold),
         features=f"<results>/features/{settings.folds.dataset}/manifest.json",
         vision_encoder="<results>/models/vision_encoder/manifest.json",
         language_model="<results>/models/language_model/manifest.json",
@@ -33,9 +33,40 @@ rule predict:
         " --language-model {params.language_model} --out {output} > {log} 2>&1"
 
 
+rule predict_captions:
+    input:
+        checkpoint="<results>/checkpoints/{prefix}/shared/seed{seed}/manifest.json",
+        weights=ancient("<results>/checkpoints/{prefix}/shared/seed{seed}/connector.safetensors"),
+        data=lambda wildcards: f"<results>/data/{caption_stage(wildcards)}/manifest.json",
+        features=lambda wildcards: f"<results>/features/{caption_stage(wildcards)}/manifest.json",
+        vision_encoder="<results>/models/vision_encoder/manifest.json",
+        language_model="<results>/models/language_model/manifest.json",
+    output:
+        "<results>/predictions/{prefix}/shared/seed{seed}.parquet",
+    log:
+        "<results>/logs/predict_captions/{prefix}/seed{seed}.log",
+    benchmark:
+        "<results>/benchmarks/predict_captions/{prefix}/seed{seed}.jsonl"
+    conda:
+        "../envs/triptych.yaml"
+    threads: settings.training.threads
+    params:
+        job=caption_job,
+        data=subpath(input.data, parent=True),
+        features=subpath(input.features, parent=True),
+        vision_encoder=subpath(input.vision_encoder, parent=True),
+        language_model=subpath(input.language_model, parent=True),
+    message:
+        "Describe pictures of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
+        " --data {params.data} --features {params.features} --vision-encoder {params.vision_encoder}"
+        " --language-model {params.language_model} --out {output} > {log} 2>&1"
+
+
 rule predict_baseline:
     input:
-        folds=f"<results>/data/{settings.folds.dataset}/folds.json",
+        folds=lambda wildcards: folds_of(wildcards.fold),
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
         features=f"<results>/features/{settings.folds.dataset}/manifest.json",
     output:
@@ -98,6 +129,100 @@ rule compare_schedules:
     shell:
         "python -m triptych.compare --predictions {input} --schedules {params.schedules} --rope {params.rope}"
         " --out {params.out} > {log} 2>&1"
+
+
+rule probe:
+    input:
+        checkpoints=probed_checkpoints,
+        folds=f"<results>/data/{settings.folds.dataset}/folds.json",
+        questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
+        features=f"<results>/features/{settings.folds.dataset}/manifest.json",
+        language_model="<results>/models/language_model/manifest.json",
+    output:
+        "<results>/probes/{representation}/seed{seed}.parquet",
+    log:
+        "<results>/logs/probe/{representation}/seed{seed}.log",
+    benchmark:
+        "<results>/benchmarks/probe/{representation}/seed{seed}.jsonl"
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        job=probe_job,
+        data=subpath(input.folds, parent=True),
+        features=subpath(input.features, parent=True),
+        language_model=subpath(input.language_model, parent=True),
+    message:
+        "Probe the image tokens of {wildcards.representation}, seed {wildcards.seed}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m triptych.probe --job {params.job:q} --checkpoints {input.checkpoints}"
+        " --data {params.data} --features {params.features} --language-model {params.language_model}"
+        " --out {output} > {log} 2>&1"
+
+
+rule tabulate_probe:
+    input:
+        probes,
+    output:
+        csv="<results>/tables/probe.csv",
+        tables=multiext("<results>/tables/probe", ".md", ".tex"),
+        svg="<results>/figures/probe.svg",
+        png="<results>/figures/probe.png",
+    log:
+        "<results>/logs/tabulate_probe.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        order=grid.representations(settings),
+        shared=shared_prefixes,
+        ways=canonical_json({prefix: grid.way(settings, prefix) for prefix in grid.prefixes(settings)}),
+    message:
+        "Write table and figure of the probes"
+    shell:
+        "python -m triptych.probe_table --probes {input} --order {params.order} --shared {params.shared}"
+        " --ways {params.ways:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
+
+
+rule tabulate_leak:
+    input:
+        [predictions("", LOOKUPS, folds) for folds in leak_splits.values()],
+        [
+            predictions("", settings.evaluation.leak.schedules, folds)
+            for folds in leak_splits.values()
+            if settings.evaluation.leak.schedules
+        ],
+    output:
+        multiext("<results>/tables/leak", ".csv", ".md", ".tex"),
+    log:
+        "<results>/logs/tabulate_leak.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        splits=canonical_json(leak_splits),
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the table of what leaking folds add"
+    shell:
+        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
+
+
+rule tabulate_captions:
+    input:
+        captioned,
+    output:
+        multiext("<results>/tables/captions", ".csv", ".md", ".tex"),
+    log:
+        "<results>/logs/tabulate_captions.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the table of captions"
+    shell:
+        "python -m triptych.captions --predictions {input} --out {params.out} > {log} 2>&1"
 
 
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.

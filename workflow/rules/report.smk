@@ -22,7 +22,7 @@ rule plot_stages:
         "Draw validation loss and accuracy per stage"
     shell:
         "python -m triptych.figures --checkpoints {input.manifests} --schedules {params.schedules:q}"
-        " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} --png {output.png} > {log} 2>&1"
+        " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
 
 
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
@@ -44,3 +44,18 @@ rule write_wandb_runs:
         "Write the runs of Weights & Biases"
     shell:
         "python -m triptych.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"
+
+
+# Nothing runs: what the study will cost, and what it can show.
+rule plan:
+    log:
+        "<results>/logs/plan.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        configfile=workflow.configfiles[-1],
+    message:
+        "Plan the study"
+    shell:
+        "python -m triptych.plan --configfile {params.configfile:q} 2>&1 | tee {log}"

@@ -110,6 +110,14 @@ def chart(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
     return altair.vconcat(*bands).properties(title=title).configure(background="white", font="sans-serif")
 
 
+def write_figure(drawn: altair.TopLevelMixin, svg: Path) -> None:
+    """Write a chart as SVG, and as PNG beside it."""
+    specification = drawn.to_json()
+    write_text(svg, vl_convert.vegalite_to_svg(specification))
+    with atomic_path(svg.with_suffix(".png")) as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
+
+
 def main() -> None:
     """Write the figure as SVG and PNG, and its numbers as CSV."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -117,17 +125,13 @@ def main() -> None:
     parser.add_argument("--schedules", required=True, help="the schedules, lists of stage names, as JSON")
     parser.add_argument("--stages", nargs="+", required=True, help="names of the stages, in order")
     parser.add_argument("--csv", type=Path, required=True, help="file to write")
-    parser.add_argument("--svg", type=Path, required=True, help="file to write")
-    parser.add_argument("--png", type=Path, required=True, help="file to write")
+    parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     rows = collect(arguments.checkpoints, json.loads(arguments.schedules))
     write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=6))
     write_text(arguments.csv.with_suffix(".md"), f"# Stages\n\n{ABOUT}\n\n{markdown(*stage_lines(rows))}\n")
     write_text(arguments.csv.with_suffix(".tex"), latex(*stage_lines(rows), ABOUT))
-    specification = chart(rows, arguments.stages).to_json()
-    write_text(arguments.svg, vl_convert.vegalite_to_svg(specification))
-    with atomic_path(arguments.png) as temporary:
-        temporary.write_bytes(vl_convert.vegalite_to_png(specification, scale=2))
+    write_figure(chart(rows, arguments.stages), arguments.svg)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
+from triptych.grid import folds_name
 from triptych.pictures import read_thumbnails, similar_pairs
 from triptych.settings import Folds
 from triptych.storage import TriptychError, read_table, run_step, sha256_file, stable_order, write_json, write_table
@@ -49,7 +50,7 @@ def _equal_pairs(values: list[str]) -> list[tuple[int, int]]:
     return [(first.setdefault(value, position), position) for position, value in enumerate(values)]
 
 
-def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> list[dict]:
+def assign(questions: list[dict], groups: dict[str, str], settings: Folds, cut: str = "") -> list[dict]:
     """Rows (fold, question_id, part, group) for every fold.
 
     Groups are never cut between training and held-out part. Folds are stratified by modality and answer type as far as
@@ -60,6 +61,7 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
         questions: rows with question_id, image_id, modality, answer_type and split; those of split `test` are left out.
         groups: group of every picture; not used with `group: row`, where every question stands for itself.
         settings: number of folds, share of validation, seed.
+        cut: stands before the folds' names, such as "row-".
 
     Raises:
         TriptychError: there are fewer groups than folds, or too few to keep one aside.
@@ -74,7 +76,7 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds) -> li
     units = owners if settings.validation_unit == "group" else [row["image_id"] for row in pool]
     rows = []
     for index, held_out in enumerate(_held_out(pool, owners, settings)):
-        fold = f"fold{index}"
+        fold = f"{cut}fold{index}"
         aside = _aside(
             [unit for unit, owner in zip(units, owners, strict=True) if owner not in held_out], settings, fold
         )
@@ -151,20 +153,21 @@ def summarise(questions: list[dict], rows: list[dict]) -> dict:
 
 
 def main() -> None:
-    """Write `folds.parquet` and its summary `folds.json`."""
+    """Write `folds.parquet` and its summary `folds.json`; with --cut row-, `folds-row.parquet` and so on."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--settings", required=True, help="`folds` settings as JSON")
+    parser.add_argument("--cut", default="", help="what stands before the folds' names")
     arguments = parser.parse_args()
     settings = Folds.model_validate_json(arguments.settings)
     questions = read_table(arguments.data / "questions.parquet")
     images, thumbnails = read_thumbnails(arguments.data / "images")
-    rows = assign(questions, group_pictures(images, thumbnails, settings), settings)
-    table = arguments.data / "folds.parquet"
+    rows = assign(questions, group_pictures(images, thumbnails, settings), settings, arguments.cut)
+    table = arguments.data / f"{folds_name(rows[0]['fold'])}.parquet"
     write_table(table, rows, SCHEMA)
     summary = summarise(questions, rows)
     record = {"settings": settings.model_dump(), "sha256": sha256_file(table), "folds": summary}
-    write_json(arguments.data / "folds.json", record)
+    write_json(table.with_suffix(".json"), record)
     print(json.dumps(summary, indent=1))
 
 

@@ -17,7 +17,7 @@ from triptych.model import vision
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import VisionLanguageModel
-from triptych.samples import RECORD_SCHEMA, View, answer_record, asked_questions
+from triptych.samples import RECORD_SCHEMA, View, answer_record, asked_questions, limited
 from triptych.settings import Record
 from triptych.shards import encoder_hashes
 from triptych.storage import (
@@ -43,6 +43,7 @@ class Job(Record):
     max_new_tokens: int
     batch_size: int
     view: View
+    limit: int | None = None  # of the questions that are asked
 
 
 @torch.inference_mode()
@@ -184,7 +185,7 @@ def main() -> None:
     model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
     prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))
-    questions = asked_questions(arguments.data, manifest["split"], job.view)
+    questions = limited(asked_questions(arguments.data, manifest["split"], job.view), job.limit, seed=0)
     samples = tokenise(questions, prompt)
     images = [row["image_id"] for row in questions]
     look = shown(job.view, images, features, arguments.vision_encoder, device)

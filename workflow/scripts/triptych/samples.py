@@ -5,8 +5,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from triptych.grid import SHARED
-from triptych.storage import TriptychError, read_table
+from triptych.grid import SHARED, folds_name
+from triptych.storage import TriptychError, read_table, stable_order
 
 QUESTION_COLUMNS = (
     "question_id",
@@ -26,8 +26,8 @@ RECORD_SCHEMA = pa.schema(
 )
 QuestionPart = Literal["train", "validation", "test"]
 # Which questions are asked, and with which picture: a fold's held-out questions with their own picture, with another
-# one, or with a blank one; or the source's own test part.
-View = Literal["held-out", "swapped", "blank", "test"]
+# one, or with a blank one; the source's own test part; or captions, of the validation part of a stage's own data.
+View = Literal["held-out", "swapped", "blank", "test", "captions"]
 
 
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
@@ -43,12 +43,21 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     if split == SHARED:
         chosen = [row for row in questions if row["split"] == part]
     else:
-        table = read_table(data / "folds.parquet")
+        table = read_table(data / f"{folds_name(split)}.parquet")
         members = {row["question_id"] for row in table if row["fold"] == split and row["part"] == part}
         chosen = [row for row in questions if row["question_id"] in members]
     if not chosen:
         raise TriptychError(f"{data}: no question in part '{part}' of split '{split}'; check `datasets` and `folds`")
     return sorted(chosen, key=lambda row: (row["image_id"], row["question_id"]))
+
+
+def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    """At most `limit` rows, all of some images (the last one's may be cut), chosen by a seeded hash; order is kept."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    chosen = sorted(rows, key=lambda row: (stable_order(seed, "limit", row["image_id"]), row["question_id"]))[:limit]
+    kept = {row["question_id"] for row in chosen}
+    return [row for row in rows if row["question_id"] in kept]
 
 
 def answer_record(
@@ -80,9 +89,11 @@ def answer_record(
 
 
 def asked_questions(data: Path, split: str, view: View) -> list[dict]:
-    """The questions of a view: the source's own test part, or what `split` holds out.
+    """The questions of a view: of a part of the source, or what `split` holds out.
 
     Raises:
         TriptychError: as `load_questions`.
     """
+    if view == "captions":
+        return load_questions(data, SHARED, "validation")
     return load_questions(data, SHARED if view == "test" else split, "test")

@@ -479,15 +479,45 @@ class Training(Record):
     )
 
 
+class Probe(Record):
+    """Probes of what image tokens hold: modality, body part and organs of held-out pictures (arXiv 2402.16832)."""
+
+    seeds: PositiveInt = Field(3, description="Every probe is trained so many times.")
+    hidden: PositiveInt = Field(128, description="Width of the MLP probe's one hidden layer.")
+    rare: PositiveInt = Field(20, description="Values that fewer pictures have count as one, `other`.")
+
+
+class Leak(Record):
+    """The leak study: folds that cut what belongs together, beside folds that do not."""
+
+    groups: list[Literal["row", "image", "subject", "near-duplicate-cluster"]] = Field(
+        ["row", "image", "near-duplicate-cluster"],
+        min_length=2,
+        description="Kinds of folds, the strictest last: inflation is counted from it. See `folds.group`.",
+    )
+    schedules: list[str] = Field(
+        [],
+        description="Schedules, such as `2-3`, that are trained on the folds of every kind. Look-ups, which cost "
+        "nothing, answer in any case.",
+    )
+
+
 class Evaluation(Record):
     """How answers are generated."""
 
     max_new_tokens: PositiveInt = Field(32, description="Longest answer in tokens; never taken from the gold answer.")
     batch_size: PositiveInt = Field(16, description="Questions answered at a time.")
+    captions: PositiveInt | None = Field(
+        200, description="Validation captions that stages on captions are scored on, by generating them; null: none."
+    )
     controls: list[Literal["swapped", "blank"]] = Field(
         ["swapped", "blank"],
         description="Ask every finished schedule again with another picture, and with a grey one: a model that looks "
         "loses by it.",
+    )
+    probe: Probe | None = Field(Probe(), description="Probes of every checkpoint's image tokens; null: none.")
+    leak: Leak | None = Field(
+        Leak(), description="How many points folds that leak would add; null: no such study. Not with official folds."
     )
     rope: float = Field(
         1.0, gt=0, description="Differences below so many points count as none. Settle it before you see results."
@@ -504,6 +534,20 @@ class WeightsAndBiases(Record):
     )
     project: str = Field("triptych", min_length=1, description="Project in Weights & Biases.")
     entity: str | None = Field(None, description="Its user or team; null: the one that is logged in.")
+
+
+class Plan(Record):
+    """What `snakemake plan` reckons with. The defaults are those of one user on Aire."""
+
+    tflops: float = Field(
+        362, gt=0, description="Highest rate of one device, 10^12 operations a second: 362 for an L40S in bf16."
+    )
+    utilisation: float = Field(
+        0.1, gt=0, le=1, description="Share of it that trainings use; finished trainings take its place."
+    )
+    at_once: PositiveInt = Field(15, description="Trainings that run side by side.")
+    unit: str = Field("GPU hours", description="What an hour of one training is called.")
+    disk_gb: float = Field(1000, gt=0, description="GB of disk that there are for results.")
 
 
 class Settings(Record):
@@ -524,6 +568,7 @@ class Settings(Record):
     )
     training: Training = Field(Training(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
+    plan: Plan = Field(Plan(), description="What planning reckons with; it changes no result.")
     wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")
     shards: PositiveInt = Field(2, description="Processes that read and check a data set's pictures side by side.")
 
@@ -631,6 +676,13 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             faults.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
+    named = {"-".join(schedule): schedule for schedule in schedules}
+    leak = _mapping(_mapping(config.get("evaluation")).get("leak"))
+    faults += [
+        f"evaluation.leak.schedules: {_unknown(str(name), 'schedules', named)}"
+        for name in _list(leak.get("schedules"))
+        if str(name) not in named
+    ]
     for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
         if any(value in values[:index] for index, value in enumerate(values)):
             faults.append(f"{kind}: an entry stands there twice")

@@ -69,7 +69,9 @@ def steps(settings: Settings, results: Path) -> list[Step]:
         f"{name}/{fold}/seed{seed}" for name in grid.schedules(settings) for fold in folds for seed in settings.seeds
     ]
     views = ["", *(f"-{control}" for control in settings.evaluation.controls)]
-    checkpoints = {f"{cell.prefix}/{cell.split}/seed{cell.seed}": cell for cell in grid.checkpoints(settings)}
+    cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
+    checkpoints = {f"{cell.prefix}/{cell.split}/seed{cell.seed}": cell for cell in cells}
+    leak = settings.evaluation.leak.schedules if settings.evaluation.leak else []
     return [
         *(step("fetch_dataset", name, f"sources/{name}/manifest.json") for name in datasets),
         *(
@@ -84,6 +86,11 @@ def steps(settings: Settings, results: Path) -> list[Step]:
         *(step("encode_images", name, f"features/{name}/manifest.json") for name in datasets),
         *(step("train_stage", name, f"checkpoints/{name}/manifest.json", cell) for name, cell in checkpoints.items()),
         *(step("predict", f"{name}{view}", f"predictions/{name}{view}.parquet") for name in runs for view in views),
+        *(
+            step("predict", name, f"predictions/{name}.parquet")
+            for name, cell in checkpoints.items()
+            if cell.prefix in leak and cell.split not in folds
+        ),
         *(
             step("predict_baseline", f"{name}/{fold}", f"predictions/{name}/{fold}/untrained.parquet")
             for name in BASELINES
@@ -170,7 +177,7 @@ def seconds_left(reports: Sequence[Report]) -> float | None:
     """
     took: dict[tuple[str, str], list[float]] = {}
     for report in reports:
-        if report.state == "done" and (seconds := _took(report.step)) is not None:
+        if report.state == "done" and (seconds := seconds_taken(report.step)) is not None:
             took.setdefault(_kind(report.step), []).append(seconds)
     total = 0.0
     for report in reports:
@@ -190,7 +197,7 @@ def _kind(step: Step) -> tuple[str, str]:
     return step.rule, step.cell.prefix.rsplit("-", 1)[-1] if step.cell else ""
 
 
-def _took(step: Step) -> float | None:
+def seconds_taken(step: Step) -> float | None:
     """Seconds that a finished step took, from the file of its rule's `benchmark`."""
     try:
         return float(json.loads(step.times.read_text().splitlines()[-1])["s"])

@@ -141,13 +141,15 @@ def paired_differences(records: Sequence[dict], first: str, second: str) -> list
     return [_accuracy(arms[first][run]) - _accuracy(arms[second][run]) for run in runs]
 
 
-def _cell(mean: float | None, sd: float | None) -> str:
+def cell(mean: float | None, sd: float | None) -> str:
+    """'53.5 ± 2.3', or what there is of it."""
     if mean is None:
         return ""
     return f"{mean:.1f} ± {sd:.1f}" if sd is not None else f"{mean:.1f}"
 
 
-def _runs(row: dict) -> str:
+def runs_text(row: dict) -> str:
+    """'3 folds x 2 seeds'."""
     folds = f"{row['folds']} fold{'s' if row['folds'] > 1 else ''}"
     return folds + (f" x {row['seeds']} seed{'s' if row['seeds'] > 1 else ''}" if row["seeds"] else "")
 
@@ -160,7 +162,7 @@ def arm_lines(rows: Sequence[dict], measures: Sequence[str]) -> tuple[list[str],
     """Header and lines of the table of arms."""
     header = ["arm", "runs", *(HEADINGS[name] for name in measures)]
     lines = [
-        [_named(row), _runs(row), *(_cell(row[f"{name}_mean"], row[f"{name}_sd"]) for name in measures)]
+        [_named(row), runs_text(row), *(cell(row[f"{name}_mean"], row[f"{name}_sd"]) for name in measures)]
         for row in rows
     ]  # fmt: skip
     return header, lines
@@ -198,9 +200,9 @@ def control_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         header += [{"swapped": "another picture", "blank": "blank picture"}[view], "lost"]
     lines = []
     for row in rows:
-        cells = [f"**{row['arm']}**", _runs(row), _cell(row["true_mean"], row["true_sd"])]
+        cells = [f"**{row['arm']}**", runs_text(row), cell(row["true_mean"], row["true_sd"])]
         for view in views:
-            cells += [_cell(row[f"{view}_{part}mean"], row[f"{view}_{part}sd"]) for part in ("", "lost_")]
+            cells += [cell(row[f"{view}_{part}mean"], row[f"{view}_{part}sd"]) for part in ("", "lost_")]
         lines.append(cells)
     return header, lines
 
@@ -214,7 +216,7 @@ def content_lines(rows: Sequence[dict], arms: Sequence[str]) -> tuple[list[str],
         chosen = [cells[aspect, value, arm] for arm in arms]
         lines.append(
             [aspect.replace("_", " "), value or "(none)", str(chosen[0]["questions"])]
-            + [_cell(row["mean"], row["sd"]) for row in chosen]
+            + [cell(row["mean"], row["sd"]) for row in chosen]
         )
     return ["aspect", "value", "questions", *arms], lines
 
@@ -243,7 +245,7 @@ def main() -> None:
     write_text(out / "schedules.tex", latex(*arm_lines(rows, MAIN), text))
 
     rows = by_content(records, arms)
-    about = f"Exact match in per cent by what is asked about; {of}: {_runs(summarise(records, arms[:1])[0])}."
+    about = f"Exact match in per cent by what is asked about; {of}: {runs_text(summarise(records, arms[:1])[0])}."
     write_text(out / "by_content.csv", csv_text(rows, CONTENT_COLUMNS, decimals=4))
     write_text(out / "by_content.md", f"# By content\n\n{about}\n\n{markdown(*content_lines(rows, arms))}\n")
     write_text(out / "by_content.tex", latex(*content_lines(rows, arms), about))

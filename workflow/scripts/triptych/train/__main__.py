@@ -13,9 +13,9 @@ from triptych.features import Features
 from triptych.hardware import best_device, compute_dtype
 from triptych.model.batch import prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.samples import load_questions
+from triptych.samples import limited, load_questions
 from triptych.settings import Connector, Lora, Record, Stage, Switch, Training
-from triptych.storage import read_json, run_step, sha256_file, stable_order
+from triptych.storage import read_json, run_step, sha256_file
 from triptych.train.loop import train
 from triptych.train.measure import chosen_epoch
 from triptych.train.parallel import Elsewhere, joined, only_the_first_prints, rank, together, world_size
@@ -34,15 +34,6 @@ class Job(Record):
     connector: Connector
     lora: Lora | None
     training: Training
-
-
-def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
-    """At most `limit` rows, all of some images (the last one's may be cut), chosen by a seeded hash; order is kept."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    chosen = sorted(rows, key=lambda row: (stable_order(seed, "limit", row["image_id"]), row["question_id"]))[:limit]
-    kept = {row["question_id"] for row in chosen}
-    return [row for row in rows if row["question_id"] in kept]
 
 
 def main() -> None:

@@ -1,0 +1,235 @@
+"""How fast are answers generated? Against `LlavaForConditionalGeneration.generate`, one question at a time.
+
+    make bench-predict
+
+The same language model, connector, questions and longest answer for all. The connector is first trained for some steps
+on the questions, so that answers are as short as trained models' are.
+
+- Triptych: `triptych.predict.generate` as the workflow calls it, 16 questions at a time (the default) and 64; the
+  prefix of an image runs once for all its questions; stored vision features;
+- generate: plain transformers, one question at a time, the vision tower in the loop (as peers evaluate);
+- generate, cached: the same, with vision features that were computed before.
+
+Each measurement is a process of its own; contenders take turns; medians over rounds count. Time in which the process
+was ready to run and had no core is left out of the ratios. Answers are compared: bf16 rounds differently in batches, so
+a few may differ.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bench_features import queued
+from llava import (
+    IMAGE_TOKEN,
+    IMAGE_TOKENS,
+    WIDTH,
+    CachedTower,
+    apart,
+    cell,
+    default_settings,
+    fresh_connector,
+    load_llava,
+    load_prompt_tokens,
+    normalised,
+    peak_memory,
+    picture_numbers,
+    pictures,
+    prepare,
+    print_table,
+    slake_samples,
+    stored_features,
+)
+from safetensors.torch import load_file, save_file
+from triptych import checkpoint
+from triptych.hardware import best_device, compute_dtype, mixed_precision
+from triptych.model.batch import Sample
+from triptych.predict import generate
+from triptych.train.loop import train
+
+BATCHES = (16, 64)
+CONTENDERS = (*(f"Triptych, {size} at a time" for size in BATCHES), "generate", "generate, cached")
+BAR = 5  # how many times faster than one question at a time
+LONGEST = 16  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement, for a process of its own."""
+
+    folder: Path
+    contender: str
+    image_tokens: int
+    questions: int
+    threads: int
+
+
+@dataclass
+class Found:
+    """Seconds, of these without a core, the answers' token ids, and the largest resident size in MB."""
+
+    seconds: float
+    waiting: float
+    answers: list[list[int]]
+    memory: float
+
+
+class Enough(Exception):
+    """The connector is trained."""
+
+
+class Keeper:
+    """Ends a training after some steps, and keeps nothing."""
+
+    def __init__(self, steps: int):
+        self.left = steps + 1  # it is called once before the first
+
+    def load(self) -> None:
+        """No earlier attempt."""
+
+    def save(self, state: object) -> None:
+        """Keep nothing."""
+
+    def ask(self, capture: object, place: str) -> None:
+        """Called after every step."""
+        self.left -= 1
+        if not self.left:
+            raise Enough
+
+
+def build(folder: Path, image_tokens: int) -> torch.nn.Module:
+    """Triptych's model with a fresh connector, or the trained one where there is one."""
+    device = best_device()
+    base = checkpoint.Base(folder / "language_model", WIDTH, {})
+    dtype = compute_dtype("auto", device)
+    model = checkpoint.build(base, None, default_settings().connector, None, 0, "shared", dtype, device)
+    if (file := folder / f"connector-{image_tokens}.safetensors").exists():
+        model.connector.load_state_dict(load_file(file))
+    return model
+
+
+def teach(folder: Path, image_tokens: int, steps: int, threads: int) -> None:
+    """Train the connector for some steps, so that answers end where the questions' do, and keep it."""
+    torch.set_num_threads(threads)
+    settings = default_settings()
+    stage = settings.stages["2"].model_copy(update={"epochs": 1, "batch_size": 16})
+    model, prompt = build(folder, image_tokens), load_prompt_tokens(folder)
+    samples = slake_samples(prompt)[0]
+    features = stored_features(folder, image_tokens)
+    keeper = Keeper(steps)
+    with suppress(Enough), redirect_stdout(sys.stderr):
+        list(train(model, samples, samples[:1], features, prompt, stage, settings.training, 0, ["predict"], keeper))
+    state = {name: tensor.detach().contiguous() for name, tensor in model.connector.state_dict().items()}
+    save_file(state, folder / f"connector-{image_tokens}.safetensors")
+
+
+def asked(folder: Path, number: int) -> list[Sample]:
+    """The first questions in the order in which predictions ask them: image by image."""
+    return sorted(slake_samples(load_prompt_tokens(folder))[0], key=lambda sample: sample.image_id)[:number]
+
+
+def measure(task: Task) -> Found:
+    """Answer all questions; the first ones are answered once before, to warm up."""
+    torch.set_num_threads(task.threads)
+    samples = asked(task.folder, task.questions)
+    device, prompt = best_device(), load_prompt_tokens(task.folder)
+    if task.contender.startswith("Triptych"):
+        model = build(task.folder, task.image_tokens).eval().requires_grad_(False)
+        features = stored_features(task.folder, task.image_tokens)
+        size = int(task.contender.split()[1])
+
+        def answer(chosen: Sequence[Sample]) -> list[list[int]]:
+            found = []
+            for start in range(0, len(chosen), size):
+                with mixed_precision("auto", device):
+                    found += generate(model, chosen[start : start + size], features, prompt, LONGEST)[0]
+            return found
+    else:
+        model = load_llava(task.folder, task.image_tokens)
+        projector = fresh_connector(model)
+        projector.load_state_dict(load_file(task.folder / f"connector-{task.image_tokens}.safetensors"))
+        model.model.multi_modal_projector.load_state_dict(projector.state_dict())
+        model.eval()
+        pixels = pictures()
+        if cached := task.contender == "generate, cached":
+            model.model.vision_tower = CachedTower()
+            features = stored_features(task.folder, task.image_tokens)
+        before = [*prompt.before_image, *[IMAGE_TOKEN] * task.image_tokens]
+
+        def answer(chosen: Sequence[Sample]) -> list[list[int]]:
+            found = []
+            for sample in chosen:
+                rows = [sample.image_id]
+                shown = features(rows) if cached else normalised(pixels[picture_numbers(rows)])
+                ids = torch.tensor([[*before, *sample.question]])
+                with torch.inference_mode(), mixed_precision("auto", device):
+                    said = model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        pixel_values=shown,
+                        do_sample=False,
+                        max_new_tokens=LONGEST,
+                        eos_token_id=prompt.end,
+                        pad_token_id=prompt.end,
+                    )
+                found.append([token for token in said[0, ids.shape[1] :].tolist() if token != prompt.end])
+            return found
+
+    answer(samples[: min(8, len(samples))])
+    start, before_queue = time.perf_counter(), queued()
+    answers = answer(samples)
+    return Found(time.perf_counter() - start, queued() - before_queue, answers, peak_memory())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="one round of few questions: does everything work?")
+    arguments = parser.parse_args()
+    rounds, questions, steps = (1, 16, 4) if arguments.quick else (arguments.rounds, arguments.questions, 80)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(folder, arguments.threads)
+        print(f"asked: {questions} questions of {len({s.image_id for s in asked(folder, questions)})} images")
+        rows = [["image tokens", "contender", "questions/s (median, range)", "waiting", "peak MB", "tokens an answer"]]
+        rows[0] += ["same answers as `generate, cached`", *(f"{name} is faster by" for name in CONTENDERS[:2])]
+        for image_tokens in IMAGE_TOKENS:
+            apart(teach, folder, image_tokens, steps, arguments.threads)
+            found: dict[str, list[Found]] = {name: [] for name in CONTENDERS}
+            for turn in range(rounds):
+                for place in range(len(CONTENDERS)):
+                    name = CONTENDERS[(turn + place) % len(CONTENDERS)]
+                    task = Task(folder, name, image_tokens, questions, arguments.threads)
+                    found[name].append(apart(measure, task))
+                    what = f"round {turn + 1}, {image_tokens} image tokens, {name}"
+                    print(f"{what}: {questions / found[name][-1].seconds:.2f} questions/s", file=sys.stderr, flush=True)
+            for name, own in found.items():
+                waiting = statistics.median(one.waiting / one.seconds for one in own)
+                pairs = list(zip(own[0].answers, found["generate, cached"][0].answers, strict=True))
+                row = [image_tokens, name, cell([questions / one.seconds for one in own], 2), f"{waiting:.0%}"]
+                row += [f"{statistics.median(one.memory for one in own):.0f}"]
+                row += [f"{statistics.mean(map(len, own[0].answers)):.1f}"]
+                row += [f"{sum(mine == other for mine, other in pairs) / len(pairs):.0%}"]
+                for engine in CONTENDERS[:2] if name.startswith("generate") else []:
+                    both = zip(own, found[engine], strict=True)
+                    ratios = [(o.seconds - o.waiting) / (m.seconds - m.waiting) for o, m in both]
+                    row.append(f"{cell(ratios, 2)}: {'met' if statistics.median(ratios) >= BAR else 'missed'}")
+                rows.append(row + [""] * (len(rows[0]) - len(row)))
+    print_table(*rows)
+    print(f"\nbar: {BAR} times; load {os.getloadavg()[0]:.1f}; {(time.monotonic() - start) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

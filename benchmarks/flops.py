@@ -1,0 +1,135 @@
+"""Where the time of a training step goes, and what it could be: model FLOPs, the machine's rates, a profile by part."""
+
+import time
+from typing import Any
+
+import torch
+from llava import WIDTH
+from torch import nn
+from torch.profiler import profile, record_function
+from triptych.model.batch import PADDING, Batch
+
+PARTS = (
+    "frozen linear layers",
+    "attention: rotary positions, scores, softmax, values",
+    "LoRA",
+    "connector",
+    "norms",
+    "gate of the MLP",
+    "output head and loss",
+    "embeddings, mask, residuals, other",
+    "optimiser, clipping",
+    "Python between operations",
+)
+LAYERS, ATTENTION, LORA, CONNECTOR, NORMS, GATE, HEAD, OTHER, OPTIMISER, PYTHON = PARTS
+PACKING = "beside it, in a thread: packing and reading of features"
+PRODUCTS = "all matrix products, in whichever part"
+
+
+def model_flops(batch: Batch, config: Any, rank: int) -> float:
+    """FLOPs that one step needs; see the top of this file. `rank` is that of LoRA on q and v, 0 for none."""
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    keys = config.num_key_value_heads * config.head_dim
+    real = batch.blocks != PADDING
+    tokens, image, answers = int(real.sum()), batch.image_columns.numel(), len(batch.targets)
+    pairs = int((batch.attention_mask()[:, 0] & real[:, :, None]).sum())
+    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * config.intermediate_size)
+    frozen = 2 * (2 * weights * tokens + 2 * hidden * config.vocab_size * answers)
+    attention = 3 * 4 * hidden * layers * pairs
+    connector = (2 * 2 * WIDTH * hidden + 3 * 2 * hidden * hidden) * image
+    lora = 3 * 2 * rank * (3 * hidden + keys) * layers * tokens
+    return frozen + attention + connector + lora
+
+
+def gemm_rate(dtype: torch.dtype) -> float:
+    """The machine's highest rate of matrix products, FLOP/s: best of 20 tries of each shape."""
+    shapes = [(rows, 576, 1536) for rows in (160, 480, 960, 2048)] + [(1024, 1024, 1024)]
+    rates = []
+    for rows, inner, columns in shapes:
+        left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(4):
+                left @ right.T
+            rates.append(4 * 2 * rows * inner * columns / (time.perf_counter() - start))
+    return max(rates)
+
+
+def layers_rate(tokens: int, config: Any, dtype: torch.dtype) -> float:
+    """FLOP/s of all frozen layers' matrix products, forward and backward, at so many tokens; best of three."""
+    hidden, inner, keys = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    shapes = [(hidden, hidden)] * 2 + [(keys, hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
+    layers = [torch.randn(shape).to(dtype) for _ in range(config.num_hidden_layers) for shape in shapes]
+    inputs, gradients = (
+        {size: torch.randn(tokens, size).to(dtype) for size in (hidden, inner, keys)} for _ in range(2)
+    )
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for weight in layers:
+            inputs[weight.shape[1]] @ weight.T
+        for weight in layers:
+            gradients[weight.shape[0]] @ weight
+        rates.append(2 * 2 * tokens * sum(map(torch.numel, layers)) / (time.perf_counter() - start))
+    return max(rates)
+
+
+def label_modules(model: nn.Module) -> None:
+    """Let the profiler see which of PARTS a module's forward pass belongs to."""
+
+    def part(name: str, module: nn.Module) -> str | None:
+        if name.startswith("connector"):
+            return CONNECTOR
+        if "lora_" in name or hasattr(module, "lora_A"):
+            return LORA
+        if isinstance(module, nn.Linear):
+            return HEAD if name.endswith("lm_head") else LAYERS
+        ends = {"self_attn": ATTENTION, "mlp": GATE}
+        return NORMS if type(module).__name__.endswith("Norm") else ends.get(name.rsplit(".", 1)[-1])
+
+    def label(module: nn.Module, name: str) -> None:
+        open_ones = []
+        module.register_forward_pre_hook(lambda *_: open_ones.append(record_function(name).__enter__()))
+        module.register_forward_hook(lambda *_: open_ones.pop().__exit__(None, None, None))
+
+    for name, module in model.named_modules():
+        if found := part(name, module):
+            label(module, found)
+
+
+def breakdown(profiler: profile, seconds: float, vocabulary: int) -> dict[str, float]:
+    """Share of `seconds` of each of PARTS, and of PRODUCTS.
+
+    A forward operation belongs to the innermost module that is labelled, a backward one to its forward operation's
+    part, which has the same sequence number. Time between operations is Python's, and the profiler's own.
+    """
+    events = sorted(profiler.events(), key=lambda event: event.time_range.start)
+    forward: dict[int, str] = {}
+    shares = dict.fromkeys([*PARTS, PRODUCTS], 0.0)
+    for event in events:
+        part, parent = OTHER, event
+        sizes = {size for shape in event.input_shapes or [] for size in shape if isinstance(size, int)}
+        while parent is not None:
+            if parent.name in PARTS:
+                part = parent.name
+            elif parent.name.startswith(("Optimizer.", "aten::linalg_vector_norm", "aten::_foreach")):
+                part = OPTIMISER
+            elif parent.name.startswith("autograd::engine"):
+                part = forward.get(parent.sequence_nr, OTHER)
+            else:
+                parent = parent.cpu_parent
+                continue
+            break
+        else:
+            if vocabulary in sizes and event.name != "aten::embedding":
+                part = HEAD
+            if event.sequence_nr >= 0:
+                forward[event.sequence_nr] = part
+        if parent is not None and parent.name in PARTS and event.sequence_nr >= 0:
+            forward[event.sequence_nr] = part
+        share = event.self_cpu_time_total / 1e6 / seconds
+        shares[part] += share
+        if event.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            shares[PRODUCTS] += share
+    shares[PYTHON] += 1 - sum(shares[part] for part in PARTS)
+    return shares

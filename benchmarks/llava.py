@@ -1,0 +1,208 @@
+"""What the benchmarks of training and of prediction share: models, questions, pictures, and processes of their own.
+
+The vision towers have the shapes of CLIP-ViT-B/32 (50 tokens) and SigLIP-B/16-224 (196 tokens) and random weights, on
+which speed does not depend. Pictures are 224 x 224 bytes: no decoding, no resizing. Questions are those of SLAKE's
+training part where TRIPTYCH_SLAKE names a copy, otherwise random words in SLAKE's numbers and lengths.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from triptych.hardware import best_device, compute_dtype, mixed_precision
+from triptych.model.assets import prepare_model
+from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
+from triptych.model.language_model import load_prompt, load_tokenizer
+from triptych.model.vlm import build_connector
+from triptych.settings import Settings, load_settings
+from triptych.sources.packages import default_cache
+from triptych.storage import derive_seed
+
+CONFIG = Path(__file__).parent.parent / "config/slake-cpu.yaml"
+IMAGE_TOKENS = (50, 196)
+PICTURES = 32  # different ones; SLAKE's images show them in turn
+SIDE = 224
+WIDTH = 768  # of vision features
+IMAGE_TOKEN = 3  # <repo_name>, which stands in no question: where transformers' rows hold the image
+SEED = 0
+SPLIT = "shared"
+# SLAKE's English training part (4,919 questions, 450 images): value -> how often; lengths in tokens of SmolLM2.
+QUESTIONS_OF_IMAGE = {4: 3, 5: 8, 6: 12, 7: 30, 8: 60, 9: 99, 10: 43, 11: 22, 12: 25, 13: 19, 14: 21, 15: 74, 16: 13}
+QUESTIONS_OF_IMAGE |= {17: 4, 18: 9, 19: 7, 20: 1}
+QUESTION_LENGTHS = {5: 263, 6: 881, 7: 371, 8: 613, 9: 919, 10: 188, 11: 659, 12: 204, 13: 215, 14: 343, 15: 98, 16: 28}
+QUESTION_LENGTHS |= {17: 50, 18: 38, 19: 35, 20: 1, 21: 8, 22: 5}
+ANSWER_LENGTHS = {1: 2753, 2: 1161, 3: 508, 4: 190, 5: 117, 6: 50, 7: 28, 8: 25, 9: 11, 10: 11, 11: 15, 12: 13, 13: 14}
+ANSWER_LENGTHS |= {14: 19, 15: 3, 16: 1}
+
+
+def default_settings() -> Settings:
+    """The settings of config/slake-cpu.yaml."""
+    return load_settings(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
+
+
+def prepare(folder: Path, threads: int) -> tuple[PromptTokens, list[Sample], str]:
+    """Write all models into `folder`; gives the prompt, the questions and, in words, where they come from.
+
+    Sets the environment of the processes that measure: `threads` threads, no GPU, no hub.
+    """
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "5"}  # bars and memory are those of processors
+    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    prepare_model(
+        "language_model", default_settings().models.language_model, default_cache(), folder / "language_model"
+    )
+    for image_tokens in IMAGE_TOKENS:
+        apart(write_llava, folder, image_tokens)
+    prompt = load_prompt_tokens(folder)
+    samples, origin = slake_samples(prompt)
+    print(f"questions: {origin}: {len(samples)} of {len({sample.image_id for sample in samples})} images", flush=True)
+    return prompt, samples, origin
+
+
+def slake_samples(prompt: PromptTokens) -> tuple[list[Sample], str]:
+    """The questions, and in words where they come from."""
+    if folder := os.environ.get("TRIPTYCH_SLAKE"):
+        records = json.loads(Path(folder, "train.json").read_text(encoding="utf-8"))
+        rows = [
+            {"question_id": str(row["qid"]), "image_id": str(row["img_id"]), **row}
+            for row in records
+            if row["q_lang"] == "en"
+        ]
+        return tokenise(rows, prompt), "SLAKE's own (English training part)"
+    draw = random.Random(SEED)
+
+    def shuffled(counts: dict[int, int]) -> list[int]:
+        values = list(Counter(counts).elements())
+        return draw.sample(values, len(values))
+
+    def words(number: int) -> tuple[int, ...]:
+        return tuple(draw.choices(range(1000, 40_000), k=number))
+
+    images = [str(image) for image, number in enumerate(shuffled(QUESTIONS_OF_IMAGE)) for _ in range(number)]
+    lengths = zip(images, shuffled(QUESTION_LENGTHS), shuffled(ANSWER_LENGTHS), strict=True)
+    fixed = prompt.encode_question("")
+    samples = [
+        Sample(str(row), image, (*words(question), *fixed), (*words(answer), prompt.end))
+        for row, (image, question, answer) in enumerate(lengths)
+    ]
+    return samples, "random words in SLAKE's numbers and lengths (TRIPTYCH_SLAKE is not set)"
+
+
+def load_prompt_tokens(folder: Path) -> PromptTokens:
+    """The fixed text of the language model in `folder`."""
+    return prompt_tokens(load_tokenizer(folder / "language_model"), load_prompt(folder / "language_model"))
+
+
+def pictures() -> torch.Tensor:
+    """Random pictures (PICTURES, 3, SIDE, SIDE), bytes."""
+    size = (PICTURES, 3, SIDE, SIDE)
+    return torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """Bytes -> floats from -1 to 1."""
+    return pixels.float() / 127.5 - 1
+
+
+def picture_numbers(image_ids: Sequence[str]) -> list[int]:
+    """Which picture each image shows."""
+    return [int(image_id) % PICTURES for image_id in image_ids]
+
+
+def write_llava(folder: Path, image_tokens: int) -> None:
+    """Write the LLaVA model that Trainer trains, and the features of all pictures as its tower computes them."""
+    from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    torch.manual_seed(SEED)
+    dtype = compute_dtype("auto", best_device())
+    text = AutoModelForCausalLM.from_pretrained(folder / "language_model", dtype=dtype)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12}
+    kind, patch_side = (CLIPVisionConfig, 32) if image_tokens == 50 else (SiglipVisionConfig, 16)
+    config = LlavaConfig(
+        vision_config=kind(**sizes, image_size=SIDE, patch_size=patch_side),
+        text_config=text.config,
+        image_token_id=IMAGE_TOKEN,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+    )
+    model = Llava(config).to(dtype).eval()
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.lm_head.load_state_dict(text.lm_head.state_dict())
+    model.save_pretrained(folder / f"llava-{image_tokens}")
+    with torch.inference_mode(), mixed_precision("auto", best_device()):
+        states = model.model.vision_tower(normalised(pictures()), output_hidden_states=True).hidden_states
+    tokens = states[config.vision_feature_layer].to(dtype).contiguous()
+    save_file({"tokens": tokens}, folder / f"features-{image_tokens}.safetensors")
+
+
+def load_llava(folder: Path, image_tokens: int) -> nn.Module:
+    """transformers' LLaVA model, frozen, its projector as a fresh connector of Triptych's would be, in fp32."""
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    dtype = compute_dtype("auto", best_device())
+    model = Llava.from_pretrained(folder / f"llava-{image_tokens}", dtype=dtype).requires_grad_(False)
+    model.model.multi_modal_projector.float().load_state_dict(fresh_connector(model).state_dict())
+    return model
+
+
+def fresh_connector(model: nn.Module) -> nn.Module:
+    """The connector that Triptych would begin with."""
+    hidden = model.config.text_config.hidden_size
+    return build_connector(default_settings().connector, WIDTH, hidden, derive_seed(SEED, "connector", SPLIT))
+
+
+class CachedTower(nn.Module):
+    """Stands where the vision tower does, and passes on features that were computed before."""
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        """Features (B, N, D) as the tower's hidden states."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pixel_values, None, (pixel_values, pixel_values))
+
+
+def stored_features(folder: Path, image_tokens: int) -> Callable[[Sequence[str]], torch.Tensor]:
+    """The function that reads features (R, N, D) of image ids from the mapped file."""
+    stored = safe_open(folder / f"features-{image_tokens}.safetensors", framework="pt").get_slice("tokens")
+    return lambda image_ids: torch.stack([stored[row : row + 1][0] for row in picture_numbers(image_ids)]).float()
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def apart(function: Callable, *arguments: Any) -> Any:
+    """Call a function in a new process, which has Triptych imported already and nothing more."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["triptych.train.loop", "transformers.models.llama.modeling_llama"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def cell(values: Sequence[float], decimals: int) -> str:
+    """Median, and the range."""
+    middle, least, most = (f"{part(values):.{decimals}f}" for part in (statistics.median, min, max))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def print_table(*rows: Sequence[Any]) -> None:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    print("", lines[0], "|---" * len(rows[0]) + "|", *lines[1:], sep="\n", flush=True)
