@@ -20,6 +20,11 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    if not yes_retrain:
+        protect_trainings()
+
+
 rule all:
     default_target: True
     input:

@@ -8,9 +8,10 @@ import yaml
 from conftest import ROOT, toy_config
 from triptych import grid, plan
 from triptych.inference import minimum_detectable_effect
+from triptych.retraining import refuse_to_retrain, short_reason
 from triptych.settings import load_settings
 from triptych.status import survey
-from triptych.storage import write_json
+from triptych.storage import TriptychError, write_json
 
 
 def config(name):
@@ -114,3 +115,20 @@ def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_p
     for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "finds", "not prepared yet"):
         assert said in text
     assert not list(tmp_path.iterdir())
+
+
+def test_reasons_name_the_setting_that_changed():
+    before = '{"stage":{"epochs":1,"learning_rate":{"connector":0.001}},"seed":0}'
+    now = '{"stage":{"epochs":2,"learning_rate":{"connector":0.001}},"seed":0}'
+    reason = f"Params have changed since last execution: Union across all output: before: '{before}' now: '{now}'"
+    assert short_reason(reason) == "stage.epochs 1 -> 2"
+    assert short_reason("Input files updated by another job: a, b") == "what it starts from is made again"
+    assert short_reason("Missing output files: x") == "Missing output files: x"
+
+
+def test_a_few_may_be_made_again_and_more_are_refused_by_name():
+    again = [("2 on fold0, seed 0", "Missing output files: x"), ("2 on fold1, seed 0", "Updated input files: y")]
+    refuse_to_retrain(again, at_most=2)
+    with pytest.raises(TriptychError, match="2 finished trainings would be trained again") as caught:
+        refuse_to_retrain(again, at_most=1)
+    assert "2 on fold1, seed 0: Updated input files: y" in str(caught.value)

@@ -10,10 +10,12 @@ sys.path.insert(0, str(SCRIPTS))
 
 from snakemake.exceptions import WorkflowError
 from triptych import grid
+from triptych.retraining import refuse_to_retrain
 from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
+yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
     settings = load_settings(config, Path(workflow.configfiles[-1]).name)
 except TriptychError as error:
@@ -95,6 +97,19 @@ def dataset_settings(wildcards):
 def stage_of(wildcards):
     """The settings of the stage that a prefix ends on."""
     return settings.stages[grid.last_stage(settings, wildcards.prefix)]
+
+
+def protect_trainings():
+    """Stop before many finished trainings are made again; called once, before the first job."""
+    again = [
+        (f"{job.wildcards.prefix} on {job.wildcards.split}, seed {job.wildcards.seed}", str(workflow.dag.reason(job)))
+        for job in workflow.dag.needrun_jobs()
+        if job.rule.name == "train_stage" and Path(job.output.manifest).exists()
+    ]
+    try:
+        refuse_to_retrain(again, settings.training.retrain_at_most)
+    except TriptychError as error:
+        raise WorkflowError(str(error))
 
 
 def cell(wildcards):

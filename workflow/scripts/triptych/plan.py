@@ -7,6 +7,8 @@ configuration, and said to be so.
 
 import argparse
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from statistics import median
 from triptych import grid
 from triptych.display import duration
 from triptych.inference import minimum_detectable_effect, overlap_factor
+from triptych.retraining import short_reason
 from triptych.settings import Captions, Settings, read_study
 from triptych.status import Report, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
@@ -28,6 +31,7 @@ PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a 
 RUN_SD = 2.8  # points between runs of the difference of two schedules: 2 points each
 DISAGREE = 0.2  # share of the questions that one schedule answers right and the other does not
 ALIKE = 0.02  # correlation of such differences on one picture
+SNAKEFILE = Path(__file__).parents[3] / "Snakefile"
 SIZES = {"b": 1e9, "m": 1e6}
 
 
@@ -232,6 +236,29 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
     return minimum_detectable_effect((run_term + question_term) ** 0.5, min(runs, pictures) - 1), False
 
 
+PLANNED = re.compile(r"^Job \d+: Train (.+)\nReason: (.*(?:\n(?!\[|Job ).*)*)", re.MULTILINE)
+
+
+def trained_again(configfile: Path, results: Path) -> list[tuple[str, str]]:
+    """Finished trainings that a run would make again, with Snakemake's reasons, from a dry run.
+
+    Raises:
+        TriptychError: the dry run fails.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(configfile)]
+    command += ["--dry-run", "--nolock", "--cores", "1", "--rerun-triggers", "mtime", "params", "input"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    text = answer.stdout + answer.stderr
+    if answer.returncode:
+        raise TriptychError(f"the dry run fails: {text.strip().splitlines()[-1]}")
+    found = []
+    for name, reason in PLANNED.findall(text):
+        prefix, split, seed = re.fullmatch(r"(\S+) on (\S+), seed (\d+)", name).groups()
+        if (results / f"checkpoints/{prefix}/{split}/seed{seed}/manifest.json").exists():
+            found.append((name, reason))
+    return found
+
+
 def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Iterator[str]:
     """The plan as text."""
     model = model_sizes(settings, results)
@@ -291,6 +318,10 @@ def main() -> None:
     arguments = parser.parse_args()
     settings, results = read_study(arguments.configfile)
     print("\n".join(lines(settings, results, survey(settings, results, now=0.0))))
+    again = trained_again(arguments.configfile, results) if results.exists() else []
+    print(f"again       {len(again)} finished trainings would be trained again")
+    for name, reason in again:
+        print(f"            {name}: {short_reason(reason)}")
 
 
 if __name__ == "__main__":

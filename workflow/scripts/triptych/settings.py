@@ -447,7 +447,7 @@ class Training(Record):
 
     RUNNING: ClassVar[set[str]] = {
         *("threads", "processes", "checkpointing", "compile"),
-        *("save_minutes", "time_limit_minutes"),
+        *("save_minutes", "time_limit_minutes", "retrain_at_most"),
     }
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
@@ -476,6 +476,12 @@ class Training(Record):
         gt=0,
         description="A training saves itself and stops, to be run again, before this many minutes are over; set it "
         "below the time limit of the machine's queue. Null: no limit.",
+    )
+    retrain_at_most: int = Field(
+        5,
+        ge=0,
+        description="A run that would train more finished checkpoints again stops and lists them, with the reasons; "
+        "`--config yes_retrain=true` lets it go on.",
     )
 
 

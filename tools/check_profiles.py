@@ -1,0 +1,92 @@
+"""Check profiles against the workflow: Snakemake silently ignores a misspelt rule name or resource.
+
+python tools/check_profiles.py profiles/*
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.cli import get_argument_parser
+
+ROOT = Path(__file__).parent.parent
+# What the SLURM plugin and Snakemake read; any other name would be a resource of our own, and we have none.
+RESOURCES = {
+    "slurm_partition", "slurm_account", "slurm_extra", "runtime", "mem_mb", "mem_mb_per_cpu", "disk_mb", "tmpdir",
+    "cpus_per_task", "cpus_per_gpu", "gres", "gpu", "gpu_model", "tasks", "nodes", "constraint", "qos", "clusters",
+}  # fmt: skip
+PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
+GPU_MODULES = ("triptych.train", "triptych.predict", "triptych.encode")
+EARLY = 60  # seconds that SLURM may send a signal before its time
+
+
+def rules(folder: Path = ROOT / "workflow/rules") -> dict[str, str]:
+    """Text of every rule by name."""
+    found = {}
+    for file in sorted(folder.glob("*.smk")):
+        parts = re.split(r"^rule (\w+):\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+    return found
+
+
+def options() -> set[str]:
+    """Long options of Snakemake and its plugins, which are the keys that a profile may have."""
+    actions = get_argument_parser(profiles=[])._actions
+    return {text.removeprefix("--") for action in actions for text in action.option_strings if text.startswith("--")}
+
+
+def faults(profile: dict, known: dict[str, str], keys: set[str]) -> list[str]:
+    """What is wrong with a profile, a line each.
+
+    Args:
+        profile: its content.
+        known: text of every rule by name.
+        keys: that Snakemake knows.
+    """
+    found = [f"{key}: Snakemake has no such option" for key in profile if key not in keys]
+    found += [
+        f"{section}.{name}: no such rule (known: {', '.join(sorted(known))})"
+        for section in PER_RULE
+        for name in profile.get(section, {})
+        if section != "set-scatter" and name not in known
+    ]
+    default = profile.get("default-resources", {})
+    asked = {"default-resources": default} | {
+        f"set-resources.{name}": {**default, **resources}
+        for name, resources in profile.get("set-resources", {}).items()
+    }
+    for place, resources in asked.items():
+        found += [f"{place}.{name}: no known resource" for name in resources if name not in RESOURCES]
+        early = re.search(r"--signal=TERM@(\d+)", str(resources.get("slurm_extra", "")))
+        if early and (int(early[1]) + EARLY) / 60 >= resources.get("runtime", 0):
+            found.append(f"{place}: runtime must be more than the {early[1]} s of --signal, and {EARLY} s more")
+        if "--signal=" in str(resources.get("slurm_extra", "")) and not early:
+            found.append(f"{place}.slurm_extra: only --signal=TERM@<seconds> lets a training save; others kill it")
+    if profile.get("executor") == "slurm":
+        for name, text in known.items():
+            resources = asked.get(f"set-resources.{name}", default)
+            local, gpu = "localrule: True" in text, any(module in text for module in GPU_MODULES)
+            if local and f"set-resources.{name}" in asked:
+                found.append(f"set-resources.{name}: the rule runs on the login node, so this is never used")
+            if not local and gpu != ("gres" in resources or "gpu" in resources):
+                found.append(f"set-resources.{name}: the rule {'needs a' if gpu else 'makes no use of its'} GPU")
+            if not local and "runtime" not in resources:
+                found.append(f"set-resources.{name}.runtime: missing; Aire refuses jobs without a time")
+    return found
+
+
+def main() -> None:
+    """Print what is wrong with the profiles that are named; exit status 1 where anything is."""
+    keys, known = options(), rules()
+    wrong = [
+        f"{folder}/profile.yaml: {line}"
+        for folder in sys.argv[1:]
+        for line in faults(yaml.safe_load(Path(folder, "profile.yaml").read_text(encoding="utf-8")), known, keys)
+    ]
+    print("\n".join(wrong) or f"{len(sys.argv) - 1} profiles fit {len(known)} rules")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
