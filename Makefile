@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check bench bench-data bench-train bench-predict format lock schema clean
+.PHONY: install demo test check bench bench-data bench-train bench-predict aire-setup aire-fetch format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -48,6 +48,22 @@ bench-train: $(VENV)/.installed
 ## bench-predict: speed of answering, against transformers' generate, one question at a time
 bench-predict: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_predict.py
+
+## aire-setup: on a login node of Aire, once: .venv with the CUDA build of torch
+aire-setup:
+	tools/aire-setup.sh
+
+# Twice, the second time from the cache alone: what a job would still have to fetch shows here, and not on a GPU.
+FETCH = $(SNAKEMAKE) --profile profiles/local --cores 1 --directory $(FOLDER) --configfile $(CONFIG) \
+	--until fetch_dataset prepare_model
+CONFIG ?= config/config.yaml
+FOLDER ?= $(if $(SCRATCH),$(SCRATCH)/triptych,.)
+
+## aire-fetch: on a login node, once: models and data of CONFIG into FOLDER ($SCRATCH/triptych), then again offline
+aire-fetch: $(VENV)/.installed
+	mkdir -p $(FOLDER)
+	$(FETCH)
+	HF_HUB_OFFLINE=1 $(FETCH) --forcerun fetch_dataset prepare_model
 
 ## format: rewrite code in the project's style
 format: $(VENV)/.installed
