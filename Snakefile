@@ -33,6 +33,7 @@ rule all:
         "<results>/figures/stages.svg",
         "<results>/figures/stages.png",
         "<results>/data/audit.md",
+        "<results>/report.html",
         final_checkpoints,
         wandb_runs,
     message:

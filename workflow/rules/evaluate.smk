@@ -199,7 +199,7 @@ rule tabulate_leak:
     conda:
         "../envs/triptych.yaml"
     params:
-        splits=canonical_json(leak_splits),
+        splits=canonical_json(list(leak_splits.items())),
         out=subpath(output[0], parent=True),
     message:
         "Write the table of what leaking folds add"

@@ -25,6 +25,31 @@ rule plot_stages:
         " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
 
 
+rule report:
+    input:
+        final_tables,
+        predictions("", grid.schedules(settings)),
+        predictions("", BASELINES),
+        "<results>/tables/stages.csv",
+        "<results>/data/audit.json",
+        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+    output:
+        report("<results>/report.html", category="Study"),
+    log:
+        "<results>/logs/report.log",
+    localrule: True
+    conda:
+        "../envs/triptych.yaml"
+    params:
+        settings=canonical_json(settings.model_dump(mode="json", exclude={"plan", "wandb", "cache"})),
+        results=subpath(output[0], parent=True),
+    message:
+        "Write the report"
+    shell:
+        "python -m triptych.report --settings {params.settings:q} --results {params.results} --out {output}"
+        " --figures {params.results}/figures > {log} 2>&1"
+
+
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:

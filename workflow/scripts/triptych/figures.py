@@ -29,8 +29,10 @@ ABOUT = "Loss, and accuracy in per cent, after the last epoch of every stage: me
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 
-def collect(manifests: Sequence[Path], schedules: Sequence[Sequence[str]]) -> list[dict]:
-    """Metrics of every checkpoint, an entry for each schedule that passes through it."""
+def collect(
+    manifests: Sequence[Path], schedules: Sequence[Sequence[str]], fields: Sequence[str] = tuple(COLUMNS[5:])
+) -> list[dict]:
+    """Metrics of every checkpoint, an entry for each schedule that passes through it; `fields` of `metrics.jsonl`."""
     rows = []
     for path in sorted(manifests):
         manifest = read_json(path)
@@ -48,7 +50,7 @@ def collect(manifests: Sequence[Path], schedules: Sequence[Sequence[str]]) -> li
                         "prefix": manifest["prefix"],
                         "split": manifest["split"],
                         "seed": manifest["seed"],
-                        **{name: metrics[name] for name in COLUMNS[5:]},
+                        **{name: metrics[name] for name in fields},
                     }
                 )
     return rows

@@ -74,10 +74,10 @@ def main() -> None:
     """Write `leak` as CSV, Markdown and LaTeX."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
-    parser.add_argument("--splits", required=True, help="kind of folds -> its folds, the strictest last, as JSON")
+    parser.add_argument("--splits", required=True, help="[kind of folds, its folds], the strictest last, as JSON")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    splits = json.loads(arguments.splits)
+    splits = dict(json.loads(arguments.splits))
     records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
     rows = summarise(records, splits)
     write_text(arguments.out / "leak.csv", csv_text(rows, COLUMNS, decimals=4))

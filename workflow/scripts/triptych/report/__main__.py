@@ -1,0 +1,83 @@
+"""Step: the report, `report.html`, and its figures as SVG and PNG for a paper."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import markupsafe
+import vl_convert
+import yaml
+
+from triptych import grid
+from triptych.figures import write_figure
+from triptych.report.charts import all_charts
+from triptych.report.gather import BLIND, LOOKUP, gather
+from triptych.settings import Settings
+from triptych.storage import run_step, write_text
+
+TEMPLATE = Path(__file__).parent / "page.html.j2"
+BUNDLE = "window.vegaEmbed = vegaEmbed;"
+
+
+def answer(comparison: Sequence[dict], schedules: Sequence[dict]) -> str:
+    """The answer to the study's question in a sentence or two: the first comparison's, or what one schedule reaches."""
+    if comparison:
+        return comparison[0]["verdict"]
+    row = next(row for row in schedules if row["trained"] == "True")
+    return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']:.0f} held-out questions right."
+
+
+def named(text: str) -> markupsafe.Markup:
+    """Text as HTML, with what stands between backticks as code."""
+    return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
+
+
+def as_json(value: object) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def render(settings: Settings, results: Path) -> tuple[str, dict]:
+    """The page, and its charts by name."""
+    gathered = gather(settings, results)
+    arms = grid.schedules(settings)
+    charts = all_charts(gathered, grid.used_stages(settings), arms, [BLIND, LOOKUP])
+    specifications = {name: chart.to_dict() for name, (chart, _) in charts.items()}
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["named"] = named
+    environment.filters["points"] = lambda value: "" if value is None else f"{value:+.1f}"
+    environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
+    browser = {**gathered["browser"], "thumbnails": gathered["thumbnails"]}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        **gathered,
+        answer=answer(gathered["comparison"], gathered["schedules"]),
+        words={name: what for name, (_, what) in charts.items()},
+        bundle=markupsafe.Markup(vl_convert.javascript_bundle(BUNDLE).replace("</script", "<\\/script")),
+        specifications=markupsafe.Markup(as_json(specifications)),
+        questions=markupsafe.Markup(as_json(browser)),
+        configuration=yaml.safe_dump(gathered["provenance"]["settings"], sort_keys=False, allow_unicode=True),
+    )
+    return page, {name: chart for name, (chart, _) in charts.items()}
+
+
+def main() -> None:
+    """Write the report and its figures."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True, help="the study's settings as JSON")
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
+    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--figures", type=Path, required=True, help="folder for the figures")
+    arguments = parser.parse_args()
+    page, charts = render(Settings.model_validate_json(arguments.settings), arguments.results)
+    for name, chart in charts.items():
+        white = chart.configure(background="white", font="sans-serif") if name != "probe" else chart
+        write_figure(white, arguments.figures / f"{name}.svg")
+    write_text(arguments.out, page)
+    print(f"{arguments.out}: {len(page.encode()) / 1e6:.1f} MB, {len(charts)} charts", flush=True)
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,200 @@
+"""What the report shows, gathered from a study's results: tables, records of answers, metrics, pictures, provenance."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from triptych import grid
+from triptych.figures import COLUMNS, collect
+from triptych.picture_table import PictureTable
+from triptych.score import exact_match, scores
+from triptych.settings import Settings
+from triptych.storage import TriptychError, read_json, read_table
+from triptych.tables import group_runs
+from triptych.trainings import checkpoint_folder
+
+THUMBNAIL = 96  # side in pixels of the pictures in the browser of questions
+MOST_PICTURES = 1500  # that are shown: about 4 MB
+LOOKUP = "nearest-pictures"
+BLIND = "majority-per-question"
+# Columns of words; all others are numbers.
+TEXT = {"arm", "trained", "aspect", "value", "representation", "attribute", "probe", "reference", "folds_by", "prefix"}
+HEALTH = ("gradient_norm_max", "token_norm_ratio", "loss_spikes")
+
+
+def table(path: Path) -> list[dict]:
+    """Rows of a CSV table, numbers as numbers, empty cells as None; none where there is no such table."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> str | float | None:
+    if name in TEXT:  # where a stage may be called 1
+        return text
+    return float(text) if text else None
+
+
+def read_records(results: Path, settings: Settings) -> list[dict]:
+    """Answers of all schedules and baselines to their folds' held-out questions."""
+    records = []
+    for arm in sorted(path.name for path in (results / "predictions").iterdir()):
+        for fold in grid.folds(settings):
+            for path in sorted((results / "predictions" / arm / fold).glob("*.parquet")):
+                if path.stem == "untrained" or path.stem.removeprefix("seed").isdigit():
+                    records += read_table(path)
+    return records
+
+
+def read_curves(results: Path, settings: Settings) -> list[dict]:
+    """Metrics of every epoch of every checkpoint, an entry for each schedule that passes through it."""
+    manifests = [checkpoint_folder(results, cell) / "manifest.json" for cell in grid.checkpoints(settings)]
+    return collect([path for path in manifests if path.exists()], settings.schedules, (*COLUMNS[5:], *HEALTH))
+
+
+def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
+    """Every held-out question once, with the answer of each arm (of several seeds, the first one's).
+
+    Returns:
+        `arms`, and `rows`: question, gold answer, picture, modality, content type, answers, which of them are right.
+    """
+    answers: dict[str, dict[str, dict]] = {}
+    for arm, runs in group_runs(records).items():
+        for run in runs.values():  # in the order of the seeds
+            for record in run:
+                answers.setdefault(record["question_id"], {}).setdefault(arm, record)
+    rows = []
+    for _, by_arm in sorted(answers.items()):
+        asked = next(iter(by_arm.values()))
+        said = [by_arm.get(arm) for arm in arms]
+        rows.append(
+            [
+                asked["question"],
+                asked["gold"],
+                asked["image_id"],
+                asked["modality"],
+                asked["content_type"],
+                [record["prediction"] if record else "" for record in said],
+                [int(bool(record and exact_match(record))) for record in said],
+            ]
+        )
+    return {"arms": list(arms), "rows": rows}
+
+
+def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
+    """Small JPEGs of pictures by id, as data URLs; of the first MOST_PICTURES by id."""
+    pictures = PictureTable(data / "images")
+    place = {image: row for row, image in enumerate(pictures.image_ids)}
+    wanted = [image for image in sorted(set(images)) if image in place][:MOST_PICTURES]
+    found = {}
+    for start in range(0, len(wanted), 100):
+        part = wanted[start : start + 100]
+        for image, picture in zip(part, pictures.pictures([place[name] for name in part]), strict=True):
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=60)
+            found[image] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return found
+
+
+def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], comparison: Sequence[dict]) -> list[str]:
+    """What a reader should hold against the study, in sentences, from its own numbers."""
+    found = []
+    by_arm = {row["arm"]: row for row in schedules}
+    trained = [row for row in schedules if row["trained"] == "True"]
+    best = max(trained, key=lambda row: row["all_mean"])
+    seeds = len(settings.seeds)
+    if seeds == 1:
+        found.append("One seed: how much a schedule varies from run to run is known over folds only.")
+    if settings.folds.number < 5:
+        parts = "one part is held out" if settings.folds.number == 1 else f"only {settings.folds.number} folds"
+        found.append(f"{parts[0].upper()}{parts[1:]}: the interval is wide, and the degrees of freedom are few.")
+    for name, what in ((LOOKUP, "a look-up of the three pictures most alike"), (BLIND, "the commonest answer")):
+        if name in by_arm and by_arm[name]["all_mean"] >= best["all_mean"]:
+            found.append(
+                f"No schedule beats {what} (`{name}`, {by_arm[name]['all_mean']:.1f} %): the best is `{best['arm']}` "
+                f"with {best['all_mean']:.1f} %."
+            )
+    for row in table(results / "tables/controls.csv"):
+        lost = row.get("swapped_lost_mean")
+        if lost is not None and lost < 2:
+            found.append(f"`{row['arm']}` loses {lost:.1f} points only with another picture: it hardly looks.")
+    if settings.folds.group == "row":
+        found.append("Folds cut rows: pictures were seen in training, and all numbers are too high.")
+    for row in comparison:
+        if row.get("detectable") and row["detectable"] > 3:
+            found.append(
+                f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
+                "in 4 cases of 5; smaller ones stay hidden."
+            )
+    if not list((results / "predictions").glob("*/*/*-test.parquet")):
+        found.append("The source's own test part has not been looked at yet (`snakemake test`).")
+    return found
+
+
+def provenance(settings: Settings, results: Path) -> dict:
+    """Where the numbers come from: code, hashes of models and data, times and the configuration."""
+    versions, hours = set(), {}
+    for cell in grid.checkpoints(settings):
+        path = checkpoint_folder(results, cell) / "manifest.json"
+        if path.exists():
+            versions.add(read_json(path)["code"])
+    for path in sorted((results / "benchmarks").rglob("*.jsonl")):
+        rule = path.relative_to(results / "benchmarks").parts[0]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if lines:
+            jobs, seconds = hours.get(rule, (0, 0.0))
+            hours[rule] = (jobs + 1, seconds + float(json.loads(lines[-1])["s"]))
+    hashes = {}
+    for kind in ("models", "data"):
+        for path in sorted((results / kind).glob("*/manifest.json")):
+            manifest = read_json(path)
+            hashes[f"{kind}/{path.parent.name}"] = dict(sorted(manifest["files"].items()))
+    return {
+        "code": sorted(versions),
+        "hours": {rule: (jobs, seconds / 3600) for rule, (jobs, seconds) in hours.items()},
+        "hashes": hashes,
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def gather(settings: Settings, results: Path) -> dict:
+    """Everything that the page needs.
+
+    Raises:
+        TriptychError: there are no tables.
+    """
+    schedules = table(results / "tables/schedules.csv")
+    if not schedules:
+        raise TriptychError(f"{results}/tables/schedules.csv: missing; run the study first")
+    comparison_file = results / "tables/comparison.json"
+    comparison = read_json(comparison_file)["comparisons"] if comparison_file.exists() else []
+    records = read_records(results, settings)
+    names = grid.schedules(settings)
+    browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
+    data = results / "data" / settings.folds.dataset
+    return {
+        "schedules": schedules,
+        "comparison": comparison,
+        "runs": [
+            {"arm": arm, "run": f"{split}, seed {seed}", "fold": split, "accuracy": scores(answers, ["all"])["all"]}
+            for arm, runs in group_runs(records).items()
+            if arm in names
+            for (split, seed), answers in runs.items()
+        ],
+        "curves": read_curves(results, settings),
+        "controls": table(results / "tables/controls.csv"),
+        "by_content": table(results / "tables/by_content.csv"),
+        "probe": table(results / "tables/probe.csv"),
+        "leak": table(results / "tables/leak.csv"),
+        "captions": table(results / "tables/captions.csv"),
+        "audit": read_json(results / "data/audit.json"),
+        "browser": browser,
+        "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
+        "weaknesses": weaknesses(settings, results, schedules, comparison),
+        "provenance": provenance(settings, results),
+    }
