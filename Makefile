@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check bench bench-data bench-train bench-predict aire-setup aire-fetch format lock schema clean
+.PHONY: install demo test check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -34,7 +34,7 @@ check: $(VENV)/.installed
 	tools/dry-runs.sh $(SNAKEMAKE)
 
 ## bench: all benchmarks; they want a quiet machine
-bench: bench-data bench-train bench-predict
+bench: bench-data bench-train bench-predict bench-plan
 
 ## bench-data: speed and memory of preparation and of feature encoding, against bare decoding and other libraries
 bench-data: $(VENV)/.installed
@@ -48,6 +48,10 @@ bench-train: $(VENV)/.installed
 ## bench-predict: speed of answering, against transformers' generate, one question at a time
 bench-predict: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_predict.py
+
+## bench-plan: time and memory of dry runs of 100, 1,000 and 10,000 jobs
+bench-plan: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_plan.py
 
 ## aire-setup: on a login node of Aire, once: .venv with the CUDA build of torch
 aire-setup:

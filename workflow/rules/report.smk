@@ -41,7 +41,7 @@ rule report:
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=canonical_json(settings.model_dump(mode="json", exclude={"plan", "wandb", "cache"})),
+        settings=lambda wildcards: canonical_json(settings.model_dump(mode="json", exclude={"plan", "wandb", "cache"})),
         results=subpath(output[0], parent=True),
     message:
         "Write the report"
