@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import yaml
-from llava import cell, print_table
+from printed import cell, print_table
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config/config.yaml"

@@ -34,7 +34,6 @@ from llava import (
     WIDTH,
     CachedTower,
     apart,
-    cell,
     default_settings,
     fresh_connector,
     load_llava,
@@ -44,10 +43,10 @@ from llava import (
     picture_numbers,
     pictures,
     prepare,
-    print_table,
     slake_samples,
     stored_features,
 )
+from printed import cell, print_table
 from safetensors.torch import load_file, save_file
 from triptych import checkpoint
 from triptych.hardware import best_device, compute_dtype, mixed_precision

@@ -58,7 +58,6 @@ from llava import (
     WIDTH,
     CachedTower,
     apart,
-    cell,
     default_settings,
     load_llava,
     load_prompt_tokens,
@@ -67,10 +66,10 @@ from llava import (
     picture_numbers,
     pictures,
     prepare,
-    print_table,
     slake_samples,
     stored_features,
 )
+from printed import cell, print_table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig

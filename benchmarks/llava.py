@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import resource
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -194,15 +193,3 @@ def apart(function: Callable, *arguments: Any) -> Any:
     context.set_forkserver_preload(["triptych.train.loop", "transformers.models.llama.modeling_llama"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def cell(values: Sequence[float], decimals: int) -> str:
-    """Median, and the range."""
-    middle, least, most = (f"{part(values):.{decimals}f}" for part in (statistics.median, min, max))
-    return middle if least == most else f"{middle} ({least} to {most})"
-
-
-def print_table(*rows: Sequence[Any]) -> None:
-    """A Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    print("", lines[0], "|---" * len(rows[0]) + "|", *lines[1:], sep="\n", flush=True)
