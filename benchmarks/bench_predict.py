@@ -192,11 +192,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=128)
+    parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round of few questions: does everything work?")
     arguments = parser.parse_args()
-    rounds, questions, steps = (1, 16, 4) if arguments.quick else (arguments.rounds, arguments.questions, 80)
+    rounds, questions, steps = (1, 16, 4) if arguments.quick else (arguments.rounds, arguments.questions, 40)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -38,6 +38,13 @@ def test_seeds_are_averaged_question_by_question():
     assert row["inflation"] == row["low"] == row["high"] == pytest.approx(50)
 
 
+def test_what_is_not_trained_has_runs_of_folds_and_no_seeds():
+    records = answers([1] * 8, "row", None) + answers([0] * 8, "image", None)
+    row, image = summarise(records, SPLITS)
+    assert (row["runs"], row["folds"], row["seeds"], row["sd"]) == (2, 2, 0, 0)
+    assert row["inflation"] == pytest.approx(100) and image["mean"] == 0
+
+
 def test_arms_that_answered_other_questions_are_refused():
     records = answers([1] * 8, "row") + answers([1] * 6, "image")
     with pytest.raises(TriptychError, match="2-3 answered other questions on folds of one kind"):

@@ -46,7 +46,7 @@ def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list
         if hits.isna().any(axis=None) or set(hits.columns) != set(splits):
             raise TriptychError(f"{arm} answered other questions on folds of one kind than of another; predict again")
         for kind in splits:
-            runs = group_runs(answered[answered["kind"] == kind].to_dict("records"))[arm]
+            runs = group_runs([row for row in records if row["arm"] == arm and kind_of[row["split"]] == kind])[arm]
             mean, sd = mean_sd([scores(run, ["all"])["all"] for run in runs.values()])
             row = {"arm": arm, "folds_by": kind, **sizes(runs), "mean": mean, "sd": sd}
             if kind != strictest:
