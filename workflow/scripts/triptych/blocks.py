@@ -40,7 +40,7 @@ from triptych.storage import (
 )
 
 BLOCK = 1000
-CHECKS = 4  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 5  # raise it whenever what is accepted, or what is written of it, changes
 RECORD = b"triptych"  # key of a block's record in the footer of its table
 READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
 # What a picture's own path decides; any other fault of reading may pass, and must not be kept.

@@ -33,7 +33,7 @@ _STRANGERS = (
 
 @dataclass(frozen=True)
 class Inspected:
-    """What a complete decoding tells: sides in pixels (upright), and grey means over 32 x 32 equal parts (uint8)."""
+    """What a complete decoding tells: sides in pixels (upright), and a grey 32 x 32 thumbnail (uint8)."""
 
     width: int
     height: int
@@ -200,5 +200,5 @@ def _turn(data: bytes) -> Image.Transpose | None:
 
 
 def _thumbnail(grey: Image.Image) -> np.ndarray:
-    small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     return np.frombuffer(small.tobytes(), np.uint8).reshape(THUMBNAIL, THUMBNAIL)
