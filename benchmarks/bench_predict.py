@@ -5,7 +5,7 @@
 The same language model, connector, questions and longest answer for all. The connector is first trained for some steps
 on the questions, so that answers are as short as trained models' are.
 
-- Triptych: `triptych.predict.generate` as the workflow calls it, 16 questions at a time (the default) and 64; the
+- Triptych: `triptych.predict.generate` as the workflow calls it, 16 questions at a time and 64 (the default); the
   prefix of an image runs once for all its questions; stored vision features;
 - generate: plain transformers, one question at a time, the vision tower in the loop (as peers evaluate);
 - generate, cached: the same, with vision features that were computed before.

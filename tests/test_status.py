@@ -150,7 +150,7 @@ def test_the_text_is_plain_and_ends_with_the_whole(settings, monkeypatch, capsys
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
-    assert lines[-1].endswith("] 1 done, 1 failed, 43 left")
+    assert lines[-1].endswith("] 1 done, 1 failed, 58 left")
     reports = survey(settings, RESULTS, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)
     assert lines == [*table(reports), *summary(reports)]

@@ -251,8 +251,6 @@ captioned = [
 if captioned:
     final_tables.append("<results>/tables/captions.md")
 
-# The leak study: what is answered on folds of every kind.
-LOOKUPS = ["majority-per-question", "nearest-pictures"]
 leak_splits = grid.leak_splits(settings)
 if leak_splits:
     final_tables.append("<results>/tables/leak.md")

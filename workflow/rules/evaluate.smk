@@ -185,7 +185,7 @@ rule tabulate_probe:
 
 rule tabulate_leak:
     input:
-        [predictions("", LOOKUPS, folds) for folds in leak_splits.values()],
+        [predictions("", grid.LOOKUPS, folds) for folds in leak_splits.values()],
         [
             predictions("", settings.evaluation.leak.schedules, folds)
             for folds in leak_splits.values()

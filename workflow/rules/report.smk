@@ -41,13 +41,13 @@ rule report:
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=lambda wildcards: canonical_json(settings.model_dump(mode="json", exclude={"plan", "wandb", "cache"})),
-        results=subpath(output[0], parent=True),
+        configfile=workflow.configfiles[-1],
+        figures=subpath(output[0], parent=True),
     message:
         "Write the report"
     shell:
-        "python -m triptych.report --settings {params.settings:q} --results {params.results} --out {output}"
-        " --figures {params.results}/figures > {log} 2>&1"
+        "python -m triptych.report --configfile {params.configfile:q} --out {output}"
+        " --figures {params.figures}/figures > {log} 2>&1"
 
 
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...

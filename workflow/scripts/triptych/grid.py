@@ -12,6 +12,8 @@ SHARED = "shared"
 # What is probed beside checkpoints: vision features as they are, and behind a connector that nothing has trained.
 PRE_PROJECTION = "pre-projection"
 RANDOM_CONNECTOR = "random-connector"
+# Baselines that answer on the folds of every kind of the leak study, because they cost nothing.
+LOOKUPS = ("majority-per-question", "nearest-pictures")
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def generate(
     inputs = torch.tensor(tokens, device=device)
     answers: list[list[int]] = [[] for _ in samples]
     logprobs = torch.zeros(len(samples), device=device)
-    running = torch.ones(len(samples), dtype=torch.bool, device=device)
+    rows = torch.arange(len(samples), device=device)  # the samples that are still being answered
     for _ in range(max_new_tokens):
         positions = (seen.cumsum(1) - 1)[:, -inputs.shape[1] :]
         hidden = model.decoder(
@@ -89,13 +89,16 @@ def generate(
         ).last_hidden_state
         logits = model.logits(hidden[:, -1]).float()
         following = logits.argmax(-1)
-        logprobs += running * (logits.amax(-1) - logits.logsumexp(-1))
-        running &= following != prompt.end
-        if not running.any():
+        logprobs[rows] += logits.amax(-1) - logits.logsumexp(-1)
+        running = (following != prompt.end).nonzero().flatten()
+        if not len(running):
             break
-        for row in running.nonzero().flatten().tolist():
-            answers[row].append(int(following[row]))
+        for row, token in zip(rows[running].tolist(), following[running].tolist(), strict=True):
+            answers[row].append(token)
         inputs = following[:, None]
+        if len(running) < len(rows):  # what is answered costs nothing from here on
+            cache.batch_select_indices(running)
+            rows, inputs, seen = rows[running], inputs[running], seen[running]
         seen = torch.cat([seen, torch.ones_like(inputs)], dim=1)
     return answers, logprobs.tolist()
 

@@ -512,7 +512,7 @@ class Evaluation(Record):
     """How answers are generated."""
 
     max_new_tokens: PositiveInt = Field(32, description="Longest answer in tokens; never taken from the gold answer.")
-    batch_size: PositiveInt = Field(16, description="Questions answered at a time.")
+    batch_size: PositiveInt = Field(64, description="Questions answered at a time.")
     captions: PositiveInt | None = Field(
         200, description="Validation captions that stages on captions are scored on, by generating them; null: none."
     )

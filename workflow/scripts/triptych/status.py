@@ -57,7 +57,7 @@ def steps(settings: Settings, results: Path) -> list[Step]:
     """All jobs up to the predictions, in the order of the work; tables and figures are made of these in seconds."""
 
     def step(rule: str, name: str, output: str, cell: grid.Checkpoint | None = None) -> Step:
-        place = f"{rule}/{name}" if name else rule
+        place = f"{rule}/{name}" if name and rule != "make_folds" else f"{rule}{name}"
         log, times = results / f"logs/{place}.log", results / f"benchmarks/{place}.jsonl"
         return Step(rule, name, results / output, log, times, cell)
 
@@ -65,6 +65,8 @@ def steps(settings: Settings, results: Path) -> list[Step]:
     shards = [f"{number}-of-{settings.shards}" for number in range(1, settings.shards + 1)]
     roles = ("vision_encoder", "language_model")
     folds = grid.folds(settings)
+    others = [split for names in grid.leak_splits(settings).values() for split in names if split not in folds]
+    cuts = dict.fromkeys(["folds", *map(grid.folds_name, others)])  # files that say what folds hold out, each once
     runs = [
         f"{name}/{fold}/seed{seed}" for name in grid.schedules(settings) for fold in folds for seed in settings.seeds
     ]
@@ -80,7 +82,10 @@ def steps(settings: Settings, results: Path) -> list[Step]:
             for shard in shards
         ),
         *(step("prepare_dataset", name, f"data/{name}/manifest.json") for name in datasets),
-        step("make_folds", "", f"data/{settings.folds.dataset}/folds.json"),
+        *(
+            step("make_folds", name.removeprefix("folds"), f"data/{settings.folds.dataset}/{name}.json")
+            for name in cuts
+        ),
         step("audit_data", "", "data/audit.json"),
         *(step("prepare_model", role, f"models/{role}/manifest.json") for role in roles),
         *(step("encode_images", name, f"features/{name}/manifest.json") for name in datasets),
@@ -94,7 +99,7 @@ def steps(settings: Settings, results: Path) -> list[Step]:
         *(
             step("predict_baseline", f"{name}/{fold}", f"predictions/{name}/{fold}/untrained.parquet")
             for name in BASELINES
-            for fold in folds
+            for fold in [*folds, *(others if name in grid.LOOKUPS else [])]
         ),
     ]
 

@@ -15,7 +15,7 @@ from triptych import grid
 from triptych.figures import write_figure
 from triptych.report.charts import all_charts
 from triptych.report.gather import BLIND, LOOKUP, gather
-from triptych.settings import Settings
+from triptych.settings import Settings, read_study
 from triptych.storage import run_step, write_text
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
@@ -66,12 +66,11 @@ def render(settings: Settings, results: Path) -> tuple[str, dict]:
 def main() -> None:
     """Write the report and its figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--settings", required=True, help="the study's settings as JSON")
-    parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
+    parser.add_argument("--configfile", type=Path, required=True, help="the study's configuration")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--figures", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args()
-    page, charts = render(Settings.model_validate_json(arguments.settings), arguments.results)
+    page, charts = render(*read_study(arguments.configfile))
     for name, chart in charts.items():
         white = chart.configure(background="white", font="sans-serif") if name != "probe" else chart
         write_figure(white, arguments.figures / f"{name}.svg")
