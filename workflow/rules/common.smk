@@ -69,7 +69,7 @@ wildcard_constraints:
     representation="|".join(map(re.escape, grid.representations(settings))),
     split="shared|([a-z-]+-)?fold[0-9]+",
     fold="([a-z-]+-)?fold[0-9]+",
-    cut="|".join(["", *(f"-{group}" for group in grid.leak_splits(settings))]),
+    cut=f"(?:{'|'.join(f'-{group}' for group in grid.leak_splits(settings))})?",
     seed="[0-9]+",
     view="|".join(VIEWS),
 
