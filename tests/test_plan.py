@@ -106,7 +106,9 @@ def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path
     assert plan.detectable(settings, tmp_path) == (4.0, True)
 
 
-@pytest.mark.parametrize("name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original"])
+@pytest.mark.parametrize(
+    "name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
+)
 def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load_settings(config(name))

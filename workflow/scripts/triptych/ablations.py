@@ -61,7 +61,8 @@ def _faults(settings: Settings, name: str) -> list[str]:
         return [f".{line}" for line in fault_lines(error)]
     # Which schedules the leak study takes is settled by the study's own, and no part of an ablation.
     wrong = name_faults(variant.model_dump(exclude={"evaluation"}))
-    return [f": {line.removeprefix('schedules: ')}" for line in wrong] or list(_idle(settings, variant, name))
+    wrong = [f".{line}".replace(".schedules: ", ": ", 1) for line in wrong]
+    return wrong or list(_idle(settings, variant, name))
 
 
 def _idle(settings: Settings, variant: Settings, name: str) -> Iterator[str]:

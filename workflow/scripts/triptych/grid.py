@@ -69,9 +69,10 @@ class _Grid:
 
     def walk(self, base: Settings, settings: Settings, schedule: list[str], tag: str) -> None:
         """Add a schedule; an ablation's `tag` is put where it first trains otherwise than the base."""
+        place = f"ablations.{tag}" if tag else "schedules"
         folders = [self.model(settings, role, tag) for role in ROLES]
         before: tuple[str, ...] = ()
-        for place, stage in enumerate(schedule):
+        for length, stage in enumerate(schedule, 1):
             parent = before[-1] if before else ""
             key = (parent, stage, _what_trains(settings, stage))
             name = self.known.get(key)
@@ -80,11 +81,14 @@ class _Grid:
                 if tag and key[2] != _what_trains(base, stage):
                     name, tag = f"{name}+{tag}", ""
                 if name in self.prefixes:
-                    self.faults.append(f"ablations: two different trainings are both written '{name}'; rename one")
+                    self.faults.append(f"{place}: '{name}' is the name of another training, too; rename the ablation")
+                    return
                 self.known[key] = name
-                self.prefixes[name] = Prefix(tuple(schedule[: place + 1]), before, settings, *folders)
+                self.prefixes[name] = Prefix(tuple(schedule[:length]), before, settings, *folders)
             before = (*before, name)
-        self.arms.append(before[-1])
+        if name in self.arms:
+            self.faults.append(f"{place}: trains the same as '{name}', which is there already; drop one")
+        self.arms.append(name)
 
 
 def _what_trains(settings: Settings, stage: str) -> str:
@@ -104,8 +108,6 @@ def _grid(settings: Settings) -> _Grid:
         variant = varied(settings, name)
         [schedule] = variant.schedules
         grid.walk(settings, variant, schedule, name)
-        if (arm := grid.arms[-1]) in grid.arms[:-1]:
-            grid.faults.append(f"ablations.{name}: trains the same as '{arm}', which is there already; drop one")
     grid.prefixes = dict(sorted(grid.prefixes.items(), key=lambda item: (len(item[1].stages), item[0])))
     return grid
 
