@@ -59,7 +59,14 @@ def of(reports: list[Report], name: str) -> Report:
     return report
 
 
-def test_the_steps_are_the_jobs_that_snakemake_plans(settings):
+ABLATIONS = {"last": {"models": {"vision_encoder": {"layer": -1}}}, "slow": {"stages": {"2": {"samples": 9}}}}
+
+
+@pytest.mark.parametrize("ablations", [{}, ABLATIONS])
+def test_the_steps_are_the_jobs_that_snakemake_plans(world, settings, ablations):
+    config = {**toy_config(world), "ablations": ablations}
+    Path("study.yaml").write_text(yaml.safe_dump(config))
+    settings = load_settings(config)
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", "study.yaml", "--printshellcmds"]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -16,7 +16,7 @@ rule plot_stages:
     conda:
         "../envs/triptych.yaml"
     params:
-        schedules=canonical_json(settings.schedules),
+        schedules=canonical_json(grid.ways(settings)),
         stages=grid.used_stages(settings),
     message:
         "Draw validation loss and accuracy per stage"
@@ -63,7 +63,7 @@ rule write_wandb_runs:
     conda:
         "../envs/triptych.yaml"
     params:
-        job=canonical_json({"schedules": settings.schedules, "wandb": settings.wandb.model_dump()}),
+        job=canonical_json({"schedules": grid.ways(settings), "wandb": settings.wandb.model_dump()}),
         out=subpath(output[0], parent=True),
     message:
         "Write the runs of Weights & Biases"

@@ -7,7 +7,7 @@ rule train_stage:
     input:
         unpack(training_data),
         parent=parent_manifest,
-        language_model="<results>/models/language_model/manifest.json",
+        language_model=language_model,
     output:
         manifest="<results>/checkpoints/{prefix}/{split}/seed{seed}/manifest.json",
         connector="<results>/checkpoints/{prefix}/{split}/seed{seed}/connector.safetensors",

@@ -53,7 +53,7 @@ def read_records(results: Path, settings: Settings) -> list[dict]:
 def read_curves(results: Path, settings: Settings) -> list[dict]:
     """Metrics of every epoch of every checkpoint, an entry for each schedule that passes through it."""
     manifests = [checkpoint_folder(results, cell) / "manifest.json" for cell in grid.checkpoints(settings)]
-    return collect([path for path in manifests if path.exists()], settings.schedules, (*COLUMNS[5:], *HEALTH))
+    return collect([path for path in manifests if path.exists()], grid.ways(settings), (*COLUMNS[5:], *HEALTH))
 
 
 def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
