@@ -79,12 +79,17 @@ def checkpoint_file(cell, name):
     return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
 
 
-# What a study delivers beside its tables: the last checkpoint of every schedule.
-final_checkpoints = [
-    checkpoint_file(cell, "connector.safetensors")
-    for cell in grid.checkpoints(settings)
-    if cell.prefix in grid.schedules(settings)
-]
+def all_checkpoints(name, prefixes=None):
+    """Input function: a file of every checkpoint, or of those of the prefixes given.
+
+    A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
+    """
+    return lambda wildcards: [
+        checkpoint_file(cell, name)
+        for cell in grid.checkpoints(settings)
+        if prefixes is None or cell.prefix in prefixes
+    ]
+
 
 wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
 
@@ -216,14 +221,14 @@ if settings.evaluation.probe and settings.folds.group != "row":
 
 
 def predictions(view, arms, folds=None):
-    """Files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    """Input function: files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
     runs = ["untrained"] if arms and arms[0] in BASELINES else [f"seed{seed}" for seed in settings.seeds]
-    return expand(
-        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet",
-        arm=arms,
-        fold=folds or grid.folds(settings),
-        run=runs,
-    )
+    return lambda wildcards: [
+        f"<results>/predictions/{arm}/{fold}/{run}{view}.parquet"
+        for arm in arms
+        for fold in folds or grid.folds(settings)
+        for run in runs
+    ]
 
 
 def tables(folder, controls):
