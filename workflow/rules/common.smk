@@ -1,4 +1,5 @@
 # What all rules share: the checked settings, the grid, and how a step is run.
+import gc
 import os
 import re
 import shlex
@@ -14,6 +15,9 @@ from triptych.retraining import refuse_to_retrain
 from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
+
+# Jobs live to the end: looking for garbage among thousands of them took a tenth of a dry run.
+gc.set_threshold(50_000)
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
