@@ -38,7 +38,7 @@ used_datasets = sorted({settings.folds.dataset, *(settings.stages[stage].data fo
 # How steps run, which must not make anything again when it changes: where features are kept, in how many processes
 # trainings run, how they spare memory and time, when they save.
 processes = settings.training.processes
-os.environ["TRIPTYCH_PROCESSES"] = str(processes)  # by which profiles multiply what a training asks for
+os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
 running = settings.training.model_dump(include={"checkpointing", "compile", "save_minutes", "time_limit_minutes"})
