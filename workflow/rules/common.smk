@@ -1,4 +1,5 @@
 # What all rules share: the checked settings, the grid, and how a step is run.
+import gc
 import os
 import re
 import shlex
@@ -14,6 +15,9 @@ from triptych.retraining import refuse_to_retrain
 from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
+
+# Jobs live to the end: looking for garbage among thousands of them took a tenth of a dry run.
+gc.set_threshold(50_000)
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
@@ -34,6 +38,7 @@ used_datasets = grid.used_datasets(settings)
 # How steps run, which must not make anything again when it changes: where features are kept, in how many processes
 # trainings run, how they spare memory and time, when they save.
 processes = settings.training.processes
+os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
 running = settings.training.model_dump(include={"checkpointing", "compile", "save_minutes", "time_limit_minutes"})
@@ -80,12 +85,17 @@ def checkpoint_file(cell, name):
     return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
 
 
-# What a study delivers beside its tables: the last checkpoint of every schedule.
-final_checkpoints = [
-    checkpoint_file(cell, "connector.safetensors")
-    for cell in grid.checkpoints(settings)
-    if cell.prefix in grid.schedules(settings)
-]
+def all_checkpoints(name, prefixes=None):
+    """Input function: a file of every checkpoint, or of those of the prefixes given.
+
+    A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
+    """
+    return lambda wildcards: [
+        checkpoint_file(cell, name)
+        for cell in grid.checkpoints(settings)
+        if prefixes is None or cell.prefix in prefixes
+    ]
+
 
 wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
 
@@ -227,14 +237,14 @@ if settings.evaluation.probe and settings.folds.group != "row":
 
 
 def predictions(view, arms, folds=None):
-    """Files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    """Input function: files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
     runs = ["untrained"] if arms and arms[0] in BASELINES else [f"seed{seed}" for seed in settings.seeds]
-    return expand(
-        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet",
-        arm=arms,
-        fold=folds or grid.folds(settings),
-        run=runs,
-    )
+    return lambda wildcards: [
+        f"<results>/predictions/{arm}/{fold}/{run}{view}.parquet"
+        for arm in arms
+        for fold in folds or grid.folds(settings)
+        for run in runs
+    ]
 
 
 def tables(folder, controls):

@@ -3,8 +3,8 @@
 
 rule plot_stages:
     input:
-        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        manifests=all_checkpoints("manifest.json"),
+        metrics=all_checkpoints("metrics.jsonl"),
     output:
         csv="<results>/tables/stages.csv",
         tables=multiext("<results>/tables/stages", ".md", ".tex"),
@@ -32,7 +32,7 @@ rule report:
         predictions("", BASELINES),
         "<results>/tables/stages.csv",
         "<results>/data/audit.json",
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        metrics=all_checkpoints("metrics.jsonl"),
     output:
         report("<results>/report.html", category="Study"),
     log:
@@ -53,8 +53,8 @@ rule report:
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:
-        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        manifests=all_checkpoints("manifest.json"),
+        metrics=all_checkpoints("metrics.jsonl"),
     output:
         "<results>/wandb/runs.json",
     log:

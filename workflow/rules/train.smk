@@ -19,7 +19,7 @@ rule train_stage:
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
-    threads: max(settings.training.threads, settings.training.processes)
+    threads: settings.training.threads * settings.training.processes
     params:
         job=training_job,
         data=subpath(input.data, parent=True),

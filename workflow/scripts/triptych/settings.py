@@ -451,11 +451,13 @@ class Training(Record):
     }
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
-    threads: PositiveInt = Field(1, description="CPU threads of one training; small models train best side by side.")
+    threads: PositiveInt = Field(
+        1, description="CPU threads of each process of a training; small models train best side by side."
+    )
     processes: PositiveInt = Field(
         1,
-        description="Processes that share every step of one training: one for each GPU, or, on a CPU, dividing its "
-        "threads. Results differ by rounding, and by the draws of dropout.",
+        description="Processes that share every step of one training, one for each GPU; on a cluster, the job asks "
+        "for so many GPUs. Results differ by rounding, and by the draws of dropout.",
     )
     checkpointing: Switch = Field(
         "auto",
