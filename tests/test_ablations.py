@@ -222,7 +222,13 @@ def test_ablations_add_their_own_jobs_only(toy):
 
 
 def test_every_ablation_is_trained_by_its_difference_and_is_a_row_of_the_tables(toy):
-    arms = ["2-3", "2-3+rank-3", "2+linear", "2+last", "2+asked"]
+    arms = [
+        "2-3",
+        "2+asked",
+        "2+last",
+        "2+linear",
+        "2-3+rank-3",
+    ]  # the file has them sorted
     table = pandas.read_csv(toy.results / "tables/schedules.csv").set_index("arm")
     assert list(table.index)[:5] == arms and table.loc[arms, "trained"].all() and (table.loc[arms, "runs"] == 2).all()
     comparison = pandas.read_csv(toy.results / "tables/comparison.csv")

@@ -18,8 +18,10 @@ def _color(field: str, order: Sequence[str], title: str) -> altair.Color:
 
 def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
     """Exact match of every run, a line for each fold and seed from schedule to schedule."""
+    many = len(arms) > 8 or max(map(len, arms)) > 12  # ablations, with names that would meet each other
+    axis = altair.Axis(labelAngle=-40 if many else 0, labelLimit=240)
     base = altair.Chart(pandas.DataFrame(runs)).encode(
-        x=altair.X("arm:N", sort=list(arms), title=None, axis=altair.Axis(labelAngle=0)),
+        x=altair.X("arm:N", sort=list(arms), title=None, axis=axis),
         y=altair.Y("accuracy:Q", title="exact match, %", scale=altair.Scale(zero=False)),
         detail="run:N",
         color=_color("fold", sorted({run["fold"] for run in runs}), "fold"),
@@ -27,7 +29,9 @@ def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
     points = base.mark_point(filled=True, size=60).encode(
         tooltip=["run", "arm", altair.Tooltip("accuracy", format=".1f")]
     )
-    return (base.mark_line(opacity=0.6) + points).properties(width=max(WIDTH, 90 * len(arms)), height=240)
+    return (base.mark_line(opacity=0.6) + points).properties(
+        width=max(WIDTH, (45 if many else 90) * len(arms)), height=240
+    )
 
 
 def effects(comparison: Sequence[dict]) -> altair.LayerChart:
