@@ -10,7 +10,8 @@ import pandas
 import vl_convert
 
 from triptych.layout import latex, markdown
-from triptych.storage import atomic_path, csv_text, read_json, run_step, write_text
+from triptych.storage import atomic_path, csv_text, run_step, write_text
+from triptych.trainings import read_training
 
 COLUMNS = [
     "schedule",
@@ -35,14 +36,13 @@ def collect(
     """Metrics of every checkpoint, an entry for each schedule that passes through it; `fields` of `metrics.jsonl`."""
     rows = []
     for path in sorted(manifests):
-        manifest = read_json(path)
+        training = read_training(path.parent)
+        manifest = training.manifest
         stages = [next(iter(stage)) for stage in manifest["stages"]]
-        lines = (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         for schedule in schedules:
             if list(schedule[: len(stages)]) != stages:
                 continue
-            for line in lines:
-                metrics = json.loads(line)
+            for metrics in training.rows:
                 rows.append(
                     {
                         "schedule": "-".join(schedule),
