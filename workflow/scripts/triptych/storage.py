@@ -1,5 +1,7 @@
 """Files: hashes, atomic writes, manifests, safe paths. The one error type that a user sees is here too."""
 
+import base64
+import binascii
 import csv
 import errno
 import glob
@@ -285,8 +287,12 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     """
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
+            stored = (table.metadata.metadata or {}).get(b"ARROW:schema")
+            # Names of columns are in the footer, which has no checksum, and once more in here.
+            if stored and not pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored))).equals(table.schema_arrow):
+                raise pa.ArrowInvalid("its columns are not those that were written")
             yield table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise
         raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete it and run again") from None
