@@ -28,6 +28,7 @@ from conftest import ROOT, toy_config, write_captions, write_models, write_slake
 from triptych.storage import read_json
 
 DISK = 48 << 20  # bytes of the small disk
+STRIKES = 3  # disturbances of one start, unless the first ends it
 TRIES = 8  # starts without a disturbance that a study may need to be complete
 TRAIN = re.compile(r"Train (\S+) on (\S+), seed (\d+)\nReason: (.*)")
 FILES = {  # what is damaged, by kind
@@ -317,14 +318,14 @@ def wait_for_steps(study: Study) -> None:
 
 
 def go_on(study: Study, ledger: Ledger, small_disk: bool, seconds: float | None, kill_at: str | None = None) -> int:
-    """One start of the study, disturbed after up to `seconds`, or its head killed when a step runs.
+    """One start of the study, disturbed every so many `seconds` at most, or its head killed when a step runs.
 
     Returns:
         Its exit status.
     """
     head = study.start()
     ledger.counts["restarts"] += 1
-    if seconds is not None:
+    for _ in range(0 if seconds is None else STRIKES):
         with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(ledger.random.uniform(0.1 * seconds, seconds))
         if head.poll() is None:
@@ -416,7 +417,7 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 if time.monotonic() > end:
                     break
-                status = go_on(storm, ledger, small_disk, seconds / 3)
+                status = go_on(storm, ledger, small_disk, seconds / 6)
                 if status == 0:
                     ledger.counts["complete in between"] += 1
                 if ledger.random.random() < 0.6:

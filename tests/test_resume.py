@@ -230,8 +230,8 @@ def test_a_finished_checkpoint_is_put_back_where_nothing_has_changed(trainer, un
     out = trainer.folder / "again"
     assert trainer.train(out, save_minutes=10) == 0
     assert [path.name for path in (out / "last").iterdir()] == ["finished"], "the saved states are gone"
-    for name in undisturbed:
-        (out / name).unlink()  # as Snakemake does with what it believes unfinished
+    for name in undisturbed.keys() - {"adapter.safetensors"}:
+        (out / name).unlink()  # as Snakemake does with the outputs that it knows of
     assert trainer.train(out, save_minutes=10) == 0
     assert contents(out) == undisturbed and "its checkpoint is put back" in log_of(out)
     flip(out / "connector.safetensors")

@@ -296,9 +296,7 @@ class Keeper:
         if rank() == 0:
             (self.folder.parent / MANIFEST).unlink(missing_ok=True)
             for name in [*files, MANIFEST]:
-                new = self.folder.parent / f".{name}.kept"
-                new.unlink(missing_ok=True)
-                link_or_copy(kept / name, new)
-                new.replace(self.folder.parent / name)
+                (self.folder.parent / name).unlink(missing_ok=True)
+                link_or_copy(kept / name, self.folder.parent / name)
             fsync_directory(self.folder.parent)
         return True
