@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
+.PHONY: install demo test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -23,6 +23,13 @@ demo: $(VENV)/.installed
 ## test: unit tests and a toy run of the whole grid
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest
+
+SEED ?= 0
+MINUTES ?= 8
+
+## chaos: a toy study under kills, a full disk and damaged files; SEED=0 MINUTES=8 of disturbances
+chaos: $(VENV)/.installed
+	$(VENV)/bin/python tests/chaos.py --seed $(SEED) --minutes $(MINUTES)
 
 ## check: style, lint and dry runs of every configuration
 check: $(VENV)/.installed

@@ -123,6 +123,7 @@ def test_another_language_model_or_seed_is_noticed(base, tmp_path):
     original = path.read_text()
     for role in ("language_model", "vision_encoder"):
         manifest = json.loads(original)
+        del manifest["seal"]
         manifest[role]["model.safetensors"] = "0" * 64
         path.write_text(json.dumps(manifest))
         with pytest.raises(TriptychError, match=f"another {role.replace('_', ' ')}"):
@@ -134,6 +135,11 @@ def test_a_language_model_with_a_missing_tensor_is_refused(base):
     tensors = load_file(file)
     name = next(name for name in tensors if "up_proj" in name)
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(TriptychError, match=r"model\.safetensors: differs from the hash in manifest\.json; delete"):
+        build(base)
+    manifest = base.language_model / "manifest.json"
+    files = read_json(manifest)["files"] | {file.name: sha256_file(file)}
+    write_json(manifest, {**read_json(manifest), "files": files})
     with pytest.raises(TriptychError, match=f"the weights lack {name}"):
         build(base)
 

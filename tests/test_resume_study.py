@@ -66,6 +66,27 @@ def test_a_killed_run_goes_on_and_a_running_one_is_left_alone(study):
     assert (study / "first.log").read_text() == "ran\n", "what was finished is not run again"
 
 
+def test_steps_that_outlive_their_snakemake_are_left_alone(study):
+    command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", "-m"]
+    step = subprocess.Popen([*command, "triptych.train"], cwd=study, stdout=subprocess.PIPE)
+    other = subprocess.Popen([*command, "triptych.status"], cwd=study, stdout=subprocess.PIPE)
+    try:
+        for process in (step, other):
+            process.stdout.readline()
+        (study / "seconds").write_text("0")
+        refused = resume(study, "--cores", "1")
+        assert refused.returncode == 1 and not (study / "first").exists()
+        assert f"1 steps of an earlier Snakemake still run in {study} (processes {step.pid}); let" in refused.stderr
+    finally:
+        step.kill()
+        step.wait()
+    try:
+        assert resume(study, "--cores", "1").returncode == 0 and (study / "second").exists()
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_jobs_of_the_cluster_that_still_run_are_named(study):
     squeue = "echo '17|triptych-1b2c|RUNNING|rule_train_stage_wildcards_2'; echo '18|other|PENDING|'"
     refused = resume(study, "--profile", "profile", squeue=squeue)

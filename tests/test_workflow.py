@@ -1,19 +1,15 @@
 """The whole grid on the toy world, run by Snakemake as a user would; then what reruns, and what does not."""
 
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import pandas
 import pytest
-import yaml
 from browser import CHROMIUM, opened
-from conftest import ROOT, toy_config
+from conftest import KEY, Study, toy_config
 from triptych.settings import read_study
 from triptych.status import survey
 from triptych.storage import read_json, sha256_file
@@ -22,52 +18,6 @@ TRAININGS = {
     "1/shared",
     *(f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3", "2", "2-3") for fold in (0, 1)),
 }
-
-KEY = "5ec2e7" * 6 + "5ec2"  # what a user's variables hold must be in no file
-
-
-class Study:
-    """A folder with a configuration and its results."""
-
-    def __init__(self, folder, config):
-        self.folder, self.config = folder, config
-
-    @property
-    def results(self):
-        return self.folder / "results"
-
-    def snakemake(self, *arguments: str) -> str:
-        file = self.folder / "study.yaml"
-        file.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
-        command += ["--profile", str(ROOT / "profiles" / "local"), "--directory", str(self.folder)]
-        command += ["--configfile", str(file)]
-        environment = {**os.environ, "PYTHONPATH": "", "WANDB_API_KEY": KEY, "HF_TOKEN": KEY}
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        text = result.stdout + result.stderr
-        assert result.returncode == 0, text
-        return text
-
-    def planned(self) -> dict[str, int]:
-        """Jobs per rule that a dry run names."""
-        text = self.snakemake("--dry-run", "--quiet", "host")
-        if "Nothing to be done" in text:
-            return {}
-        table = text.split("Job stats:")[1].split("total")[0].splitlines()[3:]
-        return {line.split()[0]: int(line.split()[1]) for line in table if line.strip()}
-
-    def trained(self) -> set[str]:
-        """Checkpoints that a dry run would train."""
-        text = self.snakemake("--dry-run")
-        return {f"{prefix}/{split}" for prefix, split in re.findall(r"Train (\S+) on (\S+), seed", text)}
-
-
-@pytest.fixture(scope="module")
-def study(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    study = Study(folder, toy_config(world))
-    study.snakemake()
-    return study
 
 
 def test_the_grid_is_trained_once_and_handed_on(study):

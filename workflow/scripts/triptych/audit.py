@@ -15,7 +15,7 @@ from triptych.baseline import BASELINES, picture_vectors
 from triptych.pictures import read_thumbnails, similar_pairs
 from triptych.samples import answer_record
 from triptych.score import scores
-from triptych.storage import TriptychError, read_json, read_table, run_step, write_json, write_text
+from triptych.storage import TriptychError, read_json, read_table, run_step, write_record, write_text
 
 PARTS = ("train", "validation", "test")
 SHOWN = 5  # leaked pictures named in an error
@@ -256,7 +256,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folders = {folder.name: folder for folder in arguments.data}
     record, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold)
-    write_json(arguments.out / "audit.json", record)
+    write_record(arguments.out / "audit.json", record)
     text = markdown(record)
     write_text(arguments.out / "audit.md", text)
     print(text)

@@ -36,7 +36,7 @@ from triptych.storage import (
     run_step,
     sha256_bytes,
     sha256_json,
-    write_json,
+    write_record,
 )
 
 BLOCK = 1000
@@ -140,10 +140,35 @@ def _read_block(path: Path) -> Block | None:
     try:
         with open_table(path) as table:
             record = json.loads(table.metadata.metadata[RECORD])
-    except (TriptychError, OSError, KeyError):
+        rejects = {int(position): tuple(why) for position, why in record["rejects"].items()}
+        return Block(path, record["sha256"], rejects, record["complete"])
+    except (TriptychError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    rejects = {int(position): tuple(why) for position, why in record["rejects"].items()}
-    return Block(path, record["sha256"], rejects, record["complete"])
+
+
+def block_fault(path: Path, sha256: str | None = None) -> str | None:
+    """What is wrong with a block, every byte of it read; None where nothing is.
+
+    Args:
+        path: the block's table, or another one of IMAGE_SCHEMA.
+        sha256: hash of its rows; without it, that of the block's own record.
+    """
+    if sha256 is None:
+        block = _read_block(path)
+        if block is None:
+            return f"{path}: its record cannot be read"
+        sha256 = block.sha256
+    facts = []
+    try:
+        with open_table(path) as table:
+            for batch in table.iter_batches(ROW_GROUP):
+                for row in batch.to_pylist():
+                    if sha256_bytes(row["image"]["bytes"]) != row["sha256"]:
+                        return f"{path}: the bytes of picture {row['id']} differ from its sha256"
+                    facts.append(row_facts(row))
+    except (TriptychError, KeyError, TypeError) as error:
+        return str(error)
+    return None if sha256_json(facts) == sha256 else f"{path}: its rows differ from their hash"
 
 
 class Candidates:
@@ -156,7 +181,8 @@ class Candidates:
             TriptychError: it is missing.
         """
         # As a table: as objects its rows would take ten times the memory.
-        self._table = open_table(source / "candidates.parquet").read()
+        with open_table(source / "candidates.parquet") as table:
+            self._table = table.read()
         self.blocks = -(-len(self._table) // BLOCK)
         wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
         self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and spares, all of a question set
@@ -239,7 +265,11 @@ def main() -> None:
     with source_module(settings).reader(settings, arguments.cache) as read, ThreadPoolExecutor(1) as disk:
         for number in mine:
             rows = candidates.block(number)
-            block, finish = ensure_block(rows, settings, read, block_path(rows, settings, arguments.cache))
+            path = block_path(rows, settings, arguments.cache)
+            if path.exists() and (fault := block_fault(path)):
+                print(f"{fault}; it is made again", flush=True)
+                path.unlink(missing_ok=True)
+            block, finish = ensure_block(rows, settings, read, path)
             if finished:
                 finished.result()  # at most one block waits for the disk while the next is made
             finished = disk.submit(finish)
@@ -249,7 +279,7 @@ def main() -> None:
             print(f"{len(names)} of {len(mine)} blocks, {done} pictures, {rate:.0f}/s", flush=True)
         if finished:
             finished.result()
-    write_json(arguments.out, {"blocks": names})
+    write_record(arguments.out, {"blocks": names})
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from triptych.storage import (
     atomic_path,
     derive_seed,
     read_json,
+    require_files,
     sha256_bytes,
     sha256_file,
-    write_json,
+    write_record,
 )
 
 MANIFEST = "manifest.json"
@@ -77,8 +78,9 @@ def build(
         init: `random` gives a fresh connector though there is a parent, and the parent's adapters.
 
     Raises:
-        TriptychError: the parent is damaged, or was trained on other models, settings or seed.
+        TriptychError: language model or parent is damaged, or it was trained on other models, settings or seed.
     """
+    require_files(base.language_model, base.hashes["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
     link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
@@ -115,16 +117,7 @@ def verify(manifest_path: Path, base: Base) -> dict:
         TriptychError: a file is missing or changed, or the base model is another one.
     """
     manifest = read_json(manifest_path)
-    for file, expected in manifest["files"].items():
-        path = manifest_path.parent / file
-        if not path.is_file():
-            raise TriptychError(
-                f"{path}: missing, though {manifest_path.name} lists it; delete the folder and run again"
-            )
-        if sha256_file(path) != expected:
-            raise TriptychError(
-                f"{path}: differs from the hash in {manifest_path.name}; delete the folder and run again"
-            )
+    require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
     for role, hashes in base.hashes.items():
         if manifest[role] != hashes:
             name = role.replace("_", " ")
@@ -145,4 +138,4 @@ def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str)
     with atomic_path(folder / "metrics.jsonl") as temporary:
         temporary.write_text(metrics, encoding="utf-8")
     hashes = {file: sha256_file(folder / file) for file in [*files, "metrics.jsonl"]}
-    write_json(folder / MANIFEST, {**manifest, "files": hashes, "code": code_version()})
+    write_record(folder / MANIFEST, {**manifest, "files": hashes, "code": code_version()})

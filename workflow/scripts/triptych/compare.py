@@ -23,7 +23,7 @@ from triptych.inference import (
     verdict,
 )
 from triptych.score import ANSWER_TYPES, exact_match
-from triptych.storage import TriptychError, csv_text, read_table, run_step, write_json, write_text
+from triptych.storage import TriptychError, csv_text, read_table, run_step, write_record, write_text
 
 LEVEL = 0.95
 READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
@@ -237,7 +237,7 @@ def main() -> None:
     write_text(arguments.out / "comparison.md", as_markdown(rows))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
     settings = {"level": LEVEL, "rope": arguments.rope, "answer_type": arguments.answer_type, "bootstrap": bootstrap}
-    write_json(arguments.out / "comparison.json", {"settings": settings, "comparisons": rows})
+    write_record(arguments.out / "comparison.json", {"settings": settings, "comparisons": rows})
     print("\n".join(row["verdict"] for row in rows))
 
 

@@ -16,7 +16,7 @@ from triptych.model import vision
 from triptych.picture_table import PictureTable
 from triptych.settings import Features as Settings
 from triptych.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
-from triptych.storage import read_json, run_step, write_json
+from triptych.storage import read_json, run_step, write_record
 
 REPORT = 10  # seconds between lines of progress
 
@@ -59,7 +59,7 @@ def encode(
         size = settings.batch_size or encoder_batch(device)
         shape, rate = try_out(encoder, table, missing[0].rows[:size], settings, device)
     else:
-        shape, rate = read_header(store / shards[0].file, shards[0].key)[0][1:], None
+        shape, rate = read_header(store / shards[0].file, shards[0].key).shape[1:], None
     gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9
     on_the_fly = gigabytes > settings.budget_gb
     todo = sum(len(shard.rows) for shard in missing)
@@ -72,11 +72,11 @@ def encode(
     else:
         if missing:
             make_shards(encoder, table, missing, store, shape, settings.dtype, size, device)
-        record["files"] = {shard.file: read_header(store / shard.file, shard.key)[1] for shard in shards}
+        record["files"] = {shard.file: read_header(store / shard.file, shard.key).sha256 for shard in shards}
         record["shards"] = [
             {"file": shard.file, "images": table.image_ids[shard.rows.start : shard.rows.stop]} for shard in shards
         ]
-    write_json(out / "manifest.json", record)
+    write_record(out / "manifest.json", record)
     return record
 
 

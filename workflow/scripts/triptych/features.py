@@ -12,7 +12,7 @@ from triptych.background import map_ahead
 from triptych.hardware import best_device, compute_dtype, encoder_batch, loading_threads
 from triptych.model import vision
 from triptych.picture_table import PictureTable
-from triptych.shards import TENSOR, TORCH, Dtype, encoder_hashes, read_header
+from triptych.shards import TENSOR, TORCH, Dtype, checksum, encoder_hashes, read_header
 from triptych.storage import TriptychError, read_json
 
 
@@ -60,17 +60,26 @@ def shards_folder(folder: Path) -> Path:
 
 def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.Tensor]]:
     """Image id -> (shard, row), and the function that reads tokens (R, N, D) of such places from mapped files."""
-    place, tensors = {}, []
+    place, tensors, checksums = {}, [], []
     for number, shard in enumerate(manifest["shards"]):
         path = shards_folder(folder) / shard["file"]
-        shape, _ = read_header(path, path.stem)
-        if shape != [len(shard["images"]), *manifest["shape"]]:
-            raise TriptychError(f"{path}: has shape {shape}, unlike the manifest's")
+        header = read_header(path, path.stem)
+        if header.shape != [len(shard["images"]), *manifest["shape"]]:
+            raise TriptychError(f"{path}: has shape {header.shape}, unlike the manifest's")
+        checksums.append(header.checksums)
         tensors.append(safe_open(path, framework="pt").get_slice(TENSOR))
         place |= {image_id: (number, row) for row, image_id in enumerate(shard["images"])}
 
     def read(places: list[tuple[int, int]]) -> torch.Tensor:
-        return torch.stack([tensors[number][row : row + 1][0] for number, row in places])
+        rows = [tensors[number][row : row + 1][0] for number, row in places]
+        for (number, row), tokens in zip(places, rows, strict=True):
+            if checksums[number] and checksum(tokens) != checksums[number][row]:
+                shard = manifest["shards"][number]
+                raise TriptychError(
+                    f"{shards_folder(folder) / shard['file']}: damaged (the tokens of picture {shard['images'][row]} "
+                    f"differ from their checksum); delete {folder / 'manifest.json'} and run again"
+                )
+        return torch.stack(rows)
 
     return place, read
 

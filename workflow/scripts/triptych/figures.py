@@ -10,7 +10,8 @@ import pandas
 import vl_convert
 
 from triptych.layout import latex, markdown
-from triptych.storage import atomic_path, csv_text, read_json, run_step, write_text
+from triptych.storage import atomic_path, csv_text, run_step, write_text
+from triptych.trainings import read_training
 
 COLUMNS = [
     "schedule",
@@ -41,14 +42,13 @@ def collect(
     """
     rows = []
     for path in sorted(manifests):
-        manifest = read_json(path)
+        training = read_training(path.parent)
+        manifest = training.manifest
         [stage] = manifest["stages"][-1]
-        lines = (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         for schedule, prefixes in schedules.items():
             if manifest["prefix"] not in prefixes:
                 continue
-            for line in lines:
-                metrics = json.loads(line)
+            for metrics in training.rows:
                 rows.append(
                     {
                         "schedule": schedule,

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from triptych.grid import folds_name
 from triptych.pictures import read_thumbnails, similar_pairs
 from triptych.settings import Folds
-from triptych.storage import TriptychError, read_table, run_step, sha256_file, stable_order, write_json, write_table
+from triptych.storage import TriptychError, read_table, run_step, sha256_file, stable_order, write_record, write_table
 
 SCHEMA = pa.schema([("fold", pa.string()), ("question_id", pa.string()), ("part", pa.string()), ("group", pa.string())])
 
@@ -167,7 +167,7 @@ def main() -> None:
     write_table(table, rows, SCHEMA)
     summary = summarise(questions, rows)
     record = {"settings": settings.model_dump(), "sha256": sha256_file(table), "folds": summary}
-    write_json(table.with_suffix(".json"), record)
+    write_record(table.with_suffix(".json"), record)
     print(json.dumps(summary, indent=1))
 
 

@@ -35,6 +35,7 @@ class PictureTable:
         self.image_ids = [row["id"] for row in rows]
         self.hashes = [row["sha256"] for row in rows]
         self._path = path
+        self._mend = f"delete the folder {path.parent} and run again"
         files = [pq.ParquetFile(part, memory_map=True) for part in parts_of_table(path)]
         self._groups = [(file, group) for file in files for group in range(file.metadata.num_row_groups)]
         sizes = (file.metadata.row_group(group).num_rows for file, group in self._groups)
@@ -49,7 +50,7 @@ class PictureTable:
         """The pictures of `rows` in RGB, each decoded when it is asked for: large ones are not held side by side.
 
         Raises:
-            TriptychError: a picture cannot be decoded, or is not the one that the table's sha256 is of.
+            TriptychError: the table is damaged, or a picture cannot be decoded or is not the one that its sha256 is of.
         """
         with self._lock:
             files = [self._bytes(row) for row in rows]
@@ -59,8 +60,11 @@ class PictureTable:
         group = bisect_right(self._starts, row) - 1
         if group not in self._kept:
             file, number = self._groups[group]
-            table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
-            self._kept[group] = table.column("image").combine_chunks().field("bytes")
+            try:
+                table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
+                self._kept[group] = table.column("image").combine_chunks().field("bytes")
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise TriptychError(f"{self._path}: cannot be read as Parquet ({error}); {self._mend}") from None
             if len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
@@ -74,4 +78,4 @@ class PictureTable:
                 return decode(data)
             except TriptychError as error:
                 reason = str(error)
-        raise TriptychError(f"{self._path}: image {self.image_ids[row]}: {reason}; prepare the data set again")
+        raise TriptychError(f"{self._path}: image {self.image_ids[row]}: {reason}; {self._mend}")

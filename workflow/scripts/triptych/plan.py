@@ -170,7 +170,7 @@ def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours
     took = [
         (costs[report.step.cell.prefix].flops, seconds)
         for report in trained
-        if report.state == "done" and (seconds := seconds_taken(report.step))
+        if report.state == "done" and (seconds := seconds_taken(report.step.times))
     ]
     rate = settings.plan.tflops * 1e12 * settings.plan.utilisation
     error = None

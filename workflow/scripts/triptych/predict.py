@@ -25,6 +25,7 @@ from triptych.storage import (
     canonical_json,
     read_json,
     run_step,
+    sha256_bytes,
     sha256_file,
     sha256_json,
     stable_order,
@@ -142,6 +143,12 @@ def shown(
     return features
 
 
+def _line(record: dict) -> str:
+    """A record as a line of text, with its own hash."""
+    text = canonical_json(record)
+    return f"{text} {sha256_bytes(text.encode())}"
+
+
 class Kept:
     """Records of the batches that are answered, in a file beside the result, so that a killed prediction goes on."""
 
@@ -149,22 +156,22 @@ class Kept:
         """Read what an attempt at the same job left; anything else in the file is dropped."""
         self.path = path
         self.records: list[dict] = []
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else [""]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else [""]
         if lines[0] == key:
-            try:
-                for line in lines[1:]:
-                    self.records.append(json.loads(line))
-            except json.JSONDecodeError:  # the line that was being written
-                pass
+            for line in lines[1:]:
+                text, _, told = line.rpartition(" ")
+                if sha256_bytes(text.encode()) != told:  # the line that was being written, or a damaged one
+                    break
+                self.records.append(json.loads(text))
         # Whole batches only: what an answer is batched with may decide its last bits.
         del self.records[len(self.records) // batch_size * batch_size :]
-        write_text(path, "".join(f"{line}\n" for line in (key, *map(canonical_json, self.records))))
+        write_text(path, "".join(f"{line}\n" for line in (key, *map(_line, self.records))))
 
     def add(self, records: Sequence[dict]) -> None:
         """Keep the records of a batch."""
         self.records += records
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{canonical_json(record)}\n" for record in records)
+            file.writelines(f"{_line(record)}\n" for record in records)
 
 
 def main() -> None:

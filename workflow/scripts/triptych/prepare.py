@@ -6,8 +6,6 @@ answer to one fixed question.
 
 import argparse
 import json
-import os
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -31,12 +29,13 @@ from triptych.storage import (
     TriptychError,
     atomic_directory,
     atomic_path,
+    link_or_copy,
     open_table,
     read_table,
     run_step,
     sha256_file,
     sha256_json,
-    write_json,
+    write_record,
     write_text,
 )
 
@@ -204,10 +203,7 @@ def write_part(block: Block, taken: list[bool], path: Path) -> str:
         path: file to write; a link to the block where all are taken.
     """
     if all(taken):
-        try:
-            os.link(block.path, path)
-        except OSError:  # the cache is on another disk, or this one knows no links
-            shutil.copyfile(block.path, path)
+        link_or_copy(block.path, path)
         return block.sha256
     start, facts = 0, []
     with open_table(block.path) as table, TableWriter(path, IMAGE_SCHEMA, **PICTURE_TABLE) as part:
@@ -244,7 +240,7 @@ def main() -> None:
     card = getattr(source_module(settings), "card", None)
     if card and (text := card(settings, arguments.cache, record["counts"])):
         write_text(arguments.out / "card.md", text)
-    write_json(arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json"), **record})
+    write_record(arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json"), **record})
     print(json.dumps(record["counts"]))
 
 

@@ -2,8 +2,9 @@
 
     python -m triptych.resume --profile profiles/aire --configfile config/mine.yaml
 
-SLURM jobs outlive the Snakemake that sent them, and its lock stays. Unlocking by hand would start a second job for what
-one is still writing. This refuses while any of them waits or runs; then it unlocks, and runs Snakemake as given.
+SLURM jobs, and steps on this machine, outlive the Snakemake that started them, and its lock stays. Unlocking by hand
+would start a second job for what one is still writing. This refuses while any of them waits or runs; then it unlocks,
+and runs Snakemake as given.
 """
 
 import os
@@ -18,6 +19,7 @@ import yaml
 
 from triptych.storage import TriptychError, run_step
 
+BY_HAND = ("resume", "status", "verify")  # commands that are no steps
 PROFILES = ("profile.yaml", "config.yaml")
 
 
@@ -75,6 +77,21 @@ def other_snakemakes(folder: Path) -> list[int]:
     return found
 
 
+def left_steps(folder: Path) -> list[int]:
+    """Processes of this machine that run steps in a folder; they outlive a Snakemake that was killed."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        words = process.info["cmdline"] or []
+        module = option(words, "-m") or ""
+        try:
+            step = module.startswith("triptych.") and module.removeprefix("triptych.") not in BY_HAND
+            if step and Path(process.cwd()) == folder:
+                found.append(process.info["pid"])
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
 def main() -> None:
     """Refuse while earlier jobs run; else unlock the folder and run Snakemake with the arguments given."""
     arguments = sys.argv[1:]
@@ -84,6 +101,11 @@ def main() -> None:
     folder = Path(option(arguments, "--directory") or ".").resolve()
     if running := other_snakemakes(folder):
         raise TriptychError(f"Snakemake still runs in {folder} (process {running[0]}); there is nothing to resume")
+    if left := left_steps(folder):
+        raise TriptychError(
+            f"{len(left)} steps of an earlier Snakemake still run in {folder} (processes {', '.join(map(str, left))}); "
+            "let them end, or stop them with `kill`, and resume again"
+        )
     if prefix := job_prefix(option(arguments, "--profile")):
         jobs = waiting_jobs(prefix)
         if jobs:

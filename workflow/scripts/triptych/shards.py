@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from triptych.storage import TriptychError, atomic_path, canonical_json, read_json, sha256_json
 
 SHARD = 1024  # pictures in a file: 128 MB at 49 x 1280 tokens in bf16
+LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 pictures, 8,500
 TENSOR = "features"
 # Part of every key. Raise it when the code's decoding, preprocessing or choice of tokens changes: new shards are made.
 CODE = 1
@@ -76,24 +78,34 @@ def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Itera
     Yields:
         A function that appends tokens (B, N, D) of that dtype, on the CPU.
     """
-    digest = hashlib.sha256()
+    digest, checksums = hashlib.sha256(), []
     with atomic_path(path) as temporary, temporary.open("wb") as file:
 
         def add(tokens: torch.Tensor) -> None:
             data = tokens.contiguous().view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
+            checksums.extend(map(checksum, tokens))
 
-        start = file.write(_header(key, digest.hexdigest(), shape, dtype))
+        start = file.write(_header(key, digest.hexdigest(), [0] * shape[0], shape, dtype))
         yield add
         if file.tell() - start != _size(shape, dtype):
             raise ValueError(f"{path}: {file.tell() - start} bytes of tokens, not those of shape {list(shape)}")
         file.seek(0)
-        file.write(_header(key, digest.hexdigest(), shape, dtype))
+        file.write(_header(key, digest.hexdigest(), checksums, shape, dtype))
 
 
-def read_header(path: Path, key: str) -> tuple[list[int], str]:
-    """Shape (R, N, D) of a finished shard, and sha256 of its tokens' bytes as they were written.
+@dataclass(frozen=True)
+class Header:
+    """What a finished shard says of itself: shape (R, N, D); of the tokens' bytes, sha256 and a checksum a picture."""
+
+    shape: list[int]
+    sha256: str
+    checksums: list[int] | None  # None in shards of Triptych before they were kept
+
+
+def read_header(path: Path, key: str) -> Header:
+    """The header of a finished shard.
 
     Shards get their names only when complete, so its key and its length tell that it is whole; tokens are not read.
 
@@ -103,36 +115,59 @@ def read_header(path: Path, key: str) -> tuple[list[int], str]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 10_000)))
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
             stored, facts = header["__metadata__"], header[TENSOR]
             if stored["key"] != key or os.fstat(file.fileno()).st_size != 8 + length + facts["data_offsets"][1]:
                 raise ValueError("its key or length is not the one it was written with")
-            return facts["shape"], stored["sha256"]
+            told = stored.get("crc32")
+            checksums = None if told is None else [int(told[at : at + 8], 16) for at in range(0, len(told), 8)]
+            if checksums is not None and len(checksums) != facts["shape"][0]:
+                raise ValueError("its checksums are not one for each picture")
+            return Header(facts["shape"], stored["sha256"], checksums)
     except FileNotFoundError:
         raise TriptychError(f"{path}: missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise TriptychError(f"{path}: damaged ({error})") from None
 
 
+def require_whole(path: Path, key: str) -> None:
+    """Read all of a shard and compare its tokens with their sha256.
+
+    Raises:
+        TriptychError: it is missing or damaged.
+    """
+    header = read_header(path, key)
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        if hashlib.file_digest(file, "sha256").hexdigest() != header.sha256:
+            raise TriptychError(f"{path}: damaged (its tokens differ from their sha256)")
+
+
 def is_complete(path: Path, key: str) -> bool:
-    """Tell whether a shard is there and whole; one that is damaged is named on stdout."""
+    """Tell whether a shard is there and undamaged; one that is not is named on stdout."""
     if not path.exists():
         return False
     try:
-        read_header(path, key)
+        require_whole(path, key)
     except TriptychError as error:
         print(f"{error}; it is made again", flush=True)
         return False
     return True
 
 
+def checksum(tokens: torch.Tensor) -> int:
+    """CRC-32 of one picture's tokens (N, D) as they are stored."""
+    return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy().data)
+
+
 def _size(shape: Sequence[int], dtype: Dtype) -> int:
     return math.prod(shape) * TORCH[dtype].itemsize
 
 
-def _header(key: str, sha256: str, shape: Sequence[int], dtype: Dtype) -> bytes:
-    """Start of a safetensors file: length, then JSON padded to whole words; as long for any `sha256`."""
+def _header(key: str, sha256: str, checksums: Sequence[int], shape: Sequence[int], dtype: Dtype) -> bytes:
+    """Start of a safetensors file: length, then JSON padded to whole words; as long for any hashes."""
     facts = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [0, _size(shape, dtype)]}
-    text = canonical_json({"__metadata__": {"key": key, "sha256": sha256}, TENSOR: facts}).encode()
+    about = {"key": key, "sha256": sha256, "crc32": "".join(f"{value:08x}" for value in checksums)}
+    text = canonical_json({"__metadata__": about, TENSOR: facts}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

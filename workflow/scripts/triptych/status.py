@@ -183,7 +183,7 @@ def seconds_left(reports: Sequence[Report]) -> float | None:
     """
     took: dict[tuple[str, str], list[float]] = {}
     for report in reports:
-        if report.state == "done" and (seconds := seconds_taken(report.step)) is not None:
+        if report.state == "done" and (seconds := seconds_taken(report.step.times)) is not None:
             took.setdefault(_kind(report.step), []).append(seconds)
     total = 0.0
     for report in reports:
@@ -203,11 +203,11 @@ def _kind(step: Step) -> tuple[str, str]:
     return step.rule, step.stage
 
 
-def seconds_taken(step: Step) -> float | None:
-    """Seconds that a finished step took, from the file of its rule's `benchmark`."""
+def seconds_taken(times: Path) -> float | None:
+    """Seconds that a finished step took, from the file of its rule's `benchmark`; None where that does not say."""
     try:
-        return float(json.loads(step.times.read_text().splitlines()[-1])["s"])
-    except (OSError, ValueError, KeyError, IndexError):
+        return float(json.loads(times.read_text().splitlines()[-1])["s"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
 
 

@@ -1,5 +1,7 @@
 """Files: hashes, atomic writes, manifests, safe paths. The one error type that a user sees is here too."""
 
+import base64
+import binascii
 import csv
 import errno
 import glob
@@ -11,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +25,10 @@ import pyarrow.parquet as pq
 from triptych.direct_file import DirectFile
 
 ROW_GROUP = 100  # rows: a picture is read without its neighbours by the thousand
+CHECKED = {"write_page_checksum": True}  # a table's pages carry checksums, which readers compare
 # Pictures are compressed already, and hashes cannot be.
 PICTURE_TABLE = {"compression": "none", "use_dictionary": False, "write_page_index": True}
-
-
+SEAL = "seal"  # key of a record's own hash
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -150,6 +152,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name, or copy it where the two are on different disks, or theirs knows no links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; when the block ends well, sync its files and put it at `path`.
@@ -193,6 +203,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def write_record(path: Path, value: dict) -> None:
+    """Write a JSON object as `write_json` does, with a hash of the rest under `seal`, which `read_json` checks."""
+    value = json.loads(json.dumps(value))  # keys as they will be read
+    write_json(path, {**value, SEAL: sha256_json(value)})
+
+
 def csv_text(rows: Iterable[dict], columns: list[str], decimals: int) -> str:
     """Rows as CSV; fractions with a fixed number of decimals, nothing for None."""
     buffer = io.StringIO()
@@ -205,25 +221,40 @@ def csv_text(rows: Iterable[dict], columns: list[str], decimals: int) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON; of a record that `write_record` wrote, what was given to it.
 
     Raises:
-        TriptychError: the file is missing or is not JSON.
+        TriptychError: the file is missing, is not JSON, or is a record that has changed since it was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TriptychError(f"{path}: no such file; the step that writes it has not run") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TriptychError(
-            f"{path}: not valid JSON ({error}); restore it or run the step that writes it again"
-        ) from None
+        raise TriptychError(f"{path}: not valid JSON ({error}); restore it, or delete it and run again") from None
+    if isinstance(value, dict) and (seal := value.pop(SEAL, None)) and seal != sha256_json(value):
+        raise TriptychError(f"{path}: damaged or edited: it differs from its seal; delete it and run again")
+    return value
+
+
+def require_files(folder: Path, files: Mapping[str, str], mend: str) -> None:
+    """Compare files below `folder` with their sha256, by name.
+
+    Raises:
+        TriptychError: one is missing or has changed; it ends with `mend`, what to do about it.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise TriptychError(f"{path}: missing, though manifest.json lists it; {mend}")
+        if sha256_file(path) != expected:
+            raise TriptychError(f"{path}: differs from the hash in manifest.json; {mend}")
 
 
 def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:
     """Write rows as a Parquet table atomically, with about 100 rows in each group."""
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP, **CHECKED)
 
 
 class TableWriter:
@@ -233,7 +264,7 @@ class TableWriter:
         self.schema = schema
         self.group = group
         self.file = DirectFile(path)
-        self.writer = pq.ParquetWriter(self.file, schema, **options)
+        self.writer = pq.ParquetWriter(self.file, schema, **CHECKED, **options)
         self.rows: list[dict] = []
         self.batches: list[pa.RecordBatch] = []
 
@@ -269,16 +300,24 @@ class TableWriter:
             self.file.abandon()
 
 
-def open_table(path: Path) -> pq.ParquetFile:
+@contextmanager
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file whose rows are read as they are asked for; it is never held in memory as a whole.
 
     Raises:
-        TriptychError: the file is missing or is not Parquet.
+        TriptychError: the file is missing, or is damaged, which may show only when its rows are read.
     """
     try:
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); run the step that writes it again") from None
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
+            stored = (table.metadata.metadata or {}).get(b"ARROW:schema")
+            # Names of columns are in the footer, which has no checksum, and once more in here.
+            if stored and not pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored))).equals(table.schema_arrow):
+                raise pa.ArrowInvalid("its columns are not those that were written")
+            yield table
+    except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise
+        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete it and run again") from None
 
 
 def parts_of_table(path: Path) -> list[Path]:
@@ -290,7 +329,7 @@ def parts_of_table(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if not (parts := sorted(path.glob("*.parquet"))):
-        raise TriptychError(f"{path}: holds no Parquet file; run the step that writes it again")
+        raise TriptychError(f"{path}: holds no Parquet file; delete the folder's manifest.json and run again")
     return parts
 
 
@@ -298,11 +337,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
     """Read a Parquet table, one file or a folder of files, as a list of rows.
 
     Raises:
-        TriptychError: a file is missing or is not Parquet.
+        TriptychError: a file is missing, damaged or without one of `columns`.
     """
     rows = []
     for part in parts_of_table(path):
         with open_table(part) as table:
+            if lacking := set(columns or ()) - set(table.schema_arrow.names):
+                raise TriptychError(f"{part}: has no column {min(lacking)}; delete it and run again")
             rows += table.read(columns).to_pylist()
     return rows
 

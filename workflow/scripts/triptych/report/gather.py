@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from triptych.figures import COLUMNS, collect
 from triptych.picture_table import PictureTable
 from triptych.score import exact_match, scores
 from triptych.settings import Settings
+from triptych.status import seconds_taken
 from triptych.storage import TriptychError, read_json, read_table
 from triptych.tables import group_runs
 from triptych.trainings import checkpoint_folder
@@ -145,10 +145,10 @@ def provenance(settings: Settings, results: Path) -> dict:
             versions.add(read_json(path)["code"])
     for path in sorted((results / "benchmarks").rglob("*.jsonl")):
         rule = path.relative_to(results / "benchmarks").parts[0]
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if lines:
+        taken = seconds_taken(path)
+        if taken is not None:
             jobs, seconds = hours.get(rule, (0, 0.0))
-            hours[rule] = (jobs + 1, seconds + float(json.loads(lines[-1])["s"]))
+            hours[rule] = (jobs + 1, seconds + taken)
     hashes = {}
     for kind in ("models", "data"):
         for path in sorted((results / kind).glob("*/manifest.json")):

@@ -12,7 +12,7 @@ from triptych.settings import Captions, Dataset
 from triptych.sources import slake, source_module
 from triptych.sources.items import Item, Reject, clean_caption, hashed_split
 from triptych.sources.packages import default_cache
-from triptych.storage import TriptychError, run_step, sha256_file, write_json, write_table
+from triptych.storage import TriptychError, run_step, sha256_file, write_record, write_table
 
 CANDIDATE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "path", "place", "split", "caption", "group", "boxes", "stamp")]
@@ -92,7 +92,7 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
         "counts": {"candidates": len(candidates), "questions": len(questions), "rejects": len(rejects)},
         "files": {name: sha256_file(out / name) for name in tables},
     }
-    write_json(out / "manifest.json", manifest)
+    write_record(out / "manifest.json", manifest)
     return manifest
 
 

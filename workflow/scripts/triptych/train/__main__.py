@@ -118,6 +118,9 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
         "questions": [[sample.question_id for sample in part] for part in (training, validation)],
     }
     keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, deadline, manifest)
+    if keeper.put_back():
+        print("finished before, and nothing that it depends on has changed: its checkpoint is put back", flush=True)
+        return
     keeper.listen()
     key = [job.split, job.stage_name]
     epochs = train(model, training, validation, features, prompt, job.stage, settings, job.seed, key, keeper)
@@ -130,7 +133,7 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
     if keeper.codes[:-1]:
         manifest["earlier_code"] = keeper.codes[:-1]  # versions of Triptych that made the saved states
     checkpoint.save(model, arguments.out, manifest, "".join(json.dumps(row) + "\n" for row in rows))
-    keeper.clear()
+    keeper.finish()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 States are folders `state-<number>` in `last/`, beside the checkpoint to be: tensors, a record in JSON and, last, a
 manifest with the hashes of both. A state appears under its name only when it is complete and synced. The newest two are
-kept, so that a damaged one costs no more than the time between two.
+kept, so that a damaged one costs no more than the time between two. A training that is over leaves `last/finished/`.
 """
 
 import json
@@ -24,12 +24,16 @@ from triptych.storage import (
     TriptychError,
     atomic_directory,
     fsync_directory,
+    link_or_copy,
     read_json,
+    require_files,
     sha256_file,
     sha256_json,
+    write_record,
 )
 from triptych.train.parallel import gather, rank, together
 
+FINISHED, JOB = "finished", "job.json"
 FORMAT = 1  # raise it when the meaning of a state changes: older ones are then left alone
 TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json"
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
@@ -263,8 +267,36 @@ class Keeper:
         if reason is not None:
             raise Paused(f"stopped ({reason}) and saved at {place}; run it again to go on")
 
-    def clear(self) -> None:
-        """Remove all states: the training is over and its checkpoint is written."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+    def finish(self) -> None:
+        """Put the finished checkpoint in place of all states: links to its files, which take no room of their own.
+
+        Snakemake deletes the outputs of what it believes unfinished: of a training that ended after the Snakemake that
+        began it was killed, or of one whose parent was made again, with the same bytes.
+        """
+        files = [*read_json(self.folder.parent / MANIFEST)["files"], MANIFEST]
+        with atomic_directory(self.folder) as temporary:
+            (temporary / FINISHED).mkdir()
+            for name in files:
+                link_or_copy(self.folder.parent / name, temporary / FINISHED / name)
+            write_record(temporary / FINISHED / JOB, {"job": dict(self.job), "code": self.codes[-1]})
+
+    def put_back(self) -> bool:
+        """Put back the checkpoint that `finish` kept, if it is this training's, of this version, and whole."""
+        kept = self.folder / FINISHED
+        try:
+            about = read_json(kept / JOB)
+            if about != {"job": dict(self.job), "code": self.codes[-1]}:
+                return False
+            files = read_json(kept / MANIFEST)["files"]
+            require_files(kept, files, "it is not used")
+        except TriptychError as fault:
+            if (kept / JOB).exists():
+                print(f"last/{FINISHED} is not used: {fault}", flush=True)
+            return False
+        if rank() == 0:
+            (self.folder.parent / MANIFEST).unlink(missing_ok=True)
+            for name in [*files, MANIFEST]:
+                (self.folder.parent / name).unlink(missing_ok=True)
+                link_or_copy(kept / name, self.folder.parent / name)
             fsync_directory(self.folder.parent)
+        return True
