@@ -17,7 +17,6 @@ from statistics import median
 
 from triptych import grid
 from triptych.display import duration
-from triptych.inference import minimum_detectable_effect, overlap_factor
 from triptych.retraining import short_reason
 from triptych.settings import Captions, Settings, read_study
 from triptych.status import Report, seconds_taken, survey
@@ -224,6 +223,8 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
             return median(known), True
     except (TriptychError, KeyError, TypeError):
         pass
+    from triptych.inference import minimum_detectable_effect, overlap_factor  # here, because scipy takes a second
+
     number, pictures = questions(settings, results, settings.folds.dataset)
     folds = settings.folds.number
     runs = folds * len(settings.seeds)
