@@ -4,11 +4,12 @@ import json
 
 import pytest
 from conftest import toy_config
-from triptych import grid, plan
+from triptych import plan
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
 from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
 from triptych.settings import load_settings
+from triptych.status import steps
 from triptych.storage import write_text
 
 
@@ -66,13 +67,10 @@ def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp
     write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
     write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
     # The trainings above are finished, and yet the rate is the configuration's.
-    model = plan.model_sizes(settings, tmp_path)
-    rate = 1e12 * settings.plan.tflops * settings.plan.utilisation
-    one, two = (
-        plan.training_cost(settings, tmp_path, model, grid.Checkpoint(prefix, "", 0)).flops / rate / 3600
-        for prefix in ("1", "2")
-    )
-    answer = plan.prediction_cost(settings, tmp_path, model).flops / rate / 3600
+    before = plan.hours(settings, tmp_path, plan.model_sizes(settings, tmp_path), [])
+    assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
+    done = {step.name: step for step in steps(settings, tmp_path)}
+    one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))
     *rows, total = planned_and_used(settings, tmp_path)
     assert rows == [
         {"what": "1", "jobs": 1, "planned": pytest.approx(one), "used": 0.5},

@@ -86,6 +86,7 @@ final_checkpoints = [
     if cell.prefix in grid.schedules(settings)
 ]
 
+all_checkpoints = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
 wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
 
 

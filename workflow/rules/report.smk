@@ -53,8 +53,8 @@ rule report:
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:
-        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        manifests=[checkpoint_file(cell, "manifest.json") for cell in all_checkpoints],
+        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in all_checkpoints],
     output:
         "<results>/wandb/runs.json",
     log:

@@ -19,7 +19,7 @@ from triptych import grid
 from triptych.display import duration
 from triptych.retraining import short_reason
 from triptych.settings import Captions, Settings, read_study
-from triptych.status import Report, seconds_taken, survey
+from triptych.status import Report, Step, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
 
 # Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
@@ -149,6 +149,10 @@ class Hours:
     rate: float
     measured: int
     error: float | None
+
+    def of(self, step: Step) -> float:
+        """Hours of one job, a training or a prediction."""
+        return self.of_training[step.cell.prefix] if step.cell else self.of_prediction
 
 
 def hours(settings: Settings, results: Path, model: Model, reports: Sequence[Report]) -> Hours:

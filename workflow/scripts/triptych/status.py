@@ -216,8 +216,7 @@ def outlook(settings: Settings, results: Path, reports: Sequence[Report]) -> Out
         if seconds := took.get(_kind(report.step)):
             of_step[report.step] = fmean(seconds)
         else:
-            cell = report.step.cell
-            of_step[report.step] = 3600 * (planned.of_training[cell.prefix] if cell else planned.of_prediction)
+            of_step[report.step] = 3600 * planned.of(report.step)
             unknown = unknown or report.state != "done"
         expected = of_step[report.step] * (1 - report.fraction)
         left += expected if report.seconds_left is None else report.seconds_left

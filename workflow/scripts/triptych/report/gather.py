@@ -160,7 +160,7 @@ def planned_and_used(settings: Settings, results: Path) -> list[dict]:
         what = step.cell.prefix if step.cell else "predictions"
         row = found.setdefault(what, {"what": what, "jobs": 0, "planned": 0.0, "used": 0.0})
         row["jobs"] += 1
-        row["planned"] += before.of_training[what] if step.cell else before.of_prediction
+        row["planned"] += before.of(step)
         row["used"] += seconds / 3600
     total = {name: sum(row[name] for row in found.values()) for name in ("jobs", "planned", "used")}
     return [*found.values(), {"what": "all", **total}] if found else []
