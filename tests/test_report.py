@@ -1,9 +1,13 @@
 """The report: what it gathers, and that answers cannot break its page. `test_workflow` opens it in a browser."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from conftest import toy_config
+from browser import CHROMIUM
+from conftest import ROOT, toy_config
+from PIL import Image
 from triptych import plan
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
@@ -101,3 +105,17 @@ def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
     rows += [{"run": "fold1", "arm": "b", "accuracy": 0.0}]
     header, lines = pivot(rows, "run", "arm", "accuracy", ["b", "a"])
     assert (header, lines) == (["run", "b", "a"], [["fold0", "25.2", "50.0"], ["fold1", "0.0", ""]])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_picture_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
+    write_text(tmp_path / "page.html", '<meta name="color-scheme" content="light dark"><body>words</body>')
+    command = [sys.executable, str(ROOT / "tools/screenshot.py"), str(tmp_path / "page.html")]
+    command += ["--out", str(tmp_path / "page.png"), "--width", "600", "--height", "400"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (600, 400) and picture.convert("L").getpixel((599, 399)) == 255
+    command[2] = str(tmp_path / "none.html")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "none.html: no such file; run `make demo` first" in done.stderr
