@@ -1,11 +1,19 @@
 """The report: what it gathers, and that answers cannot break its page. `test_workflow` opens it in a browser."""
 
 import json
+import subprocess
+import sys
 
-from conftest import toy_config
+import pytest
+from browser import CHROMIUM
+from conftest import ROOT, toy_config
+from PIL import Image
+from triptych import plan
 from triptych.report.__main__ import as_json, named
-from triptych.report.gather import questions_and_answers, weaknesses
+from triptych.report.charts import per_stage, pivot
+from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
 from triptych.settings import load_settings
+from triptych.status import steps
 from triptych.storage import write_text
 
 
@@ -50,3 +58,64 @@ def test_answers_cannot_break_out_of_the_page():
     assert "</script" not in text and "<!--" not in text
     assert json.loads(text) == ["</script><script>alert(1)</script>", "<!--"]
     assert str(named("`a<b>` & c")) == "<code>a&lt;b&gt;</code> &amp; c"
+
+
+def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp_path):
+    settings = load_settings(toy_config(world))
+    assert planned_and_used(settings, tmp_path) == []
+    for name, seconds in (("1/shared", 1800), ("2/fold0", 3600), ("2/fold1", 7200)):
+        write_text(tmp_path / f"checkpoints/{name}/seed0/manifest.json", "{}")
+        write_text(tmp_path / f"benchmarks/train_stage/{name}/seed0.jsonl", json.dumps({"s": seconds}) + "\n")
+    write_text(tmp_path / "predictions/2-3/fold0/seed0.parquet", "")
+    write_text(tmp_path / "benchmarks/predict/2-3/fold0/seed0.jsonl", '{"s": 36}\n')
+    write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
+    write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
+    # The trainings above are finished, and yet the rate is the configuration's.
+    before = plan.hours(settings, tmp_path, plan.model_sizes(settings, tmp_path), [])
+    assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
+    done = {step.name: step for step in steps(settings, tmp_path)}
+    one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))
+    *rows, total = planned_and_used(settings, tmp_path)
+    assert rows == [
+        {"what": "1", "jobs": 1, "planned": pytest.approx(one), "used": 0.5},
+        {"what": "2", "jobs": 2, "planned": pytest.approx(2 * two), "used": 3.0},
+        {"what": "predictions", "jobs": 1, "planned": pytest.approx(answer), "used": 0.01},
+    ]
+    planned = pytest.approx(one + 2 * two + answer)
+    assert total == {"what": "all", "jobs": 4, "planned": planned, "used": pytest.approx(3.51)}
+
+
+def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
+    def row(schedule, stage, prefix, epoch, loss):
+        run = {"schedule": schedule, "stage": stage, "prefix": prefix, "split": "fold0", "seed": 0}
+        return {**run, "epoch": epoch, "validation_loss": loss}
+
+    rows = [row(schedule, "1", "1", epoch, 2.0) for schedule in ("1-2", "1-3") for epoch in (0, 1)]
+    rows += [row("1-3", "3", "1-3", epoch, 1.0) for epoch in (0, 1)]
+    drawn = per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
+    panels = [drawn["datasets"][panel["layer"][0].get("data", panel.get("data"))["name"]] for panel in drawn["concat"]]
+    points = [[(point["schedule"], point["epoch"]) for point in panel] for panel in panels]
+    assert points == [[("1-3", 0), ("1-3", 1)]] * 2
+    assert drawn["resolve"] == {"scale": {"y": "shared"}}
+    assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
+
+
+def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
+    rows = [{"run": "fold0", "arm": "a", "accuracy": 50.0}, {"run": "fold0", "arm": "b", "accuracy": 25.25}]
+    rows += [{"run": "fold1", "arm": "b", "accuracy": 0.0}]
+    header, lines = pivot(rows, "run", "arm", "accuracy", ["b", "a"])
+    assert (header, lines) == (["run", "b", "a"], [["fold0", "25.2", "50.0"], ["fold1", "0.0", ""]])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_picture_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
+    write_text(tmp_path / "page.html", '<meta name="color-scheme" content="light dark"><body>words</body>')
+    command = [sys.executable, str(ROOT / "tools/screenshot.py"), str(tmp_path / "page.html")]
+    command += ["--out", str(tmp_path / "page.png"), "--width", "600", "--height", "400"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (600, 400) and picture.convert("L").getpixel((599, 399)) == 255
+    command[2] = str(tmp_path / "none.html")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "none.html: no such file; run `make demo` first" in done.stderr

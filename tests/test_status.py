@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, toy_config
-from triptych import status
+from triptych import plan, status
 from triptych.display import bar, duration
 from triptych.grid import Checkpoint
 from triptych.settings import load_settings
-from triptych.status import Report, seconds_left, steps, summary, survey, table
+from triptych.status import Report, outlook, steps, summary, survey, table
 from triptych.storage import write_json
 from triptych.train import progress
 from triptych.train.progress import Meter
@@ -118,26 +118,75 @@ def test_a_damaged_checkpoint_is_one_line_and_the_others_are_shown(settings):
     assert of(reports, "2/fold0/seed0").state == "done"
 
 
-def test_the_time_left_is_that_of_steps_of_the_same_kind(settings):
-    lock()
+def planned(settings, reports) -> plan.Hours:
+    return plan.hours(settings, RESULTS, plan.model_sizes(settings, RESULTS), reports)
+
+
+def test_before_anything_has_finished_the_time_left_is_the_plans(settings):
     reports = survey(settings, RESULTS, NOW)
-    assert seconds_left(reports) is None, "nothing is known yet"
-    for prefix, split, seconds in (("1", "shared", 100), ("2", "fold0", 10), ("2", "fold1", 30), ("2-3", "fold0", 50)):
+    ahead = outlook(settings, RESULTS, reports)
+    hours = planned(settings, reports)
+    assert ahead.seconds == pytest.approx(3600 * hours.left / settings.plan.at_once) and ahead.seconds > 0
+    assert ahead.share == 0 and hours.measured == 0
+    assert ahead.source == "as planned, at the rate that the configuration assumes"
+
+
+def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(settings):
+    lock()
+    for prefix, split, seconds in (("1", "shared", 100), ("2", "fold0", 10), ("2", "fold1", 30)):
         finish(prefix, split, seconds)
+    log("1-2", "fold0", "epoch 1 step 1/2 loss 1.0 8 s left\n")
+    log("1-2", "fold1", "epoch 1 step 1/2 loss 1.0 9 s left\n")
+    reports = survey(settings, RESULTS, NOW)
+    ahead, hours = outlook(settings, RESULTS, reports), planned(settings, reports)
+    # Of stage 3 and of predictions none has finished: two folds of two schedules, of twelve predictions each.
+    rest = 2 * (hours.of_training["2-3"] + hours.of_training["1-2-3"]) + 12 * hours.of_prediction
+    assert ahead.seconds == pytest.approx((8 + 9 + 3600 * rest) / 2)
+    assert ahead.source == "as finished jobs took, or as planned at their rate" and hours.measured == 3
+
+    finish("2-3", "fold0", 50)
     for prefix in ("1-2-3", "2-3"):
         times = RESULTS / f"benchmarks/predict/{prefix}/fold0/seed0.jsonl"
         times.parent.mkdir(parents=True)
         times.write_text('{"s": 4}\n')
         output = RESULTS / f"predictions/{prefix}/fold0/seed0.parquet"
         write_predictions(output)
-    log("1-2", "fold0", "epoch 1 step 1/2 loss 1.0 8 s left\n")
-    log("1-2", "fold1", "epoch 1 step 1/2 loss 1.0 9 s left\n")
     reports = survey(settings, RESULTS, NOW)
+    ahead = outlook(settings, RESULTS, reports)
     # Two that run say 8 and 9; of stage 3, three are left, of 50 each; of three views of four runs, ten, of 4 each.
     # Two at a time.
-    assert seconds_left(reports) == (8 + 9 + 3 * 50 + 10 * 4) / 2
+    assert ahead.seconds == (8 + 9 + 3 * 50 + 10 * 4) / 2 and ahead.source == "as finished jobs took"
+    # Stage 2 takes 20 each: two are done and two are half done; of stage 3 one of four is done.
+    assert ahead.share == pytest.approx((100 + 3 * 20 + 50 + 2 * 4) / (100 + 4 * 20 + 4 * 50 + 12 * 4))
     [predicted] = [report for report in reports if report.step.name == "2-3/fold0/seed0" and report.step.cell is None]
     assert predicted.detail == "exact match 50.0 %"
+
+
+def test_every_running_job_has_a_bar_and_the_time_that_it_takes_still(settings):
+    lock()
+    logs = {
+        "train_stage/1/shared/seed0": "epoch 1 step 1/4 loss 1.0 90 s left\n",
+        "train_stage/2/fold0/seed0": "2 fold0 seed 0: 9 training and 9 validation samples\n",
+        "predict/2-3/fold0/seed0": "5/50 questions, 0.4/s\n20/50 questions, 0.5/s\n",
+        "encode_images/medical": "10/20 pictures, 5/s, 2 s left\n",
+        "encode_images/general-24": "loading\n",
+    }
+    for name, text in logs.items():
+        path = RESULTS / f"logs/{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (NOW, NOW))
+    reports = survey(settings, RESULTS, NOW)
+    ahead = outlook(settings, RESULTS, reports)
+    *lines, _ = summary(reports, ahead)
+    wait = duration(3600 * planned(settings, reports).of_training["2"])
+    assert lines == [
+        f"{bar(0)} encode_images general-24: runs",
+        f"{bar(0.5)} encode_images medical: 10 of 20 pictures, 2 s left",
+        f"{bar(0.25)} train_stage 1/shared/seed0: step 1 of 4, 1 min 30 s left",
+        f"{bar(0)} train_stage 2/fold0/seed0: runs, {wait} left",
+        f"{bar(0.4)} predict 2-3/fold0/seed0: 20 of 50 questions, 1 min left",
+    ]
 
 
 def write_predictions(path: Path) -> None:
@@ -157,10 +206,10 @@ def test_the_text_is_plain_and_ends_with_the_whole(settings, monkeypatch, capsys
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
-    assert lines[-1].endswith("] 1 done, 1 failed, 58 left")
+    assert re.search(r"\] 1 done, 1 failed, 58 left; about .+ left, as finished jobs took, or as planned", lines[-1])
     reports = survey(settings, RESULTS, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)
-    assert lines == [*table(reports), *summary(reports)]
+    assert lines == [*table(reports), *summary(reports, outlook(settings, RESULTS, reports))]
 
 
 def test_bars_and_durations():

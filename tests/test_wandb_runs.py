@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import make_inputs
 from triptych import wandb_runs
+from triptych.grid import Checkpoint
 from triptych.settings import Connector, WeightsAndBiases
 from triptych.storage import TriptychError, read_json
 from triptych.train import __main__ as training
 from triptych.train.resume import Keeper, Paused
 from triptych.trainings import read_training
-from triptych.wandb_runs import NAMES, Job, write_runs
+from triptych.wandb_runs import NAMES, Job, group_name, write_runs
 
 KEYS = {"WANDB_API_KEY": "5ec2e7" * 6 + "5ec2", "HF_TOKEN": "hf_" + "5ec2e7" * 6}
 STAGE = {"data": "toy", "train": ["connector"], "learning_rate": {"connector": 1e-2}, "epochs": 2, "batch_size": 32}
@@ -173,3 +174,11 @@ def test_damaged_metrics_are_named(train, tmp_path):
     with pytest.raises(TriptychError, match=r"metrics\.jsonl: line 4 is no record of an epoch; delete"):
         read_training(tmp_path / "checkpoint")
     assert read_json(tmp_path / "checkpoint/manifest.json")["prefix"] == "1"
+
+
+def test_names_are_no_longer_than_what_is_taken():
+    cell = Checkpoint("1", "fold0", 0)
+    assert group_name(["1-2", "1-3"], cell) == "1-2, 1-3 fold0" and group_name([], cell) == "1 fold0"
+    many = [f"1-2+variant{number}-3" for number in range(20)]
+    assert group_name(many, cell) == "1 fold0"
+    assert len(group_name([], Checkpoint("a" * 300, "near-duplicate-cluster-fold0", 0))) <= 128

@@ -1,5 +1,6 @@
 """The whole grid on the toy world, run by Snakemake as a user would; then what reruns, and what does not."""
 
+import base64
 import json
 import random
 import re
@@ -90,21 +91,55 @@ def test_the_page_works_in_a_browser_without_a_network(study, tmp_path):
     result.next = field("place").textContent;
     field("search").value = "no such words"; field("search").dispatchEvent(new Event("input"));
     result.none = field("place").textContent;
-    document.body.dataset.result = JSON.stringify(result);
+    const all = what => [...document.querySelectorAll(what)];
+    result.unnamed = [...all("select, input").filter(control => !control.labels.length),
+      ...all(".chart, .wide").filter(place => !place.ariaLabel), ...all("img").filter(image => !image.alt)].length;
+    result.unreachable = all(".wide").filter(place => place.tabIndex < 0).length;
+    draw().then(() => {
+      result.too_wide = document.documentElement.scrollWidth - window.innerWidth;
+      document.body.dataset.result = JSON.stringify(result);
+    });
     """
-    dom, log = opened(page, tmp_path, probe)
+    dom, log = opened(page, tmp_path, probe, width=500)
     errors = [line for line in log.splitlines() if "CONSOLE" in line]
     assert errors == []
     assert re.search(r'data-charts="(\d+)"', dom)[1] == str(wanted) and wanted >= 6
     result = json.loads(re.search(r'data-result="([^"]*)"', dom)[1].replace("&quot;", '"'))
     assert result["all"] == ["1 to 25 of 54", 25] and result["next"] == "26 to 50 of 54"
     assert result["none"] == "none"
+    assert (result["unnamed"], result["unreachable"], result["too_wide"] <= 0) == (0, 0, True)
     counts = {
         name: 0 if shown == "none" else int(shown.rsplit(" ", 1)[1])
         for name, (shown, _) in [(name, value) for name, value in result.items() if isinstance(value, list)]
     }
     assert counts["right"] + counts["wrong"] + counts["disagree"] == counts["all"] == 54
     assert counts["lookup"] <= counts["wrong"]
+
+
+def test_the_report_says_hours_overlaps_and_hashes(study):
+    page = (study.results / "report.html").read_text(encoding="utf-8")
+
+    def rows(start: str) -> list[list[str]]:
+        body = page.split(start)[1].split("<tbody>")[1].split("</tbody>")[0]
+        return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in body.split("</tr>")[:-1]]
+
+    hours = {row[0]: row[1:] for row in rows('id="planned"')}
+    jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "12", "all": "21"}
+    assert {what: found[0] for what, found in hours.items()} == jobs
+    found = read_json(study.results / "data/audit.json")["fold_overlaps"]
+    fields = ("seen", "part", "pictures", "identical_pictures", "similar_pictures")
+    assert rows("asked about") == [[str(row[field]) for field in fields] for row in found]
+    for name in ("connector.safetensors", "adapter.safetensors"):
+        assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
+
+
+def test_snakemakes_own_report_carries_the_page(study):
+    out = study.folder / "snakemake-report.html"
+    study.snakemake("--report", str(out))
+    carried = out.read_text(encoding="utf-8")
+    page = (study.results / "report.html").read_bytes()
+    assert base64.b64encode(page).decode() in carried
+    out.unlink()
 
 
 def test_held_out_pictures_were_never_trained_on(study):

@@ -85,14 +85,14 @@ def checkpoint_file(cell, name):
     return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
 
 
-def all_checkpoints(name, prefixes=None):
-    """Input function: a file of every checkpoint, or of those of the prefixes given.
+def all_checkpoints(name, prefixes=None, leak=False):
+    """Input function: a file of every checkpoint, or of those of the prefixes given; with the leak study's if asked.
 
     A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
     """
     return lambda wildcards: [
         checkpoint_file(cell, name)
-        for cell in grid.checkpoints(settings)
+        for cell in [*grid.checkpoints(settings), *(grid.leak_checkpoints(settings) if leak else [])]
         if prefixes is None or cell.prefix in prefixes
     ]
 

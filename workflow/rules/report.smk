@@ -53,8 +53,8 @@ rule report:
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:
-        manifests=all_checkpoints("manifest.json"),
-        metrics=all_checkpoints("metrics.jsonl"),
+        manifests=all_checkpoints("manifest.json", leak=True),
+        metrics=all_checkpoints("metrics.jsonl", leak=True),
     output:
         "<results>/wandb/runs.json",
     log:

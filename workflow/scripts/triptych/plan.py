@@ -17,10 +17,9 @@ from statistics import median
 
 from triptych import grid
 from triptych.display import duration
-from triptych.inference import minimum_detectable_effect, overlap_factor
 from triptych.retraining import short_reason
 from triptych.settings import Captions, Settings, read_study
-from triptych.status import Report, seconds_taken, survey
+from triptych.status import Report, Step, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
 
 # Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
@@ -159,6 +158,10 @@ class Hours:
     measured: int
     error: float | None
 
+    def of(self, step: Step) -> float:
+        """Hours of one job, a training or a prediction."""
+        return self.of_training[step.cell.prefix] if step.cell else self.of_prediction
+
 
 def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours:
     """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
@@ -241,6 +244,8 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
             return median(known), True
     except (TriptychError, KeyError, TypeError):
         pass
+    from triptych.inference import minimum_detectable_effect, overlap_factor  # here, because scipy takes a second
+
     number, pictures = questions(settings, results, settings.folds.dataset)
     folds = settings.folds.number
     runs = folds * len(settings.seeds)

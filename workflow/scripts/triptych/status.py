@@ -28,6 +28,8 @@ STATES = ("done", "running", "failed", "stopped", "left")
 QUIET_MINUTES = 30  # a log that says nothing for longer than any validation takes is that of a step that is no more
 TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
+RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (pictures|questions),.* (\d+(?:\.\d+)?)/s")
+WORK = ("train_stage", "predict")  # what takes the time of a study
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,13 @@ def _finished(step: Step) -> str:
 
 
 def _under_way(step: Step, settings: Settings, results: Path, lines: Sequence[str]) -> tuple[str, float, float | None]:
-    """Where a training is in words, the share of it that is done, and the seconds that it takes still."""
+    """Where a step is in words, the share of it that is done, and the seconds that it takes still."""
     if step.cell is None:
-        return "", 0.0, None
+        found = next((match for line in reversed(lines) if (match := RATE_LINE.search(line))), None)
+        if found is None:
+            return "", 0.0, None
+        done, total, rate = (float(found[group]) for group in (1, 2, 4))
+        return f"{found[1]} of {found[2]} {found[3]}", done / total, (total - done) / rate if rate else None
     training = read_training(checkpoint_folder(results, step.cell))
     row = training.rows[-1] if training else None
     epochs = grid.stage_of(settings, step.cell.prefix).epochs or 0
@@ -176,26 +182,54 @@ def survey(settings: Settings, results: Path, now: float) -> list[Report]:
     return [look_at(step, settings, results, alive, now) for step in steps(settings, results)]
 
 
-def seconds_left(reports: Sequence[Report]) -> float | None:
-    """Time that trainings and predictions take still, from those that are done: as many at once as run now.
+@dataclass(frozen=True)
+class Outlook:
+    """How far trainings and predictions are, all together.
 
-    None where none of a kind is done yet, so that nothing is known.
+    Attributes:
+        share: of their time that is over, from 0 to 1.
+        seconds: that they take still.
+        source: where that is known from, in words.
+        of_step: seconds that each job takes from its beginning.
     """
+
+    share: float
+    seconds: float
+    source: str
+    of_step: dict[Step, float]
+
+
+def outlook(settings: Settings, results: Path, reports: Sequence[Report]) -> Outlook:
+    """What is left, as long as finished jobs of the same kind took; before there is one, as long as the plan says.
+
+    As many at once as run now; where none runs, as many as the plan reckons with.
+    """
+    from triptych import plan  # here, because the plan surveys with this module
+
     took: dict[tuple[str, str], list[float]] = {}
     for report in reports:
         if report.state == "done" and (seconds := seconds_taken(report.step.times)) is not None:
             took.setdefault(_kind(report.step), []).append(seconds)
-    total = 0.0
-    for report in reports:
-        if report.state == "done" or report.step.rule not in ("train_stage", "predict"):
-            continue
-        if report.seconds_left is not None:
-            total += report.seconds_left
-        elif seconds := took.get(_kind(report.step)):
-            total += fmean(seconds) * (1 - report.fraction)
+    planned = plan.hours(settings, results, plan.model_sizes(settings, results), reports)
+    work = [report for report in reports if report.step.rule in WORK]
+    of_step, left, unknown = {}, 0.0, False
+    for report in work:
+        if seconds := took.get(_kind(report.step)):
+            of_step[report.step] = fmean(seconds)
         else:
-            return None
-    return total / max(1, sum(report.state == "running" for report in reports))
+            of_step[report.step] = 3600 * planned.of(report.step)
+            unknown = unknown or report.state != "done"
+        expected = of_step[report.step] * (1 - report.fraction)
+        left += expected if report.seconds_left is None else report.seconds_left
+    source = "as finished jobs took"
+    if unknown and planned.measured:
+        source += ", or as planned at their rate"
+    elif unknown:
+        source = "as planned, at the rate that the configuration assumes"
+    total = sum(of_step.values())
+    done = sum(of_step[report.step] * report.fraction for report in work)
+    at_once = sum(report.state == "running" for report in reports) or settings.plan.at_once
+    return Outlook(done / total if total else 1.0, left / at_once, source, of_step)
 
 
 def _kind(step: Step) -> tuple[str, str]:
@@ -211,21 +245,21 @@ def seconds_taken(times: Path) -> float | None:
         return None
 
 
-def summary(reports: Sequence[Report]) -> Iterator[str]:
-    """The study in a few lines: a bar for all of it, one for each running training, and what failed."""
-    running = [report for report in reports if report.state == "running"]
-    for report in running:
-        ends = f", {duration(report.seconds_left)} left" if report.seconds_left is not None else ""
-        yield f"{bar(report.fraction)} {report.step.rule} {report.step.name}: {report.detail or 'runs'}{ends}"
+def summary(reports: Sequence[Report], ahead: Outlook) -> Iterator[str]:
+    """The study in a few lines: a bar for each job that runs, what failed, and a bar for all of it."""
+    for report in reports:
+        if report.state == "running":
+            seconds = report.seconds_left
+            if seconds is None and report.step in ahead.of_step:
+                seconds = ahead.of_step[report.step] * (1 - report.fraction)
+            ends = f", {duration(seconds)} left" if seconds is not None else ""
+            yield f"{bar(report.fraction)} {report.step.rule} {report.step.name}: {report.detail or 'runs'}{ends}"
     for report in reports:
         if report.state == "failed":
             yield f"failed: {report.step.rule} {report.step.name}: {report.detail}"
     counts = Counter(report.state for report in reports)
-    work = [report for report in reports if report.step.rule in ("train_stage", "predict")]
-    share = fmean(report.fraction for report in work)
-    left = seconds_left(reports)
-    ends = f"; about {duration(left)} left" if left else ""
-    yield f"{bar(share)} {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}{ends}"
+    ends = f"; about {duration(ahead.seconds)} left, {ahead.source}" if ahead.seconds else ""
+    yield f"{bar(ahead.share)} {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}{ends}"
 
 
 def table(reports: Sequence[Report]) -> Iterator[str]:
@@ -269,12 +303,12 @@ def main() -> None:
     settings, results = read_study(arguments.configfile)
     if not arguments.watch:
         reports = survey(settings, results, time.time())
-        print("\n".join([*table(reports), *summary(reports)]))
+        print("\n".join([*table(reports), *summary(reports, outlook(settings, results, reports))]))
         return
     while True:
         reports = survey(settings, results, time.time())
         clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
-        print(clear + "\n".join(summary(reports)), flush=True)
+        print(clear + "\n".join(summary(reports, outlook(settings, results, reports))), flush=True)
         if all(report.state == "done" for report in reports):
             return
         try:

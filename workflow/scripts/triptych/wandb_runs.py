@@ -27,6 +27,8 @@ NAMES = {
     "validation_accuracy": "validate_acc",
 }
 MINUTES = 30  # for an upload: without an answer, `wandb sync` tries for ever
+# What W&B takes, which it says of some only when a run is uploaded.
+LONGEST_GROUP, LONGEST_TAG = 128, 64
 WRITTEN = "triptych.json"  # in a run's folder: what was written, to tell whether it must be written again
 
 
@@ -46,9 +48,9 @@ def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict
     return {
         "id": training.identity,
         "name": f"{cell.prefix} {cell.split} seed{cell.seed}",
-        "group": f"{', '.join(through) or cell.prefix} {cell.split}",
-        "job_type": f"stage {stages[-1]}",
-        "tags": [*through, cell.split, f"stage {stages[-1]}"],
+        "group": group_name(through, cell),
+        "job_type": f"stage {stages[-1]}"[:LONGEST_TAG],
+        "tags": list(dict.fromkeys(tag[:LONGEST_TAG] for tag in (*through, cell.split, f"stage {stages[-1]}"))),
         "config": {
             **{name: manifest[name] for name in ("prefix", "split", "seed", "blind", "connector", "lora", "precision")},
             "schedules": through,
@@ -62,6 +64,12 @@ def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict
             {NAMES.get(name, name): value for name, value in row.items() if value is not None} for row in training.rows
         ],
     }
+
+
+def group_name(schedules: Sequence[str], cell: grid.Checkpoint) -> str:
+    """The schedules that pass through a checkpoint, and its split; where these are too many to name, its prefix."""
+    name = f"{', '.join(schedules) or cell.prefix} {cell.split}"
+    return name if len(name) <= LONGEST_GROUP else f"{cell.prefix[: LONGEST_GROUP // 2]} {cell.split}"
 
 
 def write_run(run: dict, where: WeightsAndBiases, out: Path, temporary: Path) -> Path:
@@ -176,7 +184,8 @@ def main() -> None:
     if arguments.configfile:
         settings, results = read_study(arguments.configfile)
         job = Job(schedules=grid.ways(settings), wandb=settings.wandb)
-        folders = [checkpoint_folder(results, cell) for cell in grid.checkpoints(settings)]
+        cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
+        folders = [checkpoint_folder(results, cell) for cell in cells]
         out = arguments.out or results / "wandb"
     else:
         if not arguments.out:

@@ -13,7 +13,7 @@ import yaml
 
 from triptych import grid
 from triptych.figures import write_figure
-from triptych.report.charts import all_charts
+from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
 from triptych.settings import Settings, read_study
 from triptych.storage import run_step, write_text
@@ -55,6 +55,9 @@ def render(settings: Settings, results: Path) -> tuple[str, dict]:
         **gathered,
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},
+        numbers=numbers(gathered, arms, [BLIND, LOOKUP]),
+        curves_shown=[name for name, *_ in CURVES if name in charts],
+        health_shown=[name for name, *_ in HEALTH if name in charts],
         bundle=markupsafe.Markup(vl_convert.javascript_bundle(BUNDLE).replace("</script", "<\\/script")),
         specifications=markupsafe.Markup(as_json(specifications)),
         questions=markupsafe.Markup(as_json(browser)),
@@ -72,8 +75,9 @@ def main() -> None:
     arguments = parser.parse_args()
     page, charts = render(*read_study(arguments.configfile))
     for name, chart in charts.items():
-        white = chart.configure(background="white", font="sans-serif") if name != "probe" else chart
-        write_figure(white, arguments.figures / f"{name}.svg")
+        if name != "probe":  # which is there already, with its table
+            white = chart.configure(background="white", font="sans-serif")
+            write_figure(white, arguments.figures / f"{name}.svg")
     write_text(arguments.out, page)
     print(f"{arguments.out}: {len(page.encode()) / 1e6:.1f} MB, {len(charts)} charts", flush=True)
 

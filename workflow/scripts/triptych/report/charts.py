@@ -5,21 +5,34 @@ from collections.abc import Sequence
 import altair
 import pandas
 
-from triptych.figures import PALETTE
+from triptych.figures import PALETTE, stage_lines
 from triptych.probe_table import chart as probe_chart
 
 WIDTH = 300
+PANELS = 3  # side by side; the page takes fewer where it is narrow
+# Beside colours, because there may be more schedules than colours that everybody tells apart.
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
+
+Table = tuple[list[str], list[list[str]]]  # header and lines
+
+Table = tuple[list[str], list[list[str]]]  # header and lines
+
+
+def _shape(field: str, order: Sequence[str], title: str) -> altair.Shape:
+    scale = altair.Scale(domain=list(order), range=(SHAPES * len(order))[: len(order)])
+    return altair.Shape(f"{field}:N", scale=scale, title=title)
 
 
 def _color(field: str, order: Sequence[str], title: str) -> altair.Color:
-    scale = altair.Scale(domain=list(order), range=(PALETTE * 3)[: len(order)])
-    return altair.Color(f"{field}:N", scale=scale, legend=altair.Legend(title=title, orient="top"))
+    scale = altair.Scale(domain=list(order), range=(PALETTE * len(order))[: len(order)])
+    legend = altair.Legend(title=title, orient="top", columns=4, symbolOpacity=1)
+    return altair.Color(f"{field}:N", scale=scale, legend=legend)
 
 
 def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
     """Exact match of every run, a line for each fold and seed from schedule to schedule."""
     many = len(arms) > 8 or max(map(len, arms)) > 12  # ablations, with names that would meet each other
-    axis = altair.Axis(labelAngle=-40 if many else 0, labelLimit=240)
+    axis = altair.Axis(labelAngle=0 if len(arms) <= 4 and not many else -40, labelLimit=240)
     base = altair.Chart(pandas.DataFrame(runs)).encode(
         x=altair.X("arm:N", sort=list(arms), title=None, axis=axis),
         y=altair.Y("accuracy:Q", title="exact match, %", scale=altair.Scale(zero=False)),
@@ -29,9 +42,8 @@ def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
     points = base.mark_point(filled=True, size=60).encode(
         tooltip=["run", "arm", altair.Tooltip("accuracy", format=".1f")]
     )
-    return (base.mark_line(opacity=0.6) + points).properties(
-        width=max(WIDTH, (45 if many else 90) * len(arms)), height=240
-    )
+    width = max(WIDTH, 45 * len(arms)) if many else max(260, 50 * len(arms))
+    return (base.mark_line(opacity=0.6) + points).properties(width=width, height=240)
 
 
 def effects(comparison: Sequence[dict]) -> altair.LayerChart:
@@ -57,38 +69,42 @@ def effects(comparison: Sequence[dict]) -> altair.LayerChart:
     return (band + rule + point).properties(width=WIDTH + 60, height=altair.Step(34))
 
 
-def curves(rows: Sequence[dict], stages: Sequence[str], kind: str, title: str) -> altair.HConcatChart:
-    """Training and validation of one quantity, a panel for each stage: means over runs, bands over folds and seeds."""
-    frame = pandas.DataFrame(rows)
-    long = frame.melt(
-        id_vars=["schedule", "stage", "split", "seed", "epoch"],
-        value_vars=[f"train_{kind}", f"validation_{kind}"],
-        var_name="part",
-    ).dropna(subset=["value"])
-    long["part"] = long["part"].str.removesuffix(f"_{kind}")
-    order = list(dict.fromkeys(frame["schedule"]))
+def per_stage(
+    rows: Sequence[dict], stages: Sequence[str], arms: Sequence[str], field: str, title: str, over_runs: str = "mean"
+) -> altair.ConcatChart:
+    """One metric epoch by epoch, a panel for each stage, on one scale: `over_runs` of all runs, in a band of all.
+
+    A stage that schedules share is drawn once, as the first one's.
+    """
+    frame = pandas.DataFrame(rows).dropna(subset=[field])
+    frame["order"] = frame["schedule"].map(list(arms).index)
+    frame = frame.sort_values("order", kind="stable").drop_duplicates(["prefix", "split", "seed", "epoch"])
+    drawn = [arm for arm in arms if arm in set(frame["schedule"])]
+    y = f"{over_runs}({field}):Q"
+    scale = altair.Scale(zero=not field.endswith("loss"))
+    axis = altair.Axis(format="%" if field.endswith("accuracy") else "~g")
+    if field == "loss_spikes":
+        axis.tickMinStep = 1
     panels = []
     for stage in stages:
-        base = altair.Chart(long[long["stage"] == stage]).encode(
-            x=altair.X("epoch:Q", axis=altair.Axis(tickMinStep=1, format="d")),
-            color=_color("schedule", order, "schedule"),
-        )
-        dash = altair.StrokeDash(
-            "part:N",
-            scale=altair.Scale(domain=["validation", "train"], range=[[1, 0], [5, 4]]),
-            legend=altair.Legend(title="part", orient="top"),
-        )
-        scale = altair.Scale(domain=[0, 1]) if kind == "accuracy" else altair.Scale(zero=False)
-        line = base.mark_line(point=True).encode(
-            altair.Y("mean(value):Q", scale=scale, title=title if stage == stages[0] else None),
-            strokeDash=dash,
-            tooltip=["schedule", "part", "epoch", altair.Tooltip("mean(value):Q", format=".3f")],
+        part = frame[frame["stage"] == stage][["schedule", "epoch", field]]
+        epochs = sorted(map(int, set(part["epoch"])))
+        ticks = altair.Axis(values=epochs[:: max(1, len(epochs) // 6)], format="d")
+        base = altair.Chart(part).encode(
+            x=altair.X("epoch:Q", axis=ticks, scale=altair.Scale(nice=False, padding=8)),
+            color=_color("schedule", drawn, "schedule"),
         )
         band = base.mark_area(opacity=0.15).encode(
-            altair.Y("min(value):Q", scale=scale, title=None), altair.Y2("max(value):Q"), detail="part:N"
+            altair.Y(f"min({field}):Q", scale=scale, axis=axis, title=title), altair.Y2(f"max({field}):Q")
         )
-        panels.append((band + line).properties(width=200, height=180, title=f"stage {stage}"))
-    return altair.hconcat(*panels)
+        line = base.mark_line().encode(altair.Y(y, scale=scale, axis=axis, title=title))
+        points = base.mark_point(filled=True, size=45, opacity=1).encode(
+            altair.Y(y, scale=scale, axis=axis, title=title),
+            shape=_shape("schedule", drawn, "schedule"),
+            tooltip=["schedule", "epoch", altair.Tooltip(y, format=".3g")],
+        )
+        panels.append((band + line + points).properties(width=220, height=150, title=f"stage {stage}"))
+    return altair.concat(*panels, columns=PANELS).resolve_scale(y="shared")
 
 
 def content(rows: Sequence[dict], aspect: str, arms: Sequence[str]) -> altair.Chart:
@@ -106,7 +122,7 @@ def content(rows: Sequence[dict], aspect: str, arms: Sequence[str]) -> altair.Ch
             x=altair.X("mean:Q", title="exact match, %", scale=altair.Scale(domain=[0, 100])),
             y=altair.Y("label:N", sort=order, title=None, axis=altair.Axis(labelLimit=200)),
             color=_color("arm", arms, "arm"),
-            shape=altair.Shape("arm:N", scale=altair.Scale(domain=list(arms)), title="arm"),
+            shape=_shape("arm", arms, "arm"),
             tooltip=["arm", "label", altair.Tooltip("mean", format=".1f"), altair.Tooltip("sd", format=".1f")],
         )
         .properties(width=WIDTH, height=altair.Step(20), title=aspect.replace("_", " "))
@@ -128,45 +144,30 @@ def leak(rows: Sequence[dict]) -> altair.LayerChart:
     return (zero + rule + point).properties(width=WIDTH + 60, height=altair.Step(18))
 
 
-def health(rows: Sequence[dict], stages: Sequence[str]) -> altair.VConcatChart:
-    """Gradient norms, the length of image tokens over that of text embeddings, and loss spikes, epoch by epoch."""
-    frame = pandas.DataFrame(rows)
-    order = list(dict.fromkeys(frame["schedule"]))
-    names = {
-        "gradient_norm_max": "largest gradient norm",
-        "token_norm_ratio": "image over text norm",
-        "loss_spikes": "loss spikes",
-    }
-    bands = []
-    for field, title in names.items():
-        part = frame.dropna(subset=[field])
-        panels = [
-            altair.Chart(part[part["stage"] == stage])
-            .mark_line(point=True)
-            .encode(
-                x=altair.X("epoch:Q", axis=altair.Axis(tickMinStep=1, format="d")),
-                y=altair.Y(f"max({field}):Q", title=title if stage == stages[0] else None),
-                color=_color("schedule", order, "schedule"),
-                tooltip=["schedule", "epoch", altair.Tooltip(f"max({field}):Q", format=".3g")],
-            )
-            .properties(width=200, height=110, title=f"stage {stage}")
-            for stage in stages
-        ]
-        bands.append(altair.hconcat(*panels))
-    return altair.vconcat(*bands)
+# Name, what it is, title of its axis, field of `metrics.jsonl`, which value of all runs.
+CURVES = (
+    ("training_loss", "Training loss per stage", "nats a token", "train_loss", "mean"),
+    ("validation_loss", "Validation loss per stage", "nats a token", "validation_loss", "mean"),
+    ("training_accuracy", "Training accuracy per stage", "exact match", "train_accuracy", "mean"),
+    ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
+)
+HEALTH = (
+    ("gradient_norms", "Largest gradient norm of an epoch", "gradient norm", "gradient_norm_max", "max"),
+    ("token_norms", "Length of image tokens over that of words", "ratio", "token_norm_ratio", "mean"),
+    ("loss_spikes", "Most loss spikes in an epoch", "spikes", "loss_spikes", "max"),
+)
 
 
 def all_charts(gathered: dict, stages: Sequence[str], arms: Sequence[str], lookups: Sequence[str]) -> dict:
     """Name -> (chart, what it shows in words), in the order of the page; what there is nothing for is left out."""
-    several = len(arms) > 1
     found = {}
-    if several:
+    if len(arms) > 1:
         found["paired"] = (paired(gathered["runs"], arms), "Exact match of every run, fold by fold")
     if gathered["comparison"] and any(row.get("low") is not None for row in gathered["comparison"]):
         found["effects"] = (effects(gathered["comparison"]), "Differences of schedules with 95 % intervals")
-    if gathered["curves"]:
-        found["loss"] = (curves(gathered["curves"], stages, "loss", "loss, nats a token"), "Loss per stage")
-        found["accuracy"] = (curves(gathered["curves"], stages, "accuracy", "exact match"), "Accuracy per stage")
+    for name, what, title, field, over_runs in (*CURVES, *HEALTH):
+        if any(row[field] is not None for row in gathered["curves"]):
+            found[name] = (per_stage(gathered["curves"], stages, arms, field, title, over_runs), what)
     for aspect in ("modality", "content_type"):
         if any(row["aspect"] == aspect for row in gathered["by_content"]):
             chart = content(gathered["by_content"], aspect, [*arms, *lookups])
@@ -176,6 +177,27 @@ def all_charts(gathered: dict, stages: Sequence[str], arms: Sequence[str], looku
         found["probe"] = (probe_chart(gathered["probe"], order), "What image tokens hold: macro-F1 of probes")
     if any(row["inflation"] is not None for row in gathered["leak"]):
         found["leak"] = (leak(gathered["leak"]), "Points that leaking folds add")
-    if gathered["curves"]:
-        found["health"] = (health(gathered["curves"], stages), "Gradient norms, token norms and loss spikes")
     return found
+
+
+def numbers(gathered: dict, arms: Sequence[str], lookups: Sequence[str]) -> dict[str, Table]:
+    """Name of a chart -> header and lines of a table that says what it shows, for those that cannot see it."""
+    found = {"paired": pivot(gathered["runs"], "run", "arm", "accuracy", arms)}
+    if gathered["curves"]:
+        found["training"] = stage_lines(gathered["curves"])
+    for aspect in ("modality", "content_type"):
+        rows = [row for row in gathered["by_content"] if row["aspect"] == aspect]
+        found[aspect] = pivot(rows, "value", "arm", "mean", [*arms, *lookups])
+    rows = [{**row, "of": f"{row['attribute']}, {row['probe']}"} for row in gathered["probe"]]
+    found["probe"] = pivot(rows, "representation", "of", "f1", list(dict.fromkeys(row["of"] for row in rows)))
+    return found
+
+
+def pivot(rows: Sequence[dict], line: str, column: str, value: str, columns: Sequence[str]) -> Table:
+    """Header and lines of a table with a line for each value of `line` and a column for each of `columns`."""
+    cells = {(row[line], row[column]): row[value] for row in rows}
+    shown = [
+        [str(name or "(none)"), *("" if cells.get((name, of)) is None else f"{cells[name, of]:.1f}" for of in columns)]
+        for name in dict.fromkeys(row[line] for row in rows)
+    ]
+    return [line, *columns], shown

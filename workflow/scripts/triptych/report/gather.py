@@ -6,18 +6,19 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych import grid
+from triptych import grid, plan
 from triptych.figures import COLUMNS, collect
 from triptych.picture_table import PictureTable
 from triptych.score import exact_match, scores
 from triptych.settings import Settings
-from triptych.status import seconds_taken
+from triptych.status import WORK, seconds_taken, steps
 from triptych.storage import TriptychError, read_json, read_table
 from triptych.tables import group_runs
 from triptych.trainings import checkpoint_folder
 
 THUMBNAIL = 96  # side in pixels of the pictures in the browser of questions
 MOST_PICTURES = 1500  # that are shown: about 4 MB
+MOST_REJECTS = 50  # of each data set that are listed
 LOOKUP = "nearest-pictures"
 BLIND = "majority-per-question"
 # Columns of words; all others are numbers.
@@ -136,13 +137,44 @@ def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], com
     return found
 
 
+def rejects(results: Path, name: str) -> list[dict]:
+    """What was not used of a data set, with the reason: the first MOST_REJECTS."""
+    return read_table(results / f"data/{name}/rejects.parquet")[:MOST_REJECTS]
+
+
+def planned_and_used(settings: Settings, results: Path) -> list[dict]:
+    """Hours of finished trainings by prefix, and of predictions: planned before anything ran, and used.
+
+    Planned is the plan's estimate at the rate that the configuration assumes; used is what Snakemake's benchmarks say,
+    which know the last attempt alone of a job that was resumed.
+
+    Returns:
+        Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
+    """
+    before = plan.hours(settings, results, plan.model_sizes(settings, results), [])
+    found: dict[str, dict] = {}
+    for step in steps(settings, results):
+        if step.rule not in WORK or not step.output.exists() or (seconds := seconds_taken(step.times)) is None:
+            continue
+        what = step.cell.prefix if step.cell else "predictions"
+        row = found.setdefault(what, {"what": what, "jobs": 0, "planned": 0.0, "used": 0.0})
+        row["jobs"] += 1
+        row["planned"] += before.of(step)
+        row["used"] += seconds / 3600
+    total = {name: sum(row[name] for row in found.values()) for name in ("jobs", "planned", "used")}
+    return [*found.values(), {"what": "all", **total}] if found else []
+
+
 def provenance(settings: Settings, results: Path) -> dict:
-    """Where the numbers come from: code, hashes of models and data, times and the configuration."""
-    versions, hours = set(), {}
+    """Where the numbers come from: code, hashes of models, data and final checkpoints, times, the configuration."""
+    versions, hours, weights = set(), {}, {}
     for cell in grid.checkpoints(settings):
         path = checkpoint_folder(results, cell) / "manifest.json"
         if path.exists():
-            versions.add(read_json(path)["code"])
+            manifest = read_json(path)
+            versions.add(manifest["code"])
+            if cell.prefix in grid.schedules(settings):
+                weights[f"checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}"] = manifest["files"]
     for path in sorted((results / "benchmarks").rglob("*.jsonl")):
         rule = path.relative_to(results / "benchmarks").parts[0]
         taken = seconds_taken(path)
@@ -157,7 +189,9 @@ def provenance(settings: Settings, results: Path) -> dict:
     return {
         "code": sorted(versions),
         "hours": {rule: (jobs, seconds / 3600) for rule, (jobs, seconds) in hours.items()},
-        "hashes": hashes,
+        "planned": planned_and_used(settings, results),
+        "unit": settings.plan.unit,
+        "hashes": hashes | weights,
         "settings": settings.model_dump(mode="json"),
     }
 
@@ -177,6 +211,7 @@ def gather(settings: Settings, results: Path) -> dict:
     names = grid.schedules(settings)
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
     data = results / "data" / settings.folds.dataset
+    audit = read_json(results / "data/audit.json")
     return {
         "schedules": schedules,
         "comparison": comparison,
@@ -192,7 +227,8 @@ def gather(settings: Settings, results: Path) -> dict:
         "probe": table(results / "tables/probe.csv"),
         "leak": table(results / "tables/leak.csv"),
         "captions": table(results / "tables/captions.csv"),
-        "audit": read_json(results / "data/audit.json"),
+        "audit": audit,
+        "rejects": {name: found for name in audit["data"] if (found := rejects(results, name))},
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
         "weaknesses": weaknesses(settings, results, schedules, comparison),
