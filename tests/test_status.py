@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_one_line_and_the_others_are_shown(settings):
 
 
 def planned(settings, reports) -> plan.Hours:
-    return plan.hours(settings, RESULTS, plan.model_sizes(settings, RESULTS), reports)
+    return plan.hours(settings, RESULTS, reports)
 
 
 def test_before_anything_has_finished_the_time_left_is_the_plans(settings):
@@ -139,8 +139,8 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(settings):
     log("1-2", "fold1", "epoch 1 step 1/2 loss 1.0 9 s left\n")
     reports = survey(settings, RESULTS, NOW)
     ahead, hours = outlook(settings, RESULTS, reports), planned(settings, reports)
-    # Of stage 3 and of predictions none has finished: two folds of two schedules, of twelve predictions each.
-    rest = 2 * (hours.of_training["2-3"] + hours.of_training["1-2-3"]) + 12 * hours.of_prediction
+    # Of stage 3 and of predictions none has finished: two folds of two schedules, of six predictions each.
+    rest = sum(2 * hours.of_training[arm] + 6 * hours.of_prediction[arm] for arm in ("2-3", "1-2-3"))
     assert ahead.seconds == pytest.approx((8 + 9 + 3600 * rest) / 2)
     assert ahead.source == "as finished jobs took, or as planned at their rate" and hours.measured == 3
 

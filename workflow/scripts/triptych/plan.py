@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +19,7 @@ from triptych import grid
 from triptych.display import duration
 from triptych.retraining import short_reason
 from triptych.settings import Captions, Settings, read_study
-from triptych.status import Report, Step, seconds_taken, survey
+from triptych.status import WORK, Report, Step, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
 
 # Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
@@ -160,7 +160,9 @@ class Hours:
 
     def of(self, step: Step) -> float:
         """Hours of one job, a training or a prediction."""
-        return self.of_training[step.cell.prefix] if step.cell else self.of_prediction
+        if step.cell:
+            return self.of_training[step.cell.prefix]
+        return self.of_prediction[step.name.split("/")[0]]  # the schedule whose answers it is
 
 
 def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours:
@@ -185,17 +187,10 @@ def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours
             error = median(abs(guess / real - 1) for guess, real in guesses)
     of_training = {prefix: cost.flops / rate / 3600 for prefix, cost in costs.items()}
     of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
-    left = 0.0
-    for report in reports:
-        if report.state != "done" and report.step.rule in ("train_stage", "predict"):
-            one = of_training[report.step.cell.prefix] if report.step.cell else of_prediction[answered(report)]
-            left += one * (1 - report.fraction)
-    return Hours(of_training, of_prediction, left, sum(real for _, real in took) / 3600, rate, len(took), error)
-
-
-def answered(report: Report) -> str:
-    """The schedule whose answers a prediction is."""
-    return report.step.name.split("/")[0]
+    done = sum(real for _, real in took) / 3600
+    found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), error)
+    ahead = [report for report in reports if report.state != "done" and report.step.rule in WORK]
+    return replace(found, left=sum(found.of(report.step) * (1 - report.fraction) for report in ahead))
 
 
 def unshared(settings: Settings) -> Counter:
@@ -302,7 +297,7 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
     saved = sum(max(0, alone[prefix] - number) * found.of_training[prefix] for prefix, number in cells.items())
     fewer = sum(max(0, alone[prefix] - number) for prefix, number in cells.items())
     predictions = [report for report in reports if report.step.rule == "predict"]
-    answering = sum(found.of_prediction[answered(report)] for report in predictions)
+    answering = sum(found.of(report.step) for report in predictions)
     plan = settings.plan
     each = answering / max(1, len(predictions))
     yield f"{'predictions':<{wide}}{len(predictions):>7}{each:>12.2f}{answering:>9.1f}"

@@ -210,7 +210,7 @@ def outlook(settings: Settings, results: Path, reports: Sequence[Report]) -> Out
     for report in reports:
         if report.state == "done" and (seconds := seconds_taken(report.step.times)) is not None:
             took.setdefault(_kind(report.step), []).append(seconds)
-    planned = plan.hours(settings, results, plan.model_sizes(settings, results), reports)
+    planned = plan.hours(settings, results, reports)
     work = [report for report in reports if report.step.rule in WORK]
     of_step, left, unknown = {}, 0.0, False
     for report in work:

@@ -151,7 +151,7 @@ def planned_and_used(settings: Settings, results: Path) -> list[dict]:
     Returns:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
     """
-    before = plan.hours(settings, results, plan.model_sizes(settings, results), [])
+    before = plan.hours(settings, results, [])
     found: dict[str, dict] = {}
     for step in steps(settings, results):
         if step.rule not in WORK or not step.output.exists() or (seconds := seconds_taken(step.times)) is None:
