@@ -34,7 +34,7 @@ rule all:
         "<results>/figures/stages.png",
         "<results>/data/audit.md",
         "<results>/report.html",
-        final_checkpoints,
+        all_checkpoints("connector.safetensors", grid.schedules(settings)),
         wandb_runs,
     message:
         "The study is complete"

@@ -24,6 +24,7 @@ from photographs import photograph
 from triptych.settings import FolderCaptions
 
 PROCESSES = 2
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}  # as in rule check_pictures
 ROOT = Path(__file__).parent.parent
 DECODE = """
 import simplejpeg, sys
@@ -85,10 +86,10 @@ class Memory:
         self.thread.join()
 
 
-def together(commands: list[list[str]]) -> None:
-    """Run commands side by side; any failure stops the benchmark."""
+def together(commands: list[list[str]], variables: dict[str, str] | None = None) -> None:
+    """Run commands side by side, with further variables of the shell; any failure stops the benchmark."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow/scripts"), "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", **(variables or {})}
     running = [
         subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.DEVNULL) for command in commands
     ]
@@ -104,7 +105,7 @@ def prepare(pictures: Path, number: int, out: Path) -> None:
     together([["-m", "triptych.sources.fetch", *common, "--out", str(out / "source")]])
     source = [*common, "--source", str(out / "source")]
     shards = [["--shard", f"{n}-of-{PROCESSES}", "--out", str(out / f"{n}.json")] for n in range(1, PROCESSES + 1)]
-    together([["-m", "triptych.blocks", *source, *shard] for shard in shards])
+    together([["-m", "triptych.blocks", *source, *shard] for shard in shards], MALLOC)
     together([["-m", "triptych.prepare", *source, "--out", str(out)]])
 
 

@@ -425,6 +425,19 @@ def test_models_of_another_study_are_refused(models, trained, tmp_path, world):
         export.export(trained, other, [], tmp_path / "out", False)
 
 
+def test_of_the_models_of_ablations_those_of_the_checkpoint_are_taken(models, trained, tmp_path, world):
+    clip, llama = world / "models" / "clip", world / "models" / "llama"
+    other = prepare(tmp_path / "other", {"folder": str(clip), "layer": -1}, llama, "assistant <image> {question} ")
+    (other / "vision_encoder").rename(models / "vision_encoder+last")
+    manifest = read_json(trained / "manifest.json")
+    assert export.base_models(models, manifest).vision_encoder == models / "vision_encoder"
+    manifest["vision_encoder"] = encoder_hashes(models / "vision_encoder+last")
+    assert export.base_models(models, manifest).vision_encoder == models / "vision_encoder+last"
+    (other / "language_model").rename(models / "language_model+asked")
+    with pytest.raises(TriptychError, match=r"language_model and language_model\+asked differ in their prompt only"):
+        export.export(trained, models, [], tmp_path / "out", False)
+
+
 # The packaged encoder, which has no class in transformers
 
 

@@ -37,7 +37,7 @@ def test_stage_names_are_free(demo_config):
     demo_config["stages"]["1-10k"] = {**demo_config["stages"][1], "data": "general-10k-10000"}
     demo_config["schedules"].append(["1-10k", 2, 3])
     settings = load_settings(demo_config)
-    assert grid.prefixes(settings)["1-10k-2"] == ("1-10k", "2")
+    assert grid.prefixes(settings)["1-10k-2"].stages == ("1-10k", "2")
     assert grid.last_stage(settings, "1-10k-2-3") == "3"
     assert grid.parent(settings, Checkpoint("1-10k-2", "fold0", 0)) == Checkpoint("1-10k", "shared", 0)
 
@@ -45,3 +45,14 @@ def test_stage_names_are_free(demo_config):
 def test_seeds_multiply_everything(demo_config):
     demo_config["seeds"] = [0, 1, 2]
     assert len(grid.checkpoints(load_settings(demo_config))) == 39
+
+
+def test_probes_are_compared_with_the_checkpoint_before_medical_data_else_with_a_random_connector(demo_config):
+    demo_config["stages"] |= dict.fromkeys(("1b", "1c"), demo_config["stages"][1])
+    demo_config["schedules"] += [[1, "1c", 2], ["1b", 2]]
+    demo_config["ablations"] = {"linear": {"connector": {"kind": "linear"}}, "slow": {"stages": {2: {"samples": 50}}}}
+    settings = load_settings(demo_config)
+    expected = {"1-2": "1", "1-2-3": "1", "1-1c-2": "1-1c", "1b-2": "1b", "2-3": "random-connector", "1-1c": "1"}
+    expected |= {"1": "random-connector", "random-connector": None, "pre-projection": None}
+    expected |= {"1-2+slow-3": "1", "1+linear-2": "1+linear", "1+linear": None}  # the random one is no linear one
+    assert {name: grid.reference(settings, name) for name in expected} == expected

@@ -45,11 +45,11 @@ def test_shared_first_stages_are_counted_once(settings):
 
 def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path):
     study = config("config")
-    model = plan.model_sizes(load_settings(study), tmp_path)
+    model = plan.model_sizes(load_settings(study), tmp_path, "2-3")
     assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
 
     def cost(prefix):
-        return plan.training_cost(load_settings(study), tmp_path, model, grid.Checkpoint(prefix, "", 0))
+        return plan.training_cost(load_settings(study), tmp_path, grid.Checkpoint(prefix, "", 0))
 
     before = cost("2-3")
     assert cost("3blind").flops < 0.4 * before.flops
@@ -63,17 +63,16 @@ def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path
 def test_finished_trainings_correct_the_rate_and_state_the_error(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"
-    model = plan.model_sizes(settings, results)
-    first = plan.hours(settings, results, model, survey(settings, results, 0.0))
+    first = plan.hours(settings, results, survey(settings, results, 0.0))
     assert first.measured == 0 and first.error is None
     assert first.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
     finish(settings, results, "1", seconds=1800)
-    later = plan.hours(settings, results, model, survey(settings, results, 0.0))
+    later = plan.hours(settings, results, survey(settings, results, 0.0))
     assert later.measured == 2 and later.of_training["1"] == pytest.approx(0.5) and later.error == pytest.approx(0)
     assert later.done == pytest.approx(1.0)
     assert later.left == pytest.approx(
         sum(later.of_training[cell.prefix] for cell in grid.checkpoints(settings) if cell.prefix != "1")
-        + 2 * 2 * 2 * 3 * later.of_prediction  # schedules x folds x seeds x views
+        + 2 * 2 * 2 * 3 * later.of_prediction["2-3"]  # schedules x folds x seeds x views
     )
 
 
@@ -83,7 +82,7 @@ def test_the_error_of_estimates_is_that_of_each_from_the_others(settings, tmp_pa
     finish(settings, results, "1", seconds=100)
     path = results / "benchmarks/train_stage/1/shared/seed1.jsonl"
     path.write_text('{"s": 200}\n')
-    found = plan.hours(settings, results, plan.model_sizes(settings, results), survey(settings, results, 0.0))
+    found = plan.hours(settings, results, survey(settings, results, 0.0))
     assert found.error == pytest.approx(0.75)  # 200 for 100, and 100 for 200: off by 100 % and by 50 %
 
 
@@ -107,7 +106,9 @@ def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path
     assert plan.detectable(settings, tmp_path) == (4.0, True)
 
 
-@pytest.mark.parametrize("name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original"])
+@pytest.mark.parametrize(
+    "name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
+)
 def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load_settings(config(name))

@@ -1,5 +1,8 @@
 """The profiles fit the workflow, and the check that says so finds what Snakemake ignores in silence."""
 
+import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -68,6 +71,14 @@ def rename(mapping, old, new):
             lambda p: p["set-resources"]["train_stage"].update(slurm_extra="--signal=USR1@300"),
             "only --signal=TERM@<seconds> lets a training save",
         ),
+        (
+            lambda p: p["set-resources"]["train_stage"].pop("cpus_per_task"),  # that of all rules is left
+            "set-resources.train_stage.cpus_per_task: the same for any number of processes",
+        ),
+        (
+            lambda p: p["set-resources"]["train_stage"].update(gres="gpu:nvidia_l40:1"),
+            "set-resources.train_stage.gres: the same for any number of processes",
+        ),
         (lambda p: p["default-resources"].pop("runtime"), "set-resources.check_pictures.runtime: missing"),
     ],
 )
@@ -75,3 +86,40 @@ def test_what_snakemake_would_ignore_is_found(change, said, known, keys):
     profile = copy()
     change(profile)
     assert any(said in line for line in check_profiles.faults(profile, known, keys)), said
+
+
+def first_training(profile, processes, folder, cores):
+    """What a training asks for: `threads` and resources, as a dry run prints them of steps without a message."""
+    study = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"pathvars": {"results": "results"}}
+    study["training"] |= {"processes": processes}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    steps = f'include: "{ROOT}/Snakefile"\nfor step in workflow.rules:\n    step.message = None\n'
+    (folder / "Snakefile").write_text(steps)
+    command = [sys.executable, "-m", "snakemake", "results/checkpoints/1/shared/seed0/manifest.json", "--dry-run"]
+    command += ["--cores", str(cores), "--directory", str(folder), "--snakefile", str(folder / "Snakefile")]
+    command += ["--profile", str(ROOT / f"profiles/{profile}"), "--configfile", str(folder / "study.yaml")]
+    path = {"PYTHONPATH": str(ROOT / "workflow/scripts"), "TRIPTYCH_PROCESSES": "7"}  # one from outside means nothing
+    run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
+    text = run.stdout + run.stderr
+    assert run.returncode == 0, text
+    block = text[text.index("\nrule train_stage:") :].split("\n\n")[0]
+    asked = dict(part.split("=", 1) for part in re.search(r"resources: (.+)", block)[1].split(", "))
+    return asked | {"threads": re.search(r"threads: (\d+)", block)[1]}
+
+
+@pytest.mark.parametrize(
+    ("processes", "said"),
+    [
+        (1, {"gres": "gpu:1", "cpus_per_task": "8", "mem_mb": "80000", "threads": "8"}),
+        (3, {"gres": "gpu:3", "cpus_per_task": "24", "mem_mb": "240000", "threads": "24"}),
+    ],
+)
+def test_one_setting_asks_for_several_gpus(processes, said, tmp_path):
+    asked = first_training("aire", processes, tmp_path, cores=24)
+    assert {name: asked[name] for name in said} == said
+    assert "tasks" not in asked and asked["slurm_partition"] == "gpu"
+
+
+def test_several_processes_ask_a_workstation_for_no_more_than_it_has(tmp_path):
+    asked = first_training("local", 3, tmp_path, cores=4)
+    assert asked.pop("threads") == "4" and set(asked) == {"tmpdir"}

@@ -71,7 +71,7 @@ def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp
     write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
     write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
     # The trainings above are finished, and yet the rate is the configuration's.
-    before = plan.hours(settings, tmp_path, plan.model_sizes(settings, tmp_path), [])
+    before = plan.hours(settings, tmp_path, [])
     assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
     done = {step.name: step for step in steps(settings, tmp_path)}
     one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))

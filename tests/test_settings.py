@@ -20,7 +20,7 @@ def faults(config) -> list[str]:
     return [line.removeprefix("study.yaml: ") for line in lines]
 
 
-@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu"])
+@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "ablations"])
 def test_shipped_configurations_are_valid(name):
     settings = load_settings(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
     assert ["1", "2", "3"] in settings.schedules and ["2", "3"] in settings.schedules

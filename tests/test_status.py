@@ -59,7 +59,14 @@ def of(reports: list[Report], name: str) -> Report:
     return report
 
 
-def test_the_steps_are_the_jobs_that_snakemake_plans(settings):
+ABLATIONS = {"last": {"models": {"vision_encoder": {"layer": -1}}}, "slow": {"stages": {"2": {"samples": 9}}}}
+
+
+@pytest.mark.parametrize("ablations", [{}, ABLATIONS])
+def test_the_steps_are_the_jobs_that_snakemake_plans(world, settings, ablations):
+    config = {**toy_config(world), "ablations": ablations}
+    Path("study.yaml").write_text(yaml.safe_dump(config))
+    settings = load_settings(config)
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--configfile", "study.yaml", "--printshellcmds"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -112,7 +119,7 @@ def test_a_damaged_checkpoint_is_one_line_and_the_others_are_shown(settings):
 
 
 def planned(settings, reports) -> plan.Hours:
-    return plan.hours(settings, RESULTS, plan.model_sizes(settings, RESULTS), reports)
+    return plan.hours(settings, RESULTS, reports)
 
 
 def test_before_anything_has_finished_the_time_left_is_the_plans(settings):
@@ -132,8 +139,8 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(settings):
     log("1-2", "fold1", "epoch 1 step 1/2 loss 1.0 9 s left\n")
     reports = survey(settings, RESULTS, NOW)
     ahead, hours = outlook(settings, RESULTS, reports), planned(settings, reports)
-    # Of stage 3 and of predictions none has finished: two folds of two schedules, of twelve predictions each.
-    rest = 2 * (hours.of_training["2-3"] + hours.of_training["1-2-3"]) + 12 * hours.of_prediction
+    # Of stage 3 and of predictions none has finished: two folds, and three views of each, of two schedules.
+    rest = 2 * (hours.of_training["2-3"] + hours.of_training["1-2-3"]) + 6 * sum(hours.of_prediction.values())
     assert ahead.seconds == pytest.approx((8 + 9 + 3600 * rest) / 2)
     assert ahead.source == "as finished jobs took, or as planned at their rate" and hours.measured == 3
 

@@ -1,8 +1,14 @@
 """Files are whole or absent, and names cannot lead out of their folder."""
 
+import errno
+import fcntl
+import os
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from triptych import storage
+from triptych.direct_file import DIRECT, SIZE, DirectFile
 from triptych.storage import TriptychError
 
 SCHEMA = pa.schema([("name", pa.string())])
@@ -81,3 +87,40 @@ def test_a_table_whose_last_rows_cannot_be_written_is_closed_all_the_same(tmp_pa
         table.add({"name": "a"})
         monkeypatch.setattr(table.writer, "write_table", full)
     assert not table.writer.is_open, "its own clean-up must not write once more"
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [SIZE], [SIZE - 1, 2, 3 * SIZE + 7], [5000] * 2000])
+def test_a_direct_file_holds_what_was_written(tmp_path, sizes):
+    random = np.random.default_rng(0)
+    pieces = [random.bytes(size) for size in sizes]
+    with DirectFile(tmp_path / "f") as file:
+        for piece in pieces:
+            assert file.write(piece) == len(piece)
+    assert (tmp_path / "f").read_bytes() == b"".join(pieces)
+
+
+def test_a_direct_file_goes_on_through_the_cache_where_direct_writes_are_refused(tmp_path, monkeypatch):
+    real, refused = os.write, []
+
+    def picky(descriptor, data):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & DIRECT:
+            refused.append(len(data))
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(descriptor, data[:1000])  # and cuts writes short
+
+    monkeypatch.setattr(os, "write", picky)
+    data = np.random.default_rng(0).bytes(SIZE + 12345)
+    with DirectFile(tmp_path / "f") as file:
+        file.write(data)
+    assert (tmp_path / "f").read_bytes() == data
+    assert len(refused) <= 1, "asked once, and not again"
+
+
+def test_a_direct_file_on_a_full_disk_says_which(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as caught, DirectFile(tmp_path / "f") as file:
+        file.write(b"x")
+    assert caught.value.filename == str(tmp_path / "f") and file.closed

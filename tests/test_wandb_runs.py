@@ -17,7 +17,7 @@ from triptych.wandb_runs import NAMES, Job, group_name, write_runs
 
 KEYS = {"WANDB_API_KEY": "5ec2e7" * 6 + "5ec2", "HF_TOKEN": "hf_" + "5ec2e7" * 6}
 STAGE = {"data": "toy", "train": ["connector"], "learning_rate": {"connector": 1e-2}, "epochs": 2, "batch_size": 32}
-SCHEDULES = [["1", "2"], ["1", "3"]]
+SCHEDULES = {"1-2": ["1", "1-2"], "1-3": ["1", "1-3"]}
 JOB = Job(schedules=SCHEDULES, wandb=WeightsAndBiases(project="toy"))
 
 

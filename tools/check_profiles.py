@@ -18,6 +18,8 @@ RESOURCES = {
 }  # fmt: skip
 PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
 GPU_MODULES = ("triptych.train", "triptych.predict", "triptych.encode")
+SHARED = "$TRIPTYCH_PROCESSES"  # `training.processes`, set by the workflow
+PER_PROCESS = ("gres", "gpu", "cpus_per_task", "mem_mb")
 EARLY = 60  # seconds that SLURM may send a signal before its time
 
 
@@ -71,6 +73,11 @@ def faults(profile: dict, known: dict[str, str], keys: set[str]) -> list[str]:
                 found.append(f"set-resources.{name}: the rule runs on the login node, so this is never used")
             if not local and gpu != ("gres" in resources or "gpu" in resources):
                 found.append(f"set-resources.{name}: the rule {'needs a' if gpu else 'makes no use of its'} GPU")
+            found += [
+                f"set-resources.{name}.{key}: the same for any number of processes; multiply it by {SHARED}"
+                for key in PER_PROCESS
+                if "$LAUNCH" in text and key in resources and SHARED not in str(resources[key])
+            ]
             if not local and "runtime" not in resources:
                 found.append(f"set-resources.{name}.runtime: missing; Aire refuses jobs without a time")
     return found

@@ -1,4 +1,5 @@
 # What all rules share: the checked settings, the grid, and how a step is run.
+import gc
 import os
 import re
 import shlex
@@ -15,6 +16,9 @@ from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
+# Jobs live to the end: looking for garbage among thousands of them took a tenth of a dry run.
+gc.set_threshold(50_000)
+
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
     settings = load_settings(config, Path(workflow.configfiles[-1]).name)
@@ -29,11 +33,12 @@ VIEWS = {"": "held-out", "-swapped": "swapped", "-blank": "blank", "-test": "tes
 
 # Data sets by the names that stages use, and those that some stage or the folds use.
 datasets = settings.expanded_datasets()
-used_datasets = sorted({settings.folds.dataset, *(settings.stages[stage].data for stage in grid.used_stages(settings))})
+used_datasets = grid.used_datasets(settings)
 
 # How steps run, which must not make anything again when it changes: where features are kept, in how many processes
 # trainings run, how they spare memory and time, when they save.
 processes = settings.training.processes
+os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
 running = settings.training.model_dump(include={"checkpointing", "compile", "save_minutes", "time_limit_minutes"})
@@ -63,7 +68,8 @@ scattergather:
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, datasets)),
-    role="language_model|vision_encoder",
+    role="|".join(grid.ROLES),
+    tag=f"(?:{'|'.join(map(re.escape, grid.tags(settings)))})",
     baseline="|".join(BASELINES),
     prefix="|".join(map(re.escape, grid.prefixes(settings))),
     representation="|".join(map(re.escape, grid.representations(settings))),
@@ -79,14 +85,18 @@ def checkpoint_file(cell, name):
     return f"<results>/checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}/{name}"
 
 
-# What a study delivers beside its tables: the last checkpoint of every schedule.
-final_checkpoints = [
-    checkpoint_file(cell, "connector.safetensors")
-    for cell in grid.checkpoints(settings)
-    if cell.prefix in grid.schedules(settings)
-]
+def all_checkpoints(name, prefixes=None, leak=False):
+    """Input function: a file of every checkpoint, or of those of the prefixes given; the leak study's too if `leak`.
 
-all_checkpoints = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
+    A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
+    """
+    return lambda wildcards: [
+        checkpoint_file(cell, name)
+        for cell in [*grid.checkpoints(settings), *(grid.leak_checkpoints(settings) if leak else [])]
+        if prefixes is None or cell.prefix in prefixes
+    ]
+
+
 wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
 
 
@@ -95,9 +105,24 @@ def dataset_settings(wildcards):
     return canonical_json(datasets[wildcards.dataset].model_dump(mode="json"))
 
 
-def stage_of(wildcards):
-    """The settings of the stage that a prefix ends on."""
-    return settings.stages[grid.last_stage(settings, wildcards.prefix)]
+def model_settings(wildcards):
+    """The settings of a model as text: the base's, or those of the ablation that its tag names."""
+    return canonical_json(grid.models(settings)[f"{wildcards.role}{wildcards.tag}"].model_dump())
+
+
+def vision_encoder(wildcards):
+    """The vision encoder of a prefix."""
+    return f"<results>/models/{grid.prefixes(settings)[wildcards.prefix].vision_encoder}/manifest.json"
+
+
+def language_model(wildcards):
+    """The language model of a prefix."""
+    return f"<results>/models/{grid.prefixes(settings)[wildcards.prefix].language_model}/manifest.json"
+
+
+def features_of(dataset, prefix):
+    """A data set's features by the encoder of a prefix."""
+    return f"<results>/features/{grid.features(settings, dataset, prefix)}/manifest.json"
 
 
 def protect_trainings():
@@ -131,11 +156,11 @@ def folds_settings(wildcards):
 
 def training_data(wildcards):
     """Manifest and features of the stage's data set, and the folds where the split is one."""
-    dataset = stage_of(wildcards).data
+    dataset = grid.stage_of(settings, wildcards.prefix).data
     files = {
         "data": f"<results>/data/{dataset}/manifest.json",
         "questions": ancient(f"<results>/data/{dataset}/questions.parquet"),
-        "features": f"<results>/features/{dataset}/manifest.json",
+        "features": features_of(dataset, wildcards.prefix),
     }
     if wildcards.split == grid.SHARED:
         files["audit"] = ancient("<results>/data/audit.json")  # it fails where held-out pictures would be seen
@@ -152,17 +177,7 @@ def parent_manifest(wildcards):
 
 def training_job(wildcards):
     """All that a training is told, as text that depends on nothing else: a change of it, and of it alone, retrains."""
-    job = {
-        "prefix": wildcards.prefix,
-        "split": wildcards.split,
-        "seed": int(wildcards.seed),
-        "stage_name": grid.last_stage(settings, wildcards.prefix),
-        "stage": stage_of(wildcards).model_dump(),
-        "connector": settings.connector.model_dump(),
-        "lora": settings.lora.model_dump() if "lora" in stage_of(wildcards).train else None,
-        "training": settings.training.model_dump(exclude=settings.training.RUNNING),
-    }
-    return canonical_json(job)
+    return canonical_json(grid.training_job(settings, cell(wildcards)))
 
 
 def prediction_job(wildcards):
@@ -173,7 +188,7 @@ def prediction_job(wildcards):
 
 def caption_stage(wildcards):
     """The data set of captions that a shared prefix ends on."""
-    return stage_of(wildcards).data
+    return grid.stage_of(settings, wildcards.prefix).data
 
 
 def caption_job(wildcards):
@@ -183,24 +198,29 @@ def caption_job(wildcards):
     return canonical_json({"precision": settings.training.precision, **told})
 
 
-def probed_checkpoints(wildcards):
-    """The checkpoints of a representation, one for every split; none for what is not trained."""
-    if wildcards.representation not in grid.prefixes(settings):
-        return []
-    cells = [
-        grid.Checkpoint(wildcards.representation, split, int(wildcards.seed))
-        for split in grid.splits(settings, wildcards.representation)
-    ]
-    return [checkpoint_file(cell, "manifest.json") for cell in cells]
+def probed(wildcards):
+    """The checkpoints of a representation, one for every split, and its models; what is not trained has the base's."""
+    prefix = wildcards.representation
+    trained = prefix in grid.prefixes(settings)
+    splits = grid.splits(settings, prefix) if trained else []
+    cells = [grid.Checkpoint(prefix, split, int(wildcards.seed)) for split in splits]
+    like = prefix if trained else grid.schedules(settings)[0]
+    return {
+        "checkpoints": [checkpoint_file(cell, "manifest.json") for cell in cells],
+        "features": features_of(settings.folds.dataset, like),
+        "language_model": f"<results>/models/{grid.prefixes(settings)[like].language_model}/manifest.json",
+    }
 
 
 def probe_job(wildcards):
     """All that a probe is told, as text that depends on nothing else."""
+    prefix = wildcards.representation
+    of = grid.settings_of(settings, prefix) if prefix in grid.prefixes(settings) else settings
     return canonical_json(
         {
-            "representation": wildcards.representation,
+            "representation": prefix,
             "seed": int(wildcards.seed),
-            "connector": settings.connector.model_dump(),
+            "connector": of.connector.model_dump(),
             "probe": settings.evaluation.probe.model_dump(),
         }
     )
@@ -217,14 +237,14 @@ if settings.evaluation.probe and settings.folds.group != "row":
 
 
 def predictions(view, arms, folds=None):
-    """Files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    """Input function: files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
     runs = ["untrained"] if arms and arms[0] in BASELINES else [f"seed{seed}" for seed in settings.seeds]
-    return expand(
-        f"<results>/predictions/{{arm}}/{{fold}}/{{run}}{view}.parquet",
-        arm=arms,
-        fold=folds or grid.folds(settings),
-        run=runs,
-    )
+    return lambda wildcards: [
+        f"<results>/predictions/{arm}/{fold}/{run}{view}.parquet"
+        for arm in arms
+        for fold in folds or grid.folds(settings)
+        for run in runs
+    ]
 
 
 def tables(folder, controls):
@@ -235,7 +255,7 @@ def tables(folder, controls):
 
 # What a study delivers as tables of answers.
 final_tables = tables("<results>/tables", settings.evaluation.controls)
-if len(settings.schedules) > 1:
+if len(grid.schedules(settings)) > 1:
     final_tables.append("<results>/tables/comparison.md")
 if probes:
     final_tables.append("<results>/tables/probe.md")

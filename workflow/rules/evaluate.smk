@@ -6,9 +6,9 @@ rule predict:
         checkpoint="<results>/checkpoints/{prefix}/{fold}/seed{seed}/manifest.json",
         weights=ancient("<results>/checkpoints/{prefix}/{fold}/seed{seed}/connector.safetensors"),
         folds=lambda wildcards: folds_of(wildcards.fold),
-        features=f"<results>/features/{settings.folds.dataset}/manifest.json",
-        vision_encoder="<results>/models/vision_encoder/manifest.json",
-        language_model="<results>/models/language_model/manifest.json",
+        features=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix),
+        vision_encoder=vision_encoder,
+        language_model=language_model,
     output:
         "<results>/predictions/{prefix}/{fold}/seed{seed}{view}.parquet",
     log:
@@ -38,9 +38,9 @@ rule predict_captions:
         checkpoint="<results>/checkpoints/{prefix}/shared/seed{seed}/manifest.json",
         weights=ancient("<results>/checkpoints/{prefix}/shared/seed{seed}/connector.safetensors"),
         data=lambda wildcards: f"<results>/data/{caption_stage(wildcards)}/manifest.json",
-        features=lambda wildcards: f"<results>/features/{caption_stage(wildcards)}/manifest.json",
-        vision_encoder="<results>/models/vision_encoder/manifest.json",
-        language_model="<results>/models/language_model/manifest.json",
+        features=lambda wildcards: features_of(caption_stage(wildcards), wildcards.prefix),
+        vision_encoder=vision_encoder,
+        language_model=language_model,
     output:
         "<results>/predictions/{prefix}/shared/seed{seed}.parquet",
     log:
@@ -133,11 +133,9 @@ rule compare_schedules:
 
 rule probe:
     input:
-        checkpoints=probed_checkpoints,
+        unpack(probed),
         folds=f"<results>/data/{settings.folds.dataset}/folds.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
-        features=f"<results>/features/{settings.folds.dataset}/manifest.json",
-        language_model="<results>/models/language_model/manifest.json",
     output:
         "<results>/probes/{representation}/seed{seed}.parquet",
     log:
@@ -175,12 +173,13 @@ rule tabulate_probe:
     params:
         order=grid.representations(settings),
         shared=shared_prefixes,
+        references=canonical_json({name: grid.reference(settings, name) for name in grid.representations(settings)}),
         ways=canonical_json({prefix: grid.way(settings, prefix) for prefix in grid.prefixes(settings)}),
     message:
         "Write table and figure of the probes"
     shell:
         "python -m triptych.probe_table --probes {input} --order {params.order} --shared {params.shared}"
-        " --ways {params.ways:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
+        " --references {params.references:q} --ways {params.ways:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
 
 
 rule tabulate_leak:

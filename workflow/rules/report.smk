@@ -3,8 +3,8 @@
 
 rule plot_stages:
     input:
-        manifests=[checkpoint_file(cell, "manifest.json") for cell in grid.checkpoints(settings)],
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        manifests=all_checkpoints("manifest.json"),
+        metrics=all_checkpoints("metrics.jsonl"),
     output:
         csv="<results>/tables/stages.csv",
         tables=multiext("<results>/tables/stages", ".md", ".tex"),
@@ -16,7 +16,7 @@ rule plot_stages:
     conda:
         "../envs/triptych.yaml"
     params:
-        schedules=canonical_json(settings.schedules),
+        schedules=canonical_json(grid.ways(settings)),
         stages=grid.used_stages(settings),
     message:
         "Draw validation loss and accuracy per stage"
@@ -32,7 +32,7 @@ rule report:
         predictions("", BASELINES),
         "<results>/tables/stages.csv",
         "<results>/data/audit.json",
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in grid.checkpoints(settings)],
+        metrics=all_checkpoints("metrics.jsonl"),
     output:
         report("<results>/report.html", category="Study"),
     log:
@@ -53,8 +53,8 @@ rule report:
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:
-        manifests=[checkpoint_file(cell, "manifest.json") for cell in all_checkpoints],
-        metrics=[checkpoint_file(cell, "metrics.jsonl") for cell in all_checkpoints],
+        manifests=all_checkpoints("manifest.json", leak=True),
+        metrics=all_checkpoints("metrics.jsonl", leak=True),
     output:
         "<results>/wandb/runs.json",
     log:
@@ -63,7 +63,7 @@ rule write_wandb_runs:
     conda:
         "../envs/triptych.yaml"
     params:
-        job=canonical_json({"schedules": settings.schedules, "wandb": settings.wandb.model_dump()}),
+        job=canonical_json({"schedules": grid.ways(settings), "wandb": settings.wandb.model_dump()}),
         out=subpath(output[0], parent=True),
     message:
         "Write the runs of Weights & Biases"

@@ -7,7 +7,7 @@ rule train_stage:
     input:
         unpack(training_data),
         parent=parent_manifest,
-        language_model="<results>/models/language_model/manifest.json",
+        language_model=language_model,
     output:
         manifest="<results>/checkpoints/{prefix}/{split}/seed{seed}/manifest.json",
         connector="<results>/checkpoints/{prefix}/{split}/seed{seed}/connector.safetensors",
@@ -19,7 +19,7 @@ rule train_stage:
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
-    threads: max(settings.training.threads, settings.training.processes)
+    threads: settings.training.threads * settings.training.processes
     params:
         job=training_job,
         data=subpath(input.data, parent=True),

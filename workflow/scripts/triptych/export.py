@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -76,7 +77,7 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
 
     Args:
         source: folder of the checkpoint.
-        models: folder of the two base models, as `prepare_model` wrote them.
+        models: folder of the base models, as `prepare_model` wrote them; of several, those that the checkpoint names.
         data: folders of prepared data sets, for the model card.
         out: folder to write; an earlier export there is replaced.
         adapter: keep the LoRA apart, as a peft adapter in `adapter/`, instead of merging it.
@@ -89,13 +90,14 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
             folder, or the models have no such form.
     """
     refuse_strangers(out)
-    for folder in (models / "language_model", models / "vision_encoder"):
-        verify_model(folder)
-    encoder = vision.load(models / "vision_encoder", CPU)
-    base = checkpoint.Base(models / "language_model", encoder.hidden_size, encoder_hashes(models / "vision_encoder"))
-    dtype = AutoConfig.from_pretrained(models / "language_model").dtype or torch.float32
-    model = checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
     manifest = read_json(source / checkpoint.MANIFEST)
+    models = base_models(models, manifest)
+    for folder in models:
+        verify_model(folder)
+    encoder = vision.load(models.vision_encoder, CPU)
+    base = checkpoint.Base(models.language_model, encoder.hidden_size, encoder_hashes(models.vision_encoder))
+    dtype = AutoConfig.from_pretrained(models.language_model).dtype or torch.float32
+    model = checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
     if adapter and not model.has_lora:
         raise TriptychError(f"{source}: has no LoRA, so there is no adapter to write; leave out --adapter")
     if model.has_lora and "lm_head" in manifest["lora"]["target_modules"]:
@@ -114,11 +116,11 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     with atomic_directory(out) as folder:
         write = {"llava": write_llava, "triptych": write_triptych}[layout]
         write(model, models, adapter, folder)
-        how = how_to_load(without_class, language_model.load_prompt(models / "language_model"), adapter)
+        how = how_to_load(without_class, language_model.load_prompt(models.language_model), adapter)
         write_text(folder / "README.md", model_card(layout, how, manifest, source, models, data, adapter, folder))
         facts = {
             "layout": layout,
-            "prompt": language_model.load_prompt(models / "language_model"),
+            "prompt": language_model.load_prompt(models.language_model),
             "connector": manifest["connector"],
             "checkpoint": sha256_file(source / checkpoint.MANIFEST),
             "code": checkpoint.code_version(),
@@ -128,9 +130,40 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     return layout
 
 
-def encoder_settings(models: Path) -> dict:
+class BaseModels(NamedTuple):
+    """Folders of the two base models of a checkpoint."""
+
+    language_model: Path
+    vision_encoder: Path
+
+
+def base_models(models: Path, manifest: dict) -> BaseModels:
+    """The models that a checkpoint's manifest names, among those of a study, which ablations may add to.
+
+    Raises:
+        TriptychError: two language models differ in their prompt only, so that it does not say which.
+    """
+    found = []
+    for role in BaseModels._fields:
+        folders = [path.parent for path in sorted(models.glob(f"{role}*/{checkpoint.MANIFEST}"))]
+        fitting = [folder for folder in folders if _hashes(folder, role) == manifest[role]]
+        if len(fitting) > 1:
+            names = " and ".join(folder.name for folder in fitting)
+            raise TriptychError(
+                f"{models}: {names} differ in their prompt only; link the one you mean, as {role}, and the vision "
+                "encoder into a folder of their own, and give that as --models"
+            )
+        found.append(fitting[0] if fitting else models / role)
+    return BaseModels(*found)
+
+
+def _hashes(folder: Path, role: str) -> dict[str, str]:
+    return encoder_hashes(folder) if role == "vision_encoder" else read_json(folder / checkpoint.MANIFEST)["files"]
+
+
+def encoder_settings(models: BaseModels) -> dict:
     """Settings of the vision encoder, as its manifest has them."""
-    return read_json(models / "vision_encoder" / checkpoint.MANIFEST)["settings"]
+    return read_json(models.vision_encoder / checkpoint.MANIFEST)["settings"]
 
 
 def files_below(folder: Path) -> list[str]:
@@ -221,7 +254,7 @@ def greedy(end: int, pad: int | None, never: Sequence[int] = ()) -> GenerationCo
 # Layout `llava`
 
 
-def write_llava(model: VisionLanguageModel, models: Path, adapter: bool, folder: Path) -> None:
+def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, folder: Path) -> None:
     """Write a `LlavaForConditionalGeneration` with its processor.
 
     Every tensor keeps the dtype of its base model; what was trained is fp32. Loaded as fp32 nothing is lost, and by
@@ -230,19 +263,19 @@ def write_llava(model: VisionLanguageModel, models: Path, adapter: bool, folder:
     Raises:
         TriptychError: the models do not fit into that class, or the tokenizer not into its processor.
     """
-    prompt = language_model.load_prompt(models / "language_model")
+    prompt = language_model.load_prompt(models.language_model)
     settings = encoder_settings(models)
-    tower = vision.load_tower(models / "vision_encoder")
+    tower = vision.load_tower(models.vision_encoder)
     dropped = vision.class_tokens(settings, tower.config.model_type)
     strategy = "default" if dropped else "full"
-    image_processor = AutoImageProcessor.from_pretrained(models / "vision_encoder")
+    image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder)
     pixels = image_processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
     count = states[settings["layer"]].shape[1]
     patches = (pixels.shape[-2] // tower.config.patch_size) * (pixels.shape[-1] // tower.config.patch_size)
 
-    tokenizer = image_tokenizer(language_model.load_tokenizer(models / "language_model"), prompt, count - dropped)
+    tokenizer = image_tokenizer(language_model.load_tokenizer(models.language_model), prompt, count - dropped)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     LlavaProcessor(
         image_processor,
@@ -285,8 +318,8 @@ def write_llava(model: VisionLanguageModel, models: Path, adapter: bool, folder:
         whole.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise TriptychError(
-            f"{models}: {text.config.model_type} and {tower.config.model_type} do not fit into transformers' "
-            f"LlavaForConditionalGeneration ({str(error).splitlines()[-1].strip()})"
+            f"{models.language_model.parent}: {text.config.model_type} and {tower.config.model_type} do not fit into "
+            f"transformers' LlavaForConditionalGeneration ({str(error).splitlines()[-1].strip()})"
         ) from None
     whole.tie_weights()
     whole.generation_config = greedy(tokenizer.eos_token_id, tokenizer.pad_token_id, [image_id])
@@ -407,20 +440,20 @@ def chat_template(prompt: str) -> str:
 # Layout `triptych`
 
 
-def write_triptych(model: VisionLanguageModel, models: Path, adapter: bool, folder: Path) -> None:
+def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool, folder: Path) -> None:
     """Write language model and tokenizer in transformers' format, and connector and encoder beside them."""
     save_file(dict(model.connector.state_dict()), folder / CONNECTOR_FILE)
     encoder = folder / "vision_encoder"
-    files = read_json(models / "vision_encoder" / checkpoint.MANIFEST)["files"]
+    files = read_json(models.vision_encoder / checkpoint.MANIFEST)["files"]
     for name in files:
         (encoder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(models / "vision_encoder" / name, encoder / name)
+        shutil.copyfile(models.vision_encoder / name, encoder / name)
     settings = encoder_settings(models)
     if "folder" in settings:
         settings["folder"] = Path(settings["folder"]).name  # the rest says where it lay
     write_json(encoder / checkpoint.MANIFEST, {"settings": settings, "files": files})
     text = plain_language_model(model, adapter, "", folder)
-    tokenizer = language_model.load_tokenizer(models / "language_model")
+    tokenizer = language_model.load_tokenizer(models.language_model)
     text.generation_config = greedy(tokenizer.eos_token_id, tokenizer.pad_token_id)
     text.save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
@@ -487,7 +520,7 @@ def model_card(
     how: Sequence[str],
     manifest: dict,
     source: Path,
-    models: Path,
+    models: BaseModels,
     data: Sequence[Path],
     adapter: bool,
     folder: Path,
@@ -498,7 +531,7 @@ def model_card(
         TriptychError: a folder of `data` is not one that the checkpoint was trained on.
     """
     bases = {
-        role: read_json(models / role / checkpoint.MANIFEST)["settings"]
+        role: read_json(getattr(models, role) / checkpoint.MANIFEST)["settings"]
         for role in ("language_model", "vision_encoder")
     }
     stages = [(name, stage) for entry in manifest["stages"] for name, stage in entry.items()]

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import altair
@@ -30,23 +30,29 @@ PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 
 
 def collect(
-    manifests: Sequence[Path], schedules: Sequence[Sequence[str]], fields: Sequence[str] = tuple(COLUMNS[5:])
+    manifests: Sequence[Path], schedules: Mapping[str, Sequence[str]], fields: Sequence[str] = tuple(COLUMNS[5:])
 ) -> list[dict]:
-    """Metrics of every checkpoint, an entry for each schedule that passes through it; `fields` of `metrics.jsonl`."""
+    """Metrics of every checkpoint, an entry for each schedule that passes through it.
+
+    Args:
+        manifests: of the checkpoints.
+        schedules: the prefixes that each passes through, as `grid.ways` has them.
+        fields: of `metrics.jsonl`.
+    """
     rows = []
     for path in sorted(manifests):
         manifest = read_json(path)
-        stages = [next(iter(stage)) for stage in manifest["stages"]]
+        [stage] = manifest["stages"][-1]
         lines = (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        for schedule in schedules:
-            if list(schedule[: len(stages)]) != stages:
+        for schedule, prefixes in schedules.items():
+            if manifest["prefix"] not in prefixes:
                 continue
             for line in lines:
                 metrics = json.loads(line)
                 rows.append(
                     {
-                        "schedule": "-".join(schedule),
-                        "stage": stages[-1],
+                        "schedule": schedule,
+                        "stage": stage,
                         "prefix": manifest["prefix"],
                         "split": manifest["split"],
                         "seed": manifest["seed"],
@@ -124,7 +130,7 @@ def main() -> None:
     """Write the figure as SVG and PNG, and its numbers as CSV."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="manifests of the checkpoints")
-    parser.add_argument("--schedules", required=True, help="the schedules, lists of stage names, as JSON")
+    parser.add_argument("--schedules", required=True, help="the prefixes that each schedule passes through, as JSON")
     parser.add_argument("--stages", nargs="+", required=True, help="names of the stages, in order")
     parser.add_argument("--csv", type=Path, required=True, help="file to write")
     parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")

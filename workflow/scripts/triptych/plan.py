@@ -49,7 +49,7 @@ class Model:
     Attributes:
         weights: parameters of the language model.
         hidden: size of its hidden states.
-        image_tokens: of a picture.
+        image_tokens: of a picture, before a connector pools them.
         width: of a vision feature.
         known: they are prepared; otherwise sizes come from the configuration's words.
     """
@@ -61,12 +61,14 @@ class Model:
     known: bool
 
 
-def model_sizes(settings: Settings, results: Path) -> Model:
-    """Sizes of the models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384)."""
-    language, encoder = settings.models.language_model, settings.models.vision_encoder
+def model_sizes(settings: Settings, results: Path, prefix: str) -> Model:
+    """Sizes of a prefix's models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384)."""
+    behind = grid.prefixes(settings)[prefix]
+    language, encoder = behind.settings.models.language_model, behind.settings.models.vision_encoder
     try:
-        config = read_json(results / "models/language_model/config.json")
-        features = read_json(results / f"features/{settings.folds.dataset}/manifest.json")
+        config = read_json(results / f"models/{behind.language_model}/config.json")
+        folder = grid.features(settings, settings.folds.dataset, prefix)
+        features = read_json(results / f"features/{folder}/manifest.json")
         hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         keys = hidden * config["num_key_value_heads"] / config["num_attention_heads"]
         weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
@@ -97,14 +99,19 @@ def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int
     return number, max(1, number // QUESTIONS_A_PICTURE)
 
 
-def training_cost(settings: Settings, results: Path, model: Model, cell: grid.Checkpoint) -> Cost:
+def shown_tokens(settings: Settings, model: Model, prefix: str) -> float:
+    """Image tokens of a picture that the language model sees, which a connector may have averaged."""
+    return model.image_tokens / (grid.settings_of(settings, prefix).connector.pool or 1) ** 2
+
+
+def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> Cost:
     """Samples that a training sees, and the FLOPs of these.
 
     2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient.
     An image is computed once for all its questions in a step. Adapters, connector and attention are left out. Answers
     to the validation part, after each epoch and before the first, count as PREDICTION.
     """
-    stage = settings.stages[grid.last_stage(settings, cell.prefix)]
+    stage, model = grid.stage_of(settings, cell.prefix), model_sizes(settings, results, cell.prefix)
     number, pictures = questions(settings, results, stage.data)
     described = settings.expanded_datasets()[stage.data]
     if isinstance(described, Captions):
@@ -116,15 +123,16 @@ def training_cost(settings: Settings, results: Path, model: Model, cell: grid.Ch
     epochs = stage.epochs or 1
     asked = min(aside * number, settings.training.validation_limit or number) * (epochs + 1)
     seen = (stage.samples or (1 - aside) * number * epochs) + PREDICTION * asked
-    image = 0 if stage.blind else model.image_tokens / max(1.0, shared)
+    image = 0 if stage.blind else shown_tokens(settings, model, cell.prefix) / max(1.0, shared)
     return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
 
 
-def prediction_cost(settings: Settings, results: Path, model: Model) -> Cost:
+def prediction_cost(settings: Settings, results: Path, prefix: str) -> Cost:
     """The same of one prediction of a fold's held-out part."""
+    model = model_sizes(settings, results, prefix)
     number, pictures = questions(settings, results, settings.folds.dataset)
     held_out = number / max(2, settings.folds.number)
-    tokens = model.image_tokens * pictures / number + TEXT_TOKENS["questions"]
+    tokens = shown_tokens(settings, model, prefix) * pictures / number + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 
 
@@ -134,7 +142,7 @@ class Hours:
 
     Attributes:
         of_training: by prefix, of one training.
-        of_prediction: of one prediction.
+        of_prediction: by schedule, of one prediction.
         left: of all that is left.
         done: what finished ones took.
         rate: FLOP/s that the estimate assumes.
@@ -143,7 +151,7 @@ class Hours:
     """
 
     of_training: dict[str, float]
-    of_prediction: float
+    of_prediction: dict[str, float]
     left: float
     done: float
     rate: float
@@ -152,16 +160,15 @@ class Hours:
 
     def of(self, step: Step) -> float:
         """Hours of one job, a training or a prediction."""
-        return self.of_training[step.cell.prefix] if step.cell else self.of_prediction
+        return self.of_training[step.cell.prefix] if step.cell else self.of_prediction[answered(step)]
 
 
-def hours(settings: Settings, results: Path, model: Model, reports: Sequence[Report]) -> Hours:
+def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours:
     """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
     costs = {
-        prefix: training_cost(settings, results, model, grid.Checkpoint(prefix, "", 0))
-        for prefix in grid.prefixes(settings)
+        prefix: training_cost(settings, results, grid.Checkpoint(prefix, "", 0)) for prefix in grid.prefixes(settings)
     }
-    answer = prediction_cost(settings, results, model)
+    answers = {arm: prediction_cost(settings, results, arm) for arm in grid.schedules(settings)}
     trained = [report for report in reports if report.step.cell]
     took = [
         (costs[report.step.cell.prefix].flops, seconds)
@@ -177,13 +184,18 @@ def hours(settings: Settings, results: Path, model: Model, reports: Sequence[Rep
             guesses = [(own / ((flops - own) / (seconds - real)), real) for own, real in took]
             error = median(abs(guess / real - 1) for guess, real in guesses)
     of_training = {prefix: cost.flops / rate / 3600 for prefix, cost in costs.items()}
-    of_prediction = answer.flops / rate / 3600
+    of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
     left = 0.0
     for report in reports:
         if report.state != "done" and report.step.rule in ("train_stage", "predict"):
-            one = of_training[report.step.cell.prefix] if report.step.cell else of_prediction
+            one = of_training[report.step.cell.prefix] if report.step.cell else of_prediction[answered(report.step)]
             left += one * (1 - report.fraction)
     return Hours(of_training, of_prediction, left, sum(real for _, real in took) / 3600, rate, len(took), error)
+
+
+def answered(step: Step) -> str:
+    """The schedule whose answers a prediction is."""
+    return step.name.split("/")[0]
 
 
 def unshared(settings: Settings) -> Counter:
@@ -191,27 +203,32 @@ def unshared(settings: Settings) -> Counter:
     runs = len(grid.folds(settings)) * len(settings.seeds)
     return Counter(
         {
-            prefix: runs * sum(schedule[: len(stages)] == list(stages) for schedule in settings.schedules)
-            for prefix, stages in grid.prefixes(settings).items()
+            prefix: runs * sum(prefix in way for way in grid.ways(settings).values())
+            for prefix in grid.prefixes(settings)
         }
     )
 
 
-def disk_gb(settings: Settings, results: Path, model: Model) -> tuple[float, float]:
+def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
     """GB of vision features and of checkpoints, each saved twice while it trains, with its optimiser's state."""
     width = 2 if settings.features.dtype == "bf16" else 4
     sizes = settings.expanded_datasets()
-    used = {settings.folds.dataset, *(settings.stages[name].data for name in grid.used_stages(settings))}
-    pictures = sum(
-        sizes[name].sizes[0] if isinstance(sizes[name], Captions) else questions(settings, results, name)[1]
-        for name in used
-    )
-    features = pictures * model.image_tokens * model.width * width
-    connector = 4 * (model.width * model.hidden + model.hidden**2)
-    adapters = 4 * settings.lora.rank * 2 * model.hidden * 22 * len(settings.lora.target_modules)
-    cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
-    trained = sum(connector + (adapters if grid.way(settings, cell.prefix) == "end to end" else 0) for cell in cells)
-    return features / 1e9, 3 * trained / 1e9
+    encoded = {}  # name of features -> bytes
+    for prefix in grid.prefixes(settings):
+        model = model_sizes(settings, results, prefix)
+        for name in (settings.folds.dataset, grid.stage_of(settings, prefix).data):
+            known = isinstance(sizes[name], Captions)
+            pictures = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
+            bytes_each = model.image_tokens * model.width * width
+            encoded[grid.features(settings, name, prefix)] = pictures * bytes_each
+    cells = Counter(cell.prefix for cell in [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)])
+    trained = 0.0
+    for prefix, number in cells.items():
+        model, lora = model_sizes(settings, results, prefix), grid.settings_of(settings, prefix).lora
+        connector = 4 * (model.width * model.hidden + model.hidden**2)
+        adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
+        trained += number * (connector + (adapters if grid.way(settings, prefix) == "end to end" else 0))
+    return sum(encoded.values()) / 1e9, 3 * trained / 1e9
 
 
 def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
@@ -266,8 +283,7 @@ def trained_again(configfile: Path, results: Path) -> list[tuple[str, str]]:
 
 def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Iterator[str]:
     """The plan as text."""
-    model = model_sizes(settings, results)
-    found = hours(settings, results, model, reports)
+    found = hours(settings, results, reports)
     yield f"{'step':<18}{'jobs':>7}{'done':>7}{'left':>7}"
     for rule in dict.fromkeys(report.step.rule for report in reports):
         states = [report.state for report in reports if report.step.rule == rule]
@@ -277,17 +293,19 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
     cells.update(cell.prefix for cell in grid.leak_checkpoints(settings))
     alone = unshared(settings)
     yield ""
-    yield f"{'training':<18}{'runs':>7}{'hours each':>12}{'hours':>9}   if nothing were shared"
+    wide = max(17, *map(len, cells)) + 1
+    yield f"{'training':<{wide}}{'runs':>7}{'hours each':>12}{'hours':>9}   if nothing were shared"
     for prefix, number in cells.items():
         each = found.of_training[prefix]
-        yield f"{prefix:<18}{number:>7}{each:>12.2f}{number * each:>9.1f}{alone[prefix]:>10} runs"
+        yield f"{prefix:<{wide}}{number:>7}{each:>12.2f}{number * each:>9.1f}{alone[prefix]:>10} runs"
     total = sum(number * found.of_training[prefix] for prefix, number in cells.items())
     saved = sum(max(0, alone[prefix] - number) * found.of_training[prefix] for prefix, number in cells.items())
     fewer = sum(max(0, alone[prefix] - number) for prefix, number in cells.items())
     predictions = [report for report in reports if report.step.rule == "predict"]
-    answering = len(predictions) * found.of_prediction
+    answering = sum(found.of(report.step) for report in predictions)
     plan = settings.plan
-    yield f"{'predictions':<18}{len(predictions):>7}{found.of_prediction:>12.2f}{answering:>9.1f}"
+    each = answering / max(1, len(predictions))
+    yield f"{'predictions':<{wide}}{len(predictions):>7}{each:>12.2f}{answering:>9.1f}"
     yield ""
     yield f"trainings   {sum(cells.values())}, {total:.1f} {plan.unit}"
     yield f"shared      first stages that schedules share save {fewer} trainings and {saved:.1f} {plan.unit}"
@@ -301,7 +319,7 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
             f"estimate    assumed: {plan.tflops:g} TFLOP/s, of which {plan.utilisation:.0%} is used (plan.tflops, "
             "plan.utilisation); finished trainings will correct it"
         )
-    features, checkpoints = disk_gb(settings, results, model)
+    features, checkpoints = disk_gb(settings, results)
     over = ": TOO LITTLE" if features + checkpoints > plan.disk_gb else ""
     yield f"disk        {features:.1f} GB features, at most {checkpoints:.1f} GB checkpoints; {plan.disk_gb:g} GB{over}"
     points, measured = detectable(settings, results)
@@ -312,7 +330,7 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
     else:
         yield f"finds       differences of {points:.1f} points in 4 cases of 5, with {folds} folds x {seeds} seeds"
         yield f"            ({'as this study compared so far' if measured else assumed})"
-    if not model.known:
+    if not all(model_sizes(settings, results, prefix).known for prefix in grid.prefixes(settings)):
         yield "sizes       of models and data are as the configuration says; they are not prepared yet"
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import altair
@@ -10,7 +10,6 @@ import numpy as np
 import pandas
 
 from triptych.figures import PALETTE, write_figure
-from triptych.grid import PRE_PROJECTION, RANDOM_CONNECTOR
 from triptych.layout import latex, markdown
 from triptych.probe import ATTRIBUTES, PROBES
 from triptych.storage import csv_text, read_table, run_step, write_text
@@ -56,20 +55,7 @@ class Counts:
         return np.stack(scores, axis=1)
 
 
-def reference(representation: str, shared: Sequence[str]) -> str | None:
-    """What a representation is compared with: the checkpoint before medical data, else a random connector.
-
-    Args:
-        representation: a prefix, or what is not trained.
-        shared: the prefixes that no fold's data were trained on, shortest first.
-    """
-    before = [prefix for prefix in shared if representation.startswith(f"{prefix}-")]
-    if before:
-        return before[-1]
-    return None if representation in (PRE_PROJECTION, RANDOM_CONNECTOR) else RANDOM_CONNECTOR
-
-
-def summarise(records: Sequence[dict], order: Sequence[str], shared: Sequence[str]) -> list[dict]:
+def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping[str, str | None]) -> list[dict]:
     """One row for each representation, attribute and probe: macro-F1 in per cent, and its change, with intervals.
 
     Intervals are percentiles over draws of groups of pictures with replacement, the same draws for all rows: they
@@ -78,7 +64,7 @@ def summarise(records: Sequence[dict], order: Sequence[str], shared: Sequence[st
     Args:
         records: rows of `probe.SCHEMA`.
         order: the representations.
-        shared: see `reference`.
+        references: what each is compared with, as `grid.reference` has it.
     """
     by_key: dict[Key, list[dict]] = {}
     for row in records:
@@ -117,7 +103,7 @@ def summarise(records: Sequence[dict], order: Sequence[str], shared: Sequence[st
                     "seeds": len({answer["seed"] for answer in answers}),
                     "probe_seeds": len({answer["probe_seed"] for answer in answers}),
                 }
-                if other := reference(name, shared):
+                if other := references.get(name):
                     changes = 100 * (drawn[name] / drawn[other] - 1)
                     row["reference"] = other
                     row["change"] = 100 * (exact[name].mean() / exact[other].mean() - 1)
@@ -131,7 +117,7 @@ def verdicts(rows: Sequence[dict], shared: Sequence[str], ways: dict[str, str]) 
 
     Args:
         rows: of `summarise`.
-        shared: see `reference`.
+        shared: the prefixes that no fold's data were trained on.
         ways: prefix -> "projection only" or "end to end", of what was trained on from a shared checkpoint.
     """
     said = []
@@ -220,12 +206,13 @@ def main() -> None:
     parser.add_argument("--probes", type=Path, nargs="+", required=True, help="answers of the probes")
     parser.add_argument("--order", nargs="+", required=True, help="the representations, in order")
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
+    parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
     parser.add_argument("--ways", required=True, help="prefix -> projection only, or end to end, as JSON")
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
     parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     records = [row for path in sorted(arguments.probes) for row in read_table(path)]
-    rows = summarise(records, arguments.order, arguments.shared)
+    rows = summarise(records, arguments.order, json.loads(arguments.references))
     write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=4))
     first = rows[0]
     about = (

@@ -130,6 +130,8 @@ def _kind(node: Mapping, schema: Mapping) -> str:
         case "array":
             items = _kind(node["items"], schema)
             return f"list of {items.replace('list:', 'lists:')}" if items.startswith("list:") else f"list: {items}"
+        case "object" if node["additionalProperties"] is True:
+            return "keys with values"
         case "object":
             values = node["additionalProperties"]
             below = "$ref" in values or "discriminator" in values

@@ -451,11 +451,13 @@ class Training(Record):
     }
 
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
-    threads: PositiveInt = Field(1, description="CPU threads of one training; small models train best side by side.")
+    threads: PositiveInt = Field(
+        1, description="CPU threads of each process of a training; small models train best side by side."
+    )
     processes: PositiveInt = Field(
         1,
-        description="Processes that share every step of one training: one for each GPU, or, on a CPU, dividing its "
-        "threads. Results differ by rounding, and by the draws of dropout.",
+        description="Processes that share every step of one training, one for each GPU; on a cluster, the job asks "
+        "for so many GPUs. Results differ by rounding, and by the draws of dropout.",
     )
     checkpointing: Switch = Field(
         "auto",
@@ -556,8 +558,31 @@ class Plan(Record):
     disk_gb: float = Field(1000, gt=0, description="GB of disk that there are for results.")
 
 
+Differences = dict[str, Any]  # some settings of a section, as they are written
+
+
+class Ablation(Record):
+    """A further schedule of the study, by its differences from the base: sections as above, of which only these keys.
+
+    Mappings are merged with the base's, and other values take their places. Where `source` or `kind` changes, the
+    mapping that holds it is replaced whole; where `train` does, rates and the like of parts that train no more go.
+    """
+
+    schedule: list[Name] | None = Field(
+        None, min_length=1, description="Names of its stages; null: those of the first schedule."
+    )
+    models: dict[Literal["vision_encoder", "language_model"], Differences] = Field(
+        {}, description="Differences of a model. Another `repo` or `folder` drops the base's revision and prompt."
+    )
+    connector: Differences = Field({}, description="Differences of the projection.")
+    lora: Differences = Field({}, description="Differences of the adapters.")
+    stages: dict[Name, Differences] = Field({}, description="Differences of stages, by name.")
+
+
 class Settings(Record):
     """A whole study."""
+
+    __hash__ = object.__hash__  # by identity, so that what follows from a study can be cached
 
     pathvars: dict[Literal["results"], str] = Field({}, description="`results`: the output folder, one for each study.")
     cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE goes before it.")
@@ -571,6 +596,9 @@ class Settings(Record):
     stages: dict[Name, Stage] = Field(min_length=1, description="Stages by name; names are free.")
     schedules: list[Annotated[list[Name], Field(min_length=1)]] = Field(
         min_length=1, description="Each a list of stage names, in order."
+    )
+    ablations: dict[Name, Ablation] = Field(
+        {}, description="Variants of the first schedule, or of another, by name; each states its differences only."
     )
     training: Training = Field(Training(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
@@ -621,14 +649,18 @@ def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
     try:
         settings = Settings.model_validate(config)
     except ValidationError as error:
-        lines = [line for fault in error.errors() for line in _fault_lines(fault)]
-    lines += _name_faults(config)
+        lines = fault_lines(error)
+    lines += name_faults(config)
+    if not lines:
+        from triptych import ablations, grid  # which build upon this module
+
+        lines = ablations.faults(settings) or grid.faults(settings)
     if lines:
         raise TriptychError("\n".join(f"{name}: {line}" for line in lines))
     return settings
 
 
-def _name_faults(config: Mapping[str, Any]) -> list[str]:
+def name_faults(config: Mapping[str, Any]) -> list[str]:
     """Faults in how stages, schedules, data sets and folds name each other.
 
     Reads the configuration as written, so that these are reported beside faults of single values.
@@ -641,13 +673,14 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
     ]
     datasets = dict(expanded)
     stages = {str(name): _mapping(value) for name, value in _mapping(config.get("stages")).items()}
+    ablations = list(map(str, _mapping(config.get("ablations"))))
     # What is no list, or no mapping, is named elsewhere; here it would lead to faults that are none.
     lists = [schedule for schedule in _list(config.get("schedules")) if isinstance(schedule, list)]
     schedules = [[str(stage) for stage in schedule] for schedule in lists]
     folded = _mapping(config.get("folds")).get("dataset")
     faults = [
         f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
-        for kind, names in (("datasets", written), ("stages", stages))
+        for kind, names in (("datasets", written), ("stages", stages), ("ablations", ablations))
         for name in names
         if not re.match(FILE_NAME, name)
     ]
@@ -656,17 +689,17 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
             "datasets: two have the same name once sizes are added; rename one or drop a size that stands twice"
         )
     if folded is not None and str(folded) not in datasets:
-        faults.append(f"folds.dataset: {_unknown(str(folded), 'datasets', datasets)}")
+        faults.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
     elif folded is not None and _mapping(datasets[str(folded)]).get("source") in CAPTION_SOURCES:
         faults.append(f"folds.dataset: '{folded}' has captions; folds need questions")
     for name, stage in stages.items():
         if "data" in stage and str(stage["data"]) not in datasets:
-            faults.append(f"stages.{name}.data: {_unknown(str(stage['data']), 'datasets', datasets)}")
+            faults.append(f"stages.{name}.data: {unknown(str(stage['data']), 'datasets', datasets)}")
     prefixes: dict[str, list[str]] = {}
     for schedule in schedules:
         label = "-".join(schedule)
         faults += [
-            f"schedules: '{label}' uses stage {_unknown(stage, 'stages', stages)}"
+            f"schedules: '{label}' uses stage {unknown(stage, 'stages', stages)}"
             for stage in schedule
             if stages and stage not in stages
         ]
@@ -685,7 +718,7 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
     named = {"-".join(schedule): schedule for schedule in schedules}
     leak = _mapping(_mapping(config.get("evaluation")).get("leak"))
     faults += [
-        f"evaluation.leak.schedules: {_unknown(str(name), 'schedules', named)}"
+        f"evaluation.leak.schedules: {unknown(str(name), 'schedules', named)}"
         for name in _list(leak.get("schedules"))
         if str(name) not in named
     ]
@@ -695,7 +728,8 @@ def _name_faults(config: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _unknown(name: str, kind: str, known: Mapping[str, Any]) -> str:
+def unknown(name: str, kind: str, known: Mapping[str, Any]) -> str:
+    """That a name is not under a section, with those that are and the one that may be meant."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"'{name}', which is not under {kind}: (known: {', '.join(known)}){hint}"
@@ -707,6 +741,11 @@ def _mapping(value: Any) -> Mapping:
 
 def _list(value: Any) -> list:
     return value if isinstance(value, list) else []
+
+
+def fault_lines(error: ValidationError) -> list[str]:
+    """The faults that pydantic found in settings, a line each, in the words of the configuration file."""
+    return [line for fault in error.errors() for line in _fault_lines(fault)]
 
 
 def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
@@ -737,6 +776,8 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
         case "list_type" if place[0] == "schedules":
             kind = "a list of stage names, such as [2, 3]" if len(place) > 1 else "a list of lists, such as [[2, 3]]"
             return [f"{path}: must be {kind}, not {fault['input']!r}"]
+        case "list_type" if place[-1] == "schedule":
+            return [f"{path}: must be a list of stage names, such as [2, 3], not {fault['input']!r}"]
         case "list_type":
             return [f"{path}: must be a list, such as [{fault['input']}], not {fault['input']!r}"]
         case "dict_type" if place[-1] == "learning_rate":

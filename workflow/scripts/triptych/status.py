@@ -42,6 +42,7 @@ class Step:
     log: Path
     times: Path  # what Snakemake's `benchmark` writes
     cell: grid.Checkpoint | None = None
+    stage: str = ""  # that a training ends on
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def steps(settings: Settings, results: Path) -> list[Step]:
     def step(rule: str, name: str, output: str, cell: grid.Checkpoint | None = None) -> Step:
         place = f"{rule}/{name}" if name and rule != "make_folds" else f"{rule}{name}"
         log, times = results / f"logs/{place}.log", results / f"benchmarks/{place}.jsonl"
-        return Step(rule, name, results / output, log, times, cell)
+        stage = grid.last_stage(settings, cell.prefix) if cell else ""
+        return Step(rule, name, results / output, log, times, cell, stage)
 
-    datasets = sorted({settings.folds.dataset, *(settings.stages[name].data for name in grid.used_stages(settings))})
+    datasets = grid.used_datasets(settings)
     shards = [f"{number}-of-{settings.shards}" for number in range(1, settings.shards + 1)]
-    roles = ("vision_encoder", "language_model")
     folds = grid.folds(settings)
     others = [split for names in grid.leak_splits(settings).values() for split in names if split not in folds]
     cuts = dict.fromkeys(["folds", *map(grid.folds_name, others)])  # files that say what folds hold out, each once
@@ -89,8 +90,8 @@ def steps(settings: Settings, results: Path) -> list[Step]:
             for name in cuts
         ),
         step("audit_data", "", "data/audit.json"),
-        *(step("prepare_model", role, f"models/{role}/manifest.json") for role in roles),
-        *(step("encode_images", name, f"features/{name}/manifest.json") for name in datasets),
+        *(step("prepare_model", name, f"models/{name}/manifest.json") for name in grid.models(settings)),
+        *(step("encode_images", name, f"features/{name}/manifest.json") for name in grid.used_features(settings)),
         *(step("train_stage", name, f"checkpoints/{name}/manifest.json", cell) for name, cell in checkpoints.items()),
         *(step("predict", f"{name}{view}", f"predictions/{name}{view}.parquet") for name in runs for view in views),
         *(
@@ -159,7 +160,7 @@ def _under_way(step: Step, settings: Settings, results: Path, lines: Sequence[st
         return f"{found[1]} of {found[2]} {found[3]}", done / total, (total - done) / rate if rate else None
     training = read_training(checkpoint_folder(results, step.cell))
     row = training.rows[-1] if training else None
-    epochs = settings.stages[grid.last_stage(settings, step.cell.prefix)].epochs or 0
+    epochs = grid.stage_of(settings, step.cell.prefix).epochs or 0
     fraction, seconds = (row["epoch"] / epochs if row and epochs else 0.0), None
     words = [_metrics(row)] if row else []
     if found := next((match for line in reversed(lines) if (match := STEP_LINE.search(line))), None):
@@ -209,7 +210,7 @@ def outlook(settings: Settings, results: Path, reports: Sequence[Report]) -> Out
     for report in reports:
         if report.state == "done" and (seconds := seconds_taken(report.step)) is not None:
             took.setdefault(_kind(report.step), []).append(seconds)
-    planned = plan.hours(settings, results, plan.model_sizes(settings, results), reports)
+    planned = plan.hours(settings, results, reports)
     work = [report for report in reports if report.step.rule in WORK]
     of_step, left, unknown = {}, 0.0, False
     for report in work:
@@ -233,7 +234,7 @@ def outlook(settings: Settings, results: Path, reports: Sequence[Report]) -> Out
 
 def _kind(step: Step) -> tuple[str, str]:
     """Steps of one kind take about as long: trainings that end on one stage, predictions."""
-    return step.rule, step.cell.prefix.rsplit("-", 1)[-1] if step.cell else ""
+    return step.rule, step.stage
 
 
 def seconds_taken(step: Step) -> float | None:

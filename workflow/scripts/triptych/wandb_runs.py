@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from triptych import grid
@@ -35,16 +35,16 @@ WRITTEN = "triptych.json"  # in a run's folder: what was written, to tell whethe
 class Job(Record):
     """What the step is told."""
 
-    schedules: list[list[str]]
+    schedules: dict[str, list[str]]  # each with the prefixes that it passes through, as `grid.ways` has them
     wandb: WeightsAndBiases
 
 
-def describe(training: Training, schedules: Sequence[Sequence[str]]) -> dict:
+def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict:
     """All that a run holds: id, name, group, job type, tags, config, and a row of metrics for each epoch."""
     manifest = training.manifest
     stages = [next(iter(stage)) for stage in manifest["stages"]]
-    through = ["-".join(schedule) for schedule in schedules if list(schedule[: len(stages)]) == stages]
     cell = training.cell
+    through = [schedule for schedule, prefixes in schedules.items() if cell.prefix in prefixes]
     return {
         "id": training.identity,
         "name": f"{cell.prefix} {cell.split} seed{cell.seed}",
@@ -183,7 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.configfile:
         settings, results = read_study(arguments.configfile)
-        job = Job(schedules=settings.schedules, wandb=settings.wandb)
+        job = Job(schedules=grid.ways(settings), wandb=settings.wandb)
         cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
         folders = [checkpoint_folder(results, cell) for cell in cells]
         out = arguments.out or results / "wandb"

@@ -55,7 +55,7 @@ def read_records(results: Path, settings: Settings) -> list[dict]:
 def read_curves(results: Path, settings: Settings) -> list[dict]:
     """Metrics of every epoch of every checkpoint, an entry for each schedule that passes through it."""
     manifests = [checkpoint_folder(results, cell) / "manifest.json" for cell in grid.checkpoints(settings)]
-    return collect([path for path in manifests if path.exists()], settings.schedules, (*COLUMNS[5:], *HEALTH))
+    return collect([path for path in manifests if path.exists()], grid.ways(settings), (*COLUMNS[5:], *HEALTH))
 
 
 def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
@@ -152,7 +152,7 @@ def planned_and_used(settings: Settings, results: Path) -> list[dict]:
     Returns:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
     """
-    before = plan.hours(settings, results, plan.model_sizes(settings, results), [])
+    before = plan.hours(settings, results, [])
     found: dict[str, dict] = {}
     for step in steps(settings, results):
         if step.rule not in WORK or not step.output.exists() or (seconds := seconds_taken(step)) is None:

@@ -38,7 +38,7 @@ def rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that `torchrun` started, until the block ends; each has a GPU, or its share of threads.
+    """Be one of the processes that `torchrun` started, until the block ends; each has its share of threads, and a GPU.
 
     Raises:
         TriptychError: there are fewer GPUs than processes.
@@ -51,8 +51,7 @@ def joined() -> Iterator[None]:
         if number >= torch.cuda.device_count():
             raise TriptychError(f"training.processes: {here} processes, but {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(number)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // here))
+    torch.set_num_threads(max(1, torch.get_num_threads() // here))
     with _answered():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     yield

@@ -1,0 +1,84 @@
+"""The commands in the documents can be typed as they stand: no option swallows a target."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from snakemake.cli import get_argument_parser
+from test_profiles import check_profiles
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "Makefile", *sorted((ROOT / "config").glob("*.yaml")), *sorted((ROOT / "profiles").glob("*/*.yaml"))]
+TARGETS = {"all", "plan", "test"}
+STEPS = "|".join(set(check_profiles.rules()) - TARGETS)
+# What the options that take several values may be followed by; `...` and variables stand for anything.
+VALUES = {
+    "--configfile": r".+\.ya?ml",
+    "--config": r"\w+=.*",
+    "--quiet": "all|host|progress|reason|rules",
+    "--forcerun": STEPS,
+    "--until": STEPS,
+}
+SEVERAL = {
+    option
+    for action in get_argument_parser(profiles=[])._actions
+    if action.nargs in ("+", "*")
+    for option in action.option_strings
+}
+
+
+def commands(text: str, markdown: bool) -> list[str]:
+    """Commands of Snakemake in a document: lines of code blocks and, in Markdown, what is `between ticks`."""
+    text = text.replace("\\\n", " ")
+    lines = text.splitlines()
+    if markdown:
+        blocks = re.findall(r"^ *```.*?\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+        rest = re.sub(r"^ *```.*?\n.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        lines += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", rest)]
+    found = (re.search(r"(?:^|[\s:=])(?:snakemake|\$\(SNAKEMAKE\)) (.+)", line) for line in lines)
+    return [match[1] for match in found if match]
+
+
+def faults(command: str) -> list[str]:
+    """Words of a command that an option before them would swallow."""
+    found, option = [], ""
+    for word in shlex.split(command, comments=True):
+        if word.startswith("-"):
+            option = word
+        elif option in SEVERAL and word != "..." and "$" not in word and not re.fullmatch(VALUES.get(option, ""), word):
+            found.append(f"{option} swallows {word}")
+        elif option not in SEVERAL:
+            option = ""  # it has its one value
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS + OTHERS, ids=lambda path: path.name)
+def test_no_command_has_a_target_where_an_option_swallows_it(document):
+    found = commands(document.read_text(encoding="utf-8"), document.suffix == ".md")
+    assert [(command, fault) for command in found for fault in faults(command)] == []
+
+
+def test_the_documents_hold_commands():
+    found = [command for path in DOCUMENTS for command in commands(path.read_text(encoding="utf-8"), markdown=True)]
+    assert len(found) > 15
+    assert any(command.startswith("plan ") for command in found), "in a block or between ticks"
+    assert any("--forcerun" in command for command in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("```\nsnakemake --configfile a.yaml plan  # costs\n```", ["--configfile swallows plan"]),
+        ("Say `snakemake --configfile a.yaml\nresults/a.md` once.", ["--configfile swallows results/a.md"]),
+        ("  ```\n  A=b snakemake --config yes_retrain=true test\n  ```", ["--config swallows test"]),
+        ("`snakemake --quiet rules plan`", ["--quiet swallows plan"]),
+        ("`snakemake --until train_stage all`", ["--until swallows all"]),
+        ("`snakemake plan --profile p --configfile a.yaml`", []),
+        ("`snakemake --configfile a.yaml --profile p plan`", []),
+    ],
+)
+def test_a_swallowed_target_is_found(text, said):
+    (command,) = commands(text, markdown=True)
+    assert faults(command) == said
