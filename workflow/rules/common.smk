@@ -43,6 +43,9 @@ SHELL_VARIABLES = {
     "RUNNING": " ".join(f"--{name.replace('_', '-')} {value}" for name, value in running.items() if value is not None),
     "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
 }
+# A job on a cluster must not need the internet, and must not wait for one that is not there.
+if workflow.remote_exec:
+    SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
 shell.prefix(

@@ -6,6 +6,7 @@ SLURM jobs outlive the Snakemake that sent them, and its lock stays. Unlocking b
 one is still writing. This refuses while any of them waits or runs; then it unlocks, and runs Snakemake as given.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -63,15 +64,15 @@ def waiting_jobs(prefix: str) -> list[str]:
 
 
 def other_snakemakes(folder: Path) -> list[int]:
-    """Processes of this machine that run Snakemake in a folder."""
+    """Processes of this machine that run Snakemake in a folder, but for those in SLURM jobs, which squeue tells of."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
-        try:
-            if any(Path(word).name == "snakemake" for word in words[:4]) and Path(process.cwd()) == folder:
-                found.append(process.info["pid"])
-        except (psutil.Error, OSError):
+        if not any(Path(word).name == "snakemake" for word in words[:4]) or "--mode remote" in " ".join(words):
             continue
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()) == folder:
+                found.append(process.info["pid"])
     return found
 
 
