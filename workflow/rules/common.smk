@@ -8,6 +8,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from snakemake.common import async_run
 from snakemake.exceptions import WorkflowError
 from triptych import grid
 from triptych.retraining import refuse_to_retrain
@@ -113,6 +114,13 @@ def protect_trainings():
         refuse_to_retrain(again, settings.training.retrain_at_most)
     except TriptychError as error:
         raise WorkflowError(str(error))
+
+
+def know_unwatched():
+    """Record what jobs left whose Snakemake was killed: without a record, no change of settings would be noticed."""
+    for job in workflow.dag.jobs:
+        if job.output and not workflow.dag.needrun(job) and not workflow.persistence.has_metadata(job):
+            async_run(workflow.persistence.finished(job))
 
 
 def cell(wildcards):
