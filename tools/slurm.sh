@@ -170,7 +170,7 @@ start() {
     if ! running munged; then
         [ -s "$folder/munge/key" ] || (umask 077 && head -c 128 /dev/urandom > "$folder/munge/key")
         rm -f "$folder"/munge/socket*
-        launch munged munged --foreground --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
+        launch munged munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
             --pid-file="$folder/run/.munged" --seed-file="$folder/munge/seed" --log-file="$folder/log/munged.log"
         until_so munged munge --no-input --socket="$folder/munge/socket"
     fi
