@@ -23,6 +23,7 @@ include: "workflow/rules/report.smk"
 onstart:
     if not yes_retrain:
         protect_trainings()
+    know_unwatched()
 
 
 rule all:

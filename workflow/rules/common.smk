@@ -9,6 +9,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from snakemake.common import async_run
 from snakemake.exceptions import WorkflowError
 from triptych import grid
 from triptych.retraining import refuse_to_retrain
@@ -48,6 +49,9 @@ SHELL_VARIABLES = {
     "RUNNING": " ".join(f"--{name.replace('_', '-')} {value}" for name, value in running.items() if value is not None),
     "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
 }
+# A job on a cluster must not need the internet, and must not wait for one that is not there.
+if workflow.remote_exec:
+    SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
 shell.prefix(
@@ -136,6 +140,13 @@ def protect_trainings():
         refuse_to_retrain(again, settings.training.retrain_at_most)
     except TriptychError as error:
         raise WorkflowError(str(error))
+
+
+def know_unwatched():
+    """Record what jobs left whose Snakemake was killed: without a record, no change of settings would be noticed."""
+    for job in workflow.dag.jobs:
+        if job.output and not workflow.dag.needrun(job) and not workflow.persistence.has_metadata(job):
+            async_run(workflow.persistence.finished(job))
 
 
 def cell(wildcards):

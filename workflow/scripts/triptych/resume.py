@@ -7,6 +7,7 @@ would start a second job for what one is still writing. This refuses while any o
 and runs Snakemake as given.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -65,15 +66,15 @@ def waiting_jobs(prefix: str) -> list[str]:
 
 
 def other_snakemakes(folder: Path) -> list[int]:
-    """Processes of this machine that run Snakemake in a folder."""
+    """Processes of this machine that run Snakemake in a folder, but for those in SLURM jobs, which squeue tells of."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
-        try:
-            if any(Path(word).name == "snakemake" for word in words[:4]) and Path(process.cwd()) == folder:
-                found.append(process.info["pid"])
-        except (psutil.Error, OSError):
+        if not any(Path(word).name == "snakemake" for word in words[:4]) or "--mode remote" in " ".join(words):
             continue
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()) == folder:
+                found.append(process.info["pid"])
     return found
 
 
