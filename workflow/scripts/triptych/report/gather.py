@@ -131,13 +131,13 @@ def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], com
     if len(hidden) > 3:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
         found.append(
-            f"{len(hidden)} of {len(comparison)} comparisons would find differences of {least:.1f} to {most:.1f} points, "
-            "depending on the pair, in 4 cases of 5; smaller ones stay hidden."
+            f"{len(hidden)} of {len(comparison)} comparisons would find differences of {least:.1f} to {most:.1f} "
+            "points in 4 cases of 5; smaller ones stay hidden."
         )
     else:
         found += [
-            f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points in 4 "
-            "cases of 5; smaller ones stay hidden."
+            f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
+            "in 4 cases of 5; smaller ones stay hidden."
             for row in hidden
         ]
     if not list((results / "predictions").glob("*/*/*-test.parquet")):
