@@ -72,7 +72,7 @@ def effects(comparison: Sequence[dict]) -> altair.LayerChart:
 def per_stage(
     rows: Sequence[dict], stages: Sequence[str], arms: Sequence[str], field: str, title: str, over_runs: str = "mean"
 ) -> altair.ConcatChart:
-    """One metric epoch by epoch, a panel for each stage, on one scale: `over_runs` of all runs, in a band of all.
+    """One metric epoch by epoch, a panel for each stage, on one scale: `over_runs` of all runs; means in a band of all.
 
     A stage that schedules share is drawn once, as the first one's.
     """
@@ -103,7 +103,8 @@ def per_stage(
             shape=_shape("schedule", drawn, "schedule"),
             tooltip=["schedule", "epoch", altair.Tooltip(y, format=".3g")],
         )
-        panels.append((band + line + points).properties(width=220, height=150, title=f"stage {stage}"))
+        layers = [band, line, points] if over_runs == "mean" else [line, points]
+        panels.append(altair.layer(*layers).properties(width=220, height=150, title=f"stage {stage}"))
     return altair.concat(*panels, columns=PANELS).resolve_scale(y="shared")
 
 

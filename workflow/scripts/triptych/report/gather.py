@@ -126,20 +126,28 @@ def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], com
             found.append(f"`{row['arm']}` loses {lost:.1f} points only with another picture: it hardly looks.")
     if settings.folds.group == "row":
         found.append("Folds cut rows: pictures were seen in training, and all numbers are too high.")
-    for row in comparison:
-        if row.get("detectable") and row["detectable"] > 3:
-            found.append(
-                f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
-                "in 4 cases of 5; smaller ones stay hidden."
-            )
+    hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > 3]
+    if len(hidden) > 3:
+        least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
+        found.append(
+            f"{len(hidden)} of {len(comparison)} comparisons would find differences of {least:.1f} to {most:.1f} "
+            "points in 4 cases of 5; smaller ones stay hidden."
+        )
+    else:
+        found += [
+            f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
+            "in 4 cases of 5; smaller ones stay hidden."
+            for row in hidden
+        ]
     if not list((results / "predictions").glob("*/*/*-test.parquet")):
         found.append("The source's own test part has not been looked at yet (`snakemake test`).")
     return found
 
 
 def rejects(results: Path, name: str) -> list[dict]:
-    """What was not used of a data set, with the reason: the first MOST_REJECTS."""
-    return read_table(results / f"data/{name}/rejects.parquet")[:MOST_REJECTS]
+    """What was not used of a data set, with the reason: the first MOST_REJECTS; none where its tables are gone."""
+    path = results / f"data/{name}/rejects.parquet"
+    return read_table(path)[:MOST_REJECTS] if path.exists() else []
 
 
 def planned_and_used(settings: Settings, results: Path) -> list[dict]:
