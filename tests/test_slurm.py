@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 AIRE, LOCAL = ROOT / "profiles/aire", ROOT / "profiles/local"
 OVERLAY = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
-PATIENCE = 600  # seconds for anything to happen, on a machine that is busy with other things
+PATIENCE = 1200  # seconds for anything to happen, on a machine that is busy with other things
 GPU_RULES = {"encode_images", "train_stage", "predict", "predict_captions"}
 CAPPED = "QOSMaxGRESPerUser"  # the user holds as many GPUs as allowed
 HALTED = "3/fold0/seed1", "3/fold0/seed2", "3/fold0/seed3"

@@ -20,9 +20,12 @@ fail() { echo "slurm.sh: $*" >&2; exit 1; }
 
 install() {
     # Debian's scripts would start daemons where this does not forbid it.
-    local policy=/usr/sbin/policy-rc.d made=
-    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy; made=$policy; }
-    trap 'rm -f $made' RETURN
+    local policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap "rm -f $policy" EXIT
+        printf '#!/bin/sh\nexit 101\n' > $policy
+        chmod 755 $policy
+    fi
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" > /dev/null
 }
@@ -170,6 +173,7 @@ start() {
     if ! running munged; then
         [ -s "$folder/munge/key" ] || (umask 077 && head -c 128 /dev/urandom > "$folder/munge/key")
         rm -f "$folder"/munge/socket*
+        # --force: a folder of tests is closed to other users.
         launch munged munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
             --pid-file="$folder/run/.munged" --seed-file="$folder/munge/seed" --log-file="$folder/log/munged.log"
         until_so munged munge --no-input --socket="$folder/munge/socket"
