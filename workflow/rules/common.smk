@@ -17,7 +17,7 @@ from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
-# Jobs live to the end: looking for garbage among thousands of them took a tenth of a dry run.
+# Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run.
 gc.set_threshold(50_000)
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
