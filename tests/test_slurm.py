@@ -31,7 +31,6 @@ AIRE, LOCAL = ROOT / "profiles/aire", ROOT / "profiles/local"
 OVERLAY = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
 PATIENCE = 1200  # seconds for anything to happen, on a machine that is busy with other things
 GPU_RULES = {"encode_images", "train_stage", "predict", "predict_captions"}
-CAPPED = "QOSMaxGRESPerUser"  # the user holds as many GPUs as allowed
 HALTED = "3/fold0/seed1", "3/fold0/seed2", "3/fold0/seed3"
 
 
@@ -247,11 +246,16 @@ def disturbed(slurm, study, tmp_path_factory):
 
     cells = [f"results/checkpoints/{cell}/manifest.json" for cell in (*HALTED, "1-3/fold0/seed0")]
     head = damaged.start(*cells, "results/predictions/1/shared/seed0.parquet", profile=profile)
-    halted = []
-    for cell in HALTED:
-        wait_for(lambda: '"epoch": 1' in damaged.log(cell), f"{cell} is trained\n{damaged.said()}")  # noqa: B023
-        halted.append(damaged.halt(cell))
-    wait_for(lambda: CAPPED in ask("squeue", "--noheader", "--format=%r"), "a job waits for a GPU")
+    halted = {}
+    while len(halted) < len(HALTED):  # in whatever order SLURM starts them
+        begun = wait_for(
+            lambda: [cell for cell in HALTED if cell not in halted and '"epoch": 1' in damaged.log(cell)],
+            f"trainings begin\n{damaged.said()}",
+        )
+        halted.update({cell: damaged.halt(cell) for cell in begun})
+    # The user holds as many GPUs as allowed: the training that fails, or is tried again, has to wait.
+    capped = "rule_train_stage_wildcards_1-3_fold0_0 QOSMaxGRESPerUser"
+    wait_for(lambda: capped in ask("squeue", "--noheader", "--format=%k %r").splitlines(), "a job waits for a GPU")
     # What does not fit is refused at once, as often as it is tried; then nothing is to be sent.
     wait_for(lambda: damaged.said().count("Error in rule predict_captions") == 3, damaged.said())
 
@@ -269,7 +273,7 @@ def disturbed(slurm, study, tmp_path_factory):
     minutes = math.ceil((datetime.now() - started).total_seconds() / 60) + 5
     ask("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
     # SLURM wakes what it tells to stop.
-    wait_for(lambda: not any(process.is_running() for process in halted), "they are over")
+    wait_for(lambda: not any(process.is_running() for process in halted.values()), "they are over")
     assert head.wait(PATIENCE) == 1
     quiet.run(*cells[:3], profile=LOCAL)
     damaged.quiet = quiet

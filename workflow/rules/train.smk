@@ -1,6 +1,8 @@
 # Training: one rule for every stage of every schedule.
 # A training under way saves itself in `last/` beside its outputs. That folder is no output, because Snakemake deletes
 # the outputs of a job that fails: so a job that was killed, or stopped with status 75, goes on when it is run again.
+# `exec`, because SLURM's SIGTERM goes to all processes: a shell would die of it at once, and its job would end, and be
+# swept away, while the training is still saving.
 
 
 rule train_stage:
@@ -29,6 +31,6 @@ rule train_stage:
     message:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
+        "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
         " --data {params.data} --features {params.features} --language-model {params.language_model}"
         " --out {params.out} $RUNNING > {log} 2>&1"
