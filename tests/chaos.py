@@ -28,6 +28,10 @@ from conftest import ROOT, toy_config, write_captions, write_models, write_slake
 from triptych.storage import read_json
 
 DISK = 48 << 20  # bytes of the small disk
+KINDS = (
+    *("head", "head and jobs", "job", "training", "disk"),  # SIGKILL, or a full disk
+    *("SIGTERM to head", "SIGTERM to job", "SIGTERM to training"),
+)
 STRIKES = 3  # disturbances of one start, unless the first ends it
 TRIES = 8  # starts without a disturbance that a study may need to be complete
 TRAIN = re.compile(r"Train (\S+) on (\S+), seed (\d+)\nReason: (.*)")
@@ -59,7 +63,7 @@ def chaos_config(world: Path, cache: Path) -> dict:
     """Two schedules with a shared stage on two folds, without what only multiplies predictions."""
     config = toy_config(world) | {"cache": str(cache), "schedules": [["1", "3"], ["3"]]}
     del config["stages"]["2"]
-    config["stages"]["3"] |= {"epochs": 3, "batch_size": 2}
+    config["stages"]["3"] |= {"epochs": 8, "batch_size": 2}
     config["training"]["save_minutes"] = 0.01
     config["evaluation"] |= {"controls": [], "leak": None, "probe": None}
     return config
@@ -162,8 +166,8 @@ class Ledger:
             self.counts["damaged states passed over"] += text.count(" is not used: ")
         for log in study.results.glob("logs/**/*.log"):
             text = log.read_text(errors="replace")
-            if "Traceback (most recent" in text:
-                self.faults.append(f"{log}: an error without words:\n{text[-1500:]}")
+            if "Traceback (most recent" in text or re.search(r"^error: .*\n+.*\S", text, re.MULTILINE):
+                self.faults.append(f"{log}: an error that is not one line:\n{text[-1500:]}")
                 log.unlink()
         self.counts["errors that name a file"] += len(set(re.findall(r"^\s*(error: .*)", said, re.MULTILINE)))
 
@@ -239,8 +243,10 @@ def running(steps: list[psutil.Process]) -> set[str]:
 
 def strike(study: Study, head: subprocess.Popen, small_disk: bool, ledger: Ledger) -> None:
     """Disturb a running study once."""
-    what = ledger.random.choice(["head", "head and jobs", "job", "job", "SIGTERM to head", "SIGTERM to job", "disk"])
+    what = ledger.random.choice(KINDS)
     steps = study.steps()
+    if what.endswith("training"):  # one that has saved itself, if one comes soon
+        steps = wait_for_states(study, head)
     if what == "disk":
         seconds = ledger.random.uniform(3, 12)
         ledger.hit(f"full disk of {seconds:.0f} s", running(steps))
@@ -249,12 +255,12 @@ def strike(study: Study, head: subprocess.Popen, small_disk: bool, ledger: Ledge
             # What was trained at any time of it may have lost its states.
             for cell in running(study.steps()):
                 ledger.causes[cell].append("full disk")
-    elif what.endswith("job"):
+    elif what.endswith(("job", "training")):
         if steps:
             step = ledger.random.choice(steps)
             cells = running([step])
             name = " ".join(word for word in step.cmdline()[:3] if word.startswith("triptych."))
-            ledger.hit(f"{'SIGTERM' if 'TERM' in what else 'SIGKILL'} to job of {name}", cells)
+            ledger.hit(f"{'SIGTERM' if 'TERM' in what else 'SIGKILL'} to {what.split()[-1]} of {name}", cells)
             with contextlib.suppress(psutil.Error):
                 step.send_signal(signal.SIGTERM if "TERM" in what else signal.SIGKILL)
     elif what == "SIGTERM to head":
@@ -268,6 +274,20 @@ def strike(study: Study, head: subprocess.Popen, small_disk: bool, ledger: Ledge
             for process in below:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+
+
+def wait_for_states(study: Study, head: subprocess.Popen) -> list[psutil.Process]:
+    """Running trainings that have saved a state; none where none has in 20 seconds."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and head.poll() is None:
+        found = []
+        for step in study.steps():
+            if any(list(study.results.glob(f"checkpoints/{cell}/last/state-*")) for cell in running([step])):
+                found.append(step)
+        if found:
+            return found
+        time.sleep(0.05)
+    return []
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ class PictureTable:
                 table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
                 self._kept[group] = table.column("image").combine_chunks().field("bytes")
             except (pa.ArrowException, OSError, KeyError) as error:
-                raise TriptychError(f"{self._path}: cannot be read as Parquet ({error}); {self._mend}") from None
+                told = " ".join(str(error).split())
+                raise TriptychError(f"{self._path}: cannot be read as Parquet ({told}); {self._mend}") from None
             if len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)

@@ -317,7 +317,8 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise
-        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete it and run again") from None
+        told = " ".join(str(error).split())  # Arrow's words may be several lines
+        raise TriptychError(f"{path}: cannot be read as Parquet ({told}); delete it and run again") from None
 
 
 def parts_of_table(path: Path) -> list[Path]:
