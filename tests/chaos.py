@@ -417,7 +417,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8, help="of disturbances; before and after come calm runs")
     parser.add_argument("--rounds", type=int, default=10_000, help="starts that are disturbed, at most")
     arguments = parser.parse_args()
-    os.environ.pop("TRIPTYCH_SLAKE", None)
     ledger = Ledger(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="triptych-chaos-") as name:
         folder = Path(name)

@@ -30,10 +30,13 @@ from triptych.model.assets import prepare_model
 from triptych.model.batch import PromptTokens, prompt_tokens, tokenise
 from triptych.model.vlm import VisionLanguageModel, build_connector
 from triptych.settings import Connector, FolderEncoder, FolderLanguageModel
+from triptych.sources.slake import SLAKE_VARIABLE
 from triptych.storage import sha256_bytes, sha256_file, write_json
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
+# For the tests on SLAKE alone: a variable of the user's must not reach the toy studies, which come before it.
+SLAKE = os.environ.pop(SLAKE_VARIABLE, None)
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 WORDS = [
     "[UNK]", "</s>", "user", "assistant", "image", "is", "this", "a", "an", "the", "what", "colour", "square", "?",
@@ -41,12 +44,6 @@ WORDS = [
 ]  # fmt: skip
 PROMPT = "user <image> {question} assistant "
 HIDDEN, FEATURES, TOKENS = 32, 16, 4
-
-
-@pytest.fixture(autouse=True)
-def no_slake_of_the_user(monkeypatch):
-    """A variable set for the tests on SLAKE must not reach the toy folders."""
-    monkeypatch.delenv("TRIPTYCH_SLAKE", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
 """On the real SLAKE, where TRIPTYCH_SLAKE names a copy: the published counts and blind baseline."""
 
-import os
-
 import pytest
+from conftest import SLAKE
 from triptych.audit import baseline_scores
 from triptych.folds import SCHEMA, assign, group_pictures
 from triptych.pictures import read_thumbnails
@@ -13,10 +12,9 @@ from triptych.sources.fetch import fetch
 from triptych.sources.slake import SLAKE_VARIABLE
 from triptych.storage import read_table, write_table
 
-FOLDER = os.environ.get(SLAKE_VARIABLE)
 pytestmark = [
     pytest.mark.slake,
-    pytest.mark.skipif(not FOLDER, reason=f"{SLAKE_VARIABLE} names no copy of SLAKE"),
+    pytest.mark.skipif(not SLAKE, reason=f"{SLAKE_VARIABLE} names no copy of SLAKE"),
 ]
 
 
@@ -24,7 +22,7 @@ pytestmark = [
 def slake(tmp_path_factory):
     out = tmp_path_factory.mktemp("slake")
     expected = {"images": 642, "train": 4919, "validation": 1053, "test": 1061}
-    settings = SlakeFolderVqa(source="slake-folder", folder=FOLDER, expected=expected)
+    settings = SlakeFolderVqa(source="slake-folder", folder=SLAKE, expected=expected)
     fetch(settings, out / "cache", out / "source")
     counts = write_dataset(settings, out / "source", out / "cache", out)["counts"]
     questions, (images, thumbnails) = read_table(out / "questions.parquet"), read_thumbnails(out / "images")
@@ -74,7 +72,7 @@ def test_no_image_is_trained_on_and_held_out(slake):
 
 def test_bilingual_parts_are_regrouped_by_picture(tmp_path):
     """72 pictures of the English test part are in the Chinese training part."""
-    settings = SlakeFolderVqa(source="slake-folder", folder=FOLDER, language="both")
+    settings = SlakeFolderVqa(source="slake-folder", folder=SLAKE, language="both")
     fetch(settings, tmp_path, tmp_path / "source")
     parts = {}
     for row in read_table(tmp_path / "source" / "questions.parquet"):
