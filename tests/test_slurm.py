@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, toy_config
-from triptych.resume import other_snakemakes
+from triptych.resume import left_steps, other_snakemakes
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("slurmctld") is None,
@@ -172,7 +172,8 @@ def study(slurm, world, tmp_path_factory):
     study.asked = ask("scontrol", "show", "job", study.first)
     head.kill()
     head.wait()
-    wait_for(lambda: not other_snakemakes(study.folder), "steps that it ran itself are over")
+    own = other_snakemakes, left_steps
+    wait_for(lambda: not any(left(study.folder) for left in own), "steps that it ran itself are over")
     before = len(study.said())
     study.refused = study.run(module="triptych.resume"), study.said()[before:]
     training.resume()

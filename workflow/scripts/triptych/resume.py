@@ -79,14 +79,17 @@ def other_snakemakes(folder: Path) -> list[int]:
 
 
 def left_steps(folder: Path) -> list[int]:
-    """Processes of this machine that run steps in a folder; they outlive a Snakemake that was killed."""
+    """Processes of this machine that run steps in a folder, but for those in SLURM jobs, which squeue tells of.
+
+    They outlive a Snakemake that was killed.
+    """
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
         module = option(words, "-m") or ""
         try:
             step = module.startswith("triptych.") and module.removeprefix("triptych.") not in BY_HAND
-            if step and Path(process.cwd()) == folder:
+            if step and Path(process.cwd()) == folder and "SLURM_JOB_ID" not in process.environ():
                 found.append(process.info["pid"])
         except (psutil.Error, OSError):
             continue
