@@ -19,7 +19,7 @@ from test_resume import ENVIRONMENT, JOB, STAGE, Trainer, contents, kill, log_of
 from triptych.model.batch import tokenise
 from triptych.samples import load_questions
 from triptych.settings import Lora
-from triptych.shards import TENSOR
+from triptych.shards import TENSOR, checksum
 from triptych.train import parallel
 from triptych.train.order import shares
 
@@ -195,6 +195,7 @@ def test_a_guard_that_fails_in_one_process_stops_all_with_one_message(trainer):
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     tensors[TENSOR][shard["images"].index("image50")] = float("nan")
+    metadata["crc32"] = "".join(f"{checksum(tokens):08x}" for tokens in tensors[TENSOR])
     save_file(tensors, file, metadata)
     out = trainer.folder / "guard"
     swapped = [argument.replace(str(trainer.world), str(inputs)) for argument in trainer.inputs]
