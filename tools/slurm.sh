@@ -150,7 +150,8 @@ CONF
     printf '#!/bin/sh\nrm -rf "%s/tmp/job.$SLURM_JOB_ID"\n' "$folder" > "$folder/etc/epilog"
     chmod 755 "$folder/etc/task_prolog" "$folder/etc/epilog"
     for name in slurm.conf gres.conf slurmdbd.conf; do
-        if [ -e /etc/slurm/$name ] && [ ! "/etc/slurm/$name" -ef "$folder/etc/$name" ]; then
+        # A link is that of an earlier start, which may have been killed; another that runs holds the ports.
+        if [ -e /etc/slurm/$name ] && [ ! -L /etc/slurm/$name ]; then
             fail "/etc/slurm/$name belongs to another SLURM"
         fi
     done
