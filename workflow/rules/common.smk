@@ -96,7 +96,7 @@ def all_checkpoints(name, prefixes=None, leak=False):
     """
     return lambda wildcards: [
         checkpoint_file(cell, name)
-        for cell in [*grid.checkpoints(settings), *(grid.leak_checkpoints(settings) if leak else [])]
+        for cell in (grid.trainings if leak else grid.checkpoints)(settings)
         if prefixes is None or cell.prefix in prefixes
     ]
 
@@ -114,14 +114,9 @@ def model_settings(wildcards):
     return canonical_json(grid.models(settings)[f"{wildcards.role}{wildcards.tag}"].model_dump())
 
 
-def vision_encoder(wildcards):
-    """The vision encoder of a prefix."""
-    return f"<results>/models/{grid.prefixes(settings)[wildcards.prefix].vision_encoder}/manifest.json"
-
-
-def language_model(wildcards):
-    """The language model of a prefix."""
-    return f"<results>/models/{grid.prefixes(settings)[wildcards.prefix].language_model}/manifest.json"
+def model_of(role, prefix):
+    """The vision encoder or the language model of a prefix."""
+    return f"<results>/models/{getattr(grid.prefixes(settings)[prefix], role)}/manifest.json"
 
 
 def features_of(dataset, prefix):
@@ -219,7 +214,7 @@ def probed(wildcards):
     return {
         "checkpoints": [checkpoint_file(cell, "manifest.json") for cell in cells],
         "features": features_of(settings.folds.dataset, like),
-        "language_model": f"<results>/models/{grid.prefixes(settings)[like].language_model}/manifest.json",
+        "language_model": model_of("language_model", like),
     }
 
 

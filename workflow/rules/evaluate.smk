@@ -7,8 +7,8 @@ rule predict:
         weights=ancient("<results>/checkpoints/{prefix}/{fold}/seed{seed}/connector.safetensors"),
         folds=lambda wildcards: folds_of(wildcards.fold),
         features=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix),
-        vision_encoder=vision_encoder,
-        language_model=language_model,
+        vision_encoder=lambda wildcards: model_of("vision_encoder", wildcards.prefix),
+        language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
         "<results>/predictions/{prefix}/{fold}/seed{seed}{view}.parquet",
     log:
@@ -39,8 +39,8 @@ rule predict_captions:
         weights=ancient("<results>/checkpoints/{prefix}/shared/seed{seed}/connector.safetensors"),
         data=lambda wildcards: f"<results>/data/{caption_stage(wildcards)}/manifest.json",
         features=lambda wildcards: features_of(caption_stage(wildcards), wildcards.prefix),
-        vision_encoder=vision_encoder,
-        language_model=language_model,
+        vision_encoder=lambda wildcards: model_of("vision_encoder", wildcards.prefix),
+        language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
         "<results>/predictions/{prefix}/shared/seed{seed}.parquet",
     log:

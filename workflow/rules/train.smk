@@ -9,7 +9,7 @@ rule train_stage:
     input:
         unpack(training_data),
         parent=parent_manifest,
-        language_model=language_model,
+        language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
         manifest="<results>/checkpoints/{prefix}/{split}/seed{seed}/manifest.json",
         connector="<results>/checkpoints/{prefix}/{split}/seed{seed}/connector.safetensors",

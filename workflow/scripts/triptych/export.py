@@ -49,6 +49,7 @@ from triptych.storage import (
     atomic_directory,
     canonical_json,
     read_json,
+    require_files,
     run_step,
     sha256_file,
     write_json,
@@ -92,8 +93,8 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     refuse_strangers(out)
     manifest = read_json(source / checkpoint.MANIFEST)
     models = base_models(models, manifest)
-    for folder in models:
-        verify_model(folder)
+    language = models.language_model
+    require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
     encoder = vision.load(models.vision_encoder, CPU)
     base = checkpoint.Base(models.language_model, encoder.hidden_size, encoder_hashes(models.vision_encoder))
     dtype = AutoConfig.from_pretrained(models.language_model).dtype or torch.float32
@@ -184,17 +185,6 @@ def refuse_strangers(out: Path) -> None:
     if others or not known:
         told = f"holds {others[0]}, which" if others else "holds what"
         raise TriptychError(f"{out}: {told} no export has written; name another folder, or empty this one")
-
-
-def verify_model(folder: Path) -> None:
-    """Check a base model's files against its manifest.
-
-    Raises:
-        TriptychError: a file is missing or changed.
-    """
-    for name, expected in read_json(folder / checkpoint.MANIFEST)["files"].items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-            raise TriptychError(f"{folder / name}: missing or changed; delete {folder} and run prepare_model again")
 
 
 # The trained part

@@ -265,6 +265,11 @@ def leak_checkpoints(settings: Settings) -> list[Checkpoint]:
     ]
 
 
+def trainings(settings: Settings) -> list[Checkpoint]:
+    """All trainings: those of the study, then those that the leak study adds."""
+    return [*checkpoints(settings), *leak_checkpoints(settings)]
+
+
 def folds_name(split: str) -> str:
     """Name, without suffix, of the files that say what a fold holds out: folds, or folds-row for row-fold0."""
     group, _, _ = split.rpartition("-")

@@ -216,7 +216,7 @@ def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
             pictures = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
             bytes_each = model.image_tokens * model.width * width
             encoded[grid.features(settings, name, prefix)] = pictures * bytes_each
-    cells = Counter(cell.prefix for cell in [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)])
+    cells = Counter(cell.prefix for cell in grid.trainings(settings))
     trained = 0.0
     for prefix, number in cells.items():
         model, lora = model_sizes(settings, results, prefix), grid.settings_of(settings, prefix).lora
@@ -284,8 +284,7 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
         states = [report.state for report in reports if report.step.rule == rule]
         done = states.count("done")
         yield f"{rule:<18}{len(states):>7}{done:>7}{len(states) - done:>7}"
-    cells = Counter(cell.prefix for cell in grid.checkpoints(settings))
-    cells.update(cell.prefix for cell in grid.leak_checkpoints(settings))
+    cells = Counter(cell.prefix for cell in grid.trainings(settings))
     alone = unshared(settings)
     yield ""
     wide = max(17, *map(len, cells)) + 1

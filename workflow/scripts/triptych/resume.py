@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -67,15 +67,11 @@ def waiting_jobs(prefix: str) -> list[str]:
 
 def other_snakemakes(folder: Path) -> list[int]:
     """Processes of this machine that run Snakemake in a folder, but for those in SLURM jobs, which squeue tells of."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        words = process.info["cmdline"] or []
-        if not any(Path(word).name == "snakemake" for word in words[:4]) or "--mode remote" in " ".join(words):
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if Path(process.cwd()) == folder:
-                found.append(process.info["pid"])
-    return found
+
+    def is_head(process: psutil.Process, words: Sequence[str]) -> bool:
+        return any(Path(word).name == "snakemake" for word in words[:4]) and "--mode remote" not in " ".join(words)
+
+    return _processes(folder, is_head)
 
 
 def left_steps(folder: Path) -> list[int]:
@@ -83,16 +79,22 @@ def left_steps(folder: Path) -> list[int]:
 
     They outlive a Snakemake that was killed.
     """
+
+    def is_step(process: psutil.Process, words: Sequence[str]) -> bool:
+        module = option(words, "-m") or ""
+        step = module.startswith("triptych.") and module.removeprefix("triptych.") not in BY_HAND
+        return step and "SLURM_JOB_ID" not in process.environ()
+
+    return _processes(folder, is_step)
+
+
+def _processes(folder: Path, wanted: Callable[[psutil.Process, Sequence[str]], bool]) -> list[int]:
+    """Processes of this machine that work in a folder and are `wanted`, which is told their command lines."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
-        words = process.info["cmdline"] or []
-        module = option(words, "-m") or ""
-        try:
-            step = module.startswith("triptych.") and module.removeprefix("triptych.") not in BY_HAND
-            if step and Path(process.cwd()) == folder and "SLURM_JOB_ID" not in process.environ():
+        with contextlib.suppress(psutil.Error, OSError):
+            if wanted(process, process.info["cmdline"] or []) and Path(process.cwd()) == folder:
                 found.append(process.info["pid"])
-        except (psutil.Error, OSError):
-            continue
     return found
 
 

@@ -74,8 +74,7 @@ def steps(settings: Settings, results: Path) -> list[Step]:
         f"{name}/{fold}/seed{seed}" for name in grid.schedules(settings) for fold in folds for seed in settings.seeds
     ]
     views = ["", *(f"-{control}" for control in settings.evaluation.controls)]
-    cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
-    checkpoints = {f"{cell.prefix}/{cell.split}/seed{cell.seed}": cell for cell in cells}
+    checkpoints = {f"{cell.prefix}/{cell.split}/seed{cell.seed}": cell for cell in grid.trainings(settings)}
     leak = settings.evaluation.leak.schedules if settings.evaluation.leak else []
     return [
         *(step("fetch_dataset", name, f"sources/{name}/manifest.json") for name in datasets),

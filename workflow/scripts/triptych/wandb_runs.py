@@ -184,8 +184,7 @@ def main() -> None:
     if arguments.configfile:
         settings, results = read_study(arguments.configfile)
         job = Job(schedules=grid.ways(settings), wandb=settings.wandb)
-        cells = [*grid.checkpoints(settings), *grid.leak_checkpoints(settings)]
-        folders = [checkpoint_folder(results, cell) for cell in cells]
+        folders = [checkpoint_folder(results, cell) for cell in grid.trainings(settings)]
         out = arguments.out or results / "wandb"
     else:
         if not arguments.out:

@@ -15,8 +15,6 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 
 Table = tuple[list[str], list[list[str]]]  # header and lines
 
-Table = tuple[list[str], list[list[str]]]  # header and lines
-
 
 def _shape(field: str, order: Sequence[str], title: str) -> altair.Shape:
     scale = altair.Scale(domain=list(order), range=(SHAPES * len(order))[: len(order)])
