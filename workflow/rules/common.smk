@@ -4,11 +4,14 @@ import os
 import re
 import shlex
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import snakemake.common
+import snakemake.rules
 from snakemake.common import async_run
 from snakemake.exceptions import WorkflowError
 from triptych import grid
@@ -17,8 +20,11 @@ from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
-# Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run.
+# Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run. Reading the
+# signatures of the same functions, 25 times for each job, took an eighth: they are kept.
 gc.set_threshold(50_000)
+snakemake.rules.get_function_params = lru_cache(4096)(snakemake.common.get_function_params)
+snakemake.common.get_function_params = snakemake.rules.get_function_params
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
