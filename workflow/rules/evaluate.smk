@@ -4,7 +4,6 @@
 rule predict:
     input:
         checkpoint="<results>/checkpoints/{prefix}/{fold}/seed{seed}/manifest.json",
-        weights=ancient("<results>/checkpoints/{prefix}/{fold}/seed{seed}/connector.safetensors"),
         folds=lambda wildcards: folds_of(wildcards.fold),
         features=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix),
         vision_encoder=lambda wildcards: model_of("vision_encoder", wildcards.prefix),
@@ -21,22 +20,17 @@ rule predict:
     params:
         job=prediction_job,
         view=lambda wildcards: VIEWS[wildcards.view],
-        data=subpath(input.folds, parent=True),
-        features=subpath(input.features, parent=True),
-        vision_encoder=subpath(input.vision_encoder, parent=True),
-        language_model=subpath(input.language_model, parent=True),
     message:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
-        " --data {params.data} --features {params.features} --vision-encoder {params.vision_encoder}"
-        " --language-model {params.language_model} --out {output} > {log} 2>&1"
+        " --data $(dirname {input.folds}) --features $(dirname {input.features}) --vision-encoder $(dirname {input.vision_encoder})"
+        " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
 
 
 rule predict_captions:
     input:
         checkpoint="<results>/checkpoints/{prefix}/shared/seed{seed}/manifest.json",
-        weights=ancient("<results>/checkpoints/{prefix}/shared/seed{seed}/connector.safetensors"),
         data=lambda wildcards: f"<results>/data/{caption_stage(wildcards)}/manifest.json",
         features=lambda wildcards: features_of(caption_stage(wildcards), wildcards.prefix),
         vision_encoder=lambda wildcards: model_of("vision_encoder", wildcards.prefix),
@@ -52,16 +46,12 @@ rule predict_captions:
     threads: settings.training.threads
     params:
         job=caption_job,
-        data=subpath(input.data, parent=True),
-        features=subpath(input.features, parent=True),
-        vision_encoder=subpath(input.vision_encoder, parent=True),
-        language_model=subpath(input.language_model, parent=True),
     message:
         "Describe pictures of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
-        " --data {params.data} --features {params.features} --vision-encoder {params.vision_encoder}"
-        " --language-model {params.language_model} --out {output} > {log} 2>&1"
+        " --data $(dirname {input.data}) --features $(dirname {input.features}) --vision-encoder $(dirname {input.vision_encoder})"
+        " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
 
 
 rule predict_baseline:
@@ -77,14 +67,12 @@ rule predict_baseline:
     conda:
         "../envs/triptych.yaml"
     params:
-        data=subpath(input.folds, parent=True),
-        features=subpath(input.features, parent=True),
         view=lambda wildcards: VIEWS[wildcards.view],
     message:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
     shell:
-        "python -m triptych.baseline --baseline {wildcards.baseline} --data {params.data}"
-        " --features {params.features} --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"
+        "python -m triptych.baseline --baseline {wildcards.baseline} --data $(dirname {input.folds})"
+        " --features $(dirname {input.features}) --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"
 
 
 rule tabulate:
@@ -102,12 +90,11 @@ rule tabulate:
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
-        out=subpath(output[0], parent=True),
     message:
         "Write the tables of schedules, baselines and controls"
     shell:
         "python -m triptych.tables --predictions {input} --schedules {params.schedules}"
-        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
+        " --baselines {params.baselines} --out $(dirname {output[0]}) > {log} 2>&1"
 
 
 rule compare_schedules:
@@ -123,12 +110,11 @@ rule compare_schedules:
     params:
         schedules=grid.schedules(settings),
         rope=settings.evaluation.rope,
-        out=subpath(output[0], parent=True),
     message:
         "Compare the first schedule with each of the others"
     shell:
         "python -m triptych.compare --predictions {input} --schedules {params.schedules} --rope {params.rope}"
-        " --out {params.out} > {log} 2>&1"
+        " --out $(dirname {output[0]}) > {log} 2>&1"
 
 
 rule probe:
@@ -146,14 +132,11 @@ rule probe:
         "../envs/triptych.yaml"
     params:
         job=probe_job,
-        data=subpath(input.folds, parent=True),
-        features=subpath(input.features, parent=True),
-        language_model=subpath(input.language_model, parent=True),
     message:
         "Probe the image tokens of {wildcards.representation}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.probe --job {params.job:q} --checkpoints {input.checkpoints}"
-        " --data {params.data} --features {params.features} --language-model {params.language_model}"
+        " --data $(dirname {input.folds}) --features $(dirname {input.features}) --language-model $(dirname {input.language_model})"
         " --out {output} > {log} 2>&1"
 
 
@@ -199,11 +182,10 @@ rule tabulate_leak:
         "../envs/triptych.yaml"
     params:
         splits=canonical_json(list(leak_splits.items())),
-        out=subpath(output[0], parent=True),
     message:
         "Write the table of what leaking folds add"
     shell:
-        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
+        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out $(dirname {output[0]}) > {log} 2>&1"
 
 
 rule tabulate_captions:
@@ -216,12 +198,10 @@ rule tabulate_captions:
     localrule: True
     conda:
         "../envs/triptych.yaml"
-    params:
-        out=subpath(output[0], parent=True),
     message:
         "Write the table of captions"
     shell:
-        "python -m triptych.captions --predictions {input} --out {params.out} > {log} 2>&1"
+        "python -m triptych.captions --predictions {input} --out $(dirname {output[0]}) > {log} 2>&1"
 
 
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
@@ -239,12 +219,11 @@ rule tabulate_test:
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
-        out=subpath(output[0], parent=True),
     message:
         "Write the tables of the test part"
     shell:
         "python -m triptych.tables --predictions {input} --view test --schedules {params.schedules}"
-        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
+        " --baselines {params.baselines} --out $(dirname {output[0]}) > {log} 2>&1"
 
 
 rule test:

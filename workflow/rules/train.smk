@@ -24,13 +24,9 @@ rule train_stage:
     threads: settings.training.threads * settings.training.processes
     params:
         job=training_job,
-        data=subpath(input.data, parent=True),
-        features=subpath(input.features, parent=True),
-        language_model=subpath(input.language_model, parent=True),
-        out=subpath(output.manifest, parent=True),
     message:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
-        " --data {params.data} --features {params.features} --language-model {params.language_model}"
-        " --out {params.out} $RUNNING > {log} 2>&1"
+        " --data $(dirname {input.data}) --features $(dirname {input.features}) --language-model $(dirname {input.language_model})"
+        " --out $(dirname {output.manifest}) $RUNNING > {log} 2>&1"
