@@ -15,10 +15,11 @@ rule fetch_dataset:
     params:
         settings=dataset_settings,
         local_tables=lambda wildcards: canonical_json(local_tables(datasets[wildcards.dataset])),
+        out=subpath(output.manifest, parent=True),
     message:
         "Fetch and list data set {wildcards.dataset}"
     shell:
-        "python -m triptych.sources.fetch --settings {params.settings:q} --out $(dirname {output.manifest}) > {log} 2>&1"
+        "python -m triptych.sources.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
 
 
 rule check_pictures:
@@ -35,12 +36,13 @@ rule check_pictures:
         "../envs/triptych.yaml"
     params:
         settings=dataset_settings,
+        source=subpath(input.manifest, parent=True),
     message:
         "Read and check the pictures of {wildcards.dataset}, shard {wildcards.scatteritem}"
     shell:
         # Memory of pictures goes back and forth a thousand times a second: kept by the process, a tenth faster.
         "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 python -m triptych.blocks"
-        " --settings {params.settings:q} --source $(dirname {input.manifest}) --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
+        " --settings {params.settings:q} --source {params.source} --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
 
 
 rule prepare_dataset:
@@ -59,11 +61,13 @@ rule prepare_dataset:
         "../envs/triptych.yaml"
     params:
         settings=dataset_settings,
+        source=subpath(input.source, parent=True),
+        out=subpath(output.manifest, parent=True),
     message:
         "Choose the pictures of data set {wildcards.dataset} and write its tables"
     shell:
-        "python -m triptych.prepare --settings {params.settings:q} --source $(dirname {input.source})"
-        " --out $(dirname {output.manifest}) > {log} 2>&1"
+        "python -m triptych.prepare --settings {params.settings:q} --source {params.source}"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule make_folds:
@@ -81,10 +85,11 @@ rule make_folds:
     params:
         settings=folds_settings,
         cut=lambda wildcards: f"--cut {wildcards.cut[1:]}-" if wildcards.cut else "",
+        data=subpath(input.manifest, parent=True),
     message:
-        f"Cut {settings.folds.dataset} into folds{{wildcards.cut}}"
+        "Cut {params.data} into folds{wildcards.cut}"
     shell:
-        "python -m triptych.folds --data $(dirname {input.manifest}) --settings {params.settings:q} {params.cut} > {log} 2>&1"
+        "python -m triptych.folds --data {params.data} --settings {params.settings:q} {params.cut} > {log} 2>&1"
 
 
 rule audit_data:
@@ -104,11 +109,12 @@ rule audit_data:
         folded=settings.folds.dataset,
         shared=[name for name in used_datasets if name != settings.folds.dataset],
         threshold=settings.folds.near_duplicate,
+        out=subpath(output[0], parent=True),
     message:
         "Look for leaks between all parts of the data"
     shell:
         "python -m triptych.audit --data {params.data} --folded {params.folded} --shared {params.shared}"
-        " --threshold {params.threshold} --out $(dirname {output[0]}) > {log} 2>&1"
+        " --threshold {params.threshold} --out {params.out} > {log} 2>&1"
 
 
 rule prepare_model:
@@ -121,11 +127,12 @@ rule prepare_model:
         "../envs/triptych.yaml"
     params:
         settings=model_settings,
+        out=subpath(output[0], parent=True),
     message:
         "Fetch and convert the {wildcards.role}{wildcards.tag}"
     shell:
         "python -m triptych.model.assets --role {wildcards.role} --settings {params.settings:q}"
-        " --out $(dirname {output[0]}) > {log} 2>&1"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule encode_images:
@@ -143,8 +150,11 @@ rule encode_images:
     threads: settings.training.threads
     params:
         dtype=settings.features.dtype,  # read from $FEATURES; here because it alone decides what runs again
+        data=subpath(input.data, parent=True),
+        encoder=subpath(input.encoder, parent=True),
+        out=subpath(output[0], parent=True),
     message:
         "Encode the pictures of {wildcards.dataset}{wildcards.tag}"
     shell:
-        'OMP_NUM_THREADS={threads} python -m triptych.encode --settings "$FEATURES" --data $(dirname {input.data})'
-        " --encoder $(dirname {input.encoder}) --out $(dirname {output[0]}) > {log} 2>&1"
+        'OMP_NUM_THREADS={threads} python -m triptych.encode --settings "$FEATURES" --data {params.data}'
+        " --encoder {params.encoder} --out {params.out} > {log} 2>&1"

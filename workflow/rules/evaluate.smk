@@ -24,8 +24,9 @@ rule predict:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
-        " --data $(dirname {input.folds}) --features $(dirname {input.features}) --vision-encoder $(dirname {input.vision_encoder})"
-        " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
+        " --data $(dirname {input.folds}) --features $(dirname {input.features})"
+        " --vision-encoder $(dirname {input.vision_encoder}) --language-model $(dirname {input.language_model})"
+        " --out {output} > {log} 2>&1"
 
 
 rule predict_captions:
@@ -50,8 +51,9 @@ rule predict_captions:
         "Describe pictures of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
-        " --data $(dirname {input.data}) --features $(dirname {input.features}) --vision-encoder $(dirname {input.vision_encoder})"
-        " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
+        " --data $(dirname {input.data}) --features $(dirname {input.features})"
+        " --vision-encoder $(dirname {input.vision_encoder}) --language-model $(dirname {input.language_model})"
+        " --out {output} > {log} 2>&1"
 
 
 rule predict_baseline:
@@ -72,7 +74,8 @@ rule predict_baseline:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
     shell:
         "python -m triptych.baseline --baseline {wildcards.baseline} --data $(dirname {input.folds})"
-        " --features $(dirname {input.features}) --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"
+        " --features $(dirname {input.features}) --split {wildcards.fold} --view {params.view}"
+        " --out {output} > {log} 2>&1"
 
 
 rule tabulate:
@@ -90,11 +93,12 @@ rule tabulate:
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
+        out=subpath(output[0], parent=True),
     message:
         "Write the tables of schedules, baselines and controls"
     shell:
         "python -m triptych.tables --predictions {input} --schedules {params.schedules}"
-        " --baselines {params.baselines} --out $(dirname {output[0]}) > {log} 2>&1"
+        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
 
 
 rule compare_schedules:
@@ -110,11 +114,12 @@ rule compare_schedules:
     params:
         schedules=grid.schedules(settings),
         rope=settings.evaluation.rope,
+        out=subpath(output[0], parent=True),
     message:
         "Compare the first schedule with each of the others"
     shell:
         "python -m triptych.compare --predictions {input} --schedules {params.schedules} --rope {params.rope}"
-        " --out $(dirname {output[0]}) > {log} 2>&1"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule probe:
@@ -136,8 +141,8 @@ rule probe:
         "Probe the image tokens of {wildcards.representation}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.probe --job {params.job:q} --checkpoints {input.checkpoints}"
-        " --data $(dirname {input.folds}) --features $(dirname {input.features}) --language-model $(dirname {input.language_model})"
-        " --out {output} > {log} 2>&1"
+        " --data $(dirname {input.folds}) --features $(dirname {input.features})"
+        " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
 
 
 rule tabulate_probe:
@@ -182,10 +187,11 @@ rule tabulate_leak:
         "../envs/triptych.yaml"
     params:
         splits=canonical_json(list(leak_splits.items())),
+        out=subpath(output[0], parent=True),
     message:
         "Write the table of what leaking folds add"
     shell:
-        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out $(dirname {output[0]}) > {log} 2>&1"
+        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
 
 
 rule tabulate_captions:
@@ -198,10 +204,12 @@ rule tabulate_captions:
     localrule: True
     conda:
         "../envs/triptych.yaml"
+    params:
+        out=subpath(output[0], parent=True),
     message:
         "Write the table of captions"
     shell:
-        "python -m triptych.captions --predictions {input} --out $(dirname {output[0]}) > {log} 2>&1"
+        "python -m triptych.captions --predictions {input} --out {params.out} > {log} 2>&1"
 
 
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
@@ -219,11 +227,12 @@ rule tabulate_test:
     params:
         schedules=grid.schedules(settings),
         baselines=BASELINES,
+        out=subpath(output[0], parent=True),
     message:
         "Write the tables of the test part"
     shell:
         "python -m triptych.tables --predictions {input} --view test --schedules {params.schedules}"
-        " --baselines {params.baselines} --out $(dirname {output[0]}) > {log} 2>&1"
+        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
 
 
 rule test:

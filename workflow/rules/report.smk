@@ -42,11 +42,12 @@ rule report:
         "../envs/triptych.yaml"
     params:
         configfile=workflow.configfiles[-1],
+        figures=subpath(output[0], parent=True),
     message:
         "Write the report"
     shell:
         "python -m triptych.report --configfile {params.configfile:q} --out {output}"
-        " --figures $(dirname {output[0]})/figures > {log} 2>&1"
+        " --figures {params.figures}/figures > {log} 2>&1"
 
 
 # By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
@@ -63,10 +64,11 @@ rule write_wandb_runs:
         "../envs/triptych.yaml"
     params:
         job=canonical_json({"schedules": grid.ways(settings), "wandb": settings.wandb.model_dump()}),
+        out=subpath(output[0], parent=True),
     message:
         "Write the runs of Weights & Biases"
     shell:
-        "python -m triptych.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out $(dirname {output[0]}) > {log} 2>&1"
+        "python -m triptych.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"
 
 
 # Nothing runs: what the study will cost, and what it can show.

@@ -1,6 +1,8 @@
 # Training: one rule for every stage of every schedule.
 # A training under way saves itself in `last/` beside its outputs. That folder is no output, because Snakemake deletes
 # the outputs of a job that fails: so a job that was killed, or stopped with status 75, goes on when it is run again.
+# The shell names folders, here and in the other rules that run for every cell of the grid: `subpath` takes longer in dry
+# runs of thousands of jobs.
 # `exec`, because SLURM's SIGTERM goes to all processes: a shell would die of it at once, and its job would end, and be
 # swept away, while the training is still saving.
 
@@ -28,5 +30,6 @@ rule train_stage:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
-        " --data $(dirname {input.data}) --features $(dirname {input.features}) --language-model $(dirname {input.language_model})"
-        " --out $(dirname {output.manifest}) $RUNNING > {log} 2>&1"
+        " --data $(dirname {input.data}) --features $(dirname {input.features})"
+        " --language-model $(dirname {input.language_model}) --out $(dirname {output.manifest})"
+        " $RUNNING > {log} 2>&1"
