@@ -20,11 +20,12 @@ from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
 
-# Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run. Reading the
-# signatures of the same functions, 25 times for each job, took an eighth: they are kept.
-gc.set_threshold(200_000)
-snakemake.rules.get_function_params = lru_cache(4096)(snakemake.common.get_function_params)
-snakemake.common.get_function_params = snakemake.rules.get_function_params
+# Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run.
+gc.set_threshold(50_000)
+
+# Snakemake reads the signatures of the same functions 25 times for each job, an eighth of a dry run: they are kept.
+read_once = lru_cache(4096)(snakemake.common.get_function_params)
+snakemake.common.get_function_params = snakemake.rules.get_function_params = read_once
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
