@@ -30,11 +30,13 @@ from triptych.features import compute_tokens
 from triptych.hardware import best_device, cores
 from triptych.model import vision
 from triptych.model.assets import prepare_model
-from triptych.settings import Features, PackageEncoder
+from triptych.settings import Features, FolderEncoder, PackageEncoder, Record
 from triptych.sources.packages import default_cache
 from triptych.storage import sha256_bytes, sha256_file, write_json, write_table
 
-BATCH_SIZES = (1, 4, 8, 16, 32)
+BATCH_SIZES = (16, 64, 128, 256) if torch.cuda.is_available() else (1, 4, 8, 16, 32)
+SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+SIGLIP |= {"image_size": 384, "patch_size": 16}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -54,6 +56,18 @@ def write_pictures(folder: Path, number: int) -> int:
     write_table(folder / "images", rows, SCHEMA)
     write_json(folder / "manifest.json", {"files": {"images": sha256_file(folder / "images")}})
     return sum(map(len, files)) // number
+
+
+def encoder_settings(folder: Path, device: torch.device) -> Record:
+    """The embedded encoder; for a GPU one of the shape of config/config.yaml's, with random weights."""
+    if device.type == "cpu":
+        return PackageEncoder(source="package")
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    SiglipVisionModel(SiglipVisionConfig(**SIGLIP)).save_pretrained(folder / "siglip")
+    size = {"height": SIGLIP["image_size"], "width": SIGLIP["image_size"]}
+    SiglipImageProcessor(size=size).save_pretrained(folder / "siglip")
+    return FolderEncoder(source="folder", folder=str(folder / "siglip"), layer=-2)
 
 
 def queued() -> float:
@@ -111,12 +125,12 @@ def measure(folder: Path, pictures: int, rounds: int, seconds: float) -> dict:
     """
     device = best_device()
     size = write_pictures(folder / "data", pictures)
-    settings = PackageEncoder(source="package")
-    prepare_model("vision_encoder", settings, default_cache(), folder / "encoder")
+    side = SIGLIP["image_size"] if device.type == "cuda" else PackageEncoder(source="package").image_size
+    prepare_model("vision_encoder", encoder_settings(folder, device), default_cache(), folder / "encoder")
     encoder = vision.load(folder / "encoder", device)
 
     def alone(batch_size: int, length: float) -> tuple[float, float]:
-        return forward_rate(encoder, settings.image_size, batch_size, length, device)
+        return forward_rate(encoder, side, batch_size, length, device)
 
     tried = [{batch: alone(batch, seconds / 4)[1] for batch in BATCH_SIZES} for _ in range(5)]
     batches = {batch: statistics.median(rates[batch] for rates in tried) for batch in BATCH_SIZES}

@@ -28,14 +28,14 @@ from pathlib import Path
 
 import torch
 from bench_features import queued
+from flops import now
 from llava import (
     IMAGE_TOKEN,
-    IMAGE_TOKENS,
+    LANGUAGE_MODELS,
     WIDTH,
     CachedTower,
     apart,
-    default_settings,
-    fresh_connector,
+    image_tokens_of,
     load_llava,
     load_prompt_tokens,
     normalised,
@@ -43,6 +43,7 @@ from llava import (
     picture_numbers,
     pictures,
     prepare,
+    settings_of,
     slake_samples,
     stored_features,
 )
@@ -65,6 +66,7 @@ class Task:
     """One measurement, for a process of its own."""
 
     folder: Path
+    language_model: str
     contender: str
     image_tokens: int
     questions: int
@@ -104,29 +106,29 @@ class Keeper:
             raise Enough
 
 
-def build(folder: Path, image_tokens: int) -> torch.nn.Module:
+def build(folder: Path, language_model: str, image_tokens: int) -> torch.nn.Module:
     """Triptych's model with a fresh connector, or the trained one where there is one."""
     device = best_device()
     base = checkpoint.Base(folder / "language_model", WIDTH, {})
     dtype = compute_dtype("auto", device)
-    model = checkpoint.build(base, None, default_settings().connector, None, 0, "shared", dtype, device)
+    model = checkpoint.build(base, None, settings_of(language_model).connector, None, 0, "shared", dtype, device)
     if (file := folder / f"connector-{image_tokens}.safetensors").exists():
         model.connector.load_state_dict(load_file(file))
     return model
 
 
-def teach(folder: Path, image_tokens: int, steps: int, threads: int) -> None:
+def teach(folder: Path, language_model: str, image_tokens: int, steps: int, threads: int) -> None:
     """Train the connector for some steps, so that answers end where the questions' do, and keep it."""
     torch.set_num_threads(threads)
-    settings = default_settings()
+    settings = settings_of(language_model)
     stage = settings.stages["2"].model_copy(update={"epochs": 1, "batch_size": 16})
-    model, prompt = build(folder, image_tokens), load_prompt_tokens(folder)
+    model, prompt = build(folder, language_model, image_tokens), load_prompt_tokens(folder)
     samples = slake_samples(prompt)[0]
     features = stored_features(folder, image_tokens)
     keeper = Keeper(steps)
     with suppress(Enough), redirect_stdout(sys.stderr):
         list(train(model, samples, samples[:1], features, prompt, stage, settings.training, 0, ["predict"], keeper))
-    state = {name: tensor.detach().contiguous() for name, tensor in model.connector.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.connector.state_dict().items()}
     save_file(state, folder / f"connector-{image_tokens}.safetensors")
 
 
@@ -141,7 +143,7 @@ def measure(task: Task) -> Found:
     samples = asked(task.folder, task.questions)
     device, prompt = best_device(), load_prompt_tokens(task.folder)
     if task.contender.startswith("Triptych"):
-        model = build(task.folder, task.image_tokens).eval().requires_grad_(False)
+        model = build(task.folder, task.language_model, task.image_tokens).eval().requires_grad_(False)
         features = stored_features(task.folder, task.image_tokens)
         size = int(task.contender.split()[1])
 
@@ -153,11 +155,10 @@ def measure(task: Task) -> Found:
             return found
     else:
         model = load_llava(task.folder, task.image_tokens)
-        projector = fresh_connector(model)
-        projector.load_state_dict(load_file(task.folder / f"connector-{task.image_tokens}.safetensors"))
-        model.model.multi_modal_projector.load_state_dict(projector.state_dict())
+        connector = load_file(task.folder / f"connector-{task.image_tokens}.safetensors")
+        model.model.multi_modal_projector.load_state_dict(connector)
         model.eval()
-        pixels = pictures()
+        pixels = pictures(task.image_tokens)
         if cached := task.contender == "generate, cached":
             model.model.vision_tower = CachedTower()
             features = stored_features(task.folder, task.image_tokens)
@@ -168,12 +169,12 @@ def measure(task: Task) -> Found:
             for sample in chosen:
                 rows = [sample.image_id]
                 shown = features(rows) if cached else normalised(pixels[picture_numbers(rows)])
-                ids = torch.tensor([[*before, *sample.question]])
+                ids = torch.tensor([[*before, *sample.question]], device=device)
                 with torch.inference_mode(), mixed_precision("auto", device):
                     said = model.generate(
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
-                        pixel_values=shown,
+                        pixel_values=shown.to(device),
                         do_sample=False,
                         max_new_tokens=LONGEST,
                         eos_token_id=prompt.end,
@@ -183,34 +184,36 @@ def measure(task: Task) -> Found:
             return found
 
     answer(samples[: min(8, len(samples))])
-    start, before_queue = time.perf_counter(), queued()
+    start, before_queue = now(), queued()
     answers = answer(samples)
-    return Found(time.perf_counter() - start, queued() - before_queue, answers, peak_memory())
+    return Found(now() - start, queued() - before_queue, answers, peak_memory())
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--language-model", choices=LANGUAGE_MODELS, default="tinyllama" if on_gpu else "smollm2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=8 if on_gpu else 1)
     parser.add_argument("--quick", action="store_true", help="one round of few questions: does everything work?")
     arguments = parser.parse_args()
     rounds, questions, steps = (1, 16, 4) if arguments.quick else (arguments.rounds, arguments.questions, 40)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepare(folder, arguments.threads)
+        prepare(folder, arguments.threads, arguments.language_model)
         print(f"asked: {questions} questions of {len({s.image_id for s in asked(folder, questions)})} images")
         rows = [["image tokens", "contender", "questions/s (median, range)", "waiting", "peak MB", "tokens an answer"]]
         rows[0] += ["same answers as `generate, cached`", *(f"{name} is faster by" for name in CONTENDERS[:2])]
-        for image_tokens in IMAGE_TOKENS:
-            apart(teach, folder, image_tokens, steps, arguments.threads)
+        for image_tokens in image_tokens_of(arguments.language_model):
+            apart(teach, folder, arguments.language_model, image_tokens, steps, arguments.threads)
             found: dict[str, list[Found]] = {name: [] for name in CONTENDERS}
             for turn in range(rounds):
                 for place in range(len(CONTENDERS)):
                     name = CONTENDERS[(turn + place) % len(CONTENDERS)]
-                    task = Task(folder, name, image_tokens, questions, arguments.threads)
+                    task = Task(folder, arguments.language_model, name, image_tokens, questions, arguments.threads)
                     found[name].append(apart(measure, task))
                     what = f"round {turn + 1}, {image_tokens} image tokens, {name}"
                     print(f"{what}: {questions / found[name][-1].seconds:.2f} questions/s", file=sys.stderr, flush=True)

@@ -2,7 +2,8 @@
 
     make bench-train
 
-The same language model, connector, adapters, questions, samples a step, optimiser and precision for all:
+The same language model, connector, adapters, questions, samples a step, optimiser and precision for all: on a CPU
+SmolLM2-135M with pictures of 50 and 196 tokens, on a GPU a model of TinyLlama-1.1B's shape with 576.
 
 - Triptych: `triptych.train.loop.train` as the workflow calls it, with `training.compile: never`, and with `always`
   (compiled) where there is a C++ compiler; the time that compiling takes once is left out;
@@ -13,10 +14,10 @@ Models, questions and pictures are those of `llava.py`. Neither LLaVA's nor Tiny
 which would slow them down.
 
 Each measurement is a process of its own; contenders take turns; medians over rounds count, and what has no bar to meet
-is measured in the first round only. Memory is the process's largest resident size. "Waiting" is the share of time in
-which the process's main thread was ready to run and had no core (Linux counts it): where it is more than a few per
-cent, the machine was not quiet. Samples per second are of the whole time; ratios and utilisation leave that time out,
-which holds for one thread. The run takes about a quarter of an hour on one core.
+is measured in the first round only. Memory is the process's largest resident size, or that of its tensors on a GPU.
+"Waiting" is the share of time in which the process's main thread was ready to run and had no core (Linux counts it):
+where it is more than a few per cent, the machine was not quiet. Samples per second are of the whole time; ratios and
+utilisation leave that time out, which holds for one thread. The run takes about a quarter of an hour on one core.
 
 Model FLOPs are what the mathematics of a step needs, on real tokens, padding left out:
 
@@ -41,7 +42,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,16 +50,16 @@ from typing import Any
 
 import torch
 from bench_features import queued
-from flops import PACKING, PARTS, PRODUCTS, breakdown, gemm_rate, label_modules, layers_rate, model_flops
+from flops import PACKING, PARTS, PRODUCTS, breakdown, gemm_rate, label_modules, layers_rate, model_flops, now
 from llava import (
     IMAGE_TOKEN,
-    IMAGE_TOKENS,
+    LANGUAGE_MODELS,
     SEED,
     SPLIT,
     WIDTH,
     CachedTower,
     apart,
-    default_settings,
+    image_tokens_of,
     load_llava,
     load_prompt_tokens,
     normalised,
@@ -66,6 +67,7 @@ from llava import (
     picture_numbers,
     pictures,
     prepare,
+    settings_of,
     slake_samples,
     stored_features,
 )
@@ -75,8 +77,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 from triptych import checkpoint
 from triptych.hardware import best_device, compute_dtype, mixed_precision
-from triptych.model.batch import PADDING, Batch, PromptTokens, Sample, pack
-from triptych.settings import Stage
+from triptych.model.batch import PADDING, ROW_TOKENS, Batch, PromptTokens, Sample, pack
+from triptych.settings import Settings, Stage
 from triptych.train.loop import train
 from triptych.train.order import epoch_batches
 from triptych.train.parts import make_optimiser
@@ -96,6 +98,7 @@ class Task:
     """One measurement, for a process of its own."""
 
     folder: Path
+    language_model: str
     contender: str
     image_tokens: int
     stage: str
@@ -134,9 +137,9 @@ class Found:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def stage_settings(name: str) -> Stage:
-    """A stage of config/slake-cpu.yaml, one epoch of it."""
-    return default_settings().stages[name].model_copy(update={"epochs": 1, "batch_size": BATCH})
+def stage_settings(settings: Settings, name: str) -> Stage:
+    """One epoch of a stage."""
+    return settings.stages[name].model_copy(update={"epochs": 1, "batch_size": BATCH})
 
 
 class Finished(Exception):
@@ -152,7 +155,8 @@ class Clock:
         self.loss = 0.0
         self.profiler = None
         if task.profiled:
-            self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+            kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            self.profiler = profile(activities=kinds, record_shapes=True)
 
     def load(self) -> None:
         """No earlier attempt."""
@@ -168,11 +172,16 @@ class Clock:
             self.loss = learnt["loss"] / learnt["tokens"]
         if self.profiler and step == self.first:
             self.profiler.start()
-        self.times.append((time.perf_counter(), queued()))
+        self.times.append(reading(step in (self.first, self.last)))
         if step == self.last:
             if self.profiler:
                 self.profiler.stop()
             raise Finished
+
+
+def reading(counts: bool) -> tuple[float, float]:
+    """Clock and time in the queue; where it counts, after all that a GPU was given to do."""
+    return now() if counts else time.perf_counter(), queued()
 
 
 def found_between(start: tuple[float, float], stop: tuple[float, float], steps: int, loss: float) -> Found:
@@ -182,8 +191,8 @@ def found_between(start: tuple[float, float], stop: tuple[float, float], steps: 
 
 def measure_triptych(task: Task) -> Found:
     """Train with Triptych."""
-    settings = default_settings()
-    stage = stage_settings(task.stage)
+    settings = settings_of(task.language_model)
+    stage = stage_settings(settings, task.stage)
     device = best_device()
     dtype = compute_dtype("auto", device)
     base = checkpoint.Base(task.folder / "language_model", WIDTH, {})
@@ -206,7 +215,7 @@ def measure_triptych(task: Task) -> Found:
     batches = [packed_tokens(chosen, prompt, task.image_tokens) for chosen in steps_of(samples, task.seed)]
     timed = batches[clock.first : clock.last]
     config = AutoConfig.from_pretrained(task.folder / "language_model")
-    found.flops = sum(model_flops(batch, config, lora.rank if lora else 0) for batch in timed)
+    found.flops = sum(model_flops(batch, config, lora) for batch in timed)
     if task.profiled:
         found.parts = breakdown(clock.profiler, found.seconds, config.vocab_size)
         start = time.perf_counter()
@@ -214,10 +223,9 @@ def measure_triptych(task: Task) -> Found:
             pack(chosen, features, prompt, task.image_tokens, sys.maxsize)
         found.parts[PACKING] = (time.perf_counter() - start) / found.seconds
     else:
-        found.gemm = gemm_rate(dtype)
-        found.limit = layers_rate(
-            sum(int((batch.blocks != PADDING).sum()) for batch in timed) // len(timed), config, dtype
-        )
+        found.gemm = gemm_rate(dtype, device)
+        tokens = sum(int((batch.blocks != PADDING).sum()) for batch in timed) // len(timed)
+        found.limit = layers_rate(tokens, config, dtype, device)
     return found
 
 
@@ -228,8 +236,9 @@ def steps_of(samples: Sequence[Sample], seed: int) -> list[list[Sample]]:
 
 def packed_tokens(samples: Sequence[Sample], prompt: PromptTokens, image_tokens: int) -> Batch:
     """A step as Triptych packs it, without the features."""
-    # One row of all blocks, as training packs them for its blockwise attention on a CPU.
-    return pack(samples, lambda image_ids: torch.empty(len(image_ids), 0, 0), prompt, image_tokens, sys.maxsize)
+    # One row of all blocks, as training packs them for its blockwise attention on a CPU; several rows for a GPU.
+    row = sys.maxsize if best_device().type == "cpu" else ROW_TOKENS
+    return pack(samples, lambda image_ids: torch.empty(len(image_ids), 0, 0), prompt, image_tokens, row)
 
 
 def padded_rows(samples: Sequence[Sample], prompt: PromptTokens, image_tokens: int) -> dict[str, torch.Tensor]:
@@ -252,8 +261,8 @@ def measure_trainer(task: Task) -> Found:
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    settings = default_settings()
-    stage = stage_settings(task.stage)
+    settings = settings_of(task.language_model)
+    stage = stage_settings(settings, task.stage)
     device = best_device()
     dtype = compute_dtype("auto", device)
     prompt = load_prompt_tokens(task.folder)
@@ -262,7 +271,7 @@ def measure_trainer(task: Task) -> Found:
     model.config.use_cache = False
     projector = model.model.multi_modal_projector
     if task.contender == "Trainer":
-        pixels = pictures()
+        pixels = pictures(task.image_tokens)
     else:
         model.model.vision_tower = CachedTower()
         features = stored_features(task.folder, task.image_tokens)
@@ -281,7 +290,7 @@ def measure_trainer(task: Task) -> Found:
 
     loss = 0.0
     if task.check:
-        same = collate(steps_of(samples, task.seed)[0])
+        same = {name: tensor.to(device) for name, tensor in collate(steps_of(samples, task.seed)[0]).items()}
         with torch.no_grad(), mixed_precision("auto", device):
             loss = float(model(**same).loss)
     steps = task.warm_up + task.steps
@@ -294,7 +303,7 @@ def measure_trainer(task: Task) -> Found:
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append((time.perf_counter(), queued()))
+            times.append(reading(len(times) + 1 in (task.warm_up, steps)))
 
     trainer = Trainer(
         model,
@@ -306,7 +315,7 @@ def measure_trainer(task: Task) -> Found:
             use_cpu=device.type == "cpu",
             seed=task.seed,
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=device.type == "cuda",
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
@@ -349,7 +358,7 @@ def rate(found: Found) -> float:
     return BATCH * found.steps / (found.seconds - found.waiting)
 
 
-def print_results(results: dict[tuple[int, str], dict[str, list[Found]]]) -> None:
+def print_results(results: dict[tuple[int, str], dict[str, list[Found]]], bars: Mapping[tuple[int, str], int]) -> None:
     """Speed and memory, and how Triptych compares."""
     head = ["image tokens", "stage", "contender", "samples/s (median, range)", "waiting", "peak MB", "bar"]
     rows = [[*head, *itertools.chain(*([f"{name} is faster by", "its memory"] for name in ENGINES))]]
@@ -358,7 +367,7 @@ def print_results(results: dict[tuple[int, str], dict[str, list[Found]]]) -> Non
             speed = cell([BATCH * found.steps / found.seconds for found in founds], 2)
             waiting = statistics.median(found.waiting / found.seconds for found in founds)
             memory = statistics.median(found.memory for found in founds)
-            bar = BARS.get((image_tokens, name))
+            bar = bars.get((image_tokens, name))
             row = [image_tokens, stage, name, speed, f"{waiting:.0%}", f"{memory:.0f}", bar or ""]
             for engine in ENGINES if name not in ENGINES else []:
                 pairs = list(zip(by_contender[engine], founds, strict=False))  # what has no bar was measured once
@@ -384,11 +393,11 @@ def print_losses(results: dict[tuple[int, str], dict[str, list[Found]]]) -> None
         sys.exit("the contenders do not compute the same; the comparison is void")
 
 
-def print_tokens(samples: Sequence[Sample], prompt: PromptTokens) -> None:
+def print_tokens(samples: Sequence[Sample], prompt: PromptTokens, cases: Sequence[int]) -> None:
     """What packing saves, over a whole epoch."""
     head = ["padding, Triptych", "padding, one question a row", "tokens a question, Triptych", "one question a row"]
     rows = [["image tokens", *head, "saved by sharing images", "saved with the padding"]]
-    for image_tokens in IMAGE_TOKENS:
+    for image_tokens in cases:
         counts = token_counts(samples, prompt, image_tokens)
         waste = [f"{1 - counts[name] / counts[f'{name}, all']:.1%}" for name in ("packed", "rows")]
         mean = [f"{counts[name] / len(samples):.1f}" for name in ("packed", "rows")]
@@ -416,44 +425,49 @@ def print_utilisation(results: dict[tuple[int, str], dict[str, list[Found]]]) ->
 
 def main() -> None:
     """Print the tables."""
+    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--language-model", choices=LANGUAGE_MODELS, default="tinyllama" if on_gpu else "smollm2")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of Triptych; Trainer does fewer")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="timed steps of Triptych; on a CPU Trainer does fewer")
+    parser.add_argument("--threads", type=int, default=8 if on_gpu else 1)
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything work?")
     arguments = parser.parse_args()
-    rounds, steps = (1, 4) if arguments.quick else (arguments.rounds, arguments.steps)
+    rounds, steps = (1, 4) if arguments.quick else (arguments.rounds, arguments.steps or (40 if on_gpu else 8))
+    language_model, threads = arguments.language_model, arguments.threads
+    bars = {} if on_gpu else BARS
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prompt, samples, _ = prepare(folder, arguments.threads)
+        prompt, samples, _ = prepare(folder, threads, language_model)
         dtype = str(compute_dtype("auto", best_device())).removeprefix("torch.")
-        threads = f"{arguments.threads} thread{'s' * (arguments.threads > 1)}"
-        print(f"{dtype}, {threads}, {BATCH} samples a step; {rounds} rounds", flush=True)
-        cases = itertools.product(IMAGE_TOKENS, STAGES)
+        where = torch.cuda.get_device_name() if on_gpu else f"{threads} thread{'s' * (threads > 1)}"
+        print(f"{language_model}, {dtype}, {where}, {BATCH} samples a step; {rounds} rounds", flush=True)
+        cases = itertools.product(image_tokens_of(language_model), STAGES)
         results: dict = {case: {name: [] for name in CONTENDERS} for case in cases}
         loads = []
         for turn in range(rounds):
             for (image_tokens, stage), by_contender in results.items():
                 for place in range(len(CONTENDERS)):
                     name = CONTENDERS[(turn + place) % len(CONTENDERS)]
-                    if turn and name not in ENGINES and (image_tokens, name) not in BARS:
+                    if turn and not on_gpu and name not in ENGINES and (image_tokens, name) not in bars:
                         continue
-                    # Trainer's steps take long and are much alike.
-                    timed = (4, steps) if name in ENGINES else (1, max(1, 50 * steps // image_tokens // 4))
-                    task = Task(folder, name, image_tokens, stage, arguments.threads, *timed, SEED + turn, turn == 0)
-                    by_contender[name].append(found := apart(measure, task))
+                    timed = (25 if on_gpu else 4, steps)  # a GPU is slow at its first steps of any shape
+                    if not on_gpu and name not in ENGINES:  # Trainer's steps take long and are much alike
+                        timed = (1, max(1, 50 * steps // image_tokens // 4))
+                    place = (folder, language_model, name, image_tokens, stage, threads)
+                    by_contender[name].append(found := apart(measure, Task(*place, *timed, SEED + turn, turn == 0)))
                     loads.append(os.getloadavg()[0])
                     what = f"round {turn + 1}, {image_tokens} image tokens, stage {stage}, {name}"
                     print(f"{what}: {rate(found):.2f} samples/s, {found.memory:.0f} MB", file=sys.stderr, flush=True)
-        parts = [
-            apart(measure, Task(folder, "Triptych", *case, arguments.threads, 2, 4, SEED, profiled=True)).parts
-            for case in results
+        print_results(results, bars)
+        print_losses(results)
+        print_tokens(samples, prompt, image_tokens_of(language_model))
+        print_utilisation(results)
+        profiled = [
+            Task(folder, language_model, "Triptych", *case, threads, 2, 4, SEED, profiled=True) for case in results
         ]
-    print_results(results)
-    print_losses(results)
-    print_tokens(samples, prompt)
-    print_utilisation(results)
+        parts = [apart(measure, task).parts for task in profiled]
     print_table(
         [
             "share of Triptych's time (profiled, not compiled)",

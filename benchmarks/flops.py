@@ -8,6 +8,7 @@ from llava import WIDTH
 from torch import nn
 from torch.profiler import profile, record_function
 from triptych.model.batch import PADDING, Batch
+from triptych.settings import Lora
 
 PARTS = (
     "frozen linear layers",
@@ -26,51 +27,67 @@ PACKING = "beside it, in a thread: packing and reading of features"
 PRODUCTS = "all matrix products, in whichever part"
 
 
-def model_flops(batch: Batch, config: Any, rank: int) -> float:
-    """FLOPs that one step needs; see the top of this file. `rank` is that of LoRA on q and v, 0 for none."""
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    keys = config.num_key_value_heads * config.head_dim
+def layer_shapes(config: Any) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a Llama layer's matrices."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
+    attention = {"q_proj": (hidden, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
+    mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    return attention | {"o_proj": (hidden, hidden)} | mlp
+
+
+def model_flops(batch: Batch, config: Any, lora: Lora | None) -> float:
+    """FLOPs that one step needs; see the top of bench_train.py."""
+    hidden, layers, shapes = config.hidden_size, config.num_hidden_layers, layer_shapes(config)
     real = batch.blocks != PADDING
     tokens, image, answers = int(real.sum()), batch.image_columns.numel(), len(batch.targets)
     pairs = int((batch.attention_mask()[:, 0] & real[:, :, None]).sum())
-    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * config.intermediate_size)
+    weights = layers * sum(outputs * inputs for outputs, inputs in shapes.values())
     frozen = 2 * (2 * weights * tokens + 2 * hidden * config.vocab_size * answers)
     attention = 3 * 4 * hidden * layers * pairs
     connector = (2 * 2 * WIDTH * hidden + 3 * 2 * hidden * hidden) * image
-    lora = 3 * 2 * rank * (3 * hidden + keys) * layers * tokens
-    return frozen + attention + connector + lora
+    adapted = sum(sum(shapes[name]) for name in lora.target_modules) if lora else 0
+    adapters = 3 * 2 * lora.rank * adapted * layers * tokens if lora else 0
+    return frozen + attention + connector + adapters
 
 
-def gemm_rate(dtype: torch.dtype) -> float:
-    """The machine's highest rate of matrix products, FLOP/s: best of 20 tries of each shape."""
+def now() -> float:
+    """The clock in seconds, after all that a GPU was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """The device's highest rate of matrix products, FLOP/s: best of 20 tries of each shape."""
     shapes = [(rows, 576, 1536) for rows in (160, 480, 960, 2048)] + [(1024, 1024, 1024)]
+    if device.type == "cuda":
+        shapes = [(rows, 2048, 5632) for rows in (2048, 4096, 8192)] + [(8192, 8192, 8192)]
     rates = []
     for rows, inner, columns in shapes:
-        left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        left, right = (torch.randn(size, inner).to(device, dtype) for size in (rows, columns))
         for _ in range(20):
-            start = time.perf_counter()
+            start = now()
             for _ in range(4):
                 left @ right.T
-            rates.append(4 * 2 * rows * inner * columns / (time.perf_counter() - start))
+            rates.append(4 * 2 * rows * inner * columns / (now() - start))
     return max(rates)
 
 
-def layers_rate(tokens: int, config: Any, dtype: torch.dtype) -> float:
+def layers_rate(tokens: int, config: Any, dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of all frozen layers' matrix products, forward and backward, at so many tokens; best of three."""
-    hidden, inner, keys = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
-    shapes = [(hidden, hidden)] * 2 + [(keys, hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
-    layers = [torch.randn(shape).to(dtype) for _ in range(config.num_hidden_layers) for shape in shapes]
-    inputs, gradients = (
-        {size: torch.randn(tokens, size).to(dtype) for size in (hidden, inner, keys)} for _ in range(2)
-    )
+    shapes = list(layer_shapes(config).values())
+    layers = [torch.randn(shape).to(device, dtype) for _ in range(config.num_hidden_layers) for shape in shapes]
+    sizes = {size for shape in shapes for size in shape}
+    inputs, gradients = ({size: torch.randn(tokens, size).to(device, dtype) for size in sizes} for _ in range(2))
     rates = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = now()
         for weight in layers:
             inputs[weight.shape[1]] @ weight.T
         for weight in layers:
             gradients[weight.shape[0]] @ weight
-        rates.append(2 * 2 * tokens * sum(map(torch.numel, layers)) / (time.perf_counter() - start))
+        rates.append(2 * 2 * tokens * sum(map(torch.numel, layers)) / (now() - start))
     return max(rates)
 
 
@@ -101,9 +118,12 @@ def breakdown(profiler: profile, seconds: float, vocabulary: int) -> dict[str, f
     """Share of `seconds` of each of PARTS, and of PRODUCTS.
 
     A forward operation belongs to the innermost module that is labelled, a backward one to its forward operation's
-    part, which has the same sequence number. Time between operations is Python's, and the profiler's own.
+    part, which has the same sequence number. Time is the processor's, or the GPU's where there is one. Time between
+    operations is Python's, and the profiler's own; a GPU waits in it.
     """
-    events = sorted(profiler.events(), key=lambda event: event.time_range.start)
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CPU]
+    events.sort(key=lambda event: event.time_range.start)
+    taken = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     forward: dict[int, str] = {}
     shares = dict.fromkeys([*PARTS, PRODUCTS], 0.0)
     for event in events:
@@ -127,7 +147,7 @@ def breakdown(profiler: profile, seconds: float, vocabulary: int) -> dict[str, f
                 forward[event.sequence_nr] = part
         if parent is not None and parent.name in PARTS and event.sequence_nr >= 0:
             forward[event.sequence_nr] = part
-        share = event.self_cpu_time_total / 1e6 / seconds
+        share = getattr(event, taken) / 1e6 / seconds
         shares[part] += share
         if event.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
             shares[PRODUCTS] += share

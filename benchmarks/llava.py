@@ -1,8 +1,10 @@
 """What the benchmarks of training and of prediction share: models, questions, pictures, and processes of their own.
 
-The vision towers have the shapes of CLIP-ViT-B/32 (50 tokens) and SigLIP-B/16-224 (196 tokens) and random weights, on
-which speed does not depend. Pictures are 224 x 224 bytes: no decoding, no resizing. Questions are those of SLAKE's
-training part where TRIPTYCH_SLAKE names a copy, otherwise random words in SLAKE's numbers and lengths.
+The vision towers have the shapes of CLIP-ViT-B/32 (50 tokens), SigLIP-B/16-224 (196) and SigLIP-B/16-384 (576), and
+random weights, on which speed does not depend. Pictures are bytes of the tower's size: no decoding, no resizing. The
+language model is that of config/slake-cpu.yaml or, for GPUs, one of the shape of config/config.yaml's with random
+weights. Questions are those of SLAKE's training part where TRIPTYCH_SLAKE names a copy, otherwise random words in
+SLAKE's numbers and lengths.
 """
 
 import json
@@ -19,21 +21,26 @@ from typing import Any
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from triptych.hardware import best_device, compute_dtype, mixed_precision
 from triptych.model.assets import prepare_model
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import build_connector
-from triptych.settings import Settings, load_settings
+from triptych.settings import Connector, FolderLanguageModel, Settings, load_settings
 from triptych.sources.packages import default_cache
 from triptych.storage import derive_seed
 
-CONFIG = Path(__file__).parent.parent / "config/slake-cpu.yaml"
-IMAGE_TOKENS = (50, 196)
+CONFIGS = Path(__file__).parent.parent / "config"
+# Tokens of a picture -> architecture, side of the picture and of a patch in pixels.
+TOWERS = {50: ("clip", 224, 32), 196: ("siglip", 224, 16), 576: ("siglip", 384, 16)}
+# TinyLlama-1.1B, the language model of config/config.yaml.
+TINYLLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+TINYLLAMA |= {"num_key_value_heads": 4, "vocab_size": 32_000}
+# Language model -> the study whose stages and LoRA are measured, and tokens of a picture.
+LANGUAGE_MODELS = {"smollm2": ("slake-cpu.yaml", (50, 196)), "tinyllama": ("config.yaml", (576,))}
 PICTURES = 32  # different ones; SLAKE's images show them in turn
-SIDE = 224
 WIDTH = 768  # of vision features
 IMAGE_TOKEN = 3  # <repo_name>, which stands in no question: where transformers' rows hold the image
 SEED = 0
@@ -47,29 +54,52 @@ ANSWER_LENGTHS = {1: 2753, 2: 1161, 3: 508, 4: 190, 5: 117, 6: 50, 7: 28, 8: 25,
 ANSWER_LENGTHS |= {14: 19, 15: 3, 16: 1}
 
 
-def default_settings() -> Settings:
-    """The settings of config/slake-cpu.yaml."""
-    return load_settings(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
+def settings_of(language_model: str) -> Settings:
+    """The settings of the study that a language model belongs to."""
+    file = CONFIGS / LANGUAGE_MODELS[language_model][0]
+    return load_settings(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def prepare(folder: Path, threads: int) -> tuple[PromptTokens, list[Sample], str]:
+def image_tokens_of(language_model: str) -> tuple[int, ...]:
+    """Tokens of a picture that a language model is measured with."""
+    return LANGUAGE_MODELS[language_model][1]
+
+
+def prepare(folder: Path, threads: int, language_model: str) -> tuple[PromptTokens, list[Sample], str]:
     """Write all models into `folder`; gives the prompt, the questions and, in words, where they come from.
 
-    Sets the environment of the processes that measure: `threads` threads, no GPU, no hub.
+    Sets the environment of the processes that measure: `threads` threads, no hub.
     """
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "KINETO_LOG_LEVEL": "5"}  # bars and memory are those of processors
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "KINETO_LOG_LEVEL": "5"}
+    # Measuring processes are forks, which cannot use a GPU if the process before them asked the driver for it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
-    prepare_model(
-        "language_model", default_settings().models.language_model, default_cache(), folder / "language_model"
-    )
-    for image_tokens in IMAGE_TOKENS:
-        apart(write_llava, folder, image_tokens)
+    settings = settings_of(language_model).models.language_model
+    if language_model == "tinyllama":
+        apart(write_tinyllama, folder / "tinyllama")
+        settings = FolderLanguageModel(source="folder", folder=str(folder / "tinyllama"), prompt=settings.prompt)
+    prepare_model("language_model", settings, default_cache(), folder / "language_model")
+    for tokens in image_tokens_of(language_model):
+        apart(write_llava, folder, tokens, settings_of(language_model).connector)
     prompt = load_prompt_tokens(folder)
     samples, origin = slake_samples(prompt)
     print(f"questions: {origin}: {len(samples)} of {len({sample.image_id for sample in samples})} images", flush=True)
     return prompt, samples, origin
+
+
+def write_tinyllama(folder: Path) -> None:
+    """Write a language model of TinyLlama's shape with random weights, and a tokenizer that knows no words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(SEED)
+    with torch.device(best_device()):
+        LlamaForCausalLM(LlamaConfig(**TINYLLAMA)).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def slake_samples(prompt: PromptTokens) -> tuple[list[Sample], str]:
@@ -89,7 +119,7 @@ def slake_samples(prompt: PromptTokens) -> tuple[list[Sample], str]:
         return draw.sample(values, len(values))
 
     def words(number: int) -> tuple[int, ...]:
-        return tuple(draw.choices(range(1000, 40_000), k=number))
+        return tuple(draw.choices(range(1000, 30_000), k=number))
 
     images = [str(image) for image, number in enumerate(shuffled(QUESTIONS_OF_IMAGE)) for _ in range(number)]
     lengths = zip(images, shuffled(QUESTION_LENGTHS), shuffled(ANSWER_LENGTHS), strict=True)
@@ -106,9 +136,10 @@ def load_prompt_tokens(folder: Path) -> PromptTokens:
     return prompt_tokens(load_tokenizer(folder / "language_model"), load_prompt(folder / "language_model"))
 
 
-def pictures() -> torch.Tensor:
-    """Random pictures (PICTURES, 3, SIDE, SIDE), bytes."""
-    size = (PICTURES, 3, SIDE, SIDE)
+def pictures(image_tokens: int) -> torch.Tensor:
+    """Random pictures (PICTURES, 3, side, side), bytes."""
+    side = TOWERS[image_tokens][1]
+    size = (PICTURES, 3, side, side)
     return torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
 
 
@@ -122,31 +153,39 @@ def picture_numbers(image_ids: Sequence[str]) -> list[int]:
     return [int(image_id) % PICTURES for image_id in image_ids]
 
 
-def write_llava(folder: Path, image_tokens: int) -> None:
+def write_llava(folder: Path, image_tokens: int, connector: Connector) -> None:
     """Write the LLaVA model that Trainer trains, and the features of all pictures as its tower computes them."""
     from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
     torch.manual_seed(SEED)
-    dtype = compute_dtype("auto", best_device())
+    device = best_device()
+    dtype = compute_dtype("auto", device)
     text = AutoModelForCausalLM.from_pretrained(folder / "language_model", dtype=dtype)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12}
-    kind, patch_side = (CLIPVisionConfig, 32) if image_tokens == 50 else (SiglipVisionConfig, 16)
+    architecture, side, patch_side = TOWERS[image_tokens]
+    kind = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[architecture]
     config = LlavaConfig(
-        vision_config=kind(**sizes, image_size=SIDE, patch_size=patch_side),
+        vision_config=kind(**sizes, image_size=side, patch_size=patch_side),
         text_config=text.config,
         image_token_id=IMAGE_TOKEN,
         vision_feature_select_strategy="full",
         vision_feature_layer=-2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=text.config.tie_word_embeddings,
     )
-    model = Llava(config).to(dtype).eval()
+    with torch.device(device):
+        model = Llava(config).to(dtype).eval()
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.lm_head.load_state_dict(text.lm_head.state_dict())
+    # As a fresh connector of Triptych's would be.
+    link = build_connector(connector, WIDTH, text.config.hidden_size, derive_seed(SEED, "connector", SPLIT))
+    model.model.multi_modal_projector.load_state_dict(link.state_dict())
     model.save_pretrained(folder / f"llava-{image_tokens}")
-    with torch.inference_mode(), mixed_precision("auto", best_device()):
-        states = model.model.vision_tower(normalised(pictures()), output_hidden_states=True).hidden_states
-    tokens = states[config.vision_feature_layer].to(dtype).contiguous()
+    save_file(dict(link.state_dict()), folder / f"fresh-{image_tokens}.safetensors")
+    with torch.inference_mode(), mixed_precision("auto", device):
+        shown = normalised(pictures(image_tokens)).to(device)
+        states = model.model.vision_tower(shown, output_hidden_states=True).hidden_states
+    tokens = states[config.vision_feature_layer].to(dtype).cpu().contiguous()
     save_file({"tokens": tokens}, folder / f"features-{image_tokens}.safetensors")
 
 
@@ -156,14 +195,8 @@ def load_llava(folder: Path, image_tokens: int) -> nn.Module:
 
     dtype = compute_dtype("auto", best_device())
     model = Llava.from_pretrained(folder / f"llava-{image_tokens}", dtype=dtype).requires_grad_(False)
-    model.model.multi_modal_projector.float().load_state_dict(fresh_connector(model).state_dict())
-    return model
-
-
-def fresh_connector(model: nn.Module) -> nn.Module:
-    """The connector that Triptych would begin with."""
-    hidden = model.config.text_config.hidden_size
-    return build_connector(default_settings().connector, WIDTH, hidden, derive_seed(SEED, "connector", SPLIT))
+    model.model.multi_modal_projector.float().load_state_dict(load_file(folder / f"fresh-{image_tokens}.safetensors"))
+    return model.to(best_device())
 
 
 class CachedTower(nn.Module):
@@ -183,7 +216,9 @@ def stored_features(folder: Path, image_tokens: int) -> Callable[[Sequence[str]]
 
 
 def peak_memory() -> float:
-    """Largest resident size of this process so far, in MB."""
+    """Largest size so far in MB: of the tensors on the GPU, or of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

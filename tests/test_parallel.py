@@ -20,6 +20,7 @@ from triptych.model.batch import tokenise
 from triptych.samples import load_questions
 from triptych.settings import Lora
 from triptych.shards import TENSOR, checksum
+from triptych.storage import TriptychError
 from triptych.train import parallel
 from triptych.train.order import shares
 
@@ -112,6 +113,15 @@ def test_shares_hold_whole_images_once_and_about_as_many_tokens(prompt, trainer)
         one = max(PREFIX + sum(len(s.text) for s in samples if s.image_id == name) for name in set.union(*images))
         assert max(loads) - min(loads) <= one
     assert [len(part) for part in shares(samples[:1], PREFIX, 3)] == [1, 0, 0]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, number in {"WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "LOCAL_RANK": 2}.items():
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TriptychError, match=r"training\.processes: 3 processes, but 2 GPUs"), parallel.joined():
+        pass
 
 
 def test_alone_nothing_is_exchanged():
