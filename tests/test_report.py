@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import vl_convert
 from browser import CHROMIUM
 from conftest import ROOT, toy_config
 from PIL import Image
@@ -100,6 +101,11 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
     points = [[(point["schedule"], point["epoch"]) for point in panel] for panel in panels]
     assert points == [[("1-3", 0), ("1-3", 1)]] * 2
     assert drawn["resolve"] == {"scale": {"y": "shared"}}
+    rows += [{**row("1-3", "1", "1", 0, 10.0), "split": "fold1"}]
+    picture = vl_convert.vegalite_to_svg(
+        per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
+    )
+    assert ">10<" in picture and "e+" not in picture
     assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
 
 

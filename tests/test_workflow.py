@@ -254,6 +254,12 @@ def test_a_new_seed_adds_its_own_jobs_only(study, world):
     study.config = toy_config(world)
 
 
+def test_what_is_set_on_the_command_line_reaches_report_and_plan(study):
+    assert "2 folds x 3 seeds" in study.snakemake("plan", "--config", "seeds=[0,1,2]")
+    commands = study.snakemake("--dry-run", "--printshellcmds", "--config", "seeds=[0,1]")
+    assert re.search(r"triptych\.report --settings '[^']*\"seeds\":\[0,1\]", commands)
+
+
 def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not(study):
     final = study.results / "checkpoints/2-3/fold0/seed0/connector.safetensors"
     intermediate = study.results / "checkpoints/2/fold0/seed0/connector.safetensors"
@@ -269,7 +275,7 @@ def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not
 def test_a_larger_set_beside_the_smaller_one_makes_only_what_is_new(study, world):
     study.config = toy_config(world)
     study.config["datasets"]["general"]["sizes"] = [16, 24]
-    assert study.planned() == {}, "a size that no stage uses"
+    assert set(study.planned()) == {"report", "all"}, "a size that no stage uses; the report shows all settings"
     study.config["stages"]["1-16"] = {**study.config["stages"]["1"], "data": "general-16"}
     study.config["schedules"].append(["1-16", "2"])
     assert study.trained() == {"1-16/shared", "1-16-2/fold0", "1-16-2/fold1"}

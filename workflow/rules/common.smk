@@ -111,6 +111,11 @@ def all_checkpoints(name, prefixes=None, leak=False):
 wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs.json"]
 
 
+def study_settings(wildcards):
+    """All settings as text, in their order; not those of the file, which --config may have changed."""
+    return settings.model_dump_json(exclude_unset=True)
+
+
 def dataset_settings(wildcards):
     """The settings of a data set as text that depends on nothing else."""
     return canonical_json(datasets[wildcards.dataset].model_dump(mode="json"))

@@ -41,12 +41,12 @@ rule report:
     conda:
         "../envs/triptych.yaml"
     params:
-        configfile=workflow.configfiles[-1],
+        settings=study_settings,
         figures=subpath(output[0], parent=True),
     message:
         "Write the report"
     shell:
-        "python -m triptych.report --configfile {params.configfile:q} --out {output}"
+        "python -m triptych.report --settings {params.settings:q} --out {output}"
         " --figures {params.figures}/figures > {log} 2>&1"
 
 
@@ -79,8 +79,8 @@ rule plan:
     conda:
         "../envs/triptych.yaml"
     params:
-        configfile=workflow.configfiles[-1],
+        settings=study_settings,
     message:
         "Plan the study"
     shell:
-        "python -m triptych.plan --configfile {params.configfile:q} 2>&1 | tee {log}"
+        "python -m triptych.plan --settings {params.settings:q} 2>&1 | tee {log}"

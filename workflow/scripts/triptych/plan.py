@@ -9,6 +9,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from statistics import median
 from triptych import grid
 from triptych.display import duration
 from triptych.retraining import short_reason
-from triptych.settings import Captions, Settings, read_study
+from triptych.settings import Captions, Settings, read_study, results_folder
 from triptych.status import WORK, Report, Step, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
 
@@ -256,15 +257,18 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
 PLANNED = re.compile(r"^Job \d+: Train (.+)\nReason: (.*(?:\n(?!\[|Job ).*)*)", re.MULTILINE)
 
 
-def trained_again(configfile: Path, results: Path) -> list[tuple[str, str]]:
+def trained_again(settings: Settings, results: Path) -> list[tuple[str, str]]:
     """Finished trainings that a run would make again, with Snakemake's reasons, from a dry run.
 
     Raises:
         TriptychError: the dry run fails.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(configfile)]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--dry-run", "--nolock", "--cores", "1", "--rerun-triggers", "mtime", "params", "input"]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as study:
+        study.write(settings.model_dump_json(exclude_unset=True))
+        study.flush()
+        answer = subprocess.run([*command, "--configfile", study.name], capture_output=True, text=True)
     text = answer.stdout + answer.stderr
     if answer.returncode:
         raise TriptychError(f"the dry run fails: {text.strip().splitlines()[-1]}")
@@ -331,11 +335,17 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
 def main() -> None:
     """Say what a study will cost and what it can show. Nothing is run."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    study = parser.add_mutually_exclusive_group()
+    study.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    study.add_argument("--settings", help="its settings as JSON")
     arguments = parser.parse_args()
-    settings, results = read_study(arguments.configfile)
+    if arguments.settings:
+        settings = Settings.model_validate_json(arguments.settings)
+        results = results_folder(settings)
+    else:
+        settings, results = read_study(arguments.configfile)
     print("\n".join(lines(settings, results, survey(settings, results, now=0.0))))
-    again = trained_again(arguments.configfile, results) if results.exists() else []
+    again = trained_again(settings, results) if results.exists() else []
     print(f"again       {len(again)} finished trainings would be trained again")
     for name, reason in again:
         print(f"            {name}: {short_reason(reason)}")

@@ -636,7 +636,12 @@ def read_study(configfile: Path) -> tuple[Settings, Path]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TriptychError(f"{configfile}: not valid YAML: {' '.join(str(error).split())}") from None
     settings = load_settings(_mapping(config), configfile.name)
-    return settings, Path(settings.pathvars.get("results", "results"))
+    return settings, results_folder(settings)
+
+
+def results_folder(settings: Settings) -> Path:
+    """The folder of a study's results."""
+    return Path(settings.pathvars.get("results", "results"))
 
 
 def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:

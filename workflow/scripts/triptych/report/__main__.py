@@ -15,7 +15,7 @@ from triptych import grid
 from triptych.figures import write_figure
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
-from triptych.settings import Settings, read_study
+from triptych.settings import Settings, results_folder
 from triptych.storage import run_step, write_text
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
@@ -69,11 +69,12 @@ def render(settings: Settings, results: Path) -> tuple[str, dict]:
 def main() -> None:
     """Write the report and its figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--configfile", type=Path, required=True, help="the study's configuration")
+    parser.add_argument("--settings", required=True, help="settings of the study as JSON")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--figures", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args()
-    page, charts = render(*read_study(arguments.configfile))
+    settings = Settings.model_validate_json(arguments.settings)
+    page, charts = render(settings, results_folder(settings))
     for name, chart in charts.items():
         if name != "probe":  # which is there already, with its table
             white = chart.configure(background="white", font="sans-serif")

@@ -80,7 +80,7 @@ def per_stage(
     drawn = [arm for arm in arms if arm in set(frame["schedule"])]
     y = f"{over_runs}({field}):Q"
     scale = altair.Scale(zero=not field.endswith("loss"))
-    axis = altair.Axis(format="%" if field.endswith("accuracy") else "~g")
+    axis = altair.Axis(format="%" if field.endswith("accuracy") else ",~f")  # "~g" would write 10 as 1e+1
     if field == "loss_spikes":
         axis.tickMinStep = 1
     panels = []
