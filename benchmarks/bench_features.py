@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 import torch
+from llava import VIT_BASE
 from photographs import photograph
 from triptych.encode import encode
 from triptych.features import compute_tokens
@@ -35,8 +36,7 @@ from triptych.sources.packages import default_cache
 from triptych.storage import sha256_bytes, sha256_file, write_json, write_table
 
 BATCH_SIZES = (16, 64, 128, 256) if torch.cuda.is_available() else (1, 4, 8, 16, 32)
-SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-SIGLIP |= {"image_size": 384, "patch_size": 16}
+SIGLIP = VIT_BASE | {"image_size": 384, "patch_size": 16}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -58,16 +58,17 @@ def write_pictures(folder: Path, number: int) -> int:
     return sum(map(len, files)) // number
 
 
-def encoder_settings(folder: Path, device: torch.device) -> Record:
-    """The embedded encoder; for a GPU one of the shape of config/config.yaml's, with random weights."""
+def encoder_settings(folder: Path, device: torch.device) -> tuple[Record, int]:
+    """The embedded encoder, for a GPU a random one of the shape of config/config.yaml's; and its pictures' side."""
     if device.type == "cpu":
-        return PackageEncoder(source="package")
+        embedded = PackageEncoder(source="package")
+        return embedded, embedded.image_size
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
     SiglipVisionModel(SiglipVisionConfig(**SIGLIP)).save_pretrained(folder / "siglip")
     size = {"height": SIGLIP["image_size"], "width": SIGLIP["image_size"]}
     SiglipImageProcessor(size=size).save_pretrained(folder / "siglip")
-    return FolderEncoder(source="folder", folder=str(folder / "siglip"), layer=-2)
+    return FolderEncoder(source="folder", folder=str(folder / "siglip"), layer=-2), SIGLIP["image_size"]
 
 
 def queued() -> float:
@@ -125,8 +126,8 @@ def measure(folder: Path, pictures: int, rounds: int, seconds: float) -> dict:
     """
     device = best_device()
     size = write_pictures(folder / "data", pictures)
-    side = SIGLIP["image_size"] if device.type == "cuda" else PackageEncoder(source="package").image_size
-    prepare_model("vision_encoder", encoder_settings(folder, device), default_cache(), folder / "encoder")
+    settings, side = encoder_settings(folder, device)
+    prepare_model("vision_encoder", settings, default_cache(), folder / "encoder")
     encoder = vision.load(folder / "encoder", device)
 
     def alone(batch_size: int, length: float) -> tuple[float, float]:

@@ -455,11 +455,11 @@ def main() -> None:
                     timed = (25 if on_gpu else 4, steps)  # a GPU is slow at its first steps of any shape
                     if not on_gpu and name not in ENGINES:  # Trainer's steps take long and are much alike
                         timed = (1, max(1, 50 * steps // image_tokens // 4))
-                    place = (folder, language_model, name, image_tokens, stage, threads)
-                    by_contender[name].append(found := apart(measure, Task(*place, *timed, SEED + turn, turn == 0)))
+                    what = (folder, language_model, name, image_tokens, stage, threads)
+                    by_contender[name].append(found := apart(measure, Task(*what, *timed, SEED + turn, turn == 0)))
                     loads.append(os.getloadavg()[0])
-                    what = f"round {turn + 1}, {image_tokens} image tokens, stage {stage}, {name}"
-                    print(f"{what}: {rate(found):.2f} samples/s, {found.memory:.0f} MB", file=sys.stderr, flush=True)
+                    said = f"round {turn + 1}, {image_tokens} image tokens, stage {stage}, {name}"
+                    print(f"{said}: {rate(found):.2f} samples/s, {found.memory:.0f} MB", file=sys.stderr, flush=True)
         print_results(results, bars)
         print_losses(results)
         print_tokens(samples, prompt, image_tokens_of(language_model))

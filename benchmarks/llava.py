@@ -35,13 +35,15 @@ from triptych.storage import derive_seed
 CONFIGS = Path(__file__).parent.parent / "config"
 # Tokens of a picture -> architecture, side of the picture and of a patch in pixels.
 TOWERS = {50: ("clip", 224, 32), 196: ("siglip", 224, 16), 576: ("siglip", 384, 16)}
+# The layers of all these towers.
+VIT_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 # TinyLlama-1.1B, the language model of config/config.yaml.
 TINYLLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
 TINYLLAMA |= {"num_key_value_heads": 4, "vocab_size": 32_000}
 # Language model -> the study whose stages and LoRA are measured, and tokens of a picture.
 LANGUAGE_MODELS = {"smollm2": ("slake-cpu.yaml", (50, 196)), "tinyllama": ("config.yaml", (576,))}
 PICTURES = 32  # different ones; SLAKE's images show them in turn
-WIDTH = 768  # of vision features
+WIDTH = VIT_BASE["hidden_size"]  # of vision features
 IMAGE_TOKEN = 3  # <repo_name>, which stands in no question: where transformers' rows hold the image
 SEED = 0
 SPLIT = "shared"
@@ -162,11 +164,10 @@ def write_llava(folder: Path, image_tokens: int, connector: Connector) -> None:
     device = best_device()
     dtype = compute_dtype("auto", device)
     text = AutoModelForCausalLM.from_pretrained(folder / "language_model", dtype=dtype)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12}
     architecture, side, patch_side = TOWERS[image_tokens]
     kind = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[architecture]
     config = LlavaConfig(
-        vision_config=kind(**sizes, image_size=side, patch_size=patch_side),
+        vision_config=kind(**VIT_BASE, image_size=side, patch_size=patch_side),
         text_config=text.config,
         image_token_id=IMAGE_TOKEN,
         vision_feature_select_strategy="full",

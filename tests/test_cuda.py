@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import FEATURES, HIDDEN, TOKENS, make_llama, make_questions
-from test_features import study, write_data  # noqa: F401 - a fixture
+from test_features import study  # noqa: F401 - a fixture
 from test_packing import unpacked_loss
 from test_stages import Interrupted, same, weights
 from test_training import FP32, FULL_LORA, stage
