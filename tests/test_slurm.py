@@ -39,6 +39,12 @@ def ask(*command) -> str:
     return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
 
 
+def seconds_run(job: str) -> float:
+    """How long ago a job started."""
+    start = ask("squeue", "--noheader", f"--jobs={job}", "--format=%S").strip()
+    return (datetime.now() - datetime.fromisoformat(start)).total_seconds()
+
+
 def wait_for(condition, what: str):
     """Look until something is so; gives it."""
     end = time.monotonic() + PATIENCE
@@ -266,13 +272,13 @@ def disturbed(slurm, study, tmp_path_factory):
     wait_for(lambda: "Falling back to 'sacct'" in damaged.said()[before:], "the outage is noticed")
     slurm("start")
 
-    ask("scancel", damaged.job(HALTED[0]))
-    ask("scontrol", "update", f"JobId={damaged.job(HALTED[1])}", "TimeLimit=1")
+    cancelled, late, warned = (damaged.job(cell) for cell in HALTED)
+    ask("scancel", cancelled)
+    # Warned and given time, it would save: so it must be over its time already.
+    wait_for(lambda: seconds_run(late) > 61, "a training has run for a minute")
+    ask("scontrol", "update", f"JobId={late}", "TimeLimit=1")
     # The profile has trainings warned five minutes before their end.
-    number = damaged.job(HALTED[2])
-    started = datetime.fromisoformat(ask("squeue", "--noheader", f"--jobs={number}", "--format=%S").strip())
-    minutes = math.ceil((datetime.now() - started).total_seconds() / 60) + 5
-    ask("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+    ask("scontrol", "update", f"JobId={warned}", f"TimeLimit={math.ceil(seconds_run(warned) / 60) + 5}")
     # SLURM wakes what it tells to stop.
     wait_for(lambda: not any(process.is_running() for process in halted.values()), "they are over")
     assert head.wait(PATIENCE) == 1
