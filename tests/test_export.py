@@ -31,7 +31,11 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from triptych import checkpoint, export
+from triptych import checkpoint
+from triptych.export import load
+from triptych.export.base_models import base_models
+from triptych.export.tokenizer import image_tokenizer, same_ids
+from triptych.export.write import export
 from triptych.model import vision
 from triptych.model.assets import prepare_model
 from triptych.model.batch import Sample, prompt_tokens
@@ -206,7 +210,7 @@ def write_siglip(folder):
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_plain_transformers_gives_the_same_answers(models, trained, tmp_path, adapter):
-    assert export.export(trained, models, [], tmp_path / "out", adapter) == "llava"
+    assert export(trained, models, [], tmp_path / "out", adapter) == "llava"
     expected = triptych_answers(trained, models)
     assert plain_answers(tmp_path / "out", adapter=adapter) == expected
     if adapter:
@@ -215,22 +219,22 @@ def test_plain_transformers_gives_the_same_answers(models, trained, tmp_path, ad
 
 def test_a_checkpoint_without_lora_is_exported_too(models, tmp_path):
     source = save_checkpoint(tmp_path / "checkpoint", models)
-    export.export(source, models, [], tmp_path / "out", False)
+    export(source, models, [], tmp_path / "out", False)
     assert plain_answers(tmp_path / "out") == triptych_answers(source, models)
     with pytest.raises(TriptychError, match="has no LoRA"):
-        export.export(source, models, [], tmp_path / "other", True)
+        export(source, models, [], tmp_path / "other", True)
 
 
 def test_a_linear_connector_fits_into_llava_as_well(models, tmp_path):
     source = save_checkpoint(tmp_path / "checkpoint", models, connector=Connector(kind="linear"))
-    assert export.export(source, models, [], tmp_path / "out", False) == "llava"
+    assert export(source, models, [], tmp_path / "out", False) == "llava"
     assert plain_answers(tmp_path / "out") == triptych_answers(source, models)
 
 
 def test_a_blind_control_is_not_exported(models, tmp_path):
     source = save_checkpoint(tmp_path / "checkpoint", models, blind=True)
     with pytest.raises(TriptychError, match="is a blind control"):
-        export.export(source, models, [], tmp_path / "out", False)
+        export(source, models, [], tmp_path / "out", False)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_other_encoders_and_layers(world, tmp_path, write, settings, tokens):
     encoder = {"folder": str(write(tmp_path / "encoder")), **settings}
     models = prepare(tmp_path / "models", encoder, world / "models" / "llama")
     source = save_checkpoint(tmp_path / "checkpoint", models, Lora(rank=2))
-    export.export(source, models, [], tmp_path / "out", False)
+    export(source, models, [], tmp_path / "out", False)
     assert read_json(tmp_path / "out" / "config.json")["image_seq_length"] == tokens
     assert plain_answers(tmp_path / "out") == triptych_answers(source, models)
 
@@ -257,7 +261,7 @@ def test_subword_tokenizers_and_a_base_in_bf16(world, tmp_path, make, adapter):
     llama = write_llama(tmp_path / "llama", make(), torch.bfloat16)
     models = prepare(tmp_path / "models", {"folder": str(world / "models" / "clip")}, llama, CHAT)
     source = save_checkpoint(tmp_path / "checkpoint", models, Lora(rank=2))
-    export.export(source, models, [], tmp_path / "out", adapter)
+    export(source, models, [], tmp_path / "out", adapter)
     assert plain_answers(tmp_path / "out", CHAT, adapter) == triptych_answers(source, models, CHAT)
     stored = {str(tensor.dtype) for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items()}
     assert stored == {"torch.bfloat16", "torch.float32"}
@@ -276,10 +280,10 @@ def test_subword_tokenizers_and_a_base_in_bf16(world, tmp_path, make, adapter):
 @pytest.mark.parametrize("prompt", [PROMPT, CHAT, "<image>{question}", " <image>\n\n{question} .\nA: "])
 def test_the_exported_tokenizer_reads_whole_prompts_as_pieces(make, prompt, tmp_path):
     ours = make()
-    export.image_tokenizer(ours, prompt, 3).save_pretrained(tmp_path)
+    image_tokenizer(ours, prompt, 3).save_pretrained(tmp_path)
     found = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     texts = [*QUESTIONS, "Is the <|user|> here ?", "  two  spaces", "näïve 12µm\t", "left\n\nright "]
-    assert export.same_ids(ours, found, prompt, 3, texts)
+    assert same_ids(ours, found, prompt, 3, texts)
     assert found.convert_tokens_to_ids("<image>") == len(ours)
     assert {token: found.get_vocab()[token] for token in ours.get_vocab()} == ours.get_vocab()
     for text in texts:
@@ -292,11 +296,11 @@ def test_a_tokenizer_that_cannot_give_the_same_ids_is_refused():
     ours = sentencepiece_like("first")
     ours.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
     with pytest.raises(TriptychError, match="unlike its two parts"):
-        export.image_tokenizer(ours, "<|user|>look<image>and {question}", 3)
+        image_tokenizer(ours, "<|user|>look<image>and {question}", 3)
 
 
 def test_the_new_token_is_never_an_answer(models, trained, tmp_path):
-    export.export(trained, models, [], tmp_path / "out", False)
+    export(trained, models, [], tmp_path / "out", False)
     config = read_json(tmp_path / "out" / "config.json")
     token = config["image_token_index"]
     assert token == len(make_tokenizer()) and config["text_config"]["vocab_size"] == token + 1
@@ -314,7 +318,7 @@ def test_the_chat_template_gives_the_prompt(world, tmp_path):
     models = prepare(
         tmp_path / "models", {"folder": str(world / "models" / "clip")}, world / "models" / "llama", prompt
     )
-    export.export(save_checkpoint(tmp_path / "checkpoint", models), models, [], tmp_path / "out", False)
+    export(save_checkpoint(tmp_path / "checkpoint", models), models, [], tmp_path / "out", False)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     said = [{"type": "image", "image": pictures()[0]}, {"type": "text", "text": "is it red ?"}]
     chat = [{"role": "user", "content": said}]
@@ -346,7 +350,7 @@ def test_the_card_says_how_to_load_and_what_it_is(models, trained, tmp_path, ada
     facts = {"settings": {"source": "slake-folder", "folder": "/secret"}, "counts": counts}
     write_json(data / "manifest.json", {**facts, "files": {"questions.parquet": "1" * 64}})
     (data / "card.md").write_text("licence of the pictures")
-    export.export(trained, models, [data], tmp_path / "out", adapter)
+    export(trained, models, [data], tmp_path / "out", adapter)
     card = (tmp_path / "out" / "README.md").read_text()
     for text in ("# 2-3, fold0, seed 0", "Not for clinical use", "slake-folder", "train 12", "1" * 64, "see data/"):
         assert text in card
@@ -362,11 +366,11 @@ def test_the_card_says_how_to_load_and_what_it_is(models, trained, tmp_path, ada
 
 def test_data_that_the_checkpoint_was_not_trained_on_is_refused(models, trained, tmp_path):
     with pytest.raises(TriptychError, match="was trained on medical only"):
-        export.export(trained, models, [tmp_path / "other"], tmp_path / "out", False)
+        export(trained, models, [tmp_path / "other"], tmp_path / "out", False)
     facts = {"settings": {"source": "x"}, "counts": {"images": {}, "questions": {}}, "files": {}}
     write_json(tmp_path / "medical" / "manifest.json", facts)
     with pytest.raises(TriptychError, match="is not the data that the checkpoint was trained on"):
-        export.export(trained, models, [tmp_path / "medical"], tmp_path / "out", False)
+        export(trained, models, [tmp_path / "medical"], tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
 
 
@@ -376,7 +380,7 @@ def everything(folder):
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_equal_inputs_give_equal_bytes_and_name_no_place(models, trained, tmp_path, adapter):
-    export.export(trained, models, [], tmp_path / "one", adapter)
+    export(trained, models, [], tmp_path / "one", adapter)
     command = [sys.executable, "-m", "triptych.export", "--checkpoint", trained, "--models", models]
     command += ["--adapter"] if adapter else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "scripts"), "PYTHONHASHSEED": "1"}
@@ -394,16 +398,16 @@ def test_equal_inputs_give_equal_bytes_and_name_no_place(models, trained, tmp_pa
 def test_only_an_earlier_export_is_replaced(models, trained, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    export.export(trained, models, [], out, False)
-    export.export(trained, models, [], out, True)
+    export(trained, models, [], out, False)
+    export(trained, models, [], out, True)
     assert (out / "adapter").is_dir()
-    export.export(trained, models, [], out, False)
+    export(trained, models, [], out, False)
     assert not (out / "adapter").exists()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(TriptychError, match=r"holds notes\.txt, which no export has written"):
-        export.export(trained, models, [], out, False)
+        export(trained, models, [], out, False)
     with pytest.raises(TriptychError, match="no export has written"):
-        export.export(trained, models, [], models, False)
+        export(trained, models, [], models, False)
     assert (out / "notes.txt").exists() and (models / "language_model" / "manifest.json").exists()
 
 
@@ -414,7 +418,7 @@ def test_nothing_damaged_is_exported(models, trained, tmp_path, file):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(TriptychError, match=r"safetensors: (differs from the hash|missing or changed)"):
-        export.export(trained, models, [], tmp_path / "out", False)
+        export(trained, models, [], tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
 
 
@@ -422,7 +426,7 @@ def test_models_of_another_study_are_refused(models, trained, tmp_path, world):
     llama = write_llama(tmp_path / "llama", make_tokenizer())
     other = prepare(tmp_path / "other", {"folder": str(world / "models" / "clip")}, llama)
     with pytest.raises(TriptychError, match="trained with another language model"):
-        export.export(trained, other, [], tmp_path / "out", False)
+        export(trained, other, [], tmp_path / "out", False)
 
 
 def test_of_the_models_of_ablations_those_of_the_checkpoint_are_taken(models, trained, tmp_path, world):
@@ -430,12 +434,12 @@ def test_of_the_models_of_ablations_those_of_the_checkpoint_are_taken(models, tr
     other = prepare(tmp_path / "other", {"folder": str(clip), "layer": -1}, llama, "assistant <image> {question} ")
     (other / "vision_encoder").rename(models / "vision_encoder+last")
     manifest = read_json(trained / "manifest.json")
-    assert export.base_models(models, manifest).vision_encoder == models / "vision_encoder"
+    assert base_models(models, manifest).vision_encoder == models / "vision_encoder"
     manifest["vision_encoder"] = encoder_hashes(models / "vision_encoder+last")
-    assert export.base_models(models, manifest).vision_encoder == models / "vision_encoder+last"
+    assert base_models(models, manifest).vision_encoder == models / "vision_encoder+last"
     (other / "language_model").rename(models / "language_model+asked")
     with pytest.raises(TriptychError, match=r"language_model and language_model\+asked differ in their prompt only"):
-        export.export(trained, models, [], tmp_path / "out", False)
+        export(trained, models, [], tmp_path / "out", False)
 
 
 # The packaged encoder, which has no class in transformers
@@ -450,12 +454,12 @@ def packaged(world, tmp_path):
 def test_the_packaged_encoder_is_exported_with_its_own_loader(packaged, tmp_path, adapter):
     source = save_checkpoint(tmp_path / "checkpoint", packaged, Lora(rank=2))
     out = tmp_path / "out"
-    assert export.export(source, packaged, [], out, adapter) == "triptych"
+    assert export(source, packaged, [], out, adapter) == "triptych"
     tokenizer = load_tokenizer(packaged / "language_model")
     expected = [
         tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in triptych_answers(source, packaged)
     ]
-    answer = export.load(out, device=CPU)
+    answer = load(out, device=CPU)
     asked = [(picture, question) for picture in pictures() for question in QUESTIONS]
     assert [answer(*pair, max_new_tokens=NEW_TOKENS) for pair in asked] == expected
     AutoModelForCausalLM.from_pretrained(out / "language_model")
@@ -469,12 +473,12 @@ def test_a_connector_that_pools_has_its_own_loader_too(world, tmp_path):
     encoder = {"folder": str(write_clip(tmp_path / "encoder"))}
     models = prepare(tmp_path / "models", encoder, world / "models" / "llama")
     source = save_checkpoint(tmp_path / "checkpoint", models, Lora(rank=2), Connector(kind="pooled-mlp", pool=2))
-    assert export.export(source, models, [], tmp_path / "out", False) == "triptych"
+    assert export(source, models, [], tmp_path / "out", False) == "triptych"
     tokenizer = load_tokenizer(models / "language_model")
     expected = [
         tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in triptych_answers(source, models)
     ]
-    answer = export.load(tmp_path / "out", device=CPU)
+    answer = load(tmp_path / "out", device=CPU)
     asked = [(picture, question) for picture in pictures() for question in QUESTIONS]
     assert [answer(*pair, max_new_tokens=NEW_TOKENS) for pair in asked] == expected
     assert "no class for its connector, pooled-mlp" in (tmp_path / "out" / "README.md").read_text()
@@ -483,14 +487,14 @@ def test_a_connector_that_pools_has_its_own_loader_too(world, tmp_path):
 
 def test_a_changed_export_is_not_loaded(packaged, tmp_path):
     source = save_checkpoint(tmp_path / "checkpoint", packaged)
-    export.export(source, packaged, [], tmp_path / "out", False)
+    export(source, packaged, [], tmp_path / "out", False)
     file = tmp_path / "out" / "connector.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(TriptychError, match=r"connector\.safetensors: missing or changed"):
-        export.load(tmp_path / "out")
+        load(tmp_path / "out")
 
 
 def test_a_llava_folder_is_left_to_transformers(models, trained, tmp_path):
-    export.export(trained, models, [], tmp_path / "out", False)
+    export(trained, models, [], tmp_path / "out", False)
     with pytest.raises(TriptychError, match="load it with transformers"):
-        export.load(tmp_path / "out")
+        load(tmp_path / "out")
