@@ -28,9 +28,10 @@ from triptych.model.assets import prepare_model
 from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.vlm import build_connector
-from triptych.settings import Connector, FolderLanguageModel, Settings, load_settings
+from triptych.settings import Connector, FolderLanguageModel, Settings
 from triptych.sources.packages import default_cache
 from triptych.storage import derive_seed
+from triptych.study import load_settings
 
 CONFIGS = Path(__file__).parent.parent / "config"
 # Tokens of a picture -> architecture, side of the picture and of a patch in pixels.

@@ -9,9 +9,9 @@ from conftest import ROOT, toy_config
 from test_workflow import Study
 from triptych import grid, plan
 from triptych.ablations import merged
-from triptych.settings import load_settings, read_study
 from triptych.status import steps, survey
 from triptych.storage import TriptychError, canonical_json, read_json, sha256_file
+from triptych.study import load_settings, read_study
 
 HUB = {"source": "hub", "repo": "a/b", "revision": "0" * 40, "prompt": "<image>{question}"}
 

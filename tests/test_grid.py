@@ -3,7 +3,7 @@
 import pytest
 from triptych import grid
 from triptych.grid import Checkpoint
-from triptych.settings import load_settings
+from triptych.study import load_settings
 
 
 @pytest.fixture

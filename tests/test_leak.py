@@ -5,8 +5,8 @@ from conftest import toy_config
 from triptych import grid
 from triptych.leak import summarise
 from triptych.samples import RECORD_SCHEMA
-from triptych.settings import load_settings
 from triptych.storage import TriptychError
+from triptych.study import load_settings
 
 SPLITS = {"row": ["row-fold0", "row-fold1"], "image": ["fold0", "fold1"]}
 

@@ -10,9 +10,9 @@ import yaml
 from conftest import ROOT, toy_config, write_models, write_slake
 from triptych import status, wandb_runs
 from triptych.model import assets
-from triptych.settings import load_settings, read_study
 from triptych.sources import fetch
 from triptych.storage import TriptychError, run_step
+from triptych.study import load_settings, read_study
 
 
 def only_line(text: str) -> str:

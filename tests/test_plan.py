@@ -9,9 +9,9 @@ from conftest import ROOT, toy_config
 from triptych import grid, plan
 from triptych.inference import minimum_detectable_effect
 from triptych.retraining import refuse_to_retrain, short_reason
-from triptych.settings import load_settings
 from triptych.status import survey
 from triptych.storage import TriptychError, write_json
+from triptych.study import load_settings
 
 
 def config(name):

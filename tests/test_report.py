@@ -13,9 +13,9 @@ from triptych import plan
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
 from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
-from triptych.settings import load_settings
 from triptych.status import steps
 from triptych.storage import write_text
+from triptych.study import load_settings
 
 
 def record(question, arm, prediction, gold="liver", seed=0):

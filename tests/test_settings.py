@@ -8,8 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT
 from triptych.reference import reference
-from triptych.settings import Settings, load_settings
+from triptych.settings import Settings
 from triptych.storage import TriptychError
+from triptych.study import load_settings
 
 
 def faults(config) -> list[str]:

@@ -15,9 +15,9 @@ from conftest import ROOT, toy_config
 from triptych import plan, status
 from triptych.display import bar, duration
 from triptych.grid import Checkpoint
-from triptych.settings import load_settings
 from triptych.status import Report, outlook, steps, summary, survey, table
 from triptych.storage import write_json
+from triptych.study import load_settings
 from triptych.train import progress
 from triptych.train.progress import Meter
 from triptych.trainings import checkpoint_folder

@@ -16,9 +16,9 @@ from snakemake.common import async_run
 from snakemake.exceptions import WorkflowError
 from triptych import grid
 from triptych.retraining import refuse_to_retrain
-from triptych.settings import load_settings
 from triptych.sources.fetch import local_tables
 from triptych.storage import TriptychError, canonical_json
+from triptych.study import load_settings, settings_text
 
 # Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run.
 gc.set_threshold(50_000)
@@ -113,7 +113,7 @@ wandb_runs = [] if settings.wandb.mode == "disabled" else ["<results>/wandb/runs
 
 def study_settings(wildcards):
     """All settings as text, in their order; not those of the file, which --config may have changed."""
-    return settings.model_dump_json(exclude_unset=True)
+    return settings_text(settings)
 
 
 def dataset_settings(wildcards):

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.settings import Settings, Stage, fault_lines, name_faults, unknown
+from triptych.settings import Settings, Stage
+from triptych.settings_faults import fault_lines, name_faults, unknown
 
 SECTIONS = ("models", "connector", "lora", "stages")
 KINDS = ("source", "kind")  # another one has other keys: nothing of the base's is kept

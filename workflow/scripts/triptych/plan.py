@@ -19,9 +19,10 @@ from statistics import median
 from triptych import grid
 from triptych.display import duration
 from triptych.retraining import short_reason
-from triptych.settings import Captions, Settings, read_study, results_folder
+from triptych.settings import Captions, Settings
 from triptych.status import WORK, Report, Step, seconds_taken, survey
 from triptych.storage import TriptychError, read_json, run_step
+from triptych.study import read_study, results_folder, settings_text
 
 # Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
 TEXT_TOKENS = {"questions": 14, "captions": 40}
@@ -266,7 +267,7 @@ def trained_again(settings: Settings, results: Path) -> list[tuple[str, str]]:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--dry-run", "--nolock", "--cores", "1", "--rerun-triggers", "mtime", "params", "input"]
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as study:
-        study.write(settings.model_dump_json(exclude_unset=True))
+        study.write(settings_text(settings))
         study.flush()
         answer = subprocess.run([*command, "--configfile", study.name], capture_output=True, text=True)
     text = answer.stdout + answer.stderr

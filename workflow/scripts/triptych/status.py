@@ -20,8 +20,9 @@ from triptych import grid
 from triptych.baseline import BASELINES
 from triptych.display import bar, duration
 from triptych.score import exact_match
-from triptych.settings import Settings, read_study
+from triptych.settings import Settings
 from triptych.storage import TriptychError, read_json, read_table, run_step
+from triptych.study import read_study
 from triptych.trainings import checkpoint_folder, read_training
 
 STATES = ("done", "running", "failed", "stopped", "left")

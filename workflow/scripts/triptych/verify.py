@@ -15,9 +15,9 @@ from pathlib import Path
 
 from triptych.blocks import block_fault
 from triptych.resume import left_steps, other_snakemakes
-from triptych.settings import read_study
 from triptych.shards import require_whole
 from triptych.storage import TriptychError, read_json, read_table, require_files, run_step
+from triptych.study import read_study
 
 MANIFEST = "manifest.json"
 Fault = tuple[str, list[Path]]  # what is wrong, and what to remove

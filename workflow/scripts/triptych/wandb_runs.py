@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from triptych import grid
-from triptych.settings import Record, WeightsAndBiases, read_study
+from triptych.settings import Record, WeightsAndBiases
 from triptych.storage import TriptychError, read_json, run_step, sha256_json, write_json
+from triptych.study import read_study
 from triptych.trainings import Training, checkpoint_folder, read_training
 
 # Our metrics by the names that charts of the original study have; others keep theirs.

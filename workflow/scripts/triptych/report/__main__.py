@@ -15,8 +15,9 @@ from triptych import grid
 from triptych.figures import write_figure
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
-from triptych.settings import Settings, results_folder
+from triptych.settings import Settings
 from triptych.storage import run_step, write_text
+from triptych.study import results_folder
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
