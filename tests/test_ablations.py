@@ -7,11 +7,11 @@ import pytest
 import yaml
 from conftest import ROOT, toy_config
 from test_workflow import Study
-from triptych import grid, plan
+from triptych import estimate, grid, plan
 from triptych.ablations import merged
-from triptych.status import steps, survey
 from triptych.storage import TriptychError, canonical_json, read_json, sha256_file
 from triptych.study import load_settings, read_study
+from triptych.survey import steps, survey
 
 HUB = {"source": "hub", "repo": "a/b", "revision": "0" * 40, "prompt": "<image>{question}"}
 
@@ -179,15 +179,15 @@ def test_two_trainings_never_get_one_name(study):
 def test_costs_are_those_of_the_models_and_tokens_of_each_ablation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load_settings(yaml.safe_load((ROOT / "config/ablations.yaml").read_text()))
-    costs = plan.hours(settings, tmp_path, survey(settings, tmp_path, 0.0)).of_training
+    costs = estimate.hours(settings, tmp_path, survey(settings, tmp_path, 0.0)).of_training
     assert costs["1+tokens-144"] < 0.5 * costs["1"] == 0.5 * costs["1+linear"]
     assert costs["1+smollm"] == pytest.approx(costs["1"] * 1.7 / 1.1)
     assert costs["1+general-10k"] < 0.5 * costs["1"] and costs["1-2+slow"] == costs["1-2"]
     alone, shared = plan.unshared(settings), [cell.prefix for cell in grid.checkpoints(settings)]
     # The base and six ablations go through `1`: five folds and three seeds each, if each trained it for itself.
     assert alone["1"] == 7 * 15 and shared.count("1") == 3
-    features = plan.disk_gb(settings, tmp_path)[0]
-    plain = plan.disk_gb(load_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text())), tmp_path)[0]
+    features = estimate.disk_gb(settings, tmp_path)[0]
+    plain = estimate.disk_gb(load_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text())), tmp_path)[0]
     assert 2 < features / plain < 2.5, "the other layer's features, and those of the smaller general set"
 
 

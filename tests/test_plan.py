@@ -6,12 +6,12 @@ import math
 import pytest
 import yaml
 from conftest import ROOT, toy_config
-from triptych import grid, plan
+from triptych import estimate, grid, plan
 from triptych.inference import minimum_detectable_effect
 from triptych.retraining import refuse_to_retrain, short_reason
-from triptych.status import survey
 from triptych.storage import TriptychError, write_json
 from triptych.study import load_settings
+from triptych.survey import survey
 
 
 def config(name):
@@ -45,11 +45,11 @@ def test_shared_first_stages_are_counted_once(settings):
 
 def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path):
     study = config("config")
-    model = plan.model_sizes(load_settings(study), tmp_path, "2-3")
+    model = estimate.model_sizes(load_settings(study), tmp_path, "2-3")
     assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
 
     def cost(prefix):
-        return plan.training_cost(load_settings(study), tmp_path, grid.Checkpoint(prefix, "", 0))
+        return estimate.training_cost(load_settings(study), tmp_path, grid.Checkpoint(prefix, "", 0))
 
     before = cost("2-3")
     assert cost("3blind").flops < 0.4 * before.flops
@@ -57,17 +57,17 @@ def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path
     after = cost("2-3")
     assert 1.8 < after.flops / before.flops < 2 and after.samples > 1.8 * before.samples
     # 5972 questions, four folds of five, nine tenths of these, six epochs; and validations.
-    assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * plan.PREDICTION), rel=1e-6)
+    assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * estimate.PREDICTION), rel=1e-6)
 
 
 def test_finished_trainings_correct_the_rate_and_state_the_error(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"
-    first = plan.hours(settings, results, survey(settings, results, 0.0))
+    first = estimate.hours(settings, results, survey(settings, results, 0.0))
     assert first.measured == 0 and first.error is None
     assert first.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
     finish(settings, results, "1", seconds=1800)
-    later = plan.hours(settings, results, survey(settings, results, 0.0))
+    later = estimate.hours(settings, results, survey(settings, results, 0.0))
     assert later.measured == 2 and later.of_training["1"] == pytest.approx(0.5) and later.error == pytest.approx(0)
     assert later.done == pytest.approx(1.0)
     assert later.left == pytest.approx(
@@ -82,7 +82,7 @@ def test_the_error_of_estimates_is_that_of_each_from_the_others(settings, tmp_pa
     finish(settings, results, "1", seconds=100)
     path = results / "benchmarks/train_stage/1/shared/seed1.jsonl"
     path.write_text('{"s": 200}\n')
-    found = plan.hours(settings, results, survey(settings, results, 0.0))
+    found = estimate.hours(settings, results, survey(settings, results, 0.0))
     assert found.error == pytest.approx(0.75)  # 200 for 100, and 100 for 200: off by 100 % and by 50 %
 
 
@@ -90,7 +90,7 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
     def finds(folds, seeds, group="image"):
         study = config("config")
         study["folds"] |= {"number": folds, "group": group}
-        return plan.detectable(load_settings({**study, "seeds": list(range(seeds))}), tmp_path)[0]
+        return estimate.detectable(load_settings({**study, "seeds": list(range(seeds))}), tmp_path)[0]
 
     assert finds(10, 3) < finds(5, 3) < finds(5, 1) < finds(3, 1)
     assert math.isinf(finds(1, 1, "official"))
@@ -103,7 +103,7 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
 def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path):
     rows = [{"detectable": 3.0}, {"detectable": 5.0}, {"detectable": 4.0}]
     write_json(tmp_path / "tables/comparison.json", {"comparisons": rows})
-    assert plan.detectable(settings, tmp_path) == (4.0, True)
+    assert estimate.detectable(settings, tmp_path) == (4.0, True)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import vl_convert
 from browser import CHROMIUM
 from conftest import ROOT, toy_config
 from PIL import Image
-from triptych import plan
+from triptych import estimate
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
 from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
-from triptych.status import steps
 from triptych.storage import write_text
 from triptych.study import load_settings
+from triptych.survey import steps
 
 
 def record(question, arm, prediction, gold="liver", seed=0):
@@ -75,7 +75,7 @@ def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp
     write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
     write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
     # The trainings above are finished, and yet the rate is the configuration's.
-    before = plan.hours(settings, tmp_path, [])
+    before = estimate.hours(settings, tmp_path, [])
     assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
     done = {step.name: step for step in steps(settings, tmp_path)}
     one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))

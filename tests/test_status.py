@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, toy_config
-from triptych import plan, status
+from triptych import estimate, status
 from triptych.display import bar, duration
 from triptych.grid import Checkpoint
-from triptych.status import Report, outlook, steps, summary, survey, table
+from triptych.status import outlook, summary, table
 from triptych.storage import write_json
 from triptych.study import load_settings
+from triptych.survey import Report, steps, survey
 from triptych.train import progress
 from triptych.train.progress import Meter
 from triptych.trainings import checkpoint_folder
@@ -118,8 +119,8 @@ def test_a_damaged_checkpoint_is_one_line_and_the_others_are_shown(settings):
     assert of(reports, "2/fold0/seed0").state == "done"
 
 
-def planned(settings, reports) -> plan.Hours:
-    return plan.hours(settings, RESULTS, reports)
+def planned(settings, reports) -> estimate.Hours:
+    return estimate.hours(settings, RESULTS, reports)
 
 
 def test_before_anything_has_finished_the_time_left_is_the_plans(settings):

@@ -11,9 +11,9 @@ import pandas
 import pytest
 from browser import CHROMIUM, opened
 from conftest import KEY, Study, toy_config
-from triptych.status import survey
 from triptych.storage import read_json, sha256_file
 from triptych.study import read_study
+from triptych.survey import survey
 
 TRAININGS = {
     "1/shared",

@@ -6,13 +6,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych import grid, plan
+from triptych import estimate, grid
 from triptych.figures import COLUMNS, collect
 from triptych.picture_table import PictureTable
 from triptych.score import exact_match, scores
 from triptych.settings import Settings
-from triptych.status import WORK, seconds_taken, steps
 from triptych.storage import TriptychError, read_json, read_table
+from triptych.survey import WORK, seconds_taken, steps
 from triptych.tables import group_runs
 from triptych.trainings import checkpoint_folder
 
@@ -159,7 +159,7 @@ def planned_and_used(settings: Settings, results: Path) -> list[dict]:
     Returns:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
     """
-    before = plan.hours(settings, results, [])
+    before = estimate.hours(settings, results, [])
     found: dict[str, dict] = {}
     for step in steps(settings, results):
         if step.rule not in WORK or not step.output.exists() or (seconds := seconds_taken(step.times)) is None:
