@@ -245,9 +245,9 @@ def test_every_ablation_is_trained_by_its_difference_and_is_a_row_of_the_tables(
     assert manifest("2-3")["parent"] == manifest("2-3+rank-3")["parent"] == parent
     assert (manifest("2-3")["lora"]["rank"], manifest("2-3+rank-3")["lora"]["rank"]) == (2, 3)
     assert manifest("2+linear")["connector"]["kind"] == "linear"
-    for prefix, differs in (("2+linear", set()), ("2+last", {"vision_encoder", "features"}), ("2+asked", set())):
+    for prefix, differs in (("2+linear", set()), ("2+last", {"vision_encoder", "features"}), ("2+asked", {"prompt"})):
         other = manifest(prefix)
-        same = {"language_model", "vision_encoder", "features", "data", "stages", "samples"}
+        same = {"language_model", "prompt", "vision_encoder", "features", "data", "stages", "samples"}
         assert {name for name in same if other[name] != base[name]} == differs
         assert other["metrics"]["validation_loss"] != base["metrics"]["validation_loss"]
     page = (toy.results / "report.html").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ def build(base, parent=None, lora=None, seed=0, split="fold0"):
 
 def save(model, base, folder, lora=None, seed=0):
     manifest = {"seed": seed, "split": "fold0", "connector": Connector().model_dump()}
-    manifest |= {"lora": lora and lora.model_dump(), **base.hashes}
+    manifest |= {"lora": lora and lora.model_dump(), **base.identity}
     checkpoint.save(model, folder, manifest, '{"epoch": 0}\n')
     return folder / "manifest.json"
 
@@ -128,6 +128,10 @@ def test_another_language_model_or_seed_is_noticed(base, tmp_path):
         path.write_text(json.dumps(manifest))
         with pytest.raises(TriptychError, match=f"another {role.replace('_', ' ')}"):
             build(base, path)
+    path.write_text(original)
+    write_json(file := base.language_model / "manifest.json", {**read_json(file), "settings": {"prompt": "other"}})
+    with pytest.raises(TriptychError, match="another prompt"):
+        build(base, path)
 
 
 def test_a_language_model_with_a_missing_tensor_is_refused(base):

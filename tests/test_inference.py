@@ -344,6 +344,7 @@ def test_one_pair_of_runs_gets_mcnemar_and_no_word_on_the_schedules():
         (records("a", [1, 0]) + records("b", [1]), r"different questions in fold0, seed 0 \(such as q1\)"),
         (records("a", [1]) + records("a", [1], seed=1) + records("b", [1]), "fold0, seed 1, but b has none"),
         (records("a", [1]) + records("b", [1]) * 2, "b answered question q0 twice"),
+        ([*records("a", [1]), {**records("b", [1])[0], "gold": "no"}], "different gold answers to q0"),
         (records("a", [1]) + records("b", [1], seed=None), "b is a baseline"),
     ],
 )  # fmt: skip

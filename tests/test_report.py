@@ -44,17 +44,17 @@ def test_weaknesses_are_said_where_the_numbers_show_them(world, tmp_path):
     arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-pictures", "False", 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
-    write_text(tmp_path / "tables/controls.csv", "arm,swapped_lost_mean\n1-2-3,0.5\n2-3,20\n")
-    said = " ".join(weaknesses(settings, tmp_path, rows, comparison))
+    controls = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
+    said = " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
     assert "One seed" in said and "Only 2 folds" in said and "difference of 7.5 points" in said
     assert "No schedule beats a look-up" in said and "the best is `2-3` with 52.0 %" in said
     assert "`1-2-3` loses 0.5 points only" in said and "`2-3` loses" not in said
     assert "test part has not been looked at" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
-    said = " ".join(weaknesses(settings, tmp_path, rows, many))
+    said = " ".join(weaknesses(settings, tmp_path, rows, many, controls))
     assert "4 of 5 comparisons would find differences of 3.5 to 6.5 points" in said and "`v4.0`" not in said
     rows[1]["all_mean"] = 80.0
-    assert "No schedule beats" not in " ".join(weaknesses(settings, tmp_path, rows, comparison))
+    assert "No schedule beats" not in " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
 
 
 def test_answers_cannot_break_out_of_the_page():

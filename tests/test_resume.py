@@ -244,6 +244,22 @@ def test_a_finished_checkpoint_is_put_back_where_nothing_has_changed(trainer, un
     assert log_of(out).count("put back") == 1 and contents(out) != undisturbed
 
 
+def test_another_prompt_trains_again(trainer, undisturbed):
+    out = trainer.folder / "asked"
+    assert trainer.train(out, save_minutes=10) == 0
+    model = trainer.world / "language_model/manifest.json"
+    before = model.read_text()
+    facts = {key: value for key, value in json.loads(before).items() if key != "seal"}
+    try:
+        write_json(model, facts | {"settings": facts["settings"] | {"prompt": "assistant <image> {question} "}})
+        assert trainer.train(out, save_minutes=10) == 0
+    finally:
+        model.write_text(before)
+    assert "put back" not in log_of(out)
+    assert read_json(out / "manifest.json")["prompt"] == "assistant <image> {question} "
+    assert contents(out)["metrics.jsonl"] != undisturbed["metrics.jsonl"]
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1

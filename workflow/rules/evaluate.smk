@@ -58,6 +58,7 @@ rule predict_captions:
 
 rule predict_baseline:
     input:
+        data=f"<results>/data/{settings.folds.dataset}/manifest.json",
         folds=lambda wildcards: folds_of(wildcards.fold),
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
         features=f"<results>/features/{settings.folds.dataset}/manifest.json",
@@ -125,6 +126,7 @@ rule compare_schedules:
 rule probe:
     input:
         unpack(probed),
+        data=f"<results>/data/{settings.folds.dataset}/manifest.json",
         folds=f"<results>/data/{settings.folds.dataset}/folds.json",
         questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
     output:

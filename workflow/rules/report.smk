@@ -27,12 +27,12 @@ rule plot_stages:
 
 rule report:
     input:
-        final_tables,
         predictions("", grid.schedules(settings)),
         predictions("", BASELINES),
         "<results>/tables/stages.csv",
         "<results>/data/audit.json",
         metrics=all_checkpoints("metrics.jsonl"),
+        tables=final_tables,
     output:
         report("<results>/report.html", category="Study"),
     log:
@@ -46,7 +46,7 @@ rule report:
     message:
         "Write the report"
     shell:
-        "python -m triptych.report --settings {params.settings:q} --out {output}"
+        "python -m triptych.report --settings {params.settings:q} --tables {input.tables} --out {output}"
         " --figures {params.figures}/figures > {log} 2>&1"
 
 

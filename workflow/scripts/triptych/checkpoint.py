@@ -36,10 +36,11 @@ class Base:
     vision_encoder: dict[str, str]  # sha256 of the encoder's files
 
     @property
-    def hashes(self) -> dict[str, dict[str, str]]:
-        """sha256 of the files of both frozen models."""
+    def identity(self) -> dict[str, str | dict[str, str]]:
+        """What a training depends on: sha256 of the files of both frozen models, and the text of one turn."""
         files = read_json(self.language_model / MANIFEST)["files"]
-        return {"language_model": files, "vision_encoder": self.vision_encoder}
+        prompt = language_model.load_prompt(self.language_model)
+        return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
 
 
 @cache
@@ -80,7 +81,7 @@ def build(
     Raises:
         TriptychError: language model or parent is damaged, or it was trained on other models, settings or seed.
     """
-    require_files(base.language_model, base.hashes["language_model"], f"delete {base.language_model} and run again")
+    require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
     link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
@@ -118,9 +119,9 @@ def verify(manifest_path: Path, base: Base) -> dict:
     """
     manifest = read_json(manifest_path)
     require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
-    for role, hashes in base.hashes.items():
-        if manifest[role] != hashes:
-            name = role.replace("_", " ")
+    for part, expected in base.identity.items():
+        if manifest.get(part, expected) != expected:  # no prompt is told by checkpoints of earlier versions
+            name = part.replace("_", " ")
             raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")
     return manifest
 

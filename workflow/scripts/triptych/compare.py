@@ -63,8 +63,8 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
     """Answers of two arms side by side, in an order of their own.
 
     Raises:
-        TriptychError: an arm has no records, answered a question twice in one run, or lacks a run or question of the
-            other.
+        TriptychError: an arm has no records, answered a question twice in one run, lacks a run or question of the
+            other, or answered it when its gold answer was another one.
     """
     one, two = _by_question(records, first), _by_question(records, second)
     for arm, other, there, here in ((first, second, one, two), (second, first, two, one)):
@@ -79,6 +79,8 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
             "predict both again"
         )
     keys = sorted(one)
+    if changed := [key[2] for key in keys if one[key]["gold"] != two[key]["gold"]]:
+        raise TriptychError(f"{first} and {second} know different gold answers to {changed[0]}; predict both again")
     return Paired(
         [(split, seed) for split, seed, _ in keys],
         [question for _, _, question in keys],

@@ -156,7 +156,8 @@ class Kept:
         """Read what an attempt at the same job left; anything else in the file is dropped."""
         self.path = path
         self.records: list[dict] = []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else [""]
+        # Not `splitlines`, which also splits at some characters within a text.
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
         if lines[0] == key:
             for line in lines[1:]:
                 text, _, told = line.rpartition(" ")
@@ -199,7 +200,7 @@ def main() -> None:
     samples = tokenise(questions, prompt)
     images = [row["image_id"] for row in questions]
     look = shown(job.view, images, features, arguments.vision_encoder, device)
-    key = sha256_json([job.model_dump(), sha256_file(arguments.checkpoint), questions, device.type])
+    key = sha256_json([job.model_dump(), sha256_file(arguments.checkpoint), questions, device.type, str(dtype)])
     kept = Kept(arguments.out.with_suffix(".part.jsonl"), key, job.batch_size)
     first = len(kept.records)
     start = time.monotonic()

@@ -20,7 +20,7 @@ import yaml
 
 from triptych.storage import TriptychError, run_step
 
-BY_HAND = ("resume", "status", "verify")  # commands that are no steps
+BY_HAND = ("export", "plan", "resume", "status", "verify")  # commands that are no steps
 PROFILES = ("profile.yaml", "config.yaml")
 
 
@@ -82,8 +82,8 @@ def left_steps(folder: Path) -> list[int]:
 
     def is_step(process: psutil.Process, words: Sequence[str]) -> bool:
         module = option(words, "-m") or ""
-        step = module.startswith("triptych.") and module.removeprefix("triptych.") not in BY_HAND
-        return step and "SLURM_JOB_ID" not in process.environ()
+        by_hand = module.removeprefix("triptych.") in BY_HAND or option(words, "--configfile") is not None
+        return module.startswith("triptych.") and not by_hand and "SLURM_JOB_ID" not in process.environ()
 
     return _processes(folder, is_step)
 

@@ -181,7 +181,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 fsync_directory(file)
         fsync_directory(temporary)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
             path.rename(old / path.name)
             temporary.rename(path)
             shutil.rmtree(old)

@@ -64,16 +64,21 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
     """One row per arm, in the order of `arms`: every measure in per cent, mean and sd over runs (folds x seeds).
 
     Raises:
-        TriptychError: an arm has no records, or two arms did not answer the same questions.
+        TriptychError: an arm has no records, or two arms did not answer the same questions, with the same gold answers.
     """
     grouped = group_runs(records)
     if missing := [arm for arm in arms if arm not in grouped]:
         raise TriptychError(f"there are no predictions of {missing[0]}; predict them")
-    asked = {arm: {record["question_id"] for run in grouped[arm].values() for record in run} for arm in arms}
+    asked = {
+        arm: {(record["question_id"], record["gold"]) for run in grouped[arm].values() for record in run}
+        for arm in arms
+    }
     rows = []
     for arm in arms:
         if asked[arm] != asked[arms[0]]:
-            raise TriptychError(f"{arm} and {arms[0]} answered different questions; predict both again")
+            raise TriptychError(
+                f"{arm} and {arms[0]} answered different questions, or know other gold answers; predict both again"
+            )
         runs = grouped[arm]
         found = [scores(run) for run in runs.values()]
         row = {"arm": arm, "trained": _is_trained(runs), **sizes(runs)}

@@ -1,7 +1,6 @@
 """What the trainings of a study have left on disk: metrics of each, finished or under way. Reads small files only."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ METRICS = "metrics.jsonl"
 # What makes a training this one and no other; known when it begins, and kept when it is resumed.
 IDENTITY = (
     *("prefix", "split", "seed", "stages", "connector", "lora", "blind", "precision", "samples"),
-    *("parent", "data", "features", "language_model", "vision_encoder"),
+    *("parent", "data", "features", "language_model", "prompt", "vision_encoder"),
 )
 
 
@@ -63,12 +62,6 @@ def read_training(folder: Path) -> Training | None:
         if rows := record["progress"]["rows"]:
             return Training(folder, record["about"], rows, False)
     return None
-
-
-def read_trainings(results: Path, cells: Iterable[Checkpoint]) -> list[Training]:
-    """Those of the trainings that have measured something, in the order of `cells`."""
-    found = (read_training(checkpoint_folder(results, cell)) for cell in cells)
-    return [training for training in found if training is not None]
 
 
 def read_metrics(path: Path) -> list[dict]:

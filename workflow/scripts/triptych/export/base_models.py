@@ -1,11 +1,13 @@
 """Which of a study's base models belong to a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from triptych import checkpoint
+from triptych.model.language_model import load_prompt
 from triptych.shards import encoder_hashes
-from triptych.storage import TriptychError, read_json
+from triptych.storage import read_json
 
 
 class BaseModels(NamedTuple):
@@ -16,27 +18,20 @@ class BaseModels(NamedTuple):
 
 
 def base_models(models: Path, manifest: dict) -> BaseModels:
-    """The models that a checkpoint's manifest names, among those of a study, which ablations may add to.
+    """The models that a checkpoint's manifest names, among those of a study, which ablations may add to."""
 
-    Raises:
-        TriptychError: two language models differ in their prompt only, so that it does not say which.
-    """
-    found = []
-    for role in BaseModels._fields:
+    def one(role: str, fits: Callable[[Path], bool]) -> Path:
         folders = [path.parent for path in sorted(models.glob(f"{role}*/{checkpoint.MANIFEST}"))]
-        fitting = [folder for folder in folders if _hashes(folder, role) == manifest[role]]
-        if len(fitting) > 1:
-            names = " and ".join(folder.name for folder in fitting)
-            raise TriptychError(
-                f"{models}: {names} differ in their prompt only; link the one you mean, as {role}, and the vision "
-                "encoder into a folder of their own, and give that as --models"
-            )
-        found.append(fitting[0] if fitting else models / role)
-    return BaseModels(*found)
+        return next(filter(fits, folders), models / role)
 
+    def is_language_model(folder: Path) -> bool:
+        same_files = read_json(folder / checkpoint.MANIFEST)["files"] == manifest["language_model"]
+        return same_files and manifest.get("prompt") in (None, load_prompt(folder))
 
-def _hashes(folder: Path, role: str) -> dict[str, str]:
-    return encoder_hashes(folder) if role == "vision_encoder" else read_json(folder / checkpoint.MANIFEST)["files"]
+    def is_encoder(folder: Path) -> bool:
+        return encoder_hashes(folder) == manifest["vision_encoder"]
+
+    return BaseModels(one("language_model", is_language_model), one("vision_encoder", is_encoder))
 
 
 def encoder_settings(models: BaseModels) -> dict:

@@ -17,7 +17,6 @@ from triptych.storage import TriptychError
 
 CONNECTOR_FILE = "connector.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
-COMPONENT_FILES = {"connector": CONNECTOR_FILE, "lora": ADAPTER_FILE}
 
 
 def pool_tokens(tokens: torch.Tensor, pool: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jinja2
@@ -41,9 +41,9 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def render(settings: Settings, results: Path) -> tuple[str, dict]:
-    """The page, and its charts by name."""
-    gathered = gather(settings, results)
+def render(settings: Settings, results: Path, made: Collection[str]) -> tuple[str, dict]:
+    """The page, and its charts by name; `made` names the study's tables."""
+    gathered = gather(settings, results, made)
     arms = grid.schedules(settings)
     charts = all_charts(gathered, grid.used_stages(settings), arms, [BLIND, LOOKUP])
     specifications = {name: chart.to_dict() for name, (chart, _) in charts.items()}
@@ -71,11 +71,12 @@ def main() -> None:
     """Write the report and its figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="settings of the study as JSON")
+    parser.add_argument("--tables", type=Path, nargs="+", required=True, help="the study's tables")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--figures", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args()
     settings = Settings.model_validate_json(arguments.settings)
-    page, charts = render(settings, results_folder(settings))
+    page, charts = render(settings, results_folder(settings), {path.stem for path in arguments.tables})
     for name, chart in charts.items():
         if name != "probe":  # which is there already, with its table
             white = chart.configure(background="white", font="sans-serif")

@@ -3,15 +3,16 @@
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from triptych import estimate, grid
+from triptych.baseline import BASELINES
 from triptych.figures import COLUMNS, collect
 from triptych.picture_table import PictureTable
 from triptych.score import exact_match, scores
 from triptych.settings import Settings
-from triptych.storage import TriptychError, read_json, read_table
+from triptych.storage import read_json, read_table
 from triptych.survey import WORK, seconds_taken, steps
 from triptych.tables import group_runs
 from triptych.trainings import checkpoint_folder
@@ -27,9 +28,7 @@ HEALTH = ("gradient_norm_max", "token_norm_ratio", "loss_spikes")
 
 
 def table(path: Path) -> list[dict]:
-    """Rows of a CSV table, numbers as numbers, empty cells as None; none where there is no such table."""
-    if not path.exists():
-        return []
+    """Rows of a CSV table, numbers as numbers, empty cells as None."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 
@@ -41,14 +40,15 @@ def _value(name: str, text: str) -> str | float | None:
 
 
 def read_records(results: Path, settings: Settings) -> list[dict]:
-    """Answers of all schedules and baselines to their folds' held-out questions."""
-    records = []
-    for arm in sorted(path.name for path in (results / "predictions").iterdir()):
-        for fold in grid.folds(settings):
-            for path in sorted((results / "predictions" / arm / fold).glob("*.parquet")):
-                if path.stem == "untrained" or path.stem.removeprefix("seed").isdigit():
-                    records += read_table(path)
-    return records
+    """Answers of all schedules and baselines to their folds' held-out questions; not what earlier settings left."""
+    runs = [(arm, "untrained") for arm in BASELINES]
+    runs += [(arm, f"seed{seed}") for arm in grid.schedules(settings) for seed in settings.seeds]
+    return [
+        record
+        for arm, run in runs
+        for fold in grid.folds(settings)
+        for record in read_table(results / f"predictions/{arm}/{fold}/{run}.parquet")
+    ]
 
 
 def read_curves(results: Path, settings: Settings) -> list[dict]:
@@ -102,7 +102,13 @@ def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], comparison: Sequence[dict]) -> list[str]:
+def weaknesses(
+    settings: Settings,
+    results: Path,
+    schedules: Sequence[dict],
+    comparison: Sequence[dict],
+    controls: Sequence[dict],
+) -> list[str]:
     """What a reader should hold against the study, in sentences, from its own numbers."""
     found = []
     by_arm = {row["arm"]: row for row in schedules}
@@ -120,7 +126,7 @@ def weaknesses(settings: Settings, results: Path, schedules: Sequence[dict], com
                 f"No schedule beats {what} (`{name}`, {by_arm[name]['all_mean']:.1f} %): the best is `{best['arm']}` "
                 f"with {best['all_mean']:.1f} %."
             )
-    for row in table(results / "tables/controls.csv"):
+    for row in controls:
         lost = row.get("swapped_lost_mean")
         if lost is not None and lost < 2:
             found.append(f"`{row['arm']}` loses {lost:.1f} points only with another picture: it hardly looks.")
@@ -204,17 +210,22 @@ def provenance(settings: Settings, results: Path) -> dict:
     }
 
 
-def gather(settings: Settings, results: Path) -> dict:
+def gather(settings: Settings, results: Path, made: Collection[str]) -> dict:
     """Everything that the page needs.
 
+    Args:
+        settings: the study's.
+        results: folder of its results.
+        made: names of its tables; others may lie there that were made with other settings.
+
     Raises:
-        TriptychError: there are no tables.
+        TriptychError: an answer or another record is missing.
     """
-    schedules = table(results / "tables/schedules.csv")
-    if not schedules:
-        raise TriptychError(f"{results}/tables/schedules.csv: missing; run the study first")
-    comparison_file = results / "tables/comparison.json"
-    comparison = read_json(comparison_file)["comparisons"] if comparison_file.exists() else []
+    folder = results / "tables"
+    some = ("controls", "probe", "leak", "captions")
+    optional = {name: table(folder / f"{name}.csv") if name in made else [] for name in some}
+    schedules = table(folder / "schedules.csv")
+    comparison = read_json(folder / "comparison.json")["comparisons"] if "comparison" in made else []
     records = read_records(results, settings)
     names = grid.schedules(settings)
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
@@ -230,15 +241,12 @@ def gather(settings: Settings, results: Path) -> dict:
             for (split, seed), answers in runs.items()
         ],
         "curves": read_curves(results, settings),
-        "controls": table(results / "tables/controls.csv"),
-        "by_content": table(results / "tables/by_content.csv"),
-        "probe": table(results / "tables/probe.csv"),
-        "leak": table(results / "tables/leak.csv"),
-        "captions": table(results / "tables/captions.csv"),
+        **optional,
+        "by_content": table(folder / "by_content.csv"),
         "audit": audit,
         "rejects": {name: found for name in audit["data"] if (found := rejects(results, name))},
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
-        "weaknesses": weaknesses(settings, results, schedules, comparison),
+        "weaknesses": weaknesses(settings, results, schedules, comparison, optional["controls"]),
         "provenance": provenance(settings, results),
     }

@@ -106,13 +106,13 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
         "parent": sha256_file(arguments.parent) if arguments.parent else None,
         "data": read_json(arguments.data / "manifest.json")["files"],
         "features": features.manifest["files"],
-        **base.hashes,
+        **base.identity,
         "precision": str(dtype).removeprefix("torch."),
         "samples": {"train": len(training), "validation": len(validation)},
     }
     facts = {
         "settings": json.loads(arguments.job),
-        **{name: manifest[name] for name in ("parent", "data", *base.hashes, "precision")},
+        **{name: manifest[name] for name in ("parent", "data", *base.identity, "precision")},
         "features": features.manifest,
         "device": device.type,
         "questions": [[sample.question_id for sample in part] for part in (training, validation)],
