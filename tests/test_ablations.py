@@ -163,6 +163,15 @@ def test_a_wrong_ablation_is_one_line(study, text, line):
     assert fault.startswith("study.yaml: ablations.") and line in fault
 
 
+def test_ablations_that_begin_alike_may_stand_in_any_order(study):
+    both = ["short: {stages: {2: {epochs: 3}}}", "short-slow: {stages: {2: {epochs: 3}, 3: {epochs: 5}}}"]
+    for order, last in (
+        (both, ["1-2+short-3", "1-2+short-3+short-slow"]),
+        (both[::-1], ["1-2+short-slow-3", "1-2+short-slow-3+short"]),
+    ):
+        assert grid.schedules(load_settings(with_ablations(study, "\n".join(order))))[2:] == last
+
+
 def test_two_trainings_never_get_one_name(study):
     both = "{x: {stages: {1: {epochs: 2}}}, x-2: {schedule: [1, 3], stages: {1: {epochs: 3}}}}"
     with pytest.raises(TriptychError, match=r"^study: ablations.x-2: '1\+x-2' is the name of another training, too"):

@@ -58,6 +58,21 @@ def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path
     assert 1.8 < after.flops / before.flops < 2 and after.samples > 1.8 * before.samples
     # 5972 questions, four folds of five, nine tenths of these, six epochs; and validations.
     assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * estimate.PREDICTION), rel=1e-6)
+    study["stages"][3]["epochs"] = 6
+    asked = 5972 * 0.8 * 0.1 * 7 * estimate.PREDICTION
+    for samples, seen in ((1000, 6000), (100_000, 5972 * 0.8 * 0.9 * 6)):  # a limit of what every epoch goes through
+        study["stages"][3]["samples"] = samples
+        assert cost("2-3").samples == pytest.approx(seen + asked, rel=1e-6)
+    study["stages"][3] |= {"train": [], "epochs": None, "learning_rate": {}}
+    assert cost("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
+
+
+def test_features_above_the_budget_take_no_room(tmp_path):
+    study = config("config")
+    stored, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    study["features"] = {"budget_gb": 1}  # of SLAKE's 642 pictures 0.6 GB, of 30,000 others more
+    few, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    assert 0.1 < few < 1 < stored
 
 
 def test_finished_trainings_correct_the_rate_and_state_the_error(settings, tmp_path, monkeypatch):

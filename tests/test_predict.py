@@ -97,3 +97,10 @@ def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):
     path.write_text(path.read_text()[:-4])  # cut in the middle of the last line
     assert [record["number"] for record in Kept(path, "key", 2).records] == [0, 1, 2, 3]
     assert Kept(path, "another", 2).records == []
+
+
+def test_answers_with_line_separators_in_them_are_kept(tmp_path):
+    path = tmp_path / "seed0.part.jsonl"
+    records = [{"prediction": "a\u2028b"}, {"prediction": "c\u0085\r"}]
+    Kept(path, "key", 2).add(records)
+    assert Kept(path, "key", 2).records == records

@@ -75,6 +75,26 @@ def test_a_probe_never_sees_the_pictures_that_it_is_tested_on(kind):
     assert {name for row in asked for name in row["answer"]} <= {"CT", "MRI"}
 
 
+@pytest.mark.parametrize("kind", probe.PROBES)
+def test_folds_that_hold_out_all_there_is_to_learn_are_answered_all_the_same(kind):
+    half, rest = IMAGES[:60], IMAGES[60:]
+    places = {image: number for number, image in enumerate(IMAGES)}
+
+    def answers(attribute, labels, held_out):
+        found = probe.probe_fold(tokens_of(labels), places, {attribute: labels}, set(held_out), SETTINGS, 16)
+        return {row["image_id"]: row["answer"] for row in found if (row["probe"], row["task"]) == (kind, "labels")}
+
+    values = {image: ["CT"] for image in half} | {image: ["MRI"] for image in rest}
+    assert answers("modality", values, rest) == {image: ["CT"] for image in rest}
+    assert answers("modality", values, []) == {}
+    organs = {image: [] for image in half} | {image: ["heart", "liver"] for image in rest}
+    assert answers("organ", organs, rest) == {image: [] for image in rest}
+    assert answers("organ", organs, half) == {image: ["heart", "liver"] for image in half}
+    organs |= {image: ["heart", "liver"] for image in half[::2]} | {image: ["heart"] for image in half[1::2]}
+    found = answers("organ", organs, rest)
+    assert all("heart" in said for said in found.values()) and any("liver" in said for said in found.values())
+
+
 def test_labels_are_what_most_questions_say_and_rare_ones_are_one():
     questions = []
     for number in range(30):

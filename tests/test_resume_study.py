@@ -69,9 +69,10 @@ def test_a_killed_run_goes_on_and_a_running_one_is_left_alone(study):
 def test_steps_that_outlive_their_snakemake_are_left_alone(study):
     command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", "-m"]
     step = subprocess.Popen([*command, "triptych.train"], cwd=study, stdout=subprocess.PIPE)
-    other = subprocess.Popen([*command, "triptych.status"], cwd=study, stdout=subprocess.PIPE)
+    by_hand = (["triptych.status"], ["triptych.wandb_runs", "--configfile", "x"], ["triptych.export"])
+    others = [subprocess.Popen([*command, *words], cwd=study, stdout=subprocess.PIPE) for words in by_hand]
     try:
-        for process in (step, other):
+        for process in (step, *others):
             process.stdout.readline()
         (study / "seconds").write_text("0")
         refused = resume(study, "--cores", "1")
@@ -83,8 +84,9 @@ def test_steps_that_outlive_their_snakemake_are_left_alone(study):
     try:
         assert resume(study, "--cores", "1").returncode == 0 and (study / "second").exists()
     finally:
-        other.kill()
-        other.wait()
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def test_jobs_of_the_cluster_that_still_run_are_named(study):

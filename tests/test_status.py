@@ -103,6 +103,18 @@ def test_each_state_is_told_from_what_a_step_left(settings):
     assert of(reports, "1-2/fold1/seed0").detail.startswith("error: the loss is not finite at step 3 (results/logs/")
 
 
+def test_what_torchrun_adds_does_not_hide_how_a_training_ended(settings):
+    lock()
+    report = "Traceback (most recent call last):\n  x\ntorch.distributed.elastic.ChildFailedError:\n=====\n"
+    log("2", "fold0", f"stopped (the time limit is near) and saved at epoch 1; run it again to go on\n{report}")
+    others = "error: another process of this training has ended or does not answer; run it again to go on\n"
+    log("2", "fold1", f"error: the loss is not finite at step 3\n{others}{report}")
+    reports = survey(settings, RESULTS, NOW)
+    assert of(reports, "2/fold0/seed0").state == "stopped"
+    failed = of(reports, "2/fold1/seed0")
+    assert failed.state == "failed" and failed.detail.startswith("error: the loss is not finite at step 3 (")
+
+
 def test_nothing_runs_where_no_snakemake_does(settings):
     log("1", "shared", "epoch 1 step 5/10 loss 1.0 5 s left\n")
     report = of(survey(settings, RESULTS, NOW), "1/shared/seed0")

@@ -3,14 +3,18 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from triptych import storage
 from triptych.direct_file import DIRECT, SIZE, DirectFile
 from triptych.storage import TriptychError
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "scripts")}
 SCHEMA = pa.schema([("name", pa.string())])
 
 
@@ -34,6 +38,25 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
         raise RuntimeError
     assert (folder / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_process_left_that_was_killed_as_it_replaced_a_folder_is_swept_away(tmp_path):
+    script = """
+import os, shutil, sys
+from pathlib import Path
+from triptych.storage import atomic_directory
+for number in range(2):
+    with atomic_directory(Path(sys.argv[1])) as folder:
+        (folder / "number").write_text(str(number))
+        if number == 1:
+            shutil.rmtree = lambda *_: os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], env=ENVIRONMENT)
+    assert done.returncode == -9 and len(list(tmp_path.iterdir())) == 2
+    assert (tmp_path / "out/number").read_text() == "1", "the new one was in its place"
+    with storage.atomic_directory(tmp_path / "out") as folder:
+        (folder / "number").write_text("2")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_equal_values_give_equal_bytes_whatever_their_order(tmp_path):

@@ -109,12 +109,12 @@ def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> C
     if isinstance(described, Captions):
         text, shared, aside = TEXT_TOKENS["captions"], 1.0, described.validation_fraction
     else:
-        number *= 1 - 1 / settings.folds.number if settings.folds.number > 1 else 0.8
         text, shared = TEXT_TOKENS["questions"], min(number / pictures, stage.batch_size)
+        number *= 1 - 1 / settings.folds.number if settings.folds.number > 1 else 0.8
         aside = settings.folds.validation_fraction
-    epochs = stage.epochs or 1
+    epochs, part = stage.epochs or 0, (1 - aside) * number
     asked = min(aside * number, settings.training.validation_limit or number) * (epochs + 1)
-    seen = (stage.samples or (1 - aside) * number * epochs) + PREDICTION * asked
+    seen = min(part, stage.samples or part) * epochs + PREDICTION * asked
     image = 0 if stage.blind else shown_tokens(settings, model, cell.prefix) / max(1.0, shared)
     return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
 
@@ -189,14 +189,15 @@ def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
     """GB of vision features and of checkpoints, each saved twice while it trains, with its optimiser's state."""
     width = 2 if settings.features.dtype == "bf16" else 4
     sizes = settings.expanded_datasets()
-    encoded = {}  # name of features -> bytes
+    encoded = {}  # name of features -> GB; what is above the budget is computed on the fly
     for prefix in grid.prefixes(settings):
         model = model_sizes(settings, results, prefix)
         for name in (settings.folds.dataset, grid.stage_of(settings, prefix).data):
             known = isinstance(sizes[name], Captions)
             pictures = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
             bytes_each = model.image_tokens * model.width * width
-            encoded[grid.features(settings, name, prefix)] = pictures * bytes_each
+            stored = pictures * bytes_each / 1e9
+            encoded[grid.features(settings, name, prefix)] = stored if stored <= settings.features.budget_gb else 0.0
     cells = Counter(cell.prefix for cell in grid.trainings(settings))
     trained = 0.0
     for prefix, number in cells.items():
@@ -204,7 +205,7 @@ def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
         connector = 4 * (model.width * model.hidden + model.hidden**2)
         adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
         trained += number * (connector + (adapters if grid.way(settings, prefix) == "end to end" else 0))
-    return sum(encoded.values()) / 1e9, 3 * trained / 1e9
+    return sum(encoded.values()), 3 * trained / 1e9
 
 
 def detectable(settings: Settings, results: Path) -> tuple[float, bool]:

@@ -69,7 +69,7 @@ class _Grid:
 
     def walk(self, base: Settings, settings: Settings, schedule: list[str], tag: str) -> None:
         """Add a schedule; an ablation's `tag` is put where it first trains otherwise than the base."""
-        place = f"ablations.{tag}" if tag else "schedules"
+        ablation, place = tag, f"ablations.{tag}" if tag else "schedules"
         folders = [self.model(settings, role, tag) for role in ROLES]
         before: tuple[str, ...] = ()
         for length, stage in enumerate(schedule, 1):
@@ -80,6 +80,8 @@ class _Grid:
                 name = f"{parent}-{stage}" if parent else stage
                 if tag and key[2] != _what_trains(base, stage):
                     name, tag = f"{name}+{tag}", ""
+                elif ablation and name in self.prefixes:  # of an ablation that begins alike and then differs
+                    name, tag = f"{name}+{ablation}", ""
                 if name in self.prefixes:
                     self.faults.append(f"{place}: '{name}' is the name of another training, too; rename the ablation")
                     return

@@ -103,7 +103,7 @@ def fit_and_answer(
     hidden: int,
     seed: int,
 ) -> list[list[str]]:
-    """Fit one probe, and give its answers for `test`.
+    """Fit one probe, and give its answers for `test`; a name that all of `train` have is answered without a fit.
 
     Args:
         kind: logistic regression (L2, C = 1), or an MLP of one ReLU layer (Adam, 200 epochs).
@@ -114,9 +114,12 @@ def fit_and_answer(
         hidden: width of the MLP.
         seed: of the MLP's weights and batches.
     """
+    always = set.intersection(*map(set, labels)) if labels else set()
+    names = sorted({name for several in labels for name in several} - always)
+    if not names or not len(test):
+        return [sorted(always) for _ in test]
     mean, spread = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / spread, (test - mean) / spread
-    names = sorted({name for several in labels for name in several})
     if kind == "mlp":
         model = MLPClassifier((hidden,), random_state=seed)
     else:
@@ -128,8 +131,9 @@ def fit_and_answer(
             answers = model.fit(train, [several[0] for several in labels]).predict(test)
             return [[str(name)] for name in answers]
         table = np.array([[name in several for name in names] for several in labels], int)
+        table = table[:, 0] if len(names) == 1 else table
         answers = model.fit(train, table).predict(test).reshape(len(test), -1)
-    return [[name for name, there in zip(names, row, strict=True) if there] for row in answers]
+    return [sorted(always | {name for name, there in zip(names, row, strict=True) if there}) for row in answers]
 
 
 def probe_fold(
