@@ -11,7 +11,7 @@ plan() {
     sed -n '/^Job stats:/,/^total/p; /^total/q' "$folder/plan.txt"
 }
 for config in config/config.yaml config/demo.yaml config/slake-cpu.yaml config/slake-official.yaml config/original.yaml \
-    config/ablations.yaml; do
+    config/ablations.yaml config/slake-leak.yaml; do
     plan --profile profiles/local --configfile "$config"
 done
 plan --profile profiles/aire
