@@ -117,9 +117,9 @@ def look_at(step: Step, settings: Settings, results: Path, alive: bool, now: flo
         return Report(step, "failed", f"error: {error}")
     # Where several processes train together, `torchrun` adds a report of its own to what they say at their end.
     errors = [line for line in lines if line.startswith("error:")]
-    paused = not errors and any("run it again to go on" in line for line in lines)
-    if not paused and (errors or any(line.startswith("Traceback") for line in lines)):
-        return Report(step, "failed", f"{[*lines, *errors[:1]][-1]} ({step.log})", fraction)
+    paused = any("run it again to go on" in line for line in lines)
+    if errors or (not paused and any(line.startswith("Traceback") for line in lines)):
+        return Report(step, "failed", f"{errors[0] if errors else lines[-1]} ({step.log})", fraction)
     if not alive or quiet > 60 * QUIET_MINUTES or paused:
         return Report(step, "stopped", place or f"goes on when run again ({step.log})", fraction)
     return Report(step, "running", place, fraction, seconds)

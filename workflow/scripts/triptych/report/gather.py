@@ -12,7 +12,7 @@ from triptych.figures import COLUMNS, collect
 from triptych.picture_table import PictureTable
 from triptych.score import exact_match, scores
 from triptych.settings import Settings
-from triptych.storage import read_json, read_table
+from triptych.storage import TriptychError, read_json, read_table
 from triptych.survey import WORK, seconds_taken, steps
 from triptych.tables import group_runs
 from triptych.trainings import checkpoint_folder
@@ -28,7 +28,13 @@ HEALTH = ("gradient_norm_max", "token_norm_ratio", "loss_spikes")
 
 
 def table(path: Path) -> list[dict]:
-    """Rows of a CSV table, numbers as numbers, empty cells as None."""
+    """Rows of a CSV table, numbers as numbers, empty cells as None.
+
+    Raises:
+        TriptychError: there is no such table.
+    """
+    if not path.exists():
+        raise TriptychError(f"{path}: missing; run the study first")
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 
@@ -219,7 +225,7 @@ def gather(settings: Settings, results: Path, made: Collection[str]) -> dict:
         made: names of its tables; others may lie there that were made with other settings.
 
     Raises:
-        TriptychError: an answer or another record is missing.
+        TriptychError: a table, an answer or another record is missing.
     """
     folder = results / "tables"
     some = ("controls", "probe", "leak", "captions")
