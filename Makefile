@@ -84,8 +84,8 @@ format: $(VENV)/.installed
 
 ## schema: from the settings models, config/schema.json for editors and docs/configuration.md for people
 schema: $(VENV)/.installed
-	$(VENV)/bin/python -m triptych.settings --schema config/schema.json
-	$(VENV)/bin/python -m triptych.reference docs/configuration.md
+	$(VENV)/bin/python -m triptych.config.settings --schema config/schema.json
+	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
 
 ## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
 lock:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from photographs import photograph
-from triptych.settings import FolderCaptions
+from triptych.config.datasets import FolderCaptions
 
 PROCESSES = 2
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}  # as in rule check_pictures
@@ -102,11 +102,11 @@ def prepare(pictures: Path, number: int, out: Path) -> None:
     """Triptych's three data steps, as the workflow runs them."""
     settings = FolderCaptions(source="caption-folder", folder=str(pictures), sizes=[number]).model_dump_json()
     common = ["--settings", settings, "--cache", str(out / "cache")]
-    together([["-m", "triptych.sources.fetch", *common, "--out", str(out / "source")]])
+    together([["-m", "triptych.data.fetch", *common, "--out", str(out / "source")]])
     source = [*common, "--source", str(out / "source")]
     shards = [["--shard", f"{n}-of-{PROCESSES}", "--out", str(out / f"{n}.json")] for n in range(1, PROCESSES + 1)]
-    together([["-m", "triptych.blocks", *source, *shard] for shard in shards], MALLOC)
-    together([["-m", "triptych.prepare", *source, "--out", str(out)]])
+    together([["-m", "triptych.data.check", *source, *shard] for shard in shards], MALLOC)
+    together([["-m", "triptych.data.prepare", *source, "--out", str(out)]])
 
 
 def decode(pictures: Path, number: int, out: Path) -> None:

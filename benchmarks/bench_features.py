@@ -26,14 +26,17 @@ import pyarrow as pa
 import torch
 from llava import VIT_BASE
 from photographs import photograph
-from triptych.encode import encode
-from triptych.features import compute_tokens
-from triptych.hardware import best_device, cores
+from triptych.config.base import Record
+from triptych.config.models import FolderEncoder, PackageEncoder
+from triptych.config.stages import Features
+from triptych.download.packages import default_cache
+from triptych.features.encode import encode
+from triptych.features.store import compute_tokens
+from triptych.io.manifest import sha256_bytes, sha256_file, write_json
+from triptych.io.parquet import write_table
 from triptych.model import vision
-from triptych.model.assets import prepare_model
-from triptych.settings import Features, FolderEncoder, PackageEncoder, Record
-from triptych.sources.packages import default_cache
-from triptych.storage import sha256_bytes, sha256_file, write_json, write_table
+from triptych.model.prepare import prepare_model
+from triptych.utils.device import best_device, cores
 
 BATCH_SIZES = (16, 64, 128, 256) if torch.cuda.is_available() else (1, 4, 8, 16, 32)
 SIGLIP = VIT_BASE | {"image_size": 384, "patch_size": 16}
@@ -103,7 +106,7 @@ def step_rate(data: Path, models: Path, pictures: int, device: torch.device) -> 
         return tokens
 
     scratch = tempfile.TemporaryDirectory(dir=data.parent)
-    with scratch, redirect_stdout(io.StringIO()), patch("triptych.encode.compute_tokens", watched):
+    with scratch, redirect_stdout(io.StringIO()), patch("triptych.features.encode.compute_tokens", watched):
         start = time.perf_counter()
         encode(data, models, Path(scratch.name) / "features" / "photographs", Features(), device)
         whole = time.perf_counter() - start

@@ -5,7 +5,7 @@
 The same language model, connector, questions and longest answer for all. The connector is first trained for some steps
 on the questions, so that answers are as short as trained models' are.
 
-- Triptych: `triptych.predict.generate` as the workflow calls it, 16 questions at a time and 64 (the default); the
+- Triptych: `triptych.evaluate.generate` as the workflow calls it, 16 questions at a time and 64 (the default); the
   prefix of an image runs once for all its questions; stored vision features;
 - generate: plain transformers, one question at a time, the vision tower in the loop (as peers evaluate);
 - generate, cached: the same, with vision features that were computed before.
@@ -49,11 +49,11 @@ from llava import (
 )
 from printed import cell, print_table
 from safetensors.torch import load_file, save_file
-from triptych import checkpoint
-from triptych.hardware import best_device, compute_dtype, mixed_precision
-from triptych.model.batch import Sample
-from triptych.predict import generate
-from triptych.train.loop import train
+from triptych.evaluate.generate import generate
+from triptych.model import checkpoint
+from triptych.model.tokens import Sample
+from triptych.train.trainer import train
+from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
 BATCHES = (16, 64)
 CONTENDERS = (*(f"Triptych, {size} at a time" for size in BATCHES), "generate", "generate, cached")

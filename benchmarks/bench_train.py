@@ -5,7 +5,7 @@
 The same language model, connector, adapters, questions, samples a step, optimiser and precision for all: on a CPU
 SmolLM2-135M with pictures of 50 and 196 tokens, on a GPU a model of TinyLlama-1.1B's shape with 576.
 
-- Triptych: `triptych.train.loop.train` as the workflow calls it, with `training.compile: never`, and with `always`
+- Triptych: `triptych.train.trainer.train` as the workflow calls it, with `training.compile: never`, and with `always`
   (compiled) where there is a C++ compiler; the time that compiling takes once is left out;
 - Trainer: one question a row, padded to the longest, the vision tower in the loop (the way of LLaVA and TinyLLaVA);
 - Trainer, cached: the same, with vision features that were computed before.
@@ -75,13 +75,15 @@ from printed import cell, print_table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
-from triptych import checkpoint
-from triptych.hardware import best_device, compute_dtype, mixed_precision
-from triptych.model.batch import PADDING, ROW_TOKENS, Batch, PromptTokens, Sample, pack
-from triptych.settings import Settings, Stage
-from triptych.train.loop import train
-from triptych.train.order import epoch_batches
-from triptych.train.parts import make_optimiser
+from triptych.config.settings import Settings
+from triptych.config.stages import Stage
+from triptych.model import checkpoint
+from triptych.model.packing import PADDING, ROW_TOKENS, Batch, pack
+from triptych.model.tokens import PromptTokens, Sample
+from triptych.train.optimizer import make_optimiser
+from triptych.train.sampling import epoch_batches
+from triptych.train.trainer import train
+from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
 STAGES = ("2", "3")
 ENGINES = ("Triptych", "Triptych, compiled") if shutil.which("g++") else ("Triptych",)

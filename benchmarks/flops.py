@@ -7,8 +7,8 @@ import torch
 from llava import WIDTH
 from torch import nn
 from torch.profiler import profile, record_function
-from triptych.model.batch import PADDING, Batch
-from triptych.settings import Lora
+from triptych.config.stages import Lora
+from triptych.model.packing import PADDING, Batch
 
 PARTS = (
     "frozen linear layers",

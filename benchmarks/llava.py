@@ -23,15 +23,17 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from triptych.hardware import best_device, compute_dtype, mixed_precision
-from triptych.model.assets import prepare_model
-from triptych.model.batch import PromptTokens, Sample, prompt_tokens, tokenise
+from triptych.config.models import FolderLanguageModel
+from triptych.config.settings import Settings
+from triptych.config.stages import Connector
+from triptych.config.study import load_settings
+from triptych.download.packages import default_cache
+from triptych.model.connector import build_connector
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.model.vlm import build_connector
-from triptych.settings import Connector, FolderLanguageModel, Settings
-from triptych.sources.packages import default_cache
-from triptych.storage import derive_seed
-from triptych.study import load_settings
+from triptych.model.prepare import prepare_model
+from triptych.model.tokens import PromptTokens, Sample, prompt_tokens, tokenise
+from triptych.utils.device import best_device, compute_dtype, mixed_precision
+from triptych.utils.seeds import derive_seed
 
 CONFIGS = Path(__file__).parent.parent / "config"
 # Tokens of a picture -> architecture, side of the picture and of a patch in pixels.
@@ -227,6 +229,6 @@ def peak_memory() -> float:
 def apart(function: Callable, *arguments: Any) -> Any:
     """Call a function in a new process, which has Triptych imported already and nothing more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["triptych.train.loop", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(["triptych.train.trainer", "transformers.models.llama.modeling_llama"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

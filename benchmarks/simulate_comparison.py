@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import special, stats
-from triptych.inference import Cells, bootstrap_interval, overlap_factor, two_way_clustered_t
+from triptych.evaluate.statistics import Cells, bootstrap_interval, overlap_factor, two_way_clustered_t
 
 FOLDS = 5
 BASE, QUESTION, PICTURE, ARM_PICTURE, ARM_QUESTION, RUN = 1.6, 1.5, 0.6, 0.35, 0.7, 0.16

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 from conftest import ROOT, toy_config, write_captions, write_models, write_slake
-from triptych.storage import read_json
+from triptych.io.manifest import read_json
 
 DISK = 48 << 20  # bytes of the small disk
 KINDS = (
@@ -81,7 +81,7 @@ class Study:
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start the study, or go on with it, as a user would; what it says is in `said.log`."""
         locked = any((self.folder / ".snakemake" / "locks").glob("*"))
-        module = ["-m", "triptych.resume" if locked else "snakemake", *arguments, *self.yes, "--quiet", "host"]
+        module = ["-m", "triptych.commands.resume" if locked else "snakemake", *arguments, *self.yes, "--quiet", "host"]
         module += ["--snakefile", str(ROOT / "Snakefile"), "--profile", str(ROOT / "profiles/local"), "--cores", "2"]
         module += ["--directory", str(self.folder), "--configfile", str(self.folder / "study.yaml")]
         return self._python(module)
@@ -92,8 +92,8 @@ class Study:
         return status, self.said()
 
     def verify(self, *arguments: str) -> tuple[int, list[str]]:
-        """Run `triptych.verify`; gives exit status and what it found damaged."""
-        command = ["-m", "triptych.verify", "--configfile", str(self.folder / "study.yaml"), *arguments]
+        """Run `triptych.commands.verify`; gives exit status and what it found damaged."""
+        command = ["-m", "triptych.commands.verify", "--configfile", str(self.folder / "study.yaml"), *arguments]
         status = self._python(command).wait()
         assert "Traceback" not in self.said(), self.said()
         return status, re.findall(r"^damaged: (.*)", self.said(), re.MULTILINE)
@@ -330,7 +330,7 @@ def disk(folder: Path) -> Iterator[bool]:
 
 
 def wait_for_steps(study: Study) -> None:
-    """Let steps that outlive their Snakemake end, as `triptych.resume` demands."""
+    """Let steps that outlive their Snakemake end, as `triptych.commands.resume` demands."""
     end = time.monotonic() + 900
     while study.steps():
         assert time.monotonic() < end, "a step does not end"

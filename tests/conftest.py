@@ -25,13 +25,16 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from triptych import encode
-from triptych.model.assets import prepare_model
-from triptych.model.batch import PromptTokens, prompt_tokens, tokenise
-from triptych.model.vlm import VisionLanguageModel, build_connector
-from triptych.settings import Connector, FolderEncoder, FolderLanguageModel
-from triptych.sources.slake import SLAKE_VARIABLE
-from triptych.storage import sha256_bytes, sha256_file, write_json
+from triptych.config.models import FolderEncoder, FolderLanguageModel
+from triptych.config.stages import Connector
+from triptych.data.sources.slake import SLAKE_VARIABLE
+from triptych.features import encode
+from triptych.io.manifest import sha256_bytes, sha256_file, write_json
+from triptych.io.parquet import write_table
+from triptych.model.connector import build_connector
+from triptych.model.prepare import prepare_model
+from triptych.model.tokens import PromptTokens, prompt_tokens, tokenise
+from triptych.model.vlm import VisionLanguageModel
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
@@ -317,6 +320,36 @@ def study(world, tmp_path_factory):
     study = Study(folder, toy_config(world))
     study.snakemake()
     return study
+
+
+IMAGE_COLUMNS = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+        ("sha256", pyarrow.string()),
+    ]
+)
+
+
+def write_images(folder, pictures, first=0):
+    """A data set whose n-th picture is the same in every such data set."""
+    rows = []
+    for number in range(first, pictures):
+        data = picture_bytes(list(COLOURS)[number % 4], "left", number)
+        image = {"bytes": data, "path": None}
+        rows.append({"id": f"image{number}", "image": image, "sha256": sha256_bytes(data)})
+    write_table(folder / "images", rows, IMAGE_COLUMNS)
+    write_json(folder / "manifest.json", {"files": {"images": sha256_file(folder / "images")}})
+
+
+@pytest.fixture
+def image_sets(world, tmp_path):
+    """Results with a toy encoder and data sets of 10 and 30 pictures."""
+    settings = FolderEncoder(source="folder", folder=str(world / "models" / "clip"))
+    prepare_model("vision_encoder", settings, tmp_path, tmp_path / "models" / "vision_encoder")
+    for pictures in (10, 30):
+        write_images(tmp_path / "data" / f"general-{pictures}", pictures)
+    return tmp_path
 
 
 def make_toy_data(folder: Path) -> None:

@@ -13,13 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from triptych.grid import SHARED
+from triptych.config.grid import SHARED
+from triptych.config.stages import Lora
+from triptych.data.questions import load_questions
+from triptych.errors import run_step
 from triptych.model import language_model
 from triptych.model.vlm import add_lora
-from triptych.samples import load_questions
-from triptych.settings import Lora
-from triptych.storage import run_step
-from triptych.train import parallel
+from triptych.train import distributed
 from triptych.train.__main__ import main
 
 
@@ -67,7 +67,7 @@ if __name__ == "__main__":
                 status = 1
                 try:
                     as_torchrun(rank, count, port)
-                    parallel.TIMEOUT = timedelta(seconds=job.get("timeout", 60))
+                    distributed.TIMEOUT = timedelta(seconds=job.get("timeout", 60))
                     status = run(job["arguments"], job["log"])
                 finally:
                     sys.stdout.flush()

@@ -17,7 +17,7 @@ RESOURCES = {
     "cpus_per_task", "cpus_per_gpu", "gres", "gpu", "gpu_model", "tasks", "nodes", "constraint", "qos", "clusters",
 }  # fmt: skip
 PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
-GPU_MODULES = ("triptych.train", "triptych.predict", "triptych.encode")
+GPU_MODULES = ("triptych.train", "triptych.evaluate.predict", "triptych.features.encode")
 SHARED = "$TRIPTYCH_PROCESSES"  # `training.processes`, set by the workflow
 PER_PROCESS = ("gres", "gpu", "cpus_per_task", "mem_mb")
 EARLY = 60  # seconds that SLURM may send a signal before its time

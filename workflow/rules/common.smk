@@ -14,11 +14,13 @@ import snakemake.common
 import snakemake.rules
 from snakemake.common import async_run
 from snakemake.exceptions import WorkflowError
-from triptych import grid
-from triptych.retraining import refuse_to_retrain
-from triptych.sources.fetch import local_tables
-from triptych.storage import TriptychError, canonical_json
-from triptych.study import load_settings, settings_text
+from triptych.config import grid
+from triptych.commands.retraining import refuse_to_retrain
+from triptych.data.fetch import local_tables
+from triptych.errors import TriptychError
+from triptych.io.manifest import canonical_json
+from triptych.config.study import load_settings
+from triptych.config.study import settings_text
 
 # Jobs live to the end: looking for garbage among them, again and again, took up to a tenth of a dry run.
 gc.set_threshold(50_000)
@@ -34,9 +36,9 @@ except TriptychError as error:
     raise WorkflowError(str(error))
 
 
-# Untrained arms; `python -m triptych.baseline` knows them.
+# Untrained arms; `python -m triptych.evaluate.baselines` knows them.
 BASELINES = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
-# What is asked, by the ending of the file of answers: `triptych.samples.View` says what each is.
+# What is asked, by the ending of the file of answers: `triptych.evaluate.predictions.View` says what each is.
 VIEWS = {"": "held-out", "-swapped": "swapped", "-blank": "blank", "-test": "test"}
 
 # Data sets by the names that stages use, and those that some stage or the folds use.
@@ -266,7 +268,7 @@ def predictions(view, arms, folds=None):
 
 
 def tables(folder, controls):
-    """Files that `triptych.tables` writes."""
+    """Files that `triptych.tables.schedules` writes."""
     names = ["schedules", "by_content", *(["controls"] if controls else [])]
     return [f"{folder}/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
 

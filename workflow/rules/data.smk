@@ -19,7 +19,7 @@ rule fetch_dataset:
     message:
         "Fetch and list data set {wildcards.dataset}"
     shell:
-        "python -m triptych.sources.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
+        "python -m triptych.data.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
 
 
 rule check_pictures:
@@ -41,7 +41,7 @@ rule check_pictures:
         "Read and check the pictures of {wildcards.dataset}, shard {wildcards.scatteritem}"
     shell:
         # Memory of pictures goes back and forth a thousand times a second: kept by the process, a tenth faster.
-        "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 python -m triptych.blocks"
+        "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 python -m triptych.data.check"
         " --settings {params.settings:q} --source {params.source} --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
 
 
@@ -66,7 +66,7 @@ rule prepare_dataset:
     message:
         "Choose the pictures of data set {wildcards.dataset} and write its tables"
     shell:
-        "python -m triptych.prepare --settings {params.settings:q} --source {params.source}"
+        "python -m triptych.data.prepare --settings {params.settings:q} --source {params.source}"
         " --out {params.out} > {log} 2>&1"
 
 
@@ -89,7 +89,7 @@ rule make_folds:
     message:
         "Cut {params.data} into folds{wildcards.cut}"
     shell:
-        "python -m triptych.folds --data {params.data} --settings {params.settings:q} {params.cut} > {log} 2>&1"
+        "python -m triptych.data.folds --data {params.data} --settings {params.settings:q} {params.cut} > {log} 2>&1"
 
 
 rule audit_data:
@@ -113,7 +113,7 @@ rule audit_data:
     message:
         "Look for leaks between all parts of the data"
     shell:
-        "python -m triptych.audit --data {params.data} --folded {params.folded} --shared {params.shared}"
+        "python -m triptych.data.audit --data {params.data} --folded {params.folded} --shared {params.shared}"
         " --threshold {params.threshold} --out {params.out} > {log} 2>&1"
 
 
@@ -131,7 +131,7 @@ rule prepare_model:
     message:
         "Fetch and convert the {wildcards.role}{wildcards.tag}"
     shell:
-        "python -m triptych.model.assets --role {wildcards.role} --settings {params.settings:q}"
+        "python -m triptych.model.prepare --role {wildcards.role} --settings {params.settings:q}"
         " --out {params.out} > {log} 2>&1"
 
 
@@ -156,5 +156,5 @@ rule encode_images:
     message:
         "Encode the pictures of {wildcards.dataset}{wildcards.tag}"
     shell:
-        'OMP_NUM_THREADS={threads} python -m triptych.encode --settings "$FEATURES" --data {params.data}'
+        'OMP_NUM_THREADS={threads} python -m triptych.features.encode --settings "$FEATURES" --data {params.data}'
         " --encoder {params.encoder} --out {params.out} > {log} 2>&1"

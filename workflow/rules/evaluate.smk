@@ -23,7 +23,7 @@ rule predict:
     message:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint} --job {params.job:q}"
         " --data $(dirname {input.folds}) --features $(dirname {input.features})"
         " --vision-encoder $(dirname {input.vision_encoder}) --language-model $(dirname {input.language_model})"
         " --out {output} > {log} 2>&1"
@@ -50,7 +50,7 @@ rule predict_captions:
     message:
         "Describe pictures of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.predict --checkpoint {input.checkpoint} --job {params.job:q}"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint} --job {params.job:q}"
         " --data $(dirname {input.data}) --features $(dirname {input.features})"
         " --vision-encoder $(dirname {input.vision_encoder}) --language-model $(dirname {input.language_model})"
         " --out {output} > {log} 2>&1"
@@ -74,7 +74,7 @@ rule predict_baseline:
     message:
         "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
     shell:
-        "python -m triptych.baseline --baseline {wildcards.baseline} --data $(dirname {input.folds})"
+        "python -m triptych.evaluate.baselines --baseline {wildcards.baseline} --data $(dirname {input.folds})"
         " --features $(dirname {input.features}) --split {wildcards.fold} --view {params.view}"
         " --out {output} > {log} 2>&1"
 
@@ -98,7 +98,7 @@ rule tabulate:
     message:
         "Write the tables of schedules, baselines and controls"
     shell:
-        "python -m triptych.tables --predictions {input} --schedules {params.schedules}"
+        "python -m triptych.tables.schedules --predictions {input} --schedules {params.schedules}"
         " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
 
 
@@ -119,7 +119,7 @@ rule compare_schedules:
     message:
         "Compare the first schedule with each of the others"
     shell:
-        "python -m triptych.compare --predictions {input} --schedules {params.schedules} --rope {params.rope}"
+        "python -m triptych.tables.comparison --predictions {input} --schedules {params.schedules} --rope {params.rope}"
         " --out {params.out} > {log} 2>&1"
 
 
@@ -142,7 +142,7 @@ rule probe:
     message:
         "Probe the image tokens of {wildcards.representation}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.probe --job {params.job:q} --checkpoints {input.checkpoints}"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.probe --job {params.job:q} --checkpoints {input.checkpoints}"
         " --data $(dirname {input.folds}) --features $(dirname {input.features})"
         " --language-model $(dirname {input.language_model}) --out {output} > {log} 2>&1"
 
@@ -168,7 +168,7 @@ rule tabulate_probe:
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.probe_table --probes {input} --order {params.order} --shared {params.shared}"
+        "python -m triptych.tables.probes --probes {input} --order {params.order} --shared {params.shared}"
         " --references {params.references:q} --ways {params.ways:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
 
 
@@ -193,7 +193,7 @@ rule tabulate_leak:
     message:
         "Write the table of what leaking folds add"
     shell:
-        "python -m triptych.leak --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.leakage --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
 
 
 rule tabulate_captions:
@@ -211,7 +211,7 @@ rule tabulate_captions:
     message:
         "Write the table of captions"
     shell:
-        "python -m triptych.captions --predictions {input} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.captions --predictions {input} --out {params.out} > {log} 2>&1"
 
 
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
@@ -233,7 +233,7 @@ rule tabulate_test:
     message:
         "Write the tables of the test part"
     shell:
-        "python -m triptych.tables --predictions {input} --view test --schedules {params.schedules}"
+        "python -m triptych.tables.schedules --predictions {input} --view test --schedules {params.schedules}"
         " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
 
 

@@ -21,7 +21,7 @@ rule plot_stages:
     message:
         "Draw validation loss and accuracy per stage"
     shell:
-        "python -m triptych.figures --checkpoints {input.manifests} --schedules {params.schedules:q}"
+        "python -m triptych.tables.stages --checkpoints {input.manifests} --schedules {params.schedules:q}"
         " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
 
 
@@ -50,7 +50,7 @@ rule report:
         " --figures {params.figures}/figures > {log} 2>&1"
 
 
-# By hand, also while trainings run: python -m triptych.wandb_runs --configfile config/...
+# By hand, also while trainings run: python -m triptych.report.wandb_runs --configfile config/...
 rule write_wandb_runs:
     input:
         manifests=all_checkpoints("manifest.json", leak=True),
@@ -68,7 +68,7 @@ rule write_wandb_runs:
     message:
         "Write the runs of Weights & Biases"
     shell:
-        "python -m triptych.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"
+        "python -m triptych.report.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"
 
 
 # Nothing runs: what the study will cost, and what it can show.
@@ -83,4 +83,4 @@ rule plan:
     message:
         "Plan the study"
     shell:
-        "python -m triptych.plan --settings {params.settings:q} 2>&1 | tee {log}"
+        "python -m triptych.commands.plan --settings {params.settings:q} 2>&1 | tee {log}"

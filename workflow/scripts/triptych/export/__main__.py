@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from triptych.errors import run_step
 from triptych.export.write import export
-from triptych.storage import run_step
 
 
 def main() -> None:

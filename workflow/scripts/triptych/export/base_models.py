@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from triptych import checkpoint
+from triptych.features.shards import encoder_hashes
+from triptych.io.manifest import read_json
+from triptych.model import checkpoint
 from triptych.model.language_model import load_prompt
-from triptych.shards import encoder_hashes
-from triptych.storage import read_json
 
 
 class BaseModels(NamedTuple):

@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from triptych import checkpoint
+from triptych.config.stages import Stage
+from triptych.download.packages import PACKAGES
+from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels
-from triptych.settings import Stage
-from triptych.sources.packages import PACKAGES
-from triptych.storage import TriptychError, canonical_json, read_json
+from triptych.io.manifest import canonical_json, read_json
+from triptych.model import checkpoint
 
 UNKNOWN = "not stated"
 

@@ -8,12 +8,13 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels, encoder_settings
 from triptych.export.tokenizer import IMAGE_TOKEN, chat_template, image_tokenizer
 from triptych.export.trained import greedy, plain_language_model
 from triptych.model import language_model, vision
-from triptych.model.vlm import Linear, VisionLanguageModel
-from triptych.storage import TriptychError
+from triptych.model.connector import Linear
+from triptych.model.vlm import VisionLanguageModel
 
 
 def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, folder: Path) -> None:

@@ -9,16 +9,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from triptych import checkpoint
+from triptych.config.base import Precision
+from triptych.config.stages import Connector
+from triptych.errors import TriptychError
+from triptych.evaluate.generate import generate
 from triptych.export.base_models import BaseModels, encoder_settings
 from triptych.export.trained import MAX_NEW_TOKENS, greedy, plain_language_model
-from triptych.hardware import Precision, attention_kind, best_device, compute_dtype, mixed_precision
-from triptych.model import language_model, vision
-from triptych.model.batch import Sample, prompt_tokens
-from triptych.model.vlm import CONNECTOR_FILE, VisionLanguageModel, build_connector
-from triptych.predict import generate
-from triptych.settings import Connector
-from triptych.storage import TriptychError, read_json, sha256_file, write_json
+from triptych.io.manifest import read_json, sha256_file, write_json
+from triptych.model import checkpoint, language_model, vision
+from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.tokens import Sample, prompt_tokens
+from triptych.model.vlm import VisionLanguageModel
+from triptych.utils.device import attention_kind, best_device, compute_dtype, mixed_precision
 
 MARK = "triptych.json"  # tells an export from other folders; written last
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from triptych.model.batch import prompt_tokens
-from triptych.storage import TriptychError
+from triptych.errors import TriptychError
+from triptych.model.tokens import prompt_tokens
 
 IMAGE_TOKEN = "<image>"
+
+
 # Texts by which the exported tokenizer is compared with the one that the checkpoint was trained with.
 PROBES = (
     "",

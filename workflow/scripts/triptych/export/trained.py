@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
 
+from triptych.config.evaluation import Evaluation
 from triptych.model.vlm import VisionLanguageModel
-from triptych.settings import Evaluation
 
 MAX_NEW_TOKENS = Evaluation().max_new_tokens
 

@@ -6,22 +6,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from triptych import checkpoint
+from triptych.errors import TriptychError
 from triptych.export.base_models import base_models, encoder_settings
 from triptych.export.card import how_to_load, model_card
 from triptych.export.llava import write_llava
 from triptych.export.parts import MARK, write_triptych
-from triptych.model import language_model, vision
-from triptych.shards import encoder_hashes
-from triptych.storage import (
-    TriptychError,
-    atomic_directory,
-    read_json,
-    require_files,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from triptych.features.shards import encoder_hashes
+from triptych.io.atomic import atomic_directory, write_text
+from triptych.io.manifest import read_json, require_files, sha256_file, write_json
+from triptych.model import checkpoint, language_model, vision
 
 CPU = torch.device("cpu")
 

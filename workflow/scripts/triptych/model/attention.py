@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from triptych.model.batch import PADDING, ROW_TOKENS, Batch
+from triptych.model.packing import PADDING, ROW_TOKENS, Batch
 
 BLOCKWISE = "triptych_blockwise"
 
@@ -119,4 +119,6 @@ def _attend(
 
 
 AttentionInterface.register(BLOCKWISE, blockwise_attention)
+
+
 AttentionMaskInterface.register(BLOCKWISE, eager_mask)

@@ -6,12 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from triptych.model import attention as _  # noqa: F401 - makes its kind of attention known to transformers
-from triptych.settings import PackageLanguageModel
-from triptych.sources.packages import fetch
-from triptych.storage import TriptychError, read_json
+from triptych.config.models import PackageLanguageModel
+from triptych.download.packages import fetch
+from triptych.errors import TriptychError
+from triptych.io.manifest import read_json
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
 logging.disable_progress_bar()  # log files hold lines, not bars
 
 

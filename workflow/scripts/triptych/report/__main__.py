@@ -11,15 +11,18 @@ import markupsafe
 import vl_convert
 import yaml
 
-from triptych import grid
-from triptych.figures import write_figure
+from triptych.config import grid
+from triptych.config.paths import results_folder
+from triptych.config.settings import Settings
+from triptych.errors import run_step
+from triptych.io.atomic import write_text
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
-from triptych.settings import Settings
-from triptych.storage import run_step, write_text
-from triptych.study import results_folder
+from triptych.tables.plotting import write_figure
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
+
+
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 

@@ -5,13 +5,19 @@ from collections.abc import Sequence
 import altair
 import pandas
 
-from triptych.figures import PALETTE, stage_lines
-from triptych.probe_table import chart as probe_chart
+from triptych.tables.plotting import PALETTE
+from triptych.tables.probes import chart as probe_chart
+from triptych.tables.stages import stage_lines
 
 WIDTH = 300
+
+
 PANELS = 3  # side by side; the page takes fewer where it is narrow
+
+
 # Beside colours, because there may be more schedules than colours that everybody tells apart.
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
+
 
 Table = tuple[list[str], list[list[str]]]  # header and lines
 
@@ -150,6 +156,8 @@ CURVES = (
     ("training_accuracy", "Training accuracy per stage", "exact match", "train_accuracy", "mean"),
     ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
 )
+
+
 HEALTH = (
     ("gradient_norms", "Largest gradient norm of an epoch", "gradient norm", "gradient_norm_max", "max"),
     ("token_norms", "Length of image tokens over that of words", "ratio", "token_norm_ratio", "mean"),

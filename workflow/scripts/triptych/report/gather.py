@@ -6,24 +6,39 @@ import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from triptych import estimate, grid
-from triptych.baseline import BASELINES
-from triptych.figures import COLUMNS, collect
-from triptych.picture_table import PictureTable
-from triptych.score import exact_match, scores
-from triptych.settings import Settings
-from triptych.storage import TriptychError, read_json, read_table
-from triptych.survey import WORK, seconds_taken, steps
-from triptych.tables import group_runs
-from triptych.trainings import checkpoint_folder
+from triptych.commands import estimate
+from triptych.commands.jobs import WORK, seconds_taken, steps
+from triptych.config import grid
+from triptych.config.paths import checkpoint_folder
+from triptych.config.settings import Settings
+from triptych.data.image_table import PictureTable
+from triptych.errors import TriptychError
+from triptych.evaluate.baselines import BASELINES
+from triptych.evaluate.metrics import exact_match, scores
+from triptych.io.manifest import read_json
+from triptych.io.parquet import read_table
+from triptych.tables.runs import group_runs
+from triptych.tables.stages import COLUMNS, collect
 
 THUMBNAIL = 96  # side in pixels of the pictures in the browser of questions
+
+
 MOST_PICTURES = 1500  # that are shown: about 4 MB
+
+
 MOST_REJECTS = 50  # of each data set that are listed
+
+
 LOOKUP = "nearest-pictures"
+
+
 BLIND = "majority-per-question"
+
+
 # Columns of words; all others are numbers.
 TEXT = {"arm", "trained", "aspect", "value", "representation", "attribute", "probe", "reference", "folds_by", "prefix"}
+
+
 HEALTH = ("gradient_norm_max", "token_norm_ratio", "loss_spikes")
 
 

@@ -8,19 +8,21 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from triptych import checkpoint
-from triptych.features import Features
-from triptych.hardware import best_device, compute_dtype
-from triptych.model.batch import prompt_tokens, tokenise
+from triptych.config.base import Record, Switch
+from triptych.config.stages import Connector, Lora, Stage, Training
+from triptych.data.questions import limited, load_questions
+from triptych.errors import run_step
+from triptych.features.store import Features
+from triptych.io.manifest import read_json, sha256_file
+from triptych.model import checkpoint
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.samples import limited, load_questions
-from triptych.settings import Connector, Lora, Record, Stage, Switch, Training
-from triptych.storage import read_json, run_step, sha256_file
-from triptych.train.loop import train
-from triptych.train.measure import chosen_epoch
-from triptych.train.parallel import Elsewhere, joined, only_the_first_prints, rank, together, world_size
-from triptych.train.parts import describe
-from triptych.train.resume import EXIT_STATUS, Keeper, Paused
+from triptych.model.tokens import prompt_tokens, tokenise
+from triptych.train.autosave import EXIT_STATUS, Keeper, Paused
+from triptych.train.distributed import Elsewhere, joined, only_the_first_prints, rank, together, world_size
+from triptych.train.parameters import describe
+from triptych.train.trainer import train
+from triptych.train.validation import chosen_epoch
+from triptych.utils.device import best_device, compute_dtype
 
 
 class Job(Record):

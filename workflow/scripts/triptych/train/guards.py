@@ -8,16 +8,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from triptych.storage import TriptychError
-from triptych.train.parallel import gather
+from triptych.errors import TriptychError
+from triptych.train.distributed import gather
 
 # Projected image tokens against text embeddings. Healthy connectors reach 10 to 40 with small text embeddings, so the
 # bounds only catch a collapse or an explosion.
 NORM_RATIO_BOUNDS = (1e-3, 1e4)
 
+
 SPIKE_WINDOW = 64  # steps that a step's loss is compared with
+
+
 SPIKE_LEAST_STEPS = 16  # before so many, nothing is called a spike
+
+
 SPIKE_DEVIATIONS = 6.0
+
+
 SPIKE_LEAST_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fitting, make no spikes
 
 

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from triptych.display import bar, duration
 from triptych.train.guards import SPIKE_WINDOW, spike_ratio
-from triptych.train.measure import Score
+from triptych.train.validation import Score
+from triptych.utils.terminal import bar, duration
 
 SECONDS_BETWEEN_LINES = 10.0  # in a log
+
+
 SECONDS_BETWEEN_BARS = 0.2  # on a terminal
 
 

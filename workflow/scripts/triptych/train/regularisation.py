@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from triptych.model.vlm import Mlp, VisionLanguageModel, pool_tokens
-from triptych.settings import Regularisation
+from triptych.config.stages import Regularisation
+from triptych.model.connector import Mlp, pool_tokens
+from triptych.model.vlm import VisionLanguageModel
 
 
 def build_head(

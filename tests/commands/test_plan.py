@@ -1,0 +1,152 @@
+"""The plan: shared trainings, costs, calibration by finished trainings, disk, and what the grid can find."""
+
+import json
+import math
+
+import pytest
+import yaml
+from conftest import ROOT, toy_config
+from triptych.commands import estimate, plan
+from triptych.commands.jobs import survey
+from triptych.commands.retraining import refuse_to_retrain, short_reason
+from triptych.config import grid
+from triptych.config.study import load_settings
+from triptych.errors import TriptychError
+from triptych.evaluate.statistics import minimum_detectable_effect
+from triptych.io.manifest import write_json
+
+
+def config(name):
+    return yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+
+
+@pytest.fixture
+def settings(world):
+    return load_settings({**toy_config(world), "seeds": [0, 1]})
+
+
+def finish(settings, results, prefix, seconds):
+    """Mark every training of a prefix as done, having taken so long."""
+    for cell in grid.checkpoints(settings):
+        if cell.prefix == prefix:
+            name = f"{cell.prefix}/{cell.split}/seed{cell.seed}"
+            metrics = {"epoch": 1, "validation_loss": 1.0, "validation_accuracy": 0.5}
+            write_json(results / f"checkpoints/{name}/manifest.json", {"metrics": metrics})
+            times = results / f"benchmarks/train_stage/{name}.jsonl"
+            times.parent.mkdir(parents=True, exist_ok=True)
+            times.write_text(json.dumps({"s": seconds}) + "\n")
+
+
+def test_shared_first_stages_are_counted_once(settings):
+    alone = plan.unshared(settings)
+    # Two folds and two seeds: of two schedules, each would train its own first stage for every fold.
+    assert alone == {"1": 4, "2": 4, "1-2": 4, "2-3": 4, "1-2-3": 4}
+    trained = [cell.prefix for cell in grid.checkpoints(settings)]
+    assert trained.count("1") == 2 and trained.count("1-2") == 4
+
+
+def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path):
+    study = config("config")
+    model = estimate.model_sizes(load_settings(study), tmp_path, "2-3")
+    assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
+
+    def cost(prefix):
+        return estimate.training_cost(load_settings(study), tmp_path, grid.Checkpoint(prefix, "", 0))
+
+    before = cost("2-3")
+    assert cost("3blind").flops < 0.4 * before.flops
+    study["stages"][3]["epochs"] *= 2
+    after = cost("2-3")
+    assert 1.8 < after.flops / before.flops < 2 and after.samples > 1.8 * before.samples
+    # 5972 questions, four folds of five, nine tenths of these, six epochs; and validations.
+    assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * estimate.PREDICTION), rel=1e-6)
+    study["stages"][3]["epochs"] = 6
+    asked = 5972 * 0.8 * 0.1 * 7 * estimate.PREDICTION
+    for samples, seen in ((1000, 6000), (100_000, 5972 * 0.8 * 0.9 * 6)):  # a limit of what every epoch goes through
+        study["stages"][3]["samples"] = samples
+        assert cost("2-3").samples == pytest.approx(seen + asked, rel=1e-6)
+    study["stages"][3] |= {"train": [], "epochs": None, "learning_rate": {}}
+    assert cost("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
+
+
+def test_features_above_the_budget_take_no_room(tmp_path):
+    study = config("config")
+    stored, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    study["features"] = {"budget_gb": 1}  # of SLAKE's 642 pictures 0.6 GB, of 30,000 others more
+    few, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    assert 0.1 < few < 1 < stored
+
+
+def test_finished_trainings_correct_the_rate_and_state_the_error(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results"
+    first = estimate.hours(settings, results, survey(settings, results, 0.0))
+    assert first.measured == 0 and first.error is None
+    assert first.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
+    finish(settings, results, "1", seconds=1800)
+    later = estimate.hours(settings, results, survey(settings, results, 0.0))
+    assert later.measured == 2 and later.of_training["1"] == pytest.approx(0.5) and later.error == pytest.approx(0)
+    assert later.done == pytest.approx(1.0)
+    assert later.left == pytest.approx(
+        sum(later.of_training[cell.prefix] for cell in grid.checkpoints(settings) if cell.prefix != "1")
+        + 2 * 2 * 2 * 3 * later.of_prediction["2-3"]  # schedules x folds x seeds x views
+    )
+
+
+def test_the_error_of_estimates_is_that_of_each_from_the_others(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results"
+    finish(settings, results, "1", seconds=100)
+    path = results / "benchmarks/train_stage/1/shared/seed1.jsonl"
+    path.write_text('{"s": 200}\n')
+    found = estimate.hours(settings, results, survey(settings, results, 0.0))
+    assert found.error == pytest.approx(0.75)  # 200 for 100, and 100 for 200: off by 100 % and by 50 %
+
+
+def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
+    def finds(folds, seeds, group="image"):
+        study = config("config")
+        study["folds"] |= {"number": folds, "group": group}
+        return estimate.detectable(load_settings({**study, "seeds": list(range(seeds))}), tmp_path)[0]
+
+    assert finds(10, 3) < finds(5, 3) < finds(5, 1) < finds(3, 1)
+    assert math.isinf(finds(1, 1, "official"))
+    # By hand, five folds and three seeds: runs 2.8 points, factor 1 + 15 / 4; a fifth of 5,972 answers differ.
+    number, pictures = 5972, 5972 // 11
+    variance = (1 + 15 / 4) * 2.8**2 / 15 + 1e4 * 0.2 * (1 + (number / pictures - 1) * 0.02) / number
+    assert finds(5, 3) == pytest.approx(minimum_detectable_effect(variance**0.5, 14))
+
+
+def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path):
+    rows = [{"detectable": 3.0}, {"detectable": 5.0}, {"detectable": 4.0}]
+    write_json(tmp_path / "tables/comparison.json", {"comparisons": rows})
+    assert estimate.detectable(settings, tmp_path) == (4.0, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
+)
+def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(config(name))
+    text = "\n".join(plan.lines(settings, tmp_path / "results", survey(settings, tmp_path / "results", 0.0)))
+    for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "finds", "not prepared yet"):
+        assert said in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_reasons_name_the_setting_that_changed():
+    before = '{"stage":{"epochs":1,"learning_rate":{"connector":0.001}},"seed":0}'
+    now = '{"stage":{"epochs":2,"learning_rate":{"connector":0.001}},"seed":0}'
+    reason = f"Params have changed since last execution: Union across all output: before: '{before}' now: '{now}'"
+    assert short_reason(reason) == "stage.epochs 1 -> 2"
+    assert short_reason("Input files updated by another job: a, b") == "what it starts from is made again"
+    assert short_reason("Missing output files: x") == "Missing output files: x"
+
+
+def test_a_few_may_be_made_again_and_more_are_refused_by_name():
+    again = [("2 on fold0, seed 0", "Missing output files: x"), ("2 on fold1, seed 0", "Updated input files: y")]
+    refuse_to_retrain(again, at_most=2)
+    with pytest.raises(TriptychError, match="2 finished trainings would be trained again") as caught:
+        refuse_to_retrain(again, at_most=1)
+    assert "2 on fold1, seed 0: Updated input files: y" in str(caught.value)

@@ -1,0 +1,175 @@
+"""A wrong configuration gives one clear line for each fault, all at once."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+from settings_reference import reference
+from triptych.config.settings import Settings
+from triptych.config.study import load_settings
+from triptych.errors import TriptychError
+
+
+def faults(config) -> list[str]:
+    with pytest.raises(TriptychError) as caught:
+        load_settings(config, "study.yaml")
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("study.yaml: ") for line in lines)
+    return [line.removeprefix("study.yaml: ") for line in lines]
+
+
+@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "ablations"])
+def test_shipped_configurations_are_valid(name):
+    settings = load_settings(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
+    assert ["1", "2", "3"] in settings.schedules and ["2", "3"] in settings.schedules
+
+
+def test_the_schema_for_editors_is_current():
+    current = json.loads((ROOT / "config" / "schema.json").read_text())
+    assert current == json.loads(json.dumps(Settings.model_json_schema())), "run `make schema`"
+
+
+def test_the_page_of_all_settings_is_current_and_complete():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == reference(), "run `make schema`"
+    schema = Settings.model_json_schema()
+    for name, model in [("Settings", schema), *schema["$defs"].items()]:
+        for key in model.get("properties", {}):
+            # Of Models, each key is a section; `source` heads one for each of its values.
+            assert f"| `{key}` |" in page or f"`models.{key}`" in page or key == "source", f"{name}.{key}"
+
+
+def test_every_setting_is_described():
+    schema = Settings.model_json_schema()
+    for name, model in [("Settings", schema), *schema["$defs"].items()]:
+        for key, field in model.get("properties", {}).items():
+            linked = [part["$ref"] for part in (field, *field.get("allOf", [])) if "$ref" in part]
+            described = "description" in field or linked or "discriminator" in field or "const" in field
+            assert described or key == "revision", f"{name}.{key} has no description"
+
+
+def test_three_mistakes_give_three_lines_at_once(demo_config):
+    demo_config["trainin"] = demo_config.pop("training")
+    demo_config["schedules"].append([1, 4])
+    demo_config["stages"][2]["epochs"] = -3
+    assert sorted(faults(demo_config)) == [
+        "schedules: '1-4' uses stage '4', which is not under stages: (known: 1, 2, 3)",
+        "stages.2.epochs: must be greater than 0, not -3",
+        "trainin: not a known setting; did you mean 'training'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda c: c["datasets"]["general"].update(siz=3), "general.siz: not a known setting; did you mean 'sizes'?"),
+        (lambda c: c["stages"][1].update(data="genral-1000"), "did you mean 'general-1000'?"),
+        (lambda c: c["stages"][3].update(learning_rate={"connector": 1e-3}), "learning_rate must name exactly"),
+        (lambda c: c["stages"][3].update(train=["connector", "conector"]), "'connector' or 'lora', not 'conector'"),
+        (lambda c: c.update(seeds=[0, 0]), "seeds: an entry stands there twice"),
+        (lambda c: c["schedules"].append([2, 3]), "schedules: an entry stands there twice"),
+        (lambda c: c["schedules"].append([2, 1]), "'2-1' must end on a stage that uses medical"),
+        (lambda c: c["schedules"].append([2, 1, 3]), "'2-1-3' has a stage on other data after one on medical"),
+        (lambda c: c["schedules"].append([2, 3, 3]), "'2-3-3' uses a stage twice"),
+        (lambda c: c["folds"].update(dataset="general-1000"), "'general-1000' has captions; folds need questions"),
+        (lambda c: c["stages"][1].update(data="general"), "medical); did you mean 'general-1000'?"),
+        (lambda c: c["datasets"]["general"].update(sizes=[5, 5]), "two have the same name once sizes are added"),
+        (lambda c: c["datasets"]["general"].update(sizes=[0]), "datasets.general.sizes.0: must be greater"),
+        (lambda c: c["folds"].update(number=1), "folds: number must be 1 with group official"),
+        (lambda c: c["models"]["language_model"].update(prompt="no marks"), "<image> and {question} exactly once"),
+        (lambda c: c["datasets"].update(medical={"source": "slak"}), "datasets.medical.source: must be one of"),
+        (
+            lambda c: c["models"].update(vision_encoder={"source": "hub", "repo": "a/b", "revision": "main"}),
+            "models.vision_encoder.revision: must be a full commit id",
+        ),
+        (lambda c: c["models"]["language_model"].update(promt="x"), "language_model.promt: not a known setting"),
+        (lambda c: c.update(seeds=[-1]), "seeds.0: must be greater than or equal to 0, not -1"),
+        (lambda c: c.pop("folds"), "folds: required, but not there"),
+        (lambda c: c["stages"].update({"a b": c["stages"][2]}), "stages.a b: a name may hold"),
+        (lambda c: c["stages"][3].pop("epochs"), "stages.3: epochs is required where something trains"),
+        (lambda c: c.update(connector={"kind": "pooled-mlp"}), "connector: pool belongs to kind pooled-mlp, which"),
+        (lambda c: c.update(connector={"pool": 2}), "connector: pool belongs to kind pooled-mlp"),
+        (lambda c: c.update(connector={"kind": "pooled-mlp", "pool": 1}), "connector.pool: must be greater than or"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_named(demo_config, change, line):
+    change(demo_config)
+    assert any(line in fault for fault in faults(demo_config)), faults(demo_config)
+
+
+ONLY_LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train": [], "epochs": None}, ": learning_rate must name exactly the parts that train: none"),
+        ({"train": [], "learning_rate": {}}, ": epochs must be left out where nothing trains (train: [])"),
+        ({"warmup": {"lora": 0.1}}, ": warmup must name exactly the parts that train: connector, lora"),
+        ({"warmup": 1.5}, ".warmup: must be less than 1, not 1.5"),
+        ({"weight_decay": {"connector": -1, "lora": 0}}, ".weight_decay.connector: must be greater than or equal to 0"),
+        ({"schedule": "cosin"}, ".schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
+        ({"schedule": {"connector": "linear", "lra": "linear"}}, ".schedule.lra: must be 'connector' or 'lora'"),
+        ({"select": "first"}, ".select: must be 'last' or 'best', not 'first'"),
+        ({"init": "fresh"}, ".init: must be 'random' or 'parent', not 'fresh'"),
+        ({"blind": True}, ": blind needs train: [lora], because a connector learns nothing without images"),
+        ({"regularisation": {"weight": 1}}, ".regularisation: weight needs a kind: reconstruct or self-distillation"),
+        ({"regularisation": {"wight": 1}}, ".regularisation.wight: not a known setting; did you mean 'weight'?"),
+        ({**ONLY_LORA, "regularisation": {"kind": "reconstruct"}}, ": regularisation needs a stage that trains the"),
+    ],
+)
+def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
+    demo_config["stages"][3].update(change)
+    [fault] = faults(demo_config)
+    assert fault.startswith(f"stages.3{line}")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(demo_config):
+    demo_config["stages"][1]["learning_rate"]["connector"] = yaml.safe_load("2e-5")  # a string in YAML 1.1
+    assert load_settings(demo_config).stages["1"].learning_rate["connector"] == 2e-5
+
+
+def test_a_value_holds_for_all_parts_or_each_has_its_own(demo_config):
+    demo_config["stages"][3]["weight_decay"] = {"connector": yaml.safe_load("1e-3"), "lora": 0}
+    demo_config["stages"][3]["schedule"] = "linear"
+    stage = load_settings(demo_config).stages["3"]
+    assert [stage.of("weight_decay", part) for part in ("connector", "lora")] == [1e-3, 0]
+    assert [stage.of("schedule", part) for part in ("connector", "lora")] == ["linear", "linear"]
+    assert stage.of("warmup", "lora") == 0.03 and stage.of("learning_rate", "lora") == 2e-3
+
+
+def test_a_stage_may_train_nothing(demo_config):
+    demo_config["stages"][0] = {"data": "medical", "train": []}
+    demo_config["schedules"].append([0, 3])
+    assert load_settings(demo_config).stages["0"].epochs is None
+
+
+def test_names_that_would_be_one_folder_are_refused(demo_config):
+    demo_config["stages"]["1-2"] = demo_config["stages"][2]
+    demo_config["schedules"].append(["1-2", 3])
+    assert any("both written '1-2'" in fault for fault in faults(demo_config))
+
+
+def test_snakemake_shows_the_lines_without_a_traceback(demo_config, tmp_path):
+    demo_config["stages"][2]["epochs"] = -3
+    demo_config["schedules"].append([1, 4])
+    demo_config["trainin"] = {}
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(demo_config))
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--directory", str(tmp_path)]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    text = result.stdout + result.stderr
+    assert result.returncode != 0 and "Traceback" not in text
+    lines = [line for line in text.splitlines() if "wrong.yaml: " in line]
+    assert len(lines) == 3, text
+
+
+def test_every_size_is_a_data_set_of_its_own(demo_config):
+    demo_config["datasets"]["general"]["sizes"] = [10, 1000]
+    found = load_settings(demo_config).expanded_datasets()
+    assert list(found) == ["general-10", "general-1000", "medical"]
+    assert found["general-10"].size == 10 and found["general-10"].wanted == 11

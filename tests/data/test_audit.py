@@ -1,0 +1,80 @@
+"""The audit: overlaps are counted, and a leak into a shared stage stops the run."""
+
+import numpy as np
+import pytest
+from conftest import write_captions, write_slake
+from triptych.config.datasets import FolderCaptions, Folds, SlakeFolderVqa
+from triptych.data.audit import Part, audit, leaks, markdown, overlap
+from triptych.data.duplicates import read_thumbnails
+from triptych.data.fetch import fetch
+from triptych.data.folds import assign, group_pictures
+from triptych.data.prepare import write_dataset
+from triptych.data.schemas import FOLD_SCHEMA
+from triptych.io.manifest import write_json
+from triptych.io.parquet import read_table, write_table
+
+
+def part(name, numbers, questions=()):
+    thumbnails = np.stack([np.random.default_rng(n).integers(0, 200, (32, 32), np.uint8) for n in numbers])
+    return Part(name, [f"{name}{n}" for n in numbers], [f"hash{n}" for n in numbers], thumbnails, set(questions))
+
+
+def test_overlap_counts_copies_look_alikes_and_questions():
+    first, second = part("a", [1, 2, 3], ["x", "y"]), part("b", [3, 4, 5, 6], ["y", "z", "w"])
+    second.thumbnails[1] = first.thumbnails[0] + 10
+    assert overlap(first, second, 0.98) == {
+        "seen": "a", "part": "b", "pictures": 4, "identical_pictures": 1, "similar_pictures": 1,
+        "question_strings": 3, "shared_question_strings": 1,
+    }  # fmt: skip
+    assert leaks(first, second, 0.98) == [
+        "a a3 is the picture b3 of b",
+        "a a1 looks like b4 of b (1.000)",
+    ]
+    assert leaks(first, part("c", [7, 8]), 0.98) == []
+
+
+def prepared(settings, folder, cache):
+    fetch(settings, cache, folder / "source")
+    write_json(folder / "manifest.json", write_dataset(settings, folder / "source", cache, folder))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    write_slake(tmp_path / "slake")
+    write_captions(tmp_path / "captions")
+    medical = SlakeFolderVqa(source="slake-folder", folder=str(tmp_path / "slake"))
+    general = FolderCaptions(source="caption-folder", folder=str(tmp_path / "captions"), sizes=[20])
+    found = {"medical": medical, "again": medical, "general-20": general}
+    found = {name: prepared(settings, tmp_path / name, tmp_path / "cache") for name, settings in found.items()}
+    folds = Folds(dataset="medical", number=2)
+    questions = read_table(found["medical"] / "questions.parquet")
+    groups = group_pictures(*read_thumbnails(found["medical"] / "images"), folds)
+    write_table(found["medical"] / "folds.parquet", assign(questions, groups, folds), FOLD_SCHEMA)
+    return found
+
+
+def test_a_shared_stage_on_held_out_pictures_is_a_leak(folders):
+    clean = {name: folders[name] for name in ("medical", "general-20")}
+    record, found = audit(clean, "medical", ["general-20"], 0.98)
+    assert found == [] and "None." in markdown(record)
+    record, found = audit(folders, "medical", ["again", "general-20"], 0.98)
+    assert len(found) == 20 and "again 0 is the picture 0 of medical" in found
+    assert any(row["identical_pictures"] == 2 for row in record["overlaps"] if row["part"] == "medical test")
+
+
+def test_the_audit_knows_every_part_and_baseline(folders):
+    record, _ = audit({"medical": folders["medical"]}, "medical", [], 0.98)
+    assert all(row["identical_pictures"] == 0 for row in record["overlaps"] + record["fold_overlaps"])
+    assert {row["part"] for row in record["fold_overlaps"]} == {
+        f"fold{n} {name}" for n in (0, 1) for name in ("validation", "test")
+    }
+    assert [row["questions"] for row in record["balance"]] == [54, 24, 30]
+    assert all(sum(row["labels"].values()) == pytest.approx(200) for row in record["balance"])
+    assert {row["part"] for row in record["baselines"]} == {
+        "validation (official)", "test (official)", "fold0 held out", "fold1 held out",
+    }  # fmt: skip
+    assert {row["baseline"] for row in record["baselines"]} == {
+        "majority", "majority-per-question", "majority-per-place", "nearest-pictures",
+    }  # fmt: skip
+    assert markdown(record).count("| nearest-pictures |") == 4

@@ -1,0 +1,108 @@
+"""Generation with a shared prefix gives what plain one-at-a-time generation gives."""
+
+import pytest
+import torch
+from conftest import make_model, make_questions
+from triptych.config.stages import Connector
+from triptych.errors import TriptychError
+from triptych.evaluate.generate import generate
+from triptych.evaluate.predict import other_pictures
+from triptych.evaluate.predictions import Kept
+from triptych.model.attention import BLOCKWISE
+from triptych.model.tokens import prompt_tokens, tokenise
+
+NEW_TOKENS = 6
+
+
+def plain(model, sample, features, prompt):
+    """`generate` of transformers on one question: no shared cache, no padding."""
+    text = model.embed(torch.tensor([list(sample.question)]))
+    before = model.embed(torch.tensor([list(prompt.before_image)], dtype=torch.long))
+    image = [] if model.blind else [model.project(features([sample.image_id]))]
+    embeddings = torch.cat([before, *image, text], dim=1)
+    tokens = model.language_model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=prompt.end,
+        pad_token_id=prompt.end,
+    )[0].tolist()
+    return tokens[: tokens.index(prompt.end)] if prompt.end in tokens else tokens
+
+
+@pytest.fixture
+def many(prompt):
+    return tokenise(make_questions(images=12, seed=4), prompt)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
+@pytest.mark.parametrize("connector", [Connector(), Connector(kind="linear"), Connector(kind="pooled-mlp", pool=2)])
+def test_answers_equal_plain_generation_at_any_batch_size(attention, connector, many, features, prompt):
+    check_answers(make_model(attention, connector), many, features, prompt)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
+@pytest.mark.parametrize("before", ["user", ""])
+def test_a_blind_model_answers_without_features(attention, before, tokenizer):
+    model = make_model(attention)
+    model.blind = True
+    prompt = prompt_tokens(tokenizer, f"{before} <image> {{question}} assistant ")
+    many = tokenise(make_questions(images=12, seed=4), prompt)
+    check_answers(model, many, None, prompt, different=2)
+
+
+def check_answers(model, many, features, prompt, different=3):
+    expected = [plain(model, sample, features, prompt) for sample in many]
+    assert len(set(map(tuple, expected))) > different, "answers must differ for the comparison to mean something"
+    for size in (1, 7, 64):
+        answers = []
+        for start in range(0, len(many), size):
+            answers += generate(model, many[start : start + size], features, prompt, NEW_TOKENS)[0]
+        assert answers == expected, f"batch size {size}"
+
+
+def test_length_is_bounded_by_the_setting_alone(model, many, features, prompt):
+    longer, _ = generate(model, many, features, prompt, 4)
+    shorter, _ = generate(model, many, features, prompt, 2)
+    assert max(map(len, longer)) <= 4
+    assert shorter == [answer[:2] for answer in longer]
+
+
+def test_the_log_probability_is_that_of_the_answer_and_its_end(model, many, features, prompt):
+    answers, logprobs = generate(model, many, features, prompt, NEW_TOKENS)
+    for sample, answer, logprob in zip(many[:8], answers, logprobs, strict=False):
+        ids = [*answer, prompt.end] if len(answer) < NEW_TOKENS else answer
+        image, words = model.project(features([sample.image_id])), torch.tensor([[*sample.question, *ids]])
+        before = model.embed(torch.tensor([list(prompt.before_image)]))
+        inputs = torch.cat([before, image, model.embed(words)], dim=1)
+        hidden = model.decoder(inputs_embeds=inputs).last_hidden_state[:, -len(ids) - 1 : -1]
+        expected = model.logits(hidden).log_softmax(-1)[0, range(len(ids)), ids].sum().item()
+        assert logprob == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_every_picture_is_swapped_for_another():
+    images = [f"image{n}" for n in range(7)] * 3
+    other = other_pictures(images)
+    assert set(other) == set(other.values()) == set(images)
+    assert all(mine != theirs for mine, theirs in other.items())
+    assert other == other_pictures(images[::-1])
+    with pytest.raises(TriptychError, match="drop `swapped`"):
+        other_pictures(["one"])
+
+
+def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):
+    path = tmp_path / "seed0.part.jsonl"
+    kept = Kept(path, "key", 2)
+    for number in range(3):
+        kept.add([{"number": 2 * number}, {"number": 2 * number + 1}])
+    path.write_text(path.read_text()[:-4])  # cut in the middle of the last line
+    assert [record["number"] for record in Kept(path, "key", 2).records] == [0, 1, 2, 3]
+    assert Kept(path, "another", 2).records == []
+
+
+def test_answers_with_line_separators_in_them_are_kept(tmp_path):
+    path = tmp_path / "seed0.part.jsonl"
+    records = [{"prediction": "a\u2028b"}, {"prediction": "c\u0085\r"}]
+    Kept(path, "key", 2).add(records)
+    assert Kept(path, "key", 2).records == records

@@ -1,0 +1,130 @@
+"""The report: what it gathers, and that answers cannot break its page. `test_workflow` opens it in a browser."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import vl_convert
+from browser import CHROMIUM
+from conftest import ROOT, toy_config
+from PIL import Image
+from triptych.commands import estimate
+from triptych.commands.jobs import steps
+from triptych.config.study import load_settings
+from triptych.io.atomic import write_text
+from triptych.report.__main__ import as_json, named
+from triptych.report.charts import per_stage, pivot
+from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
+
+
+def record(question, arm, prediction, gold="liver", seed=0):
+    asked = {"question_id": f"q{question}", "question": f"what is {question}?", "image_id": f"i{question}"}
+    run = {"arm": arm, "split": "fold0", "seed": seed, "modality": "CT", "content_type": "Organ"}
+    return {**run, **asked, "gold": gold, "prediction": prediction}
+
+
+def test_every_question_stands_once_with_each_arms_first_answer():
+    records = [
+        record(1, "a", "liver"),
+        record(1, "a", "lung", seed=1),
+        record(1, "b", "lung"),
+        record(2, "a", "Liver."),
+    ]
+    found = questions_and_answers(records, ["a", "b"])
+    assert [(row[0], row[5], row[6]) for row in found["rows"]] == [
+        ("what is 1?", ["liver", "lung"], [1, 0]),
+        ("what is 2?", ["Liver.", ""], [1, 0]),
+    ]
+
+
+def test_weaknesses_are_said_where_the_numbers_show_them(world, tmp_path):
+    (tmp_path / "predictions").mkdir()
+    settings = load_settings(toy_config(world))
+    arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-pictures", "False", 60.0)]
+    rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
+    comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
+    controls = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
+    said = " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
+    assert "One seed" in said and "Only 2 folds" in said and "difference of 7.5 points" in said
+    assert "No schedule beats a look-up" in said and "the best is `2-3` with 52.0 %" in said
+    assert "`1-2-3` loses 0.5 points only" in said and "`2-3` loses" not in said
+    assert "test part has not been looked at" in said
+    many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
+    said = " ".join(weaknesses(settings, tmp_path, rows, many, controls))
+    assert "4 of 5 comparisons would find differences of 3.5 to 6.5 points" in said and "`v4.0`" not in said
+    rows[1]["all_mean"] = 80.0
+    assert "No schedule beats" not in " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
+
+
+def test_answers_cannot_break_out_of_the_page():
+    text = as_json(["</script><script>alert(1)</script>", "<!--"])
+    assert "</script" not in text and "<!--" not in text
+    assert json.loads(text) == ["</script><script>alert(1)</script>", "<!--"]
+    assert str(named("`a<b>` & c")) == "<code>a&lt;b&gt;</code> &amp; c"
+
+
+def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp_path):
+    settings = load_settings(toy_config(world))
+    assert planned_and_used(settings, tmp_path) == []
+    for name, seconds in (("1/shared", 1800), ("2/fold0", 3600), ("2/fold1", 7200)):
+        write_text(tmp_path / f"checkpoints/{name}/seed0/manifest.json", "{}")
+        write_text(tmp_path / f"benchmarks/train_stage/{name}/seed0.jsonl", json.dumps({"s": seconds}) + "\n")
+    write_text(tmp_path / "predictions/2-3/fold0/seed0.parquet", "")
+    write_text(tmp_path / "benchmarks/predict/2-3/fold0/seed0.jsonl", '{"s": 36}\n')
+    write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
+    write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
+    # The trainings above are finished, and yet the rate is the configuration's.
+    before = estimate.hours(settings, tmp_path, [])
+    assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
+    done = {step.name: step for step in steps(settings, tmp_path)}
+    one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))
+    *rows, total = planned_and_used(settings, tmp_path)
+    assert rows == [
+        {"what": "1", "jobs": 1, "planned": pytest.approx(one), "used": 0.5},
+        {"what": "2", "jobs": 2, "planned": pytest.approx(2 * two), "used": 3.0},
+        {"what": "predictions", "jobs": 1, "planned": pytest.approx(answer), "used": 0.01},
+    ]
+    planned = pytest.approx(one + 2 * two + answer)
+    assert total == {"what": "all", "jobs": 4, "planned": planned, "used": pytest.approx(3.51)}
+
+
+def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
+    def row(schedule, stage, prefix, epoch, loss):
+        run = {"schedule": schedule, "stage": stage, "prefix": prefix, "split": "fold0", "seed": 0}
+        return {**run, "epoch": epoch, "validation_loss": loss}
+
+    rows = [row(schedule, "1", "1", epoch, 2.0) for schedule in ("1-2", "1-3") for epoch in (0, 1)]
+    rows += [row("1-3", "3", "1-3", epoch, 1.0) for epoch in (0, 1)]
+    drawn = per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
+    panels = [drawn["datasets"][panel["layer"][0].get("data", panel.get("data"))["name"]] for panel in drawn["concat"]]
+    points = [[(point["schedule"], point["epoch"]) for point in panel] for panel in panels]
+    assert points == [[("1-3", 0), ("1-3", 1)]] * 2
+    assert drawn["resolve"] == {"scale": {"y": "shared"}}
+    rows += [{**row("1-3", "1", "1", 0, 10.0), "split": "fold1"}]
+    picture = vl_convert.vegalite_to_svg(
+        per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
+    )
+    assert ">10<" in picture and "e+" not in picture
+    assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
+
+
+def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
+    rows = [{"run": "fold0", "arm": "a", "accuracy": 50.0}, {"run": "fold0", "arm": "b", "accuracy": 25.25}]
+    rows += [{"run": "fold1", "arm": "b", "accuracy": 0.0}]
+    header, lines = pivot(rows, "run", "arm", "accuracy", ["b", "a"])
+    assert (header, lines) == (["run", "b", "a"], [["fold0", "25.2", "50.0"], ["fold1", "0.0", ""]])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_picture_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
+    write_text(tmp_path / "page.html", '<meta name="color-scheme" content="light dark"><body>words</body>')
+    command = [sys.executable, str(ROOT / "tools/screenshot.py"), str(tmp_path / "page.html")]
+    command += ["--out", str(tmp_path / "page.png"), "--width", "600", "--height", "400"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (600, 400) and picture.convert("L").getpixel((599, 399)) == 255
+    command[2] = str(tmp_path / "none.html")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "none.html: no such file; run `make demo` first" in done.stderr

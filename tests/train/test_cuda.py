@@ -1,0 +1,164 @@
+"""What must hold on a GPU, against the same on a CPU. The other tests run there too, on whichever device is found."""
+
+import pytest
+import torch
+from conftest import FEATURES, HIDDEN, TOKENS, make_llama, make_questions
+from test_trainer import Interrupted, same, weights
+from test_training import FP32, FULL_LORA, stage
+from textbook import unpacked_loss
+from transformers import LlamaConfig, LlamaForCausalLM
+from triptych.config.stages import Connector, FeatureSettings, Lora, Training
+from triptych.evaluate.generate import generate
+from triptych.features.encode import encode
+from triptych.features.store import Features
+from triptych.model.connector import build_connector
+from triptych.model.packing import pack
+from triptych.model.tokens import tokenise
+from triptych.model.vlm import VisionLanguageModel, add_lora
+from triptych.train.activation_checkpointing import activation_bytes
+from triptych.train.autosave import Paused
+from triptych.train.trainer import train
+from triptych.utils.device import attention_kind, best_device, compute_dtype, free_memory, mixed_precision
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
+
+CPU = torch.device("cpu")
+WIDTH, SIDE = 64, 12  # of the larger model's vision features, which are SIDE x SIDE tokens a picture
+KEY = ["fold0", "3"]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return best_device()
+
+
+def on(device, precision="fp32"):
+    """The toy model with adapters, as `checkpoint.build` would make it for a device."""
+    network = make_llama(attention_kind(device)).to(compute_dtype(precision, device))
+    connector = build_connector(Connector(), FEATURES, HIDDEN, seed=3)
+    return VisionLanguageModel(connector, add_lora(network, FULL_LORA, 5)).to(device)
+
+
+def larger(device, tokenizer):
+    """A model with heads and rows of usual sizes, on which the GPU's own kernels of attention are used, in bf16."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    config._attn_implementation = attention_kind(device)
+    network = LlamaForCausalLM(config).eval().requires_grad_(False).to(compute_dtype("auto", device))
+    network = add_lora(network, Lora(rank=8, alpha=16, dropout=0.1), seed=5)
+    return VisionLanguageModel(build_connector(Connector(), WIDTH, 256, seed=3), network).to(device)
+
+
+def larger_features(image_ids):
+    seeds = [sum(map(ord, name)) for name in image_ids]
+    return torch.stack([torch.randn(SIDE**2, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def test_a_gpu_is_found_and_says_what_is_free(device):
+    assert device.type == "cuda" and device.index is not None and attention_kind(device) == "sdpa"
+    before = free_memory(device)
+    taken = torch.empty(10**9, dtype=torch.uint8, device=device)
+    assert 0.9e9 < before - free_memory(device) < 1.2e9
+    del taken  # kept by torch's cache, and free all the same
+    assert abs(before - free_memory(device)) < 0.1e9
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_single_questions(device, prompt, features):
+    samples = tokenise(make_questions(images=30, seed=2), prompt)
+    found = []
+    for where in (device, CPU):
+        model = on(where)
+        batch = pack(samples, features, prompt, TOKENS).to(where)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        loss = torch.nn.functional.cross_entropy(model.answer_logits(batch), batch.targets)
+        loss.backward()
+        found.append([loss.detach().cpu(), *(one.grad.cpu() for one in trained)])
+    for gpu, cpu in zip(*found, strict=True):
+        assert torch.allclose(gpu, cpu, rtol=1e-3, atol=1e-5)
+    single = unpacked_loss(on(CPU), samples, features, prompt)
+    assert float(found[0][0]) == pytest.approx(float(single), rel=1e-4)
+
+
+@pytest.mark.parametrize("compiled", ["never", "always"])
+def test_a_training_gives_what_it_gives_on_a_cpu(device, samples, features, prompt, compiled):
+    settings = stage(("connector", "lora"), rate=3e-3, epochs=2)
+    training = Training(precision="fp32", compile=compiled)
+    torch._dynamo.reset()
+    gpu = list(train(on(device), samples, samples, features, prompt, settings, training, 0, KEY))
+    cpu = list(train(on(CPU), samples, samples, features, prompt, settings, FP32, 0, KEY))
+    for row, other in zip(gpu, cpu, strict=True):
+        for name in ("validation_loss", "train_loss", "gradient_norm_max", "token_norm_ratio"):
+            assert row[name] == (other[name] and pytest.approx(other[name], rel=5e-3)), name
+
+
+def test_bf16_trains_what_fp32_trains(device, samples, features, prompt):
+    settings = stage(("connector", "lora"), epochs=3)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        model = on(device, precision)
+        rows = list(train(model, samples, samples, features, prompt, settings, Training(precision=precision), 0, KEY))
+        losses[precision] = rows[-1]["validation_loss"]
+        assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", ["never", "always"])
+def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, tmp_path, checkpointing):
+    samples = tokenise(make_questions(images=40, seed=6), prompt)
+    settings = stage(("connector", "lora"), rate=1e-3, epochs=2, batch_size=16)
+
+    def attempt(keeper):
+        model = larger(device, tokenizer)
+        training = Training(checkpointing=checkpointing)
+        rows = train(model, samples, samples, larger_features, prompt, settings, training, 0, KEY, keeper)
+        return list(rows), weights(model)
+
+    rows, undisturbed = attempt(None)
+    attempts, found = 0, None
+    while found is None:
+        attempts += 1
+        try:
+            found = attempt(Interrupted(tmp_path / "last", 5))
+        except Paused:
+            assert attempts < 50
+    assert attempts > 2
+    assert found[0] == rows and same(found[1], undisturbed)
+
+
+def test_the_memory_of_a_pass_is_estimated(device, tokenizer, prompt):
+    samples = tokenise(make_questions(images=200, seed=6), prompt)
+    model = larger(device, tokenizer).train()
+    batch = pack(samples, larger_features, prompt, SIDE**2).to(device)
+    with mixed_precision("auto", device):
+        model.answer_logits(batch).sum().backward()  # kernels' own room is taken by now
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = model.answer_logits(batch)
+        used = torch.cuda.memory_allocated() - before
+        assert kept.requires_grad
+    size = (batch.tokens.numel(), batch.tokens.shape[1], len(batch.targets))
+    assert 0.7 < activation_bytes(model, size, 2) / used < 1.6
+
+
+def test_answers_are_those_of_a_cpu(device, features, prompt):
+    samples = tokenise(make_questions(images=12, seed=4), prompt)
+    (gpu, gpu_likelihood), (cpu, cpu_likelihood) = (
+        generate(on(where).eval(), samples, features, prompt, 6) for where in (device, CPU)
+    )
+    assert gpu == cpu and len(set(map(tuple, gpu))) > 3
+    assert gpu_likelihood == pytest.approx(cpu_likelihood, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
+def test_features_are_those_of_a_cpu_and_the_same_stored_or_computed(device, image_sets, dtype, tolerance):
+    paths = image_sets / "data" / "general-30", image_sets / "models" / "vision_encoder"
+    ids = [f"image{number}" for number in (3, 29, 0)]
+    found = []
+    for number, (where, budget) in enumerate([(CPU, 100), (device, 100), (device, 0)]):
+        out = image_sets / f"features-{number}" / "general-30"
+        encode(*paths, out, FeatureSettings(dtype=dtype, budget_gb=budget), where, 8)
+        found.append(Features(out)(ids))
+    cpu, stored, computed = found
+    assert torch.allclose(stored, cpu, atol=tolerance, rtol=tolerance)
+    assert torch.allclose(computed, stored, atol=tolerance, rtol=tolerance)

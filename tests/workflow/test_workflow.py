@@ -1,0 +1,317 @@
+"""The whole grid on the toy world, run by Snakemake as a user would; then what reruns, and what does not."""
+
+import base64
+import json
+import random
+import re
+import shutil
+import time
+
+import pandas
+import pytest
+from browser import CHROMIUM, opened
+from conftest import KEY, Study, toy_config
+from triptych.commands.jobs import survey
+from triptych.config.study import read_study
+from triptych.io.manifest import read_json, sha256_file
+
+TRAININGS = {
+    "1/shared",
+    *(f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3", "2", "2-3") for fold in (0, 1)),
+}
+
+
+def test_the_grid_is_trained_once_and_handed_on(study):
+    found = {
+        f"{path.parent.parent.parent.name}/{path.parent.parent.name}": read_json(path)
+        for path in study.results.glob("checkpoints/*/*/*/manifest.json")
+    }
+    assert set(found) == TRAININGS
+    shared = study.results / "checkpoints/1/shared/seed0/manifest.json"
+    for fold in (0, 1):
+        assert found[f"1-2/fold{fold}"]["parent"] == sha256_file(shared)
+        assert found[f"2/fold{fold}"]["parent"] is None
+        assert [list(stage) for stage in found[f"1-2-3/fold{fold}"]["stages"]] == [["1"], ["2"], ["3"]]
+        assert set(found[f"2-3/fold{fold}"]["files"]) == {
+            "connector.safetensors",
+            "adapter.safetensors",
+            "metrics.jsonl",
+        }
+
+
+def test_tables_and_figure_say_what_the_predictions_say(study):
+    table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
+    untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
+    assert list(table.index) == ["1-2-3", "2-3", *untrained]
+    predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
+    hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
+    assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
+    # Train and validation of the source, 9 subjects of 2 pictures with 3 questions; its test part is in no fold.
+    assert table.loc["2-3", "questions"] == sum(map(len, predictions)) == 54
+    controls = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
+    assert controls.loc["2-3", "true_mean"] == table.loc["2-3", "all_mean"]
+    for view in ("swapped", "blank"):
+        answered = [pandas.read_parquet(path) for path in study.results.glob(f"predictions/2-3/*/seed0-{view}.parquet")]
+        assert [len(frame) for frame in answered] == [len(frame) for frame in predictions]
+        assert {name for frame in answered for name in frame["view"]} == {view}
+    comparison = pandas.read_csv(study.results / "tables/comparison.csv")
+    assert comparison.loc[0, ["first", "second", "runs"]].tolist() == ["1-2-3", "2-3", 2]
+    probed = pandas.read_csv(study.results / "tables/probe.csv")
+    representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
+    assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
+    assert set(probed["images"]) == {18} and set(probed["folds"]) == {2}
+    verdict = (study.results / "tables/probe.md").read_text().split("## Against the paper")[1]
+    assert "`1-2` (projection only) after `1`" in verdict and "`1-2-3` (end to end) after `1`" in verdict
+    captions = pandas.read_csv(study.results / "tables/captions.csv", dtype={"prefix": str}).set_index("prefix")
+    described = pandas.read_parquet(study.results / "predictions/1/shared/seed0.parquet")
+    assert captions.loc["1", "captions"] == len(described) > 2 and set(described["view"]) == {"captions"}
+    leak = pandas.read_csv(study.results / "tables/leak.csv").set_index(["arm", "folds_by"])
+    assert set(leak["questions"]) == {54}
+    strictest = {kind for (_, kind), row in leak.iterrows() if pandas.isna(row["inflation"])}
+    assert strictest == {"near-duplicate-cluster"}
+    stages = pandas.read_csv(study.results / "tables/stages.csv")
+    assert set(stages["schedule"]) == {"1-2-3", "2-3"} and set(stages["epoch"]) == {0, 1}
+    assert (study.results / "figures/stages.svg").read_text().startswith("<svg")
+    assert (study.results / "figures/stages.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_page_works_in_a_browser_without_a_network(study, tmp_path):
+    page = (study.results / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 3e6
+    assert not re.search(r"(src|href)=[\"']https?://", page)
+    wanted = page.count('class="chart"')
+    probe = """
+    const result = {};
+    for (const option of field("filter").options) {
+      field("filter").value = option.value; field("filter").dispatchEvent(new Event("input"));
+      result[option.value] = [field("place").textContent, field("questions").tBodies[0].rows.length];
+    }
+    field("filter").value = "all"; field("filter").dispatchEvent(new Event("input")); field("next").click();
+    result.next = field("place").textContent;
+    field("search").value = "no such words"; field("search").dispatchEvent(new Event("input"));
+    result.none = field("place").textContent;
+    const all = what => [...document.querySelectorAll(what)];
+    result.unnamed = [...all("select, input").filter(control => !control.labels.length),
+      ...all(".chart, .wide").filter(place => !place.ariaLabel), ...all("img").filter(image => !image.alt)].length;
+    result.unreachable = all(".wide").filter(place => place.tabIndex < 0).length;
+    draw().then(() => {
+      result.too_wide = document.documentElement.scrollWidth - window.innerWidth;
+      document.body.dataset.result = JSON.stringify(result);
+    });
+    """
+    dom, log = opened(page, tmp_path, probe, width=500)
+    errors = [line for line in log.splitlines() if "CONSOLE" in line]
+    assert errors == []
+    assert re.search(r'data-charts="(\d+)"', dom)[1] == str(wanted) and wanted >= 6
+    result = json.loads(re.search(r'data-result="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    assert result["all"] == ["1 to 25 of 54", 25] and result["next"] == "26 to 50 of 54"
+    assert result["none"] == "none"
+    assert (result["unnamed"], result["unreachable"], result["too_wide"] <= 0) == (0, 0, True)
+    counts = {
+        name: 0 if shown == "none" else int(shown.rsplit(" ", 1)[1])
+        for name, (shown, _) in [(name, value) for name, value in result.items() if isinstance(value, list)]
+    }
+    assert counts["right"] + counts["wrong"] + counts["disagree"] == counts["all"] == 54
+    assert counts["lookup"] <= counts["wrong"]
+
+
+def test_the_report_says_hours_overlaps_and_hashes(study):
+    page = (study.results / "report.html").read_text(encoding="utf-8")
+
+    def rows(start: str) -> list[list[str]]:
+        body = page.split(start)[1].split("<tbody>")[1].split("</tbody>")[0]
+        return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in body.split("</tr>")[:-1]]
+
+    hours = {row[0]: row[1:] for row in rows('id="planned"')}
+    jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "12", "all": "21"}
+    assert {what: found[0] for what, found in hours.items()} == jobs
+    found = read_json(study.results / "data/audit.json")["fold_overlaps"]
+    fields = ("seen", "part", "pictures", "identical_pictures", "similar_pictures")
+    assert rows("asked about") == [[str(row[field]) for field in fields] for row in found]
+    for name in ("connector.safetensors", "adapter.safetensors"):
+        assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
+
+
+def test_snakemakes_own_report_carries_the_page(study):
+    out = study.folder / "snakemake-report.html"
+    study.snakemake("--report", str(out))
+    carried = out.read_text(encoding="utf-8")
+    page = (study.results / "report.html").read_bytes()
+    assert base64.b64encode(page).decode() in carried
+    out.unlink()
+
+
+def test_held_out_pictures_were_never_trained_on(study):
+    folds = pandas.read_parquet(study.results / "data/medical/folds.parquet")
+    questions = pandas.read_parquet(study.results / "data/medical/questions.parquet")
+    merged = folds.drop(columns="group").merge(questions, on="question_id")
+    for fold, rows in merged.groupby("fold"):
+        answered = pandas.read_parquet(study.results / f"predictions/1-2-3/{fold}/seed0.parquet")
+        trained_on = set(rows.loc[rows["part"] != "test", "group"])
+        assert not trained_on & set(answered["group"])
+
+
+def test_metrics_have_every_epoch_and_their_training_numbers(study):
+    for path in study.results.glob("checkpoints/*/*/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["epoch"] for row in rows] == [0, 1]
+        assert rows[1]["train_loss"] > 0 and rows[1]["gradient_norm_max"] > 0
+        assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
+
+
+def test_every_training_is_a_run_of_weights_and_biases_and_no_file_holds_a_key(study):
+    runs = {run["name"]: run for run in read_json(study.results / "wandb/runs.json")}
+    assert set(runs) == {f"{cell.replace('/', ' ')} seed0" for cell in TRAININGS}
+    assert runs["1-2 fold0 seed0"]["group"] == "1-2-3 fold0" and runs["2 fold1 seed0"]["group"] == "2-3 fold1"
+    for run in runs.values():
+        assert len(list(study.results.glob(f"wandb/offline-run-*-{run['id']}/*.wandb"))) == 1
+    files = [path for path in study.folder.rglob("*") if path.is_file()]
+    assert len(files) > 100 and not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_status_finds_everything_done(study, monkeypatch):
+    monkeypatch.chdir(study.folder)
+    settings, results = read_study(study.folder / "study.yaml")
+    reports = survey(settings, results, time.time())
+    assert {report.state for report in reports} == {"done"}
+    trained = [report for report in reports if report.step.rule == "train_stage"]
+    assert len(trained) == len(TRAININGS) and all("validation loss" in report.detail for report in trained)
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    assert "Nothing to be done" in study.snakemake()
+
+
+def test_touching_every_file_reruns_nothing(study):
+    files = [path for path in study.results.rglob("*") if path.is_file()]
+    random.Random(0).shuffle(files)
+    for path in files:
+        path.touch()
+    assert study.planned() == {}
+
+
+def test_deleted_tables_come_back_byte_for_byte(study):
+    before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
+    shutil.rmtree(study.results / "tables")
+    made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "plot_stages", "all"}
+    made_again |= {"tabulate_captions", "report"}
+    assert set(study.planned()) == made_again
+    study.snakemake()
+    assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before
+
+
+def test_the_test_part_is_scored_on_demand_and_once(study):
+    assert not list(study.results.glob("predictions/*/*/*-test.parquet"))
+    study.snakemake("test")
+    answered = study.results.glob("predictions/2-3/*/seed0-test.parquet")
+    rows = pandas.concat(map(pandas.read_parquet, answered))
+    asked = pandas.read_parquet(study.results / "data/medical/questions.parquet").query("split == 'test'")
+    assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
+    table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
+    assert table.loc["2-3", "questions"] == len(asked)
+    assert "Nothing to be done" in study.snakemake("test")
+    shutil.rmtree(study.results / "tables/test")
+
+
+def test_a_changed_stage_reruns_its_descendants_only(study, world):
+    study.config = toy_config(world)
+    study.config["stages"]["1"]["learning_rate"]["connector"] = 2e-2
+    assert study.trained() == {cell for cell in TRAININGS if cell.startswith("1")}
+    study.config = toy_config(world)
+    study.config["lora"]["rank"] = 3
+    assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
+    study.config = toy_config(world)
+    study.config["training"] |= {"threads": 2, "processes": 2, "checkpointing": "always", "compile": "auto"}
+    study.config["training"] |= {"save_minutes": 1, "time_limit_minutes": 60}
+    study.config["cache"] = "elsewhere"
+    study.config["stages"] = dict(reversed(study.config["stages"].items()))
+    assert study.trained() == set(), "threads, processes, saving, cache and the order of keys are no part of a training"
+    study.config = toy_config(world)
+
+
+def test_many_finished_trainings_are_not_made_again_without_a_yes(study, world):
+    study.config = toy_config(world)
+    study.config["stages"]["2"]["learning_rate"]["connector"] = 2e-2
+    kept = {path: path.read_bytes() for path in study.results.glob("checkpoints/*/*/*/connector.safetensors")}
+    with pytest.raises(AssertionError) as caught:
+        study.snakemake()
+    text = str(caught.value)
+    assert "8 finished trainings would be trained again (training.retrain_at_most: 2)" in text
+    assert "2 on fold0, seed 0: stage.learning_rate.connector 0.01 -> 0.02" in text
+    assert "--config yes_retrain=true" in text
+    assert {path: path.read_bytes() for path in kept} == kept
+    plan = study.snakemake("plan")
+    assert "8 finished trainings would be trained again" in plan and "2-3 on fold1, seed 0: what it starts from" in plan
+    assert study.planned()["train_stage"] == 8
+    study.config = toy_config(world)
+    assert "0 finished trainings would be trained again" in study.snakemake("plan")
+
+
+def test_a_new_seed_adds_its_own_jobs_only(study, world):
+    study.config = {**toy_config(world), "seeds": [0, 1]}
+    assert study.planned()["train_stage"] == len(TRAININGS)
+    study.config = toy_config(world)
+
+
+def test_what_is_set_on_the_command_line_reaches_report_and_plan(study):
+    assert "2 folds x 3 seeds" in study.snakemake("plan", "--config", "seeds=[0,1,2]")
+    commands = study.snakemake("--dry-run", "--printshellcmds", "--config", "seeds=[0,1]")
+    assert re.search(r"triptych\.report --settings '[^']*\"seeds\":\[0,1\]", commands)
+
+
+def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not(study):
+    final = study.results / "checkpoints/2-3/fold0/seed0/connector.safetensors"
+    intermediate = study.results / "checkpoints/2/fold0/seed0/connector.safetensors"
+    kept = {path: path.read_bytes() for path in (final, intermediate)}
+    intermediate.unlink()
+    assert study.planned() == {}
+    intermediate.write_bytes(kept[intermediate])
+    final.unlink()
+    assert study.trained() == {"2-3/fold0"}
+    final.write_bytes(kept[final])
+
+
+def test_a_larger_set_beside_the_smaller_one_makes_only_what_is_new(study, world):
+    study.config = toy_config(world)
+    study.config["datasets"]["general"]["sizes"] = [16, 24]
+    assert set(study.planned()) == {"report", "all"}, "a size that no stage uses; the report shows all settings"
+    study.config["stages"]["1-16"] = {**study.config["stages"]["1"], "data": "general-16"}
+    study.config["schedules"].append(["1-16", "2"])
+    assert study.trained() == {"1-16/shared", "1-16-2/fold0", "1-16-2/fold1"}
+    study.config = toy_config(world)
+
+
+def test_a_changed_caption_table_is_noticed(study, world):
+    table = world / "captions" / "captions.jsonl"
+    kept = table.read_text()
+    table.touch()
+    assert study.planned() == {}
+    table.write_text(kept.replace("a red square", "a crimson square"))
+    assert study.planned()["fetch_dataset"] == 1
+    table.write_text(kept)
+    assert study.planned() == {}
+
+
+def test_a_shared_stage_that_would_see_held_out_pictures_stops_the_run(world, tmp_path):
+    config = toy_config(world)
+    config["datasets"]["more"] = dict(config["datasets"]["medical"])
+    config["stages"]["1"]["data"] = "more"
+    leaking = Study(tmp_path, config)
+    with pytest.raises(AssertionError) as caught:
+        leaking.snakemake("results/checkpoints/1/shared/seed0/manifest.json")
+    text = str(caught.value)
+    assert "error: 20 pictures leak from held-out parts into stages that all folds share" in text
+    assert "more 0 is the picture 0 of medical" in text
+    assert not list(tmp_path.glob("results/checkpoints/*"))
+
+
+def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
+    config = toy_config(world)
+    config["datasets"]["medical"]["folder"] = str(tmp_path / "nowhere")
+    broken = Study(tmp_path, config)
+    with pytest.raises(AssertionError) as caught:
+        broken.snakemake("results/sources/medical/manifest.json")
+    text = str(caught.value)
+    assert "nowhere/train.json: not there; TRIPTYCH_SLAKE" in text
+    assert "Traceback" not in text

@@ -1,0 +1,249 @@
+"""What trainings and predictions cost in time and disk, and what a comparison of them can find.
+
+What is not known before data or models are there is taken from the configuration, and said to be so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from triptych.commands.jobs import WORK, Report, Step, seconds_taken
+from triptych.config import grid
+from triptych.config.datasets import Captions
+from triptych.config.settings import Settings
+from triptych.errors import TriptychError
+from triptych.io.manifest import read_json
+
+# Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
+TEXT_TOKENS = {"questions": 14, "captions": 40}
+
+
+QUESTIONS_A_PICTURE = 11
+
+
+PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
+
+
+# For the minimum detectable effect, where no comparison of this study says better; see docs/evaluation.md.
+RUN_SD = 2.8  # points between runs of the difference of two schedules: 2 points each
+
+
+DISAGREE = 0.2  # share of the questions that one schedule answers right and the other does not
+
+
+ALIKE = 0.02  # correlation of such differences on one picture
+
+
+SIZES = {"b": 1e9, "m": 1e6}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Samples and FLOPs of one training or prediction."""
+
+    samples: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the estimates need of both models.
+
+    Attributes:
+        weights: parameters of the language model.
+        hidden: size of its hidden states.
+        image_tokens: of a picture, before a connector pools them.
+        width: of a vision feature.
+        known: they are prepared; otherwise sizes come from the configuration's words.
+    """
+
+    weights: float
+    hidden: int
+    image_tokens: int
+    width: int
+    known: bool
+
+
+def model_sizes(settings: Settings, results: Path, prefix: str) -> Model:
+    """Sizes of a prefix's models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384)."""
+    behind = grid.prefixes(settings)[prefix]
+    language, encoder = behind.settings.models.language_model, behind.settings.models.vision_encoder
+    try:
+        config = read_json(results / f"models/{behind.language_model}/config.json")
+        folder = grid.features(settings, settings.folds.dataset, prefix)
+        features = read_json(results / f"features/{folder}/manifest.json")
+        hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+        keys = hidden * config["num_key_value_heads"] / config["num_attention_heads"]
+        weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
+        return Model(weights, hidden, features["shape"][0], features["shape"][1], True)
+    except (TriptychError, KeyError):
+        pass
+    name = getattr(language, "repo", "") or "SmolLM2-135M"
+    size = re.search(r"(\d+(?:\.\d+)?)([BM])\b", name, re.IGNORECASE)
+    weights = float(size[1]) * SIZES[size[2].lower()] if size else 1e9
+    patch = re.search(r"patch(\d+)-(\d+)", getattr(encoder, "repo", "") or "")
+    tokens = (int(patch[2]) // int(patch[1])) ** 2 if patch else 49
+    return Model(weights, 2048 if weights > 5e8 else 576, tokens, 768, False)
+
+
+def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int]:
+    """Samples of a data set that are not its test part, and their pictures: counted, else as the configuration says."""
+    described = settings.expanded_datasets()[dataset]
+    parts = ("train", "validation")
+    try:
+        counts = read_json(results / f"data/{dataset}/manifest.json")["counts"]
+        return tuple(sum(counts[kind].get(part, 0) for part in parts) for kind in ("questions", "images"))
+    except TriptychError:
+        pass
+    if isinstance(described, Captions):
+        return described.sizes[0], described.sizes[0]
+    expected = getattr(described, "expected", None) or {"train": 1000, "validation": 0}
+    number = sum(expected.get(part, 0) for part in parts)
+    return number, max(1, number // QUESTIONS_A_PICTURE)
+
+
+def shown_tokens(settings: Settings, model: Model, prefix: str) -> float:
+    """Image tokens of a picture that the language model sees, which a connector may have averaged."""
+    return model.image_tokens / (grid.settings_of(settings, prefix).connector.pool or 1) ** 2
+
+
+def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> Cost:
+    """Samples that a training sees, and the FLOPs of these.
+
+    2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient.
+    An image is computed once for all its questions in a step. Adapters, connector and attention are left out. Answers
+    to the validation part, after each epoch and before the first, count as PREDICTION.
+    """
+    stage, model = grid.stage_of(settings, cell.prefix), model_sizes(settings, results, cell.prefix)
+    number, pictures = questions(settings, results, stage.data)
+    described = settings.expanded_datasets()[stage.data]
+    if isinstance(described, Captions):
+        text, shared, aside = TEXT_TOKENS["captions"], 1.0, described.validation_fraction
+    else:
+        text, shared = TEXT_TOKENS["questions"], min(number / pictures, stage.batch_size)
+        number *= 1 - 1 / settings.folds.number if settings.folds.number > 1 else 0.8
+        aside = settings.folds.validation_fraction
+    epochs, part = stage.epochs or 0, (1 - aside) * number
+    asked = min(aside * number, settings.training.validation_limit or number) * (epochs + 1)
+    seen = min(part, stage.samples or part) * epochs + PREDICTION * asked
+    image = 0 if stage.blind else shown_tokens(settings, model, cell.prefix) / max(1.0, shared)
+    return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
+
+
+def prediction_cost(settings: Settings, results: Path, prefix: str) -> Cost:
+    """The same of one prediction of a fold's held-out part."""
+    model = model_sizes(settings, results, prefix)
+    number, pictures = questions(settings, results, settings.folds.dataset)
+    held_out = number / max(2, settings.folds.number)
+    tokens = shown_tokens(settings, model, prefix) * pictures / number + TEXT_TOKENS["questions"]
+    return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Estimated hours of trainings and predictions.
+
+    Attributes:
+        of_training: by prefix, of one training.
+        of_prediction: by schedule, of one prediction.
+        left: of all that is left.
+        done: what finished ones took.
+        rate: FLOP/s that the estimate assumes.
+        measured: finished trainings that the rate is from; 0 where it is assumed.
+        error: median relative error of the estimates of these, each from the others; None for fewer than two.
+    """
+
+    of_training: dict[str, float]
+    of_prediction: dict[str, float]
+    left: float
+    done: float
+    rate: float
+    measured: int
+    error: float | None
+
+    def of(self, step: Step) -> float:
+        """Hours of one job, a training or a prediction."""
+        if step.cell:
+            return self.of_training[step.cell.prefix]
+        return self.of_prediction[step.name.split("/")[0]]  # the schedule whose answers it is
+
+
+def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours:
+    """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
+    costs = {
+        prefix: training_cost(settings, results, grid.Checkpoint(prefix, "", 0)) for prefix in grid.prefixes(settings)
+    }
+    answers = {arm: prediction_cost(settings, results, arm) for arm in grid.schedules(settings)}
+    trained = [report for report in reports if report.step.cell]
+    took = [
+        (costs[report.step.cell.prefix].flops, seconds)
+        for report in trained
+        if report.state == "done" and (seconds := seconds_taken(report.step.times))
+    ]
+    rate = settings.plan.tflops * 1e12 * settings.plan.utilisation
+    error = None
+    if took:
+        flops, seconds = (sum(column) for column in zip(*took, strict=True))
+        rate = flops / seconds
+        if len(took) > 1:
+            guesses = [(own / ((flops - own) / (seconds - real)), real) for own, real in took]
+            error = median(abs(guess / real - 1) for guess, real in guesses)
+    of_training = {prefix: cost.flops / rate / 3600 for prefix, cost in costs.items()}
+    of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
+    done = sum(real for _, real in took) / 3600
+    found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), error)
+    ahead = [report for report in reports if report.state != "done" and report.step.rule in WORK]
+    return replace(found, left=sum(found.of(report.step) * (1 - report.fraction) for report in ahead))
+
+
+def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
+    """GB of vision features and of checkpoints, each saved twice while it trains, with its optimiser's state."""
+    width = 2 if settings.features.dtype == "bf16" else 4
+    sizes = settings.expanded_datasets()
+    encoded = {}  # name of features -> GB; what is above the budget is computed on the fly
+    for prefix in grid.prefixes(settings):
+        model = model_sizes(settings, results, prefix)
+        for name in (settings.folds.dataset, grid.stage_of(settings, prefix).data):
+            known = isinstance(sizes[name], Captions)
+            pictures = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
+            bytes_each = model.image_tokens * model.width * width
+            stored = pictures * bytes_each / 1e9
+            encoded[grid.features(settings, name, prefix)] = stored if stored <= settings.features.budget_gb else 0.0
+    cells = Counter(cell.prefix for cell in grid.trainings(settings))
+    trained = 0.0
+    for prefix, number in cells.items():
+        model, lora = model_sizes(settings, results, prefix), grid.settings_of(settings, prefix).lora
+        connector = 4 * (model.width * model.hidden + model.hidden**2)
+        adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
+        trained += number * (connector + (adapters if grid.way(settings, prefix) == "end to end" else 0))
+    return sum(encoded.values()), 3 * trained / 1e9
+
+
+def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
+    """The smallest true difference in points that comparing two schedules finds in 4 cases of 5, and if it is measured.
+
+    From this study's comparison where there is one: the median of its rows. Otherwise from the number of runs, folds,
+    questions and pictures, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as
+    `inference.two_way_clustered_t` adds them.
+    """
+    try:
+        rows = read_json(results / "tables/comparison.json")["comparisons"]
+        if known := [row["detectable"] for row in rows if row.get("detectable")]:
+            return median(known), True
+    except (TriptychError, KeyError, TypeError):
+        pass
+    from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor
+
+    number, pictures = questions(settings, results, settings.folds.dataset)
+    folds = settings.folds.number
+    runs = folds * len(settings.seeds)
+    if folds == 1:
+        number, pictures = max(1, number // 6), max(2, pictures // 6)
+    run_term = overlap_factor(runs, folds) * RUN_SD**2 / runs
+    question_term = 100**2 * DISAGREE * (1 + (number / pictures - 1) * ALIKE) / number
+    if runs < 2:
+        return float("inf"), False
+    return minimum_detectable_effect((run_term + question_term) ** 0.5, min(runs, pictures) - 1), False

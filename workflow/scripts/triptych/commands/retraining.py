@@ -1,0 +1,50 @@
+"""Before finished trainings are made again: which, and why. Every Snakemake reads this, so it imports little."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from triptych.errors import TriptychError
+
+PARAMS = re.compile(r"before: '(\{.*\})' now: '(\{.*\})'", re.DOTALL)
+
+
+def short_reason(reason: str) -> str:
+    """Snakemake's reason for a job in a few words; of changed settings, which, from what to what."""
+    if found := PARAMS.search(reason):
+        before, now = (_flat(json.loads(text)) for text in found.groups())
+        changed = [
+            f"{name} {before.get(name)} -> {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        return "; ".join(changed)
+    if "Input files updated by another job" in reason:
+        return "what it starts from is made again"
+    return " ".join(reason.split())
+
+
+def _flat(value: dict, before: str = "") -> dict[str, object]:
+    found = {}
+    for name, inner in value.items():
+        found |= _flat(inner, f"{before}{name}.") if isinstance(inner, dict) else {f"{before}{name}": inner}
+    return found
+
+
+def refuse_to_retrain(again: Sequence[tuple[str, str]], at_most: int) -> None:
+    """Stop a run that would make too many finished trainings again.
+
+    Args:
+        again: finished trainings that it would make again, and Snakemake's reasons.
+        at_most: so many are no error.
+
+    Raises:
+        TriptychError: there are more; it lists them.
+    """
+    if len(again) > at_most:
+        listed = "\n  ".join(f"{name}: {short_reason(reason)}" for name, reason in again)
+        raise TriptychError(
+            f"{len(again)} finished trainings would be trained again (training.retrain_at_most: {at_most}):\n"
+            f"  {listed}\nIf that is wanted, add: --config yes_retrain=true. Otherwise undo the change, or give the "
+            "study another results folder (pathvars.results)"
+        )

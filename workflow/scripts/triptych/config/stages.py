@@ -1,0 +1,189 @@
+"""Settings of stages, and of how trainings run."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from triptych.config.base import Name, Part, PerPart, Record, Schedule, Switch
+
+
+class FeatureSettings(Record):
+    """How the frozen encoder's tokens are kept. The dtype apart, a change trains nothing again."""
+
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Tokens on disk; on a GPU, bf16 also lets the encoder compute in bf16 (autocast)."
+    )
+    budget_gb: float = Field(
+        100,
+        ge=0,
+        description="Most GB (10^9 bytes) on disk for one data set; above it nothing is stored, and trainings compute "
+        "the tokens as they go. It counts when a data set is encoded; --forcerun encode_images decides anew.",
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Pictures in one pass of the encoder; null: as suits the device."
+    )
+
+
+class Connector(Record):
+    """The projection from vision features to the language model's embedding space."""
+
+    kind: Literal["mlp2x_gelu", "linear", "pooled-mlp"] = Field(
+        "mlp2x_gelu",
+        description="mlp2x_gelu: linear, GELU, linear, as in LLaVA-1.5; linear: one layer, as in LLaVA-1; pooled-mlp: "
+        "as mlp2x_gelu, on averages of neighbouring tokens, which gives fewer image tokens.",
+    )
+    pool: int | None = Field(
+        None, ge=2, description="Of pooled-mlp: side of the squares of tokens that are averaged, such as 2."
+    )
+
+    @model_validator(mode="after")
+    def _pool_of_pooled_mlp(self) -> "Connector":
+        if (self.kind == "pooled-mlp") != (self.pool is not None):
+            raise ValueError("pool belongs to kind pooled-mlp, which needs it, and to no other kind")
+        return self
+
+
+class Regularisation(Record):
+    """A cosine term beside the loss of a stage that trains the connector P; its own layer is dropped afterwards."""
+
+    kind: Literal["none", "reconstruct", "self-distillation"] = Field(
+        "none",
+        description="reconstruct: 1 - cos(D(P(x)), x), where a linear D leads back to the vision features x; "
+        "self-distillation: 1 - cos(Q(P(x)), P(x)), where Q is a second projection. D and Q train with P.",
+    )
+    weight: float = Field(0.0, ge=0, description="Factor of the term; 0 is as kind none.")
+
+    @property
+    def active(self) -> bool:
+        """True when the term has any effect."""
+        return self.kind != "none" and self.weight > 0
+
+    @model_validator(mode="after")
+    def _weight_has_a_kind(self) -> "Regularisation":
+        if self.kind == "none" and self.weight > 0:
+            raise ValueError("weight needs a kind: reconstruct or self-distillation")
+        return self
+
+
+class Lora(Record):
+    """Low-rank adapters on the language model (Hu et al., 2021)."""
+
+    rank: PositiveInt = Field(8, description="Rank r of the update.")
+    alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapters.")
+    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="Adapted linear layers.")
+
+
+class Stage(Record):
+    """One stage of training. A schedule strings stages together; equal prefixes are trained once."""
+
+    data: Name = Field(description="Name of the data set under `datasets`.")
+    train: list[Part] = Field(
+        description="What trains; everything else is frozen. []: nothing, the parent is validated once and passed on."
+    )
+    init: Literal["random", "parent"] = Field(
+        "parent",
+        description="random: start from a fresh connector though there is a parent, whose adapters stay. A first stage "
+        "has no parent, and a fresh connector in any case.",
+    )
+    blind: bool = Field(
+        False, description="Show no image, in training and in the answers of a schedule that ends here: a control."
+    )
+    learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Peak rate of each part that trains."
+    )
+    schedule: PerPart[Schedule] = Field(
+        "cosine", description="The rate after its rise: cosine or linear to zero, or constant; also by part."
+    )
+    warmup: PerPart[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        0.03, description="Share of the steps with a rising rate; also by part."
+    )
+    weight_decay: PerPart[Annotated[float, Field(ge=0)]] = Field(
+        0.0, description="AdamW's decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
+    )
+    epochs: PositiveInt | None = Field(None, description="Passes over the training part; none where nothing trains.")
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which epoch the checkpoint holds: the last, or the best by exact match on the validation part "
+        "(the lower loss decides between equals). The held-out part has no say.",
+    )
+    samples: PositiveInt | None = Field(None, description="Train on at most this many samples; null for all.")
+    batch_size: PositiveInt = Field(16, description="Questions (or captions) in one optimiser step.")
+    regularisation: Regularisation = Field(Regularisation(), description="A further term of the loss.")
+
+    @field_validator("train")
+    @classmethod
+    def _no_part_twice(cls, parts: list[Part]) -> list[Part]:
+        if len(set(parts)) != len(parts):
+            raise ValueError("names a part twice")
+        return parts
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "Stage":
+        parts = ", ".join(self.train) or "none"
+        faults = [
+            f"{name} must name exactly the parts that train: {parts}"
+            for name in ("learning_rate", "schedule", "warmup", "weight_decay")
+            if isinstance(value := getattr(self, name), dict) and set(value) != set(self.train)
+        ]
+        if self.train and self.epochs is None:
+            faults.append("epochs is required where something trains")
+        if not self.train and self.epochs is not None:
+            faults.append("epochs must be left out where nothing trains (train: [])")
+        if self.blind and self.train != ["lora"]:
+            faults.append("blind needs train: [lora], because a connector learns nothing without images")
+        if self.regularisation.kind != "none" and "connector" not in self.train:
+            faults.append("regularisation needs a stage that trains the connector")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def of(self, name: Literal["learning_rate", "schedule", "warmup", "weight_decay"], part: Part) -> Any:
+        """The value of a setting for one part that trains."""
+        value = getattr(self, name)
+        return value[part] if isinstance(value, dict) else value
+
+
+class Training(Record):
+    """How trainings run. A change of `precision` or `validation_limit` trains again; the others only say how."""
+
+    RUNNING: ClassVar[set[str]] = {
+        *("threads", "processes", "checkpointing", "compile"),
+        *("save_minutes", "time_limit_minutes", "retrain_at_most"),
+    }
+
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    threads: PositiveInt = Field(
+        1, description="CPU threads of each process of a training; small models train best side by side."
+    )
+    processes: PositiveInt = Field(
+        1,
+        description="Processes that share every step of one training, one for each GPU; on a cluster, the job asks "
+        "for so many GPUs. Results differ by rounding, and by the draws of dropout.",
+    )
+    checkpointing: Switch = Field(
+        "auto",
+        description="Compute layers again in the backward pass, which saves memory and costs time; auto: where what "
+        "they keep would not fit into the memory that is free. Results are the same.",
+    )
+    compile: Switch = Field(
+        "never",
+        description="Compile the language model's layers, which takes about a minute; auto: on a CPU, for trainings "
+        "that are long enough to make up for it. Results differ by rounding, and by the draws of dropout.",
+    )
+    validation_limit: PositiveInt | None = Field(
+        None, description="At most this many validation questions an epoch; null for all."
+    )
+    save_minutes: float = Field(10, ge=0, description="Minutes between two saved states of a training under way.")
+    time_limit_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="A training saves itself and stops, to be run again, before this many minutes are over; set it "
+        "below the time limit of the machine's queue. Null: no limit.",
+    )
+    retrain_at_most: int = Field(
+        5,
+        ge=0,
+        description="A run that would train more finished checkpoints again stops and lists them, with the reasons; "
+        "`--config yes_retrain=true` lets it go on.",
+    )

@@ -1,0 +1,280 @@
+"""Step: look for leaks between all parts of all data sets, and say how the folds are balanced.
+
+A part is the train, validation or test part of a data set's source, or of one fold.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data.duplicates import read_thumbnails, similar_pairs
+from triptych.errors import TriptychError, run_step
+from triptych.evaluate.baselines import BASELINES, picture_vectors
+from triptych.evaluate.metrics import scores
+from triptych.evaluate.predictions import answer_record
+from triptych.io.atomic import write_text
+from triptych.io.manifest import read_json, write_record
+from triptych.io.parquet import read_table
+
+PARTS = ("train", "validation", "test")
+
+
+SHOWN = 5  # leaked pictures named in an error
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures and questions of one part: sha256 and thumbnail of each picture, and the question strings."""
+
+    name: str
+    ids: list[str]
+    hashes: list[str]
+    thumbnails: np.ndarray
+    questions: set[str]
+
+
+def overlap(first: Part, second: Part, threshold: float) -> dict:
+    """How many pictures and questions of `second` have a like in `first`.
+
+    Returns:
+        Counts: identical pictures, pictures that look alike without being identical, question strings; of how many.
+    """
+    known = set(first.hashes)
+    same = {position for position, sha256 in enumerate(second.hashes) if sha256 in known}
+    like = {position for _, position, _ in similar_pairs(first.thumbnails, second.thumbnails, threshold)}
+    return {
+        "seen": first.name,
+        "part": second.name,
+        "pictures": len(second.ids),
+        "identical_pictures": len(same),
+        "similar_pictures": len(like - same),
+        "question_strings": len(second.questions),
+        "shared_question_strings": len(second.questions & first.questions),
+    }
+
+
+def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
+    """Lines about pictures of a stage that all folds share which are, or look like, pictures of the held-out parts."""
+    owners = dict(zip(held_out.hashes, held_out.ids, strict=True))
+    same = [
+        f"{shared.name} {name} is the picture {owners[sha256]} of {held_out.name}"
+        for name, sha256 in zip(shared.ids, shared.hashes, strict=True)
+        if sha256 in owners
+    ]
+    like = [
+        f"{shared.name} {shared.ids[first]} looks like {held_out.ids[second]} of {held_out.name} ({likeness:.3f})"
+        for first, second, likeness in similar_pairs(shared.thumbnails, held_out.thumbnails, threshold)
+        if shared.hashes[first] != held_out.hashes[second]
+    ]
+    return same + like
+
+
+def parts_of(folder: Path, name: str) -> dict[str, Part]:
+    """The parts of a data set's source by name, and `all` of it."""
+    images, thumbnails = read_thumbnails(folder / "images")
+    questions = read_table(folder / "questions.parquet", columns=["split", "question"])
+    parts = {}
+    for part in (*PARTS, "all"):
+        chosen = [index for index, row in enumerate(images) if part in ("all", row["split"])]
+        asked = {row["question"] for row in questions if part in ("all", row["split"])}
+        parts[part] = _part(name if part == "all" else f"{name} {part}", images, thumbnails, chosen, asked)
+    return {part: found for part, found in parts.items() if found.ids}
+
+
+def _part(name: str, images: list[dict], thumbnails: np.ndarray, chosen: Sequence[int], questions: set[str]) -> Part:
+    rows = [images[index] for index in chosen]
+    return Part(name, [row["id"] for row in rows], [row["sha256"] for row in rows], thumbnails[chosen], questions)
+
+
+def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
+    """Overlap of every fold's held-out and validation part with what the fold trains on."""
+    images, thumbnails = read_thumbnails(folder / "images")
+    position = {row["id"]: index for index, row in enumerate(images)}
+    questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
+    rows = read_table(folder / "folds.parquet")
+    found = []
+    for fold in sorted({row["fold"] for row in rows}):
+        parts = {}
+        for part in PARTS:
+            asked = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
+            chosen = sorted({position[row["image_id"]] for row in asked})
+            parts[part] = _part(f"{fold} {part}", images, thumbnails, chosen, {row["question"] for row in asked})
+        found += [overlap(parts["train"], parts[part], threshold) for part in ("validation", "test")]
+    return found
+
+
+def balance(folder: Path) -> list[dict]:
+    """Share of every modality and answer type, in per cent, of each fold's held-out part and of the whole."""
+    questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
+    members: dict[str, list[dict]] = {}
+    for row in read_table(folder / "folds.parquet"):
+        members.setdefault(row["fold"], [])
+        if row["part"] == "test":
+            members[row["fold"]].append(questions[row["question_id"]])
+    members = {"all folds": [row for rows in members.values() for row in rows], **members}
+    return [
+        {
+            "part": part,
+            "questions": len(rows),
+            "labels": {
+                f"{label} {value or '-'}": 100 * number / len(rows)
+                for label in ("answer_type", "modality")
+                for value, number in sorted(Counter(row[label] for row in rows).items())
+            },
+        }
+        for part, rows in members.items()
+    ]
+
+
+def baseline_scores(folder: Path) -> list[dict]:
+    """Exact match of the untrained baselines: on the source's own parts, and on every fold's held-out part."""
+    questions = read_table(folder / "questions.parquet")
+    by_id = {row["question_id"]: row for row in questions}
+    vectors = picture_vectors(folder)
+    trials = [
+        (f"{part} (official)", _split(questions, "train"), _split(questions, part)) for part in ("validation", "test")
+    ]
+    rows = read_table(folder / "folds.parquet")
+    for fold in sorted({row["fold"] for row in rows}):
+        parts = {
+            part: [by_id[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
+            for part in PARTS
+        }
+        trials.append((f"{fold} held out", parts["train"], parts["test"]))
+    return [
+        {"part": part, "baseline": name, **found}
+        for part, training, asked in trials
+        if training and asked
+        for name, baseline in BASELINES.items()
+        if name != "nearest-features"  # features are made later
+        for predict in [baseline(training, vectors)]
+        for answers in [[answer_record(row, name, part, None, predict(row)) for row in asked]]
+        for found in [scores(answers, ("all", "open", "closed"))]
+    ]
+
+
+def _split(questions: Iterable[dict], split: str) -> list[dict]:
+    return [row for row in questions if row["split"] == split]
+
+
+def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshold: float) -> tuple[dict, list[str]]:
+    """The whole audit, and a line for every leak.
+
+    Args:
+        folders: folder of every data set by name.
+        folded: the data set that is cut into folds.
+        shared: data sets of stages that all folds share.
+        threshold: correlation of thumbnails above which pictures look alike.
+    """
+    parts = {name: parts_of(folder, name) for name, folder in folders.items()}
+    found = [line for name in shared for line in leaks(parts[name]["all"], parts[folded]["all"], threshold)]
+    pairs = [
+        (parts[name][first], parts[name][second])
+        for name in folders
+        for first, second in (("train", "validation"), ("train", "test"), ("validation", "test"))
+        if first in parts[name] and second in parts[name]
+    ]
+    pairs += [
+        (parts[name]["all"], part)
+        for name in folders
+        if name != folded
+        for kind, part in parts[folded].items()
+        if kind != "all"
+    ]
+    record = {
+        "threshold": threshold,
+        "overlaps": [overlap(first, second, threshold) for first, second in pairs],
+        "fold_overlaps": fold_overlaps(folders[folded], threshold),
+        "leaks": found,
+        "balance": balance(folders[folded]),
+        "baselines": baseline_scores(folders[folded]),
+        "data": {name: read_json(folder / "manifest.json")["counts"] for name, folder in folders.items()},
+    }
+    return record, found
+
+
+def markdown(record: dict) -> str:
+    """The audit as a page of tables."""
+    lines = ["# Data audit", "", "## What was read", ""]
+    lines += _table(
+        ["data set", "pictures", "questions", "rejected pictures", "rejected questions"],
+        [
+            [
+                name,
+                sum(counts["images"].values()),
+                sum(counts["questions"].values()),
+                counts["rejects"].get("image", 0),
+                counts["rejects"].get("question", 0),
+            ]
+            for name, counts in record["data"].items()
+        ],
+    )
+    lines += ["", "## Leaks into stages that all folds share", ""]
+    lines += [f"- {line}" for line in record["leaks"]] or ["None."]
+    for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
+        lines += ["", f"## {heading}", ""]
+        lines += [f"Look alike: thumbnails correlate above {record['threshold']}.", ""]
+        lines += _table(
+            ["seen", "part", "pictures", "identical", "look alike", "question strings", "seen before"],
+            [list(row.values()) for row in record[key]],
+        )
+    labels = sorted({label for row in record["balance"] for label in row["labels"]})
+    lines += ["", "## Balance of the held-out parts, per cent of questions", ""]
+    lines += _table(
+        ["part", "questions", *labels],
+        [
+            [row["part"], row["questions"], *(f"{row['labels'].get(label, 0):.1f}" for label in labels)]
+            for row in record["balance"]
+        ],
+    )
+    lines += ["", "## Untrained baselines, exact match in per cent", ""]
+    lines += _table(
+        ["part", "baseline", "all", "open", "closed"],
+        [
+            [
+                row["part"],
+                row["baseline"],
+                *("-" if row[kind] is None else f"{row[kind]:.1f}" for kind in ("all", "open", "closed")),
+            ]
+            for row in record["baselines"]
+        ],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _table(headings: list[str], rows: list[list]) -> list[str]:
+    return ["| " + " | ".join(map(str, row)) + " |" for row in (headings, ["---"] * len(headings), *rows)]
+
+
+def main() -> None:
+    """Write audit.json and audit.md; fail where a shared stage would see held-out pictures."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of all data sets")
+    parser.add_argument("--folded", required=True, help="name of the data set that is cut into folds")
+    parser.add_argument("--shared", nargs="*", default=[], help="data sets of stages that all folds share")
+    parser.add_argument("--threshold", type=float, required=True, help="correlation of pictures that look alike")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    arguments = parser.parse_args()
+    folders = {folder.name: folder for folder in arguments.data}
+    record, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold)
+    write_record(arguments.out / "audit.json", record)
+    text = markdown(record)
+    write_text(arguments.out / "audit.md", text)
+    print(text)
+    if found:
+        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise TriptychError(
+            f"{len(found)} pictures leak from held-out parts into stages that all folds share:\n  "
+            + "\n  ".join(found[:SHOWN])
+            + more
+            + f"\nTake them out of that data set, or train its stages per fold (on {arguments.folded}). If they only "
+            "look alike, raise folds.near_duplicate"
+        )
+
+
+if __name__ == "__main__":
+    run_step(main)

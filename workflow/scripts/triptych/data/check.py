@@ -1,0 +1,271 @@
+"""Step: read and check the pictures of a source, in blocks that are kept and found again.
+
+A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, whose footer says what was
+rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is never made twice, and
+one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a block's
+bytes do not depend on which.
+"""
+
+import argparse
+import errno
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from triptych.config.datasets import Captions, Dataset
+from triptych.data.duplicates import perceptual_hashes
+from triptych.data.images import THUMBNAIL, Inspected, inspect
+from triptych.data.schemas import IMAGE_SCHEMA
+from triptych.data.sources import source_module
+from triptych.data.sources.base import Read
+from triptych.download.packages import default_cache
+from triptych.errors import TriptychError, run_step
+from triptych.io.atomic import atomic_path
+from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, write_record
+from triptych.io.parquet import PICTURE_TABLE, ROW_GROUP, TableWriter, open_table
+
+BLOCK = 1000
+
+
+CHECKS = 5  # raise it whenever what is accepted, or what is written of it, changes
+
+
+RECORD = b"triptych"  # key of a block's record in the footer of its table
+
+
+READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
+
+
+# What a picture's own path decides; any other fault of reading may pass, and must not be kept.
+LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+FLAT = 3  # grey levels between the darkest and the lightest part of a picture that shows nothing
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block in the cache: a table of IMAGE_SCHEMA, with a record of what was rejected in its footer.
+
+    Attributes:
+        path: the table's file.
+        sha256: hash of all rows but for the pictures' bytes, which the rows' own hashes stand for.
+        rejects: what was not accepted, by position among the block's candidates: (path, reason).
+        complete: False where a file could not be opened: it is tried again.
+    """
+
+    path: Path
+    sha256: str
+    rejects: dict[int, tuple[str, str]]
+    complete: bool
+
+
+def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
+    """File of a block's table: its name is a hash of its candidates and of the checks."""
+    checks = {"checks": CHECKS, "min_side": settings.min_side, "max_pixels": settings.max_pixels}
+    checks |= {"source": settings.source, "placeholders": sorted(getattr(settings, "placeholders", []))}
+    checks |= {name: getattr(settings, name) for name in READ_BY if hasattr(settings, name)}
+    key = sha256_json({**checks, "candidates": candidates})
+    return cache / "blocks" / key[:2] / f"{key}.parquet"
+
+
+def row_facts(row: dict) -> list:
+    """What a row of IMAGE_SCHEMA says, without the picture's bytes, which its sha256 stands for."""
+    facts = [row[name] for name in ("id", "width", "height", "sha256", "source", "group", "split", "caption", "boxes")]
+    return [*facts, row["image"]["path"]]
+
+
+def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> tuple[Block, Callable[[], None]]:
+    """Make one block where it is not there yet, or is damaged, or lacks a file that was missing.
+
+    Args:
+        candidates: the block's rows of `candidates.parquet`.
+        settings: the data set's.
+        read: the source's reader.
+        path: the block's file.
+
+    Returns:
+        The block, and what waits for the disk and puts the file in its place: to be called, in any thread, before the
+        block is read.
+
+    Raises:
+        TriptychError: a picture cannot be read for a reason that may pass.
+    """
+    kept = _read_block(path)
+    if kept is not None and kept.complete:
+        return kept, lambda: None
+    rejects, facts, complete = {}, [], True
+    with ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        table = stack.enter_context(TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE))
+        for start in range(0, len(candidates), ROW_GROUP):
+            accepted, refused, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
+            table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
+            facts += [row_facts(row) for row in accepted]
+            rejects |= {start + position: why for position, why in refused.items()}
+            complete = complete and not missing
+        block = Block(path, sha256_json(facts), rejects, complete)
+        told = {str(position): why for position, why in rejects.items()}
+        record = {"sha256": block.sha256, "rejects": told, "complete": complete}
+        # In the table's own file: two processes that make one block cannot mix what they found.
+        table.writer.add_key_value_metadata({RECORD: canonical_json(record)})
+        return block, stack.pop_all().close
+
+
+def _read_block(path: Path) -> Block | None:
+    """A block that is there and whole; None where it must be made."""
+    try:
+        with open_table(path) as table:
+            record = json.loads(table.metadata.metadata[RECORD])
+        rejects = {int(position): tuple(why) for position, why in record["rejects"].items()}
+        return Block(path, record["sha256"], rejects, record["complete"])
+    except (TriptychError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def block_fault(path: Path, sha256: str | None = None) -> str | None:
+    """What is wrong with a block, every byte of it read; None where nothing is.
+
+    Args:
+        path: the block's table, or another one of IMAGE_SCHEMA.
+        sha256: hash of its rows; without it, that of the block's own record.
+    """
+    if sha256 is None:
+        block = _read_block(path)
+        if block is None:
+            return f"{path}: its record cannot be read"
+        sha256 = block.sha256
+    facts = []
+    try:
+        with open_table(path) as table:
+            for batch in table.iter_batches(ROW_GROUP):
+                for row in batch.to_pylist():
+                    if sha256_bytes(row["image"]["bytes"]) != row["sha256"]:
+                        return f"{path}: the bytes of picture {row['id']} differ from its sha256"
+                    facts.append(row_facts(row))
+    except (TriptychError, KeyError, TypeError) as error:
+        return str(error)
+    return None if sha256_json(facts) == sha256 else f"{path}: its rows differ from their hash"
+
+
+class Candidates:
+    """The candidates that `sources.fetch` listed in a folder, in the order in which they are chosen, block by block."""
+
+    def __init__(self, source: Path, settings: Dataset):
+        """Open the table.
+
+        Raises:
+            TriptychError: it is missing.
+        """
+        # As a table: as objects its rows would take ten times the memory.
+        with open_table(source / "candidates.parquet") as table:
+            self._table = table.read()
+        self.blocks = -(-len(self._table) // BLOCK)
+        wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
+        self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and spares, all of a question set
+
+    def block(self, number: int) -> list[dict]:
+        """Rows of one block."""
+        return self._table.slice(number * BLOCK, BLOCK).to_pylist()
+
+
+def _checked(
+    candidates: list[dict], settings: Dataset, read: Read
+) -> tuple[list[dict], dict[int, tuple[str, str]], bool]:
+    """Rows of IMAGE_SCHEMA in the order of `candidates`; by position what is refused; whether files are missing.
+
+    Pictures are read in the order of their places, which suits archives.
+
+    Raises:
+        TriptychError: a picture cannot be read for a reason that may pass.
+    """
+    accepted: dict[int, dict] = {}
+    rejects, missing = {}, False
+    for position in sorted(range(len(candidates)), key=lambda position: candidates[position]["place"]):
+        candidate = candidates[position]
+        try:
+            data = read(candidate["place"])
+            found = inspect(data, settings.min_side, settings.max_pixels)
+            sha256 = sha256_bytes(data)
+            if isinstance(settings, Captions):
+                _require_content(found, sha256, settings)
+        except OSError as error:
+            if error.errno not in LASTING:
+                raise TriptychError(f"{candidate['path']}: {error.strerror or error}; run again") from None
+            rejects[position] = (candidate["path"], error.strerror)
+            missing = True
+            continue
+        except TriptychError as error:
+            rejects[position] = (candidate["path"], str(error).removeprefix(f"{candidate['path']}: "))
+            continue
+        accepted[position] = {
+            **{name: candidate[name] for name in ("id", "group", "split", "caption", "boxes")},
+            "image": {"bytes": data, "path": candidate["path"]},
+            "width": found.width,
+            "height": found.height,
+            "sha256": sha256,
+            "thumbnail": found.thumbnail.tobytes(),
+            "source": settings.source,
+        }
+    rows = [accepted[position] for position in sorted(accepted)]
+    if rows:
+        thumbnails = np.frombuffer(b"".join(row["thumbnail"] for row in rows), np.uint8)
+        hashes = perceptual_hashes(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL))
+        for row, value in zip(rows, hashes, strict=True):
+            row["phash"] = f"{value:016x}"
+    return rows, dict(sorted(rejects.items())), missing
+
+
+def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:
+    """Refuse pictures that stand for a missing one."""
+    if sha256 in settings.placeholders:
+        raise TriptychError("a placeholder: its sha256 is among `placeholders`")
+    if int(found.thumbnail.max()) - int(found.thumbnail.min()) < FLAT:
+        raise TriptychError("shows nothing: one flat colour")
+
+
+def main() -> None:
+    """Make one shard's blocks: every n-th of those that the data set needs at first."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
+    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
+    parser.add_argument("--shard", required=True, help="which share: <number>-of-<all>")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write: the shard's blocks")
+    arguments = parser.parse_args()
+    settings = TypeAdapter(Dataset).validate_json(arguments.settings)
+    shard, shards = map(int, arguments.shard.split("-of-"))
+    candidates = Candidates(arguments.source, settings)
+    mine = range(shard - 1, candidates.planned, shards)
+    start, done, names = time.monotonic(), 0, {}
+    finished: Future | None = None
+    with source_module(settings).reader(settings, arguments.cache) as read, ThreadPoolExecutor(1) as disk:
+        for number in mine:
+            rows = candidates.block(number)
+            path = block_path(rows, settings, arguments.cache)
+            if path.exists() and (fault := block_fault(path)):
+                print(f"{fault}; it is made again", flush=True)
+                path.unlink(missing_ok=True)
+            block, finish = ensure_block(rows, settings, read, path)
+            if finished:
+                finished.result()  # at most one block waits for the disk while the next is made
+            finished = disk.submit(finish)
+            names[str(number)] = block.path.stem
+            done += len(rows)
+            rate = done / (time.monotonic() - start)
+            print(f"{len(names)} of {len(mine)} blocks, {done} pictures, {rate:.0f}/s", flush=True)
+        if finished:
+            finished.result()
+    write_record(arguments.out, {"blocks": names})
+
+
+if __name__ == "__main__":
+    run_step(main)

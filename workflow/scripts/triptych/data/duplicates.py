@@ -1,0 +1,125 @@
+"""Images that are equal or look alike."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data.images import THUMBNAIL
+from triptych.io.parquet import read_table
+
+
+def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """pHash of each thumbnail: which of the 8 x 8 lowest frequencies of its cosine transform exceed their median.
+
+    Zauner (2010), "Implementation and benchmarking of perceptual image hash functions", with the ImageHash package's
+    choice of frequencies.
+
+    Args:
+        thumbnails: (N, 32, 32) grey values.
+
+    Returns:
+        (N,) uint64; near-duplicates differ in few bits.
+    """
+    places, frequencies = np.arange(THUMBNAIL) + 0.5, np.arange(8)[:, None]
+    cosines = np.cos(np.pi / THUMBNAIL * frequencies * places)  # (8, 32)
+    low = (cosines @ thumbnails.astype(np.float64) @ cosines.T).reshape(len(thumbnails), 64)
+    bits = low > np.median(low, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+
+
+def normalised(thumbnails: np.ndarray) -> np.ndarray:
+    """Thumbnails (N, 32, 32) as rows (N, 1024) of mean 0 and length 1: their products are correlations.
+
+    A picture of one flat grey becomes zeros: it correlates with nothing.
+    """
+    rows = thumbnails.reshape(len(thumbnails), THUMBNAIL**2).astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+
+
+def similar_pairs(first: np.ndarray, second: np.ndarray, threshold: float) -> Iterator[tuple[int, int, float]]:
+    """Positions (in `first`, in `second`) of thumbnails that correlate above `threshold`, and by how much.
+
+    Args:
+        first: (N, 32, 32) grey values.
+        second: (M, 32, 32) grey values; where it is `first` itself, each pair is given once, and none with itself.
+        threshold: correlation, -1 to 1.
+    """
+    rows, columns = normalised(first), normalised(second)
+    step = max(1, 20_000_000 // max(1, len(columns)))  # keeps the products below 80 MB
+    for start in range(0, len(rows), step):
+        likeness = rows[start : start + step] @ columns.T
+        for position, other in np.argwhere(likeness > threshold):
+            if second is not first or start + position < other:
+                yield int(start + position), int(other), float(likeness[position, other])
+
+
+def read_thumbnails(table: Path) -> tuple[list[dict], np.ndarray]:
+    """Rows (id, sha256, group, split) of an `images/`, and thumbnails (N, 32, 32), uint8.
+
+    Raises:
+        TriptychError: the table cannot be read.
+    """
+    rows = read_table(table, columns=["id", "sha256", "group", "split", "thumbnail"])
+    values = np.frombuffer(b"".join(row.pop("thumbnail") for row in rows), np.uint8)
+    return rows, values.reshape(-1, THUMBNAIL, THUMBNAIL)
+
+
+PHASH_BITS = 10  # near-duplicates differ in at most this many of 64
+
+
+CORRELATION = 0.98  # and their thumbnails correlate more than this
+
+
+class SeenBefore:
+    """Finds pictures that were taken already, or nearly: the first of them is kept.
+
+    A near-duplicate has a pHash within `PHASH_BITS` bits and a thumbnail that correlates above `CORRELATION`.
+    """
+
+    def __init__(self, keep_near: bool):
+        self.keep_near = keep_near
+        self.captions: dict[str, set[str]] = defaultdict(set)  # by sha256: of one picture and its exact copies
+        self.ids: list[str] = []
+        self.by_hash: dict[str, str] = {}
+        self.hashes = np.zeros(1024, np.uint64)
+        self.scratch = np.zeros_like(self.hashes)
+        self.thumbnails = np.zeros((1024, THUMBNAIL * THUMBNAIL), np.uint8)
+
+    def reason(self, row: dict) -> str | None:
+        """Why `row` is a duplicate; None where it is new, and it is remembered then."""
+        self.captions[row["sha256"]].add(row["caption"] or "")
+        if first := self.by_hash.get(row["sha256"]):
+            return f"the same picture as {first}"
+        number, phash = len(self.ids), np.uint64(int(row["phash"], 16))
+        thumbnail = np.frombuffer(row["thumbnail"], np.uint8)
+        if not self.keep_near:
+            differing = np.bitwise_xor(self.hashes[:number], phash, out=self.scratch[:number])
+            near = np.bitwise_count(differing) <= PHASH_BITS
+            if near.any():
+                near = np.flatnonzero(near)
+                rows = normalised(np.concatenate([thumbnail[None], self.thumbnails[near]]))
+                likeness = rows[1:] @ rows[0]
+                if likeness.max() > CORRELATION:
+                    self.by_hash[row["sha256"]] = first = self.ids[near[int(likeness.argmax())]]
+                    return f"nearly the same picture as {first}"
+        if number == len(self.hashes):
+            self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
+            self.scratch = np.zeros_like(self.hashes)
+            self.thumbnails = np.concatenate([self.thumbnails, np.zeros_like(self.thumbnails)])
+        self.hashes[number], self.thumbnails[number] = phash, thumbnail
+        self.ids.append(row["id"])
+        self.by_hash[row["sha256"]] = row["id"]
+        return None
+
+    def suspects(self) -> Iterator[str]:
+        """Lines about pictures that stand under three captions or more: they often mean "not available"."""
+        for sha256, captions in self.captions.items():
+            if len(captions) > 2:
+                yield (
+                    f"picture {self.by_hash[sha256]} stands under {len(captions)} captions: is it a placeholder? "
+                    f"Then add {sha256} to `placeholders`"
+                )

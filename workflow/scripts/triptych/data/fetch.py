@@ -1,0 +1,107 @@
+"""Step: bring a data set's raw files into the cache and list its pictures; the data step that may need a network."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from triptych.config.datasets import Captions, Dataset
+from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA, SPLITS
+from triptych.data.sources import source_module
+from triptych.data.sources.base import Item, Reject, clean_caption, hashed_split
+from triptych.data.sources.slake import local_folder
+from triptych.download.packages import default_cache
+from triptych.errors import TriptychError, run_step
+from triptych.io.manifest import sha256_file, write_record
+from triptych.io.parquet import write_table
+
+
+def local_tables(settings: Dataset) -> dict[str, str]:
+    """Hashes of the tables of a local source, by name: a changed table is noticed. Empty where there are none."""
+    if settings.source == "slake-folder":
+        try:
+            folder = local_folder(settings)
+        except TriptychError:  # reported by the step itself, which needs the folder
+            return {}
+        files = [folder / f"{split}.json" for split in SPLITS]
+    elif settings.source == "caption-folder":
+        files = [Path(settings.folder).expanduser() / settings.table]
+    elif settings.source == "url-list":
+        files = [Path(settings.table).expanduser()]
+    else:
+        return {}
+    return {file.name: sha256_file(file) for file in files if file.is_file()}
+
+
+def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of candidates, questions and rejects, in the order of `found`; captions are checked and cleaned."""
+    candidates, questions, rejects = [], [], []
+    seen: set[str] = set()
+    for item in found:
+        if isinstance(item, Reject):
+            rejects.append({"kind": item.kind, "id": item.id, "reason": item.reason})
+            continue
+        caption = item.caption
+        try:
+            if item.id in seen:
+                raise TriptychError(f"{item.path}: the id {item.id} stands there twice")
+            if isinstance(settings, Captions):
+                caption = clean_caption(item.caption, *settings.caption_length)
+        except TriptychError as error:
+            rejects.append({"kind": "image", "id": item.id, "reason": str(error)})
+            continue
+        seen.add(item.id)
+        split = item.split or hashed_split(settings.seed, item.path, settings.validation_fraction)
+        row = {"id": item.id, "path": item.path, "place": item.place, "split": split, "caption": caption}
+        row |= {"group": item.group or item.id, "boxes": item.boxes, "stamp": item.stamp}
+        candidates.append(row)
+        shared = {"image_id": item.id, "group": row["group"], "split": split}
+        questions += [{**shared, **question} for question in item.questions]
+    return candidates, questions, rejects
+
+
+def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
+    """List a data set into `out`; the manifest is written last.
+
+    Raises:
+        TriptychError: the source cannot be had or read, or gave nothing.
+    """
+    candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
+    if not candidates:
+        reasons = Counter(row["reason"] for row in rejects).most_common(3)
+        told = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
+        raise TriptychError(
+            f"the source gave no usable picture; {len(rejects)} rows were rejected: {told or 'no rows'}"
+        )
+    tables = {
+        "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
+        "questions.parquet": (questions, QUESTION_SCHEMA),
+        "rejects.parquet": (rejects, REJECT_SCHEMA),
+    }
+    for name, (rows, schema) in tables.items():
+        write_table(out / name, rows, schema)
+    manifest = {
+        "source": settings.source,
+        "counts": {"candidates": len(candidates), "questions": len(questions), "rejects": len(rejects)},
+        "files": {name: sha256_file(out / name) for name in tables},
+    }
+    write_record(out / "manifest.json", manifest)
+    return manifest
+
+
+def main() -> None:
+    """Fetch one data set's raw files and list what they hold."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    arguments = parser.parse_args()
+    settings = TypeAdapter(Dataset).validate_json(arguments.settings)
+    manifest = fetch(settings, arguments.cache, arguments.out)
+    print(", ".join(f"{number} {name}" for name, number in manifest["counts"].items()))
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,182 @@
+"""Step: choose among a source's checked pictures, and write pictures, questions and rejects as Parquet.
+
+Captions and medical questions end in the same two tables, so that every later step reads one format: a caption is the
+answer to one fixed question.
+"""
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from triptych.config.datasets import Captions, Dataset
+from triptych.data.check import BLOCK, Block, Candidates, block_path, ensure_block, row_facts
+from triptych.data.duplicates import SeenBefore
+from triptych.data.schemas import IMAGE_SCHEMA, QUESTION_FIELDS, QUESTION_SCHEMA, REJECT_SCHEMA
+from triptych.data.sources import source_module
+from triptych.download.packages import default_cache
+from triptych.errors import TriptychError, run_step
+from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
+from triptych.io.manifest import sha256_file, sha256_json, write_record
+from triptych.io.parquet import PICTURE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
+
+IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
+
+
+FACTS = ["id", "sha256", "phash", "thumbnail", "split", "group", "caption"]  # what the choice needs to know
+
+
+def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> dict:
+    """Write pictures, questions and rejects into `out`, in one pass over the checked blocks.
+
+    A block of which every picture is taken becomes a part of `images/` as it is, without being copied; of others the
+    taken pictures are written. So the parts' bytes depend on the blocks alone.
+
+    Returns:
+        The manifest's entries. counts: pictures and questions per split, rejects by kind, and how many pictures were
+        looked at; files: hashes of the tables; parts: hashes of what the parts of `images/` hold.
+
+    Raises:
+        TriptychError: a caption source has fewer usable pictures than asked for, or a question set has none.
+    """
+    is_captions = isinstance(settings, Captions)
+    wanted = settings.size if is_captions else None
+    questions = defaultdict(list)
+    for row in read_table(source / "questions.parquet"):
+        questions[row["image_id"]].append(row)
+    before = SeenBefore(settings.keep_near_duplicates) if is_captions else None
+    counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
+    reasons: Counter[str] = Counter()
+    parts: dict[str, str] = {}
+    seen = 0
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_directory(out / IMAGES))
+        asked, rejects = (
+            stack.enter_context(
+                TableWriter(stack.enter_context(atomic_path(out / table)), schema, BLOCK, compression="zstd")
+            )
+            for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
+        )
+        read = stack.enter_context(source_module(settings).reader(settings, cache))
+
+        def reject(kind: str, name: str, reason: str) -> None:
+            rejects.add({"kind": kind, "id": name, "reason": reason})
+            counts["rejects"][kind] += 1
+
+        def reject_picture(name: str, path: str, reason: str) -> None:
+            reject("image", name, f"{path}: {reason}")
+            reasons[reason.split(":")[0].split(" as ")[0]] += 1
+            for question in questions[name]:
+                reject("question", question["question_id"], f"its image {path} was rejected: {reason}")
+
+        for row in read_table(source / "rejects.parquet"):
+            reject(row["kind"], row["id"], row["reason"])
+            seen += row["kind"] == "image"
+        candidates = Candidates(source, settings)
+        for number in range(candidates.blocks):
+            if number == candidates.planned:
+                print("the spares did not suffice: reading further pictures", flush=True)
+            rows = candidates.block(number)
+            block, finish = ensure_block(rows, settings, read, block_path(rows, settings, cache))
+            finish()
+            facts = iter(read_table(block.path, FACTS))
+            taken = []
+            for position, candidate in enumerate(rows):
+                if counts["images"].total() == wanted:
+                    break
+                seen += 1
+                if position in block.rejects:
+                    reject_picture(candidate["id"], *block.rejects[position])
+                    continue
+                row = next(facts)
+                if before and (reason := before.reason(row)):
+                    reject_picture(row["id"], candidate["path"], reason)
+                    taken.append(False)
+                    continue
+                about = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
+                for question in about:
+                    asked.add(question)
+                counts["images"][row["split"]] += 1
+                counts["questions"][row["split"]] += len(about)
+                taken.append(True)
+            taken += [False for _ in facts]
+            if any(taken):
+                name = f"{number:05d}.parquet"
+                parts[name] = write_part(block, taken, folder / name)
+            if counts["images"].total() == wanted:
+                break
+        if wanted is not None and counts["images"].total() < wanted:
+            told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(4))
+            raise TriptychError(
+                f"{wanted} pictures were asked for, but only {counts['images'].total()} of {seen} could be used. "
+                f"Rejected: {told or 'none'}. Lower `sizes`, or give the source more pictures"
+                + (" (raise `spares`, so that more are downloaded)" if settings.source == "url-list" else "")
+            )
+        if not counts["questions"]:
+            raise TriptychError(f"{out}: the source gave no usable question; {counts['rejects'].total()} were rejected")
+        for line in before.suspects() if before else ():
+            print(f"warning: {line}", flush=True)
+    files = {name: sha256_file(out / name) for name in (QUESTIONS, REJECTS)}
+    return {
+        "counts": {**{name: dict(sorted(counter.items())) for name, counter in counts.items()}, "seen": seen},
+        "files": {IMAGES: sha256_json(parts), **files},
+        "parts": parts,
+    }
+
+
+def write_part(block: Block, taken: list[bool], path: Path) -> str:
+    """Write the taken pictures of a block to `path`; gives the hash of its rows.
+
+    Args:
+        block: the block.
+        taken: which of its accepted pictures are taken.
+        path: file to write; a link to the block where all are taken.
+    """
+    if all(taken):
+        link_or_copy(block.path, path)
+        return block.sha256
+    start, facts = 0, []
+    with open_table(block.path) as table, TableWriter(path, IMAGE_SCHEMA, **PICTURE_TABLE) as part:
+        for batch in table.iter_batches(ROW_GROUP):
+            chosen = batch.filter(pa.array(taken[start : start + len(batch)]))
+            part.add_batch(chosen)
+            facts += [row_facts(row) for row in chosen.to_pylist()]
+            start += len(batch)
+    return sha256_json(facts)
+
+
+def _caption_question(row: dict, settings: Captions) -> dict:
+    """The one question that a caption answers, as a row of QUESTION_SCHEMA."""
+    question = {"question_id": row["id"], "image_id": row["id"], "group": row["group"], "split": row["split"]}
+    said = {
+        "question": settings.question,
+        "answer": row["caption"],
+        "answer_type": "CAPTION",
+        "content_type": "Caption",
+    }
+    return {**question, **dict.fromkeys(QUESTION_FIELDS, ""), **said}
+
+
+def main() -> None:
+    """Prepare one data set; its manifest is written last."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
+    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    arguments = parser.parse_args()
+    settings = TypeAdapter(Dataset).validate_json(arguments.settings)
+    record = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
+    card = getattr(source_module(settings), "card", None)
+    if card and (text := card(settings, arguments.cache, record["counts"])):
+        write_text(arguments.out / "card.md", text)
+    write_record(arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json"), **record})
+    print(json.dumps(record["counts"]))
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,53 @@
+"""Which questions belong to which part of a split."""
+
+from pathlib import Path
+from typing import Literal
+
+from triptych.config.grid import SHARED, folds_name
+from triptych.config.jobs import View
+from triptych.errors import TriptychError
+from triptych.io.parquet import read_table
+from triptych.utils.seeds import stable_order
+
+QuestionPart = Literal["train", "validation", "test"]
+
+
+def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
+    """Rows of one part of a data set, ordered by image, then question.
+
+    For split `shared` the parts are those of the source; for `fold<k>` they are the fold's, where `test` is the fold's
+    held-out part. The source's own test part is in no fold.
+
+    Raises:
+        TriptychError: the data set has no such fold, or the part is empty.
+    """
+    questions = read_table(data / "questions.parquet")
+    if split == SHARED:
+        chosen = [row for row in questions if row["split"] == part]
+    else:
+        table = read_table(data / f"{folds_name(split)}.parquet")
+        members = {row["question_id"] for row in table if row["fold"] == split and row["part"] == part}
+        chosen = [row for row in questions if row["question_id"] in members]
+    if not chosen:
+        raise TriptychError(f"{data}: no question in part '{part}' of split '{split}'; check `datasets` and `folds`")
+    return sorted(chosen, key=lambda row: (row["image_id"], row["question_id"]))
+
+
+def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    """At most `limit` rows, all of some images (the last one's may be cut), chosen by a seeded hash; order is kept."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    chosen = sorted(rows, key=lambda row: (stable_order(seed, "limit", row["image_id"]), row["question_id"]))[:limit]
+    kept = {row["question_id"] for row in chosen}
+    return [row for row in rows if row["question_id"] in kept]
+
+
+def asked_questions(data: Path, split: str, view: View) -> list[dict]:
+    """The questions of a view: of a part of the source, or what `split` holds out.
+
+    Raises:
+        TriptychError: as `load_questions`.
+    """
+    if view == "captions":
+        return load_questions(data, SHARED, "validation")
+    return load_questions(data, SHARED if view == "test" else split, "test")

@@ -1,0 +1,136 @@
+"""What every source yields: pictures with what is said about them, and what cannot be used.
+
+A source is a module with two functions:
+
+- `listing(settings, cache)` yields an `Item` for every picture and a `Reject` for every row that cannot be one. It
+  brings the raw files into `cache` where they are missing, but reads no picture. Caption sources yield in the order in
+  which pictures are chosen (`selection_order`).
+- `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the picture's bytes.
+  That function raises TriptychError or OSError for a picture that cannot be read, and only that picture is rejected.
+
+A source may have a third, `card(settings, cache, counts)`: the text of its data card.
+"""
+
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from triptych.data.sources.table_files import is_utf8
+from triptych.errors import TriptychError
+from triptych.io.atomic import resolve_under
+from triptych.io.manifest import sha256_bytes
+from triptych.utils.seeds import stable_order
+
+Read = Callable[[str], bytes]
+
+
+MAX_BYTES = 50_000_000  # of one picture as a file: far above any that is used, far below a bomb
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a source, not read yet.
+
+    Attributes:
+        id: unique within the source, and the same for every size and order of it.
+        path: how the source names the picture (file, archive member, URL); kept in the table.
+        place: what `reader` finds the picture by.
+        split: train, validation or test; empty lets a hash of `path` decide between the first two.
+        caption: raw text of a captioned picture.
+        group: the patient or other unit that folds must not cut; empty where the picture stands for itself.
+        boxes: organ boxes as JSON, where the source has them.
+        questions: rows of `QUESTION_FIELDS` and `question_id`.
+        stamp: changes with the picture's bytes, as far as that can be told without reading them (size, time, CRC).
+    """
+
+    id: str
+    path: str
+    place: str
+    split: str = ""
+    caption: str | None = None
+    group: str = ""
+    boxes: str | None = None
+    questions: list[dict] = field(default_factory=list)
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something of the source that is not used, and why."""
+
+    kind: str  # "image" or "question"
+    id: str
+    reason: str
+
+
+def read_below(root: Path, name: str) -> bytes:
+    """The bytes of a picture file below `root`.
+
+    Raises:
+        TriptychError: the name leads out of `root`, or is of no plain file, or of one that is too large.
+        OSError: the file cannot be read.
+    """
+    if "\0" in name:
+        raise TriptychError(f"{name!r}: not a file name")
+    path = resolve_under(root, name)
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe or device would not end
+        raise TriptychError(f"{name}: no picture file")
+    if about.st_size > MAX_BYTES:
+        raise TriptychError(f"{name}: larger than {MAX_BYTES} bytes")
+    return path.read_bytes()
+
+
+def item_id(path: str, caption: str) -> str:
+    """Name of a captioned picture whose source gives it none: a hash of what the source says of it."""
+    return sha256_bytes(f"{path}\x1f{caption}".encode(errors="surrogatepass"))[:16]
+
+
+def selection_order(items: Iterable[Item], seed: int) -> list[Item]:
+    """Items in the order in which they are chosen: by a hash of seed, path and caption alone.
+
+    The order of the source does not matter, and a smaller set is the beginning of a larger one.
+    """
+    return sorted(items, key=lambda item: (stable_order(seed, item.path, item.caption or ""), item.id))
+
+
+def chosen(items: Iterable[Item], seed: int) -> Iterator[Item | Reject]:
+    """Items in selection order; of those with one id the first is kept, whatever order the source names them in."""
+    seen = set()
+    for item in selection_order(items, seed):
+        if item.id in seen:
+            yield Reject("image", item.id, "the source names it more than once; one of them is used")
+        else:
+            seen.add(item.id)
+            yield item
+
+
+def hashed_split(seed: int, name: str, validation_fraction: float) -> str:
+    """`validation` for about that share of all names, `train` for the others; by a hash of seed and name alone."""
+    share = int.from_bytes(stable_order(seed, "validation", name)[:8], "big") / 2**64
+    return "validation" if share < validation_fraction else "train"
+
+
+def clean_caption(text: str | None, shortest: int, longest: int) -> str:
+    """The caption in Unicode's composed form, without control signs and repeated spaces; any language.
+
+    Args:
+        text: the raw caption.
+        shortest: least number of characters.
+        longest: largest number of characters.
+
+    Raises:
+        TriptychError: it is missing, undecodable, too short or too long.
+    """
+    if text is None or not text.strip():
+        raise TriptychError("no caption")
+    if "\N{REPLACEMENT CHARACTER}" in text or not is_utf8(text):
+        raise TriptychError("the caption is not valid UTF-8")
+    if not text.isprintable():  # nearly all are, and looking at every sign takes long
+        text = "".join(sign if unicodedata.category(sign) not in ("Cc", "Cs", "Co", "Cn") else " " for sign in text)
+    clean = " ".join(unicodedata.normalize("NFC", text).split())
+    if not shortest <= len(clean) <= longest:
+        raise TriptychError(f"the caption has {len(clean)} characters, not {shortest} to {longest}")
+    return clean

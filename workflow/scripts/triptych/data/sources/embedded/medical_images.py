@@ -1,0 +1,406 @@
+"""Real medical pictures with known facts, cut out of volumes with lesion masks and out of brain templates.
+
+Volumes are held in RAS+ order: the first index grows towards the patient's right, the second towards the
+front (anterior), the third towards the head (superior). Pictures follow the radiological convention: the
+patient's right is on the picture's left, the front of the body is up in transverse pictures and on the left
+in sagittal ones, the head is up in the others.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from triptych.errors import TriptychError
+
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+MAX_SIDE = 256  # pixels; the pictures' longest side
+
+
+WINDOWS = {  # name: (centre, width) in Hounsfield units
+    "lung": (-600, 1500),
+    "soft tissue": (40, 400),
+    "brain": (40, 100),
+    "bone": (500, 2500),
+}
+
+
+MIN_LESION_MM2 = 40.0  # a smaller cut of the mask is neither "yes" nor "no"
+
+
+LESION_MARGIN_MM = 13.0  # so far from every labelled slice the answer is "no"
+
+
+CLEAR_SIDE = 0.06  # of the picture's side: a centroid nearer to the middle has no clear side
+
+
+LUNG_YES_CM2, LUNG_NO_CM2 = 15.0, 0.5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and what is known about it; `facts` are named in `medical_questions`."""
+
+    subject: str
+    name: str  # folder-safe, unique
+    modality: str  # CT, MRI, X-Ray or Ultrasound, as in SLAKE
+    location: str
+    plane: str | None  # axial, coronal, sagittal, or None where the view is none of them
+    pixels: np.ndarray  # uint8, HxW or HxWx3
+    source: str  # package
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D array in RAS+ order with its voxel-to-world matrix (4x4, mm, RAS)."""
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size in mm along the three axes."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> "Volume":
+        """The part inside `box`, at the same place in the world."""
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+        return Volume(self.data[box], affine)
+
+    def index_of(self, plane: str, millimetres: float) -> int:
+        """The slice of `plane` that lies at a world coordinate along its axis."""
+        axis = AXES[plane]
+        return round((millimetres - self.affine[axis, 3]) / self.affine[axis, axis])
+
+
+def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
+    """Reorder a volume with an RAS-world `affine` into RAS+ order.
+
+    Raises:
+        TriptychError: the volume's axes are oblique, so its planes are not anatomical ones.
+    """
+    image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+    turned = np.asarray(image.affine)
+    if np.abs(turned[:3, :3] - np.diag(np.diag(turned[:3, :3]))).max() > 1e-3:
+        raise TriptychError("a volume's axes are oblique; only volumes along the body's axes can be used")
+    return Volume(np.asarray(image.dataobj), turned)
+
+
+def read_nrrd(path: Path) -> Volume:
+    """Read an NRRD volume of the space left-posterior-superior into RAS+ order.
+
+    Raises:
+        TriptychError: the file is missing or says another space.
+    """
+    try:
+        data, header = nrrd.read(str(path))
+    except (OSError, nrrd.NRRDError) as error:
+        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+    if header.get("space") != "left-posterior-superior":
+        raise TriptychError(f"{path}: space is {header.get('space')!r}, expected left-posterior-superior")
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(header["space directions"]).T
+    affine[:3, 3] = header["space origin"]
+    return to_ras(data, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a NIfTI volume into RAS+ order.
+
+    Raises:
+        TriptychError: the file is missing or damaged.
+    """
+    try:
+        image = nib.load(path)
+        return to_ras(np.asarray(image.dataobj), image.affine)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+
+
+def cut(data: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """The slice `index` of an RAS+ array (any dtype) as rows and columns in radiological convention."""
+    return data[(slice(None),) * AXES[plane] + (index,)][::-1, ::-1].T
+
+
+def pixel_size(spacing: np.ndarray, plane: str) -> tuple[float, float]:
+    """Height and width in mm of one pixel of `cut`."""
+    columns, rows = np.delete(spacing, AXES[plane])
+    return float(rows), float(columns)
+
+
+def to_isotropic(section: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Resample a uint8 section (pixels of `size` mm) to square pixels, the longest side at most `MAX_SIDE`."""
+    extent = np.array(section.shape) * size
+    step = max(min(size), extent.max() / MAX_SIDE)
+    height, width = (max(1, round(side / step)) for side in extent)
+    return np.asarray(Image.fromarray(section).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low`..`high` to 0..255, clipped."""
+    return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def window(values: np.ndarray, name: str) -> np.ndarray:
+    """A CT window of `WINDOWS` as uint8."""
+    centre, width = WINDOWS[name]
+    return to_bytes(values, centre - width / 2, centre + width / 2)
+
+
+def largest_part_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Bounding box of the largest connected part of a 3-D mask."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return ndimage.find_objects((labels == sizes.argmax()).astype(np.int8))[0]
+
+
+def lung_mask(hounsfield: np.ndarray, voxel_mm3: float) -> np.ndarray:
+    """Lungs (with the windpipe) in a chest CT in RAS+ order: air inside the body, in large connected parts.
+
+    Air that reaches the edge of its transverse slice is outside the body; small parts and the nearly pure
+    gas of stomach and bowel are left out.
+    """
+    air = hounsfield < -500
+    inside = np.zeros_like(air)
+    for index in range(air.shape[2]):
+        labels, _ = ndimage.label(air[..., index])
+        edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+        inside[..., index] = (labels > 0) & ~np.isin(labels, edge)
+    labels, _ = ndimage.label(inside)
+    large = np.flatnonzero(np.bincount(labels.ravel()) * voxel_mm3 > 2e5)[1:]  # the first is the background
+    return np.isin(labels, [part for part in large if np.median(hounsfield[labels == part]) > -950])
+
+
+def lung_facts(section: np.ndarray, body: np.ndarray, size: tuple[float, float], plane: str) -> dict[str, Any]:
+    """What a slice's lung mask says: lung present, how many lungs, the main organ.
+
+    `section` and `body` are masks as `cut` gives them: the patient's right is on the left.
+    """
+    cm2 = size[0] * size[1] / 100
+    total = section.sum() * cm2
+    facts: dict[str, Any] = {"contains": {}}
+    if total > 2 * LUNG_YES_CM2:
+        facts["contains"]["lung"] = True
+    elif total < LUNG_NO_CM2:
+        facts["contains"]["lung"] = False
+    if section.sum() > 0.3 * body.sum():
+        facts["organ"] = "Lung"
+    if plane == "sagittal":
+        return facts
+    middle = section.shape[1] // 2
+    right, left = section[:, :middle].sum() * cm2, section[:, middle:].sum() * cm2
+    if all(area > LUNG_YES_CM2 or area < LUNG_NO_CM2 for area in (right, left)):
+        facts["lungs"] = int(right > LUNG_YES_CM2) + int(left > LUNG_YES_CM2)
+    return facts
+
+
+def lesion_facts(mask: np.ndarray, plane: str, index: int, spacing: np.ndarray, doubtful: bool) -> dict[str, Any]:
+    """What a lesion mask (RAS+, cropped to the body) says about one slice; empty where it is not clear.
+
+    `doubtful` slices never get a "no": something unlabelled there could be taken for the lesion.
+    """
+    size = pixel_size(spacing, plane)
+    section = cut(mask, plane, index)
+    if section.sum() * size[0] * size[1] < MIN_LESION_MM2:
+        axis = AXES[plane]
+        others = tuple(other for other in range(3) if other != axis)
+        labelled = np.flatnonzero(mask.any(axis=others))
+        gap = np.abs(labelled - index).min() * spacing[axis] if len(labelled) else np.inf
+        return {"lesion": False} if gap >= LESION_MARGIN_MM and not doubtful else {}
+    facts: dict[str, Any] = {"lesion": True}
+    row, column = (np.array(np.nonzero(section)).mean(axis=1) + 0.5) / section.shape - 0.5
+    vertical = "" if abs(row) < CLEAR_SIDE else "Upper" if row < 0 else "Lower"
+    horizontal = "" if abs(column) < CLEAR_SIDE else "Left" if column < 0 else "Right"
+    if vertical:
+        facts["lesion_half"] = vertical
+    if horizontal:
+        facts["lesion_picture_side"] = horizontal
+        if plane != "sagittal":
+            facts["lesion_body_side"] = {"Left": "Right", "Right": "Left"}[horizontal]
+    if vertical and horizontal:
+        facts["lesion_quadrant"] = f"{vertical} {horizontal}"
+    return facts
+
+
+def spread(first: int, last: int, count: int) -> list[int]:
+    """`count` slice numbers evenly spread from `first` to `last`, both included."""
+    return sorted({round(value) for value in np.linspace(first, last, count)})
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume with a lesion mask; slice numbers count from the feet, as in the file."""
+
+    subject: str
+    kind: str  # "brain" or "chest"
+    axial: tuple[int, ...]
+    # Read by eye on contact sheets: transverse slices in which a structure is clearly there or clearly absent.
+    present: dict[str, range]
+    absent: dict[str, tuple[range, ...]]
+    doubtful: range = range(0)  # transverse slices without a trustworthy "no lesion"
+
+
+def scan_pictures(scan: Scan, folder: Path) -> Iterator[Picture]:
+    """Pictures of one pyradiomics volume in three planes, with facts from its mask and its intensities."""
+    image = read_nrrd(folder / f"{scan.subject}_image.nrrd")
+    mask = read_nrrd(folder / f"{scan.subject}_label.nrrd")
+    if image.data.shape != mask.data.shape or not np.allclose(image.affine, mask.affine):
+        raise TriptychError(f"{folder / scan.subject}_label.nrrd: not on the grid of its image; fetch it again")
+    values, chest = image.data.astype(np.float32), scan.kind == "chest"
+    threshold = -300 if chest else 0.08 * np.percentile(values, 99)
+    solid = ndimage.binary_opening(values > threshold, np.ones((3, 3, 1)))
+    box = (*largest_part_box(solid)[:2], slice(0, values.shape[2]))  # slice numbers stay those of the file
+    spacing = image.spacing
+    lungs = lung_mask(values, float(spacing.prod()))[box] if chest else None
+    values, lesion, solid = values[box], mask.data[box] > 0, solid[box]
+    body = solid | lungs if chest else solid
+    high = float(np.percentile(values, 99.5))
+    for plane, indices in _slices(scan, lesion).items():
+        for order, index in enumerate(indices):
+            size = pixel_size(spacing, plane)
+            section = cut(values, plane, index)
+            facts: dict[str, Any] = {"contains": {}, "part": "Chest" if chest else "Head"}
+            if chest:
+                name = ("lung", "soft tissue")[order % 2]
+                pixels = window(section, name)
+                lung = cut(lungs, plane, index)
+                facts |= lung_facts(lung, cut(body, plane, index), size, plane) | {"window": name}
+                facts["contains"]["brain"] = False
+                if lung.sum() * size[0] * size[1] > 3000:
+                    facts["lung_colour"] = "Black" if np.median(pixels[lung]) < 30 else "Gray"
+                elif plane == "axial":
+                    # Few lung: below it is the abdomen, above it the shoulders, which no single word names.
+                    facts["part"] = "Abdomen" if index < values.shape[2] // 2 else None
+                if plane == "sagittal":
+                    facts |= _lung_side(lung, index, values.shape[0])
+            else:
+                pixels = to_bytes(section, 0, high)
+                facts["contains"] |= {"lung": False, "heart": False, "liver": False, "skull": True}
+                if plane == "sagittal":
+                    facts |= _midline((index + 0.5 - values.shape[0] / 2) * spacing[0])
+            facts |= lesion_facts(
+                lesion, plane, index, spacing, bool(scan.doubtful) if plane != "axial" else index in scan.doubtful
+            )
+            if plane == "axial":
+                facts["contains"] |= _seen(scan, index)
+                if not chest and index > 9:
+                    facts["organ"], facts["contains"]["brain"] = "Brain", True
+            yield Picture(
+                scan.subject,
+                f"{scan.subject}-{plane}-{index:03d}",
+                "CT" if chest else "MRI",
+                "Lung" if chest else "Brain",
+                plane,
+                to_isotropic(pixels, size),
+                "pyradiomics",
+                facts,
+            )
+
+
+def _slices(scan: Scan, lesion: np.ndarray) -> dict[str, list[int]]:
+    """Slice numbers per plane; the reformatted ones are spread over the body, some through the lesion."""
+    chosen = {"axial": list(scan.axial)}
+    for plane, (first, last) in {"coronal": (0.16, 0.76), "sagittal": (0.16, 0.84)}.items():
+        axis = AXES[plane]
+        length = lesion.shape[axis]
+        found = spread(round(first * length), round(last * length), 9)
+        labelled = np.flatnonzero(lesion.any(axis=tuple(other for other in range(3) if other != axis)))
+        for index in np.percentile(labelled, [25, 75, 50]).round().astype(int):
+            if min(abs(index - other) for other in found) >= 4:  # nearer ones look alike
+                found.append(int(index))
+        chosen[plane] = sorted(found)
+    return chosen
+
+
+def _seen(scan: Scan, index: int) -> dict[str, bool]:
+    there = {name: True for name, where in scan.present.items() if index in where}
+    return there | {name: False for name, parts in scan.absent.items() if any(index in part for part in parts)}
+
+
+def _lung_side(lung: np.ndarray, index: int, length: int) -> dict[str, Any]:
+    """Which lung a sagittal chest slice cuts; nothing near the middle, where both or none may be cut."""
+    offset = (index + 0.5) / length - 0.5
+    if abs(offset) < 0.1 or lung.mean() < 0.1:
+        return {}
+    return {"lung_side": "Right Lung" if offset > 0 else "Left Lung"}
+
+
+def _midline(millimetres: float) -> dict[str, Any]:
+    """Whether a sagittal head slice is near the midline, from its distance to it."""
+    return {"midline": True} if abs(millimetres) < 7 else {"midline": False} if abs(millimetres) > 22 else {}
+
+
+# Structure: (cm2 that make a clear "yes", its masks on one grid, one for each atlas that knows it).
+Regions = dict[str, tuple[float, list[np.ndarray]]]
+
+
+REGION_MARGIN_MM = 4  # a structure this near to a slice is not clearly absent from it
+
+
+@dataclass(frozen=True)
+class Template:
+    """An averaged brain: its file's stem, its package, and the world coordinates (mm) of its slices per plane."""
+
+    tag: str
+    package: str
+    path: str
+    slices: dict[str, tuple[int, ...]]
+
+
+def on_grid(volume: Volume, grid: Volume) -> np.ndarray:
+    """`volume`'s nearest values at the voxels of `grid` (both RAS+); zero outside `volume`."""
+    picks = []
+    for axis, (length, limit) in enumerate(zip(grid.data.shape, volume.data.shape, strict=True)):
+        world = np.arange(length) * grid.affine[axis, axis] + grid.affine[axis, 3]
+        index = np.round((world - volume.affine[axis, 3]) / volume.affine[axis, axis]).astype(int)
+        picks.append(np.where((index >= 0) & (index < limit), index, limit))
+    return np.pad(volume.data, [(0, 1)] * 3)[np.ix_(*picks)]
+
+
+def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) -> dict[str, bool]:
+    """The structures that all atlases show clearly in a slice (True) or nowhere near it (False)."""
+    height, width = pixel_size(spacing, plane)
+    near = round(REGION_MARGIN_MM / spacing[AXES[plane]])
+    slab = (slice(None),) * AXES[plane] + (slice(max(0, index - near), index + near + 1),)
+    facts = {}
+    for name, (least, volumes) in regions.items():
+        if all(cut(mask, plane, index).sum() * height * width / 100 >= least for mask in volumes):
+            facts[name] = True
+        elif not any(mask[slab].any() for mask in volumes):
+            facts[name] = False
+    return facts
+
+
+def template_pictures(
+    template: Template, image: Volume, regions: Regions, gray: np.ndarray, white: np.ndarray
+) -> Iterator[Picture]:
+    """Pictures of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
+    box = largest_part_box(image.data > 0)
+    spacing, inner = image.spacing, image.cropped(box)
+    regions = {name: (least, [mask[box] for mask in masks]) for name, (least, masks) in regions.items()}
+    high = float(np.percentile(image.data[image.data > 0], 99.7))
+    for plane, places in template.slices.items():
+        for place in places:
+            index = inner.index_of(plane, place)
+            facts: dict[str, Any] = {"part": "Head", "organ": "Brain"}
+            facts["contains"] = region_facts(regions, plane, index, spacing)
+            facts["contains"] |= {"brain": True, "skull": False, "lung": False, "heart": False, "liver": False}
+            ratio = cut(gray[box], plane, index).sum() / max(1.0, cut(white[box], plane, index).sum())
+            if ratio > 1.4 or ratio < 0.87:
+                facts["tissue"] = "Gray Matter" if ratio > 1 else "White Matter"
+            if plane == "sagittal":
+                facts |= _midline(place)
+            pixels = to_isotropic(to_bytes(cut(inner.data, plane, index), 0, high), pixel_size(spacing, plane))
+            name = f"mni152-{template.tag}-{plane}-{index:03d}"
+            yield Picture("mni152", name, "MRI", "Brain", plane, pixels, template.package, facts)

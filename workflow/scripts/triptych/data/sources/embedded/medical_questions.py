@@ -1,0 +1,206 @@
+"""Questions and answers in SLAKE's style, made from the known facts of a picture.
+
+The facts (`Picture.facts`), all optional: contains {structure: bool}, part, organ, window, lungs, lung_colour,
+lung_side, lesion, lesion_half, lesion_picture_side, lesion_body_side, lesion_quadrant, midline,
+tissue. A fact that is not clear is left out, and then nothing is asked about it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from triptych.data.sources.embedded.medical_images import Picture
+from triptych.utils.seeds import stable_order
+
+SEED = 20250221
+
+
+PLANES = {"axial": "Transverse Plane", "coronal": "Coronal Plane", "sagittal": "Sagittal Plane"}
+
+
+MODALITIES = {"CT": "a CT", "MRI": "an MRI", "X-Ray": "an X-Ray", "Ultrasound": "an ultrasound"}
+
+
+MAX_SHARE = {"CLOSED": 0.6, "OPEN": 0.66}  # of the commonest answer to one question string
+
+
+MAX_QUESTIONS = 8  # for one picture
+
+
+PHRASES = {
+    "modality": (
+        "What modality is used to take this image?",
+        "What modality is shown in this image?",
+        "What imaging modality was used?",
+    ),
+    "plane": (
+        "What is the scanning plane of this image?",
+        "In what plane is this image scanned?",
+        "What scanning plane does this image belong to?",
+    ),
+    "part": ("Which part of the body does this image belong to?", "Where does the picture show?"),
+    "organ": ("What is the main organ in the image?", "What is the largest organ in the picture?"),
+    "window": ("Which window is this CT image shown in, lung window or soft tissue window?",),
+    "lungs": ("How many lungs are shown in this image?", "How many existing lungs in this image?"),
+    "lung_colour": ("What color is the lung in the picture?", "What color does the lung show in the picture?"),
+    "lung_side": ("Which lung is shown in this image?",),
+    "lesion": (
+        "Does this image pass through the labelled lesion?",
+        "Does the picture contain the labelled lesion?",
+    ),
+    "lesion_half": ("Is the labelled lesion in the upper or the lower half of the image?",),
+    "lesion_picture_side": ("On which side of the image is the labelled lesion?",),
+    "lesion_body_side": ("On which side of the body is the labelled lesion?",),
+    "lesion_quadrant": ("In which quadrant of the image is the labelled lesion?",),
+    "midline": ("Is this slice near the midline of the head?",),
+    "tissue": ("Which is bigger in this image, gray matter or white matter?",),
+}
+
+
+# Facts that are asked about as they are: content type, answer type.
+PLAIN = {
+    "part": ("Position", "OPEN"),
+    "organ": ("Organ", "OPEN"),
+    "window": ("Modality", "CLOSED"),
+    "lungs": ("Quantity", "OPEN"),
+    "lung_colour": ("Color", "OPEN"),
+    "lung_side": ("Organ", "OPEN"),
+    "lesion": ("Abnormality", "CLOSED"),
+    "lesion_half": ("Position", "CLOSED"),
+    "lesion_picture_side": ("Position", "OPEN"),
+    "lesion_body_side": ("Position", "OPEN"),
+    "lesion_quadrant": ("Position", "OPEN"),
+    "midline": ("Position", "CLOSED"),
+    "tissue": ("Size", "CLOSED"),
+}
+
+
+CONTAINS = "Does the picture contain {}?"
+
+
+BROAD = {CONTAINS.format(name) for name in ("brain", "lung", "skull")}
+
+
+# Kinds that are alike and how many of them one picture gets, the most wanted first; all others come before them.
+FAMILIES = (
+    (("contains False",), 3),
+    (("part", "organ", "contains True"), 1),
+    (("plane", "is_plane"), 1),
+    (("modality", "is_modality", "ct_or_mri"), 1),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about the picture of that name; `kind` says which fact it asks for."""
+
+    picture: str
+    kind: str
+    question: str
+    answer: str
+    content_type: str
+    answer_type: str
+
+
+def candidates(picture: Picture) -> list[Question]:
+    """Every question that the picture's facts answer, one phrasing of each."""
+    name, found = picture.name, []
+
+    def ask(kind: str, question: str, answer: object, content_type: str, answer_type: str) -> None:
+        found.append(Question(name, kind, question, answer_text(answer), content_type, answer_type))
+
+    ask("modality", _pick(PHRASES["modality"], name, "modality"), picture.modality, "Modality", "OPEN")
+    for other, phrase in MODALITIES.items():
+        question = _pick((f"Is this {phrase} image?", f"Is this image taken via {other}?"), name, other)
+        ask("is_modality", question, other == picture.modality, "Modality", "CLOSED")
+    if picture.modality in ("CT", "MRI"):
+        ask("ct_or_mri", "Is this a CT image or an MRI image?", picture.modality, "Modality", "CLOSED")
+    if picture.plane:
+        ask("plane", _pick(PHRASES["plane"], name, "plane"), PLANES[picture.plane], "Plane", "OPEN")
+        for plane, answer in PLANES.items():
+            word = answer.lower().removesuffix(" plane")
+            question = _pick((f"Is this a {word} plane?", f"Is this a {word} section?"), name, plane)
+            ask("is_plane", question, plane == picture.plane, "Plane", "CLOSED")
+    for kind, (content_type, answer_type) in PLAIN.items():
+        if picture.facts.get(kind) is not None:
+            ask(kind, _pick(PHRASES[kind], name, kind), picture.facts[kind], content_type, answer_type)
+    for structure, present in sorted(picture.facts.get("contains", {}).items()):
+        ask("contains", CONTAINS.format(structure), present, "Organ", "CLOSED")
+    return found
+
+
+def answer_text(answer: object) -> str:
+    """A fact as SLAKE writes answers: Yes and No, words with a capital."""
+    if isinstance(answer, bool):
+        return "Yes" if answer else "No"
+    text = str(answer)
+    return text[:1].upper() + text[1:]
+
+
+def choose(pictures: Iterable[Picture]) -> list[Question]:
+    """The questions of the data set: few for each picture, and no question string with a dominant answer."""
+    found = _trimmed([question for picture in pictures for question in candidates(picture)])
+    by_picture: dict[str, list[Question]] = defaultdict(list)
+    for question in found:
+        by_picture[question.picture].append(question)
+    limited = [question for questions in by_picture.values() for question in _limited(questions)]
+    return _trimmed(limited)
+
+
+def blind_accuracy(questions: Iterable[tuple[str, str]]) -> float:
+    """Share of right answers when every question string gets its commonest answer; pictures are not looked at.
+
+    `questions` are pairs (question, answer) of the set on which it is both counted and measured.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer in questions:
+        answers[question][answer] += 1
+    right = sum(max(counts.values()) for counts in answers.values())
+    return right / max(1, sum(counts.total() for counts in answers.values()))
+
+
+def _pick(phrases: tuple[str, ...], name: str, kind: str) -> str:
+    return phrases[stable_order(SEED, "phrase", name, kind)[0] % len(phrases)]
+
+
+def _order(question: Question) -> bytes:
+    return stable_order(SEED, "keep", question.picture, question.question)
+
+
+def _trimmed(questions: list[Question]) -> list[Question]:
+    """Drop questions with the commonest answer until its share of its question string is small enough.
+
+    A question string that has one answer only can be answered blindly and goes altogether.
+    """
+    by_string: dict[str, dict[str, list[Question]]] = defaultdict(lambda: defaultdict(list))
+    for question in questions:
+        by_string[question.question][question.answer].append(question)
+    kept: set[Question] = set()
+    for answers in by_string.values():
+        commonest = max(sorted(answers), key=lambda answer: len(answers[answer]))
+        others = [question for answer, group in answers.items() if answer != commonest for question in group]
+        if not others:
+            continue
+        share = MAX_SHARE[others[0].answer_type]
+        room = max(1, int(len(others) * share / (1 - share)))
+        kept.update(others, sorted(answers[commonest], key=_order)[:room])
+    return [question for question in questions if question in kept]
+
+
+def _limited(questions: list[Question]) -> Iterator[Question]:
+    """Few questions of one picture, the ones that need a look at the anatomy first.
+
+    One of each kind, few of each family of `FAMILIES`, and structures that need a close look before the others.
+    """
+    rank = {kind: family for family, (kinds, _) in enumerate(FAMILIES) for kind in kinds}
+    by_family: dict[int, list[Question]] = defaultdict(list)
+    seen: set[str] = set()
+    for question in sorted(questions, key=_order):
+        kind = f"contains {question.question in BROAD}" if question.kind == "contains" else question.kind
+        if kind not in seen or kind == "contains False":
+            by_family[rank.get(kind, -1)].append(question)
+        seen.add(kind)
+    kept = by_family.pop(-1, [])
+    for family, found in sorted(by_family.items()):
+        kept += found[: FAMILIES[family][1]]
+    yield from kept[:MAX_QUESTIONS]

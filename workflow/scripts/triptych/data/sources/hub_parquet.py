@@ -1,0 +1,181 @@
+"""Captioned pictures in a hub data set of Parquet files, at a pinned revision."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cache as cache_all
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from triptych.config.datasets import HubParquetCaptions
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.data.sources.table_files import first_text, is_utf8
+from triptych.download import huggingface
+from triptych.errors import TriptychError
+from triptych.io.manifest import read_json, sha256_json, write_json
+
+DOWNLOADS = 8  # files at a time, as the hub's own client
+
+
+ROW_GROUPS = 2  # kept in memory by a reader: rows are asked for in the order of their places
+
+
+def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject]:
+    """Rows in selection order; only captions and the pictures' names are read.
+
+    Raises:
+        TriptychError: the files cannot be had or read, or lack a column; it names the file and the column.
+    """
+    rows = []
+    for name, file in parquet_files(settings, cache).items():
+        for number, (caption, path) in enumerate(_captions(name, file, settings)):
+            place = f"{name}:{number:09d}"
+            text = first_text(caption)
+            if not text or not text.strip():
+                yield Reject("image", place, f"no text in column {settings.caption_column!r}")
+            elif not is_utf8(text):
+                yield Reject("image", place, f"column {settings.caption_column!r} is not valid UTF-8")
+            else:
+                rows.append((path if path and is_utf8(path) else place, text, place))
+    # Some data sets give many pictures one name: there the place tells them apart.
+    named = Counter((path, text) for path, text, _ in rows)
+    items = (
+        Item(item_id(path if named[path, text] == 1 else place, text), path, place, caption=text)
+        for path, text, place in rows
+    )
+    yield from chosen(items, settings.seed)
+
+
+@contextmanager
+def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
+    """Read the picture of a row; the last row groups stay in memory, so rows in order are quick.
+
+    Raises:
+        TriptychError: the files cannot be had.
+    """
+    files = parquet_files(settings, cache)
+
+    @cache_all
+    def starts(name: str) -> list[int]:
+        """The first row of each row group, and the number of rows."""
+        metadata = pq.read_metadata(files[name])
+        first = [0]
+        for group in range(metadata.num_row_groups):
+            first.append(first[-1] + metadata.row_group(group).num_rows)
+        return first
+
+    @lru_cache(maxsize=ROW_GROUPS)
+    def pictures(name: str, group: int) -> pa.ChunkedArray:
+        with pq.ParquetFile(files[name]) as file:
+            return file.read_row_group(group, columns=[settings.image_column]).column(0)
+
+    def read(place: str) -> bytes:
+        name, _, digits = place.rpartition(":")
+        if name not in files:
+            raise TriptychError(f"{place}: no such file among those of the data set")
+        row = int(digits)
+        try:
+            first = starts(name)
+            group = next(number for number in range(len(first) - 1) if first[number] <= row < first[number + 1])
+            cell = pictures(name, group)[row - first[group]]
+            if isinstance(cell, pa.StructScalar) and cell.is_valid:
+                cell = cell["bytes"]
+            data = cell.as_py()
+        except StopIteration:
+            raise TriptychError(f"{place}: no such row") from None
+        except pa.ArrowException as error:
+            raise TriptychError(f"{place}: cannot be read ({error}); delete the file and run again") from None
+        if not data:
+            raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of a picture")
+        if len(data) > MAX_BYTES:
+            raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
+        return data
+
+    yield read
+
+
+def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
+    """The data set's Parquet files by their names, in order of these; downloaded where they are not stored yet.
+
+    The list of names is kept in the cache: with it and the files, no network is needed.
+
+    Raises:
+        TriptychError: the pattern may match other files, none matches, or they cannot be had.
+    """
+    if not settings.files.endswith(".parquet"):
+        raise TriptychError(f"files: {settings.files!r} must end in .parquet; no other files are downloaded")
+    asked = {"repo": settings.repo, "revision": settings.revision, "files": settings.files}
+    note = cache / "hub-parquet" / f"{sha256_json(asked)[:16]}.json"
+    if note.is_file():
+        names = read_json(note)["names"]
+    else:
+        # `**/` stands for any folders, also for none.
+        patterns = (settings.files, settings.files.replace("**/", ""))
+        known = huggingface.list_files(settings.repo, settings.revision)
+        names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if not names:
+            raise TriptychError(f"{settings.repo}: no file matches {settings.files!r} at {settings.revision}")
+        write_json(note, {**asked, "names": names})
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        files = pool.map(lambda name: huggingface.download(settings.repo, name, settings.revision, cache), names)
+        return dict(zip(names, files, strict=True))
+
+
+def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[tuple[object, str | None]]:
+    """The caption and, where there is one, the name of the picture in each row."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            for column in (settings.caption_column, settings.image_column):
+                if column not in schema.names:
+                    raise TriptychError(
+                        f"{settings.repo}, {name}: has no column {column!r}, but {', '.join(map(repr, schema.names))}"
+                    )
+            columns = [settings.caption_column]
+            if _has_names(schema.field(settings.image_column).type, name, settings):
+                columns.append(f"{settings.image_column}.path")
+            for batch in file.iter_batches(columns=columns):
+                captions = _values(batch.column(settings.caption_column))
+                paths = [None] * len(captions)
+                if len(columns) == 2:
+                    paths = _values(batch.column(settings.image_column).field("path"))
+                yield from zip(captions, paths, strict=True)
+    except (pa.ArrowException, OSError) as error:
+        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete the file and run again") from None
+
+
+def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bool:
+    """Whether pictures have names beside their bytes.
+
+    Raises:
+        TriptychError: the column holds no pictures.
+    """
+    if pa.types.is_struct(kind):
+        parts = {kind.field(index).name for index in range(kind.num_fields)}
+        if "bytes" in parts:
+            return "path" in parts
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return False
+    raise TriptychError(
+        f"{settings.repo}, {name}: column {settings.image_column!r} is {kind}; pictures are bytes or {{bytes, path}}"
+    )
+
+
+def _values(column: pa.Array) -> list:
+    """Cells as Python values; a text that is not UTF-8 keeps its bytes as halves of signs."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> object:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return "\udcff"

@@ -1,0 +1,332 @@
+"""Captioned pictures of the web: a table of addresses and captions, whose pictures are downloaded once.
+
+Which pictures are taken does not depend on the speed of servers or on the number of connections: downloads run side by
+side, but their outcomes are used in the order of the choice. A download is kept under a hash of its address; a refusal
+that will not change is noted beside it, so that only what is missing is asked for again.
+"""
+
+import io
+import json
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+
+import httpx2
+from PIL import Image
+
+from triptych.config.datasets import UrlListCaptions
+from triptych.data.images import FORMATS
+from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
+from triptych.data.sources.table_files import read_records
+from triptych.errors import TriptychError
+from triptych.io.atomic import atomic_path
+from triptych.io.manifest import sha256_bytes, write_json
+
+MAX_REDIRECTS = 5
+
+
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
+
+
+LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left alone
+
+
+PATIENCE = 15  # an attempt may take this many times the setting `timeout`, which is about silence only
+
+
+LOOK_AHEAD = 16  # downloads under way or waiting to be used, for each connection
+
+
+UNREACHABLE = 100  # servers in a row that cannot be reached: then there is no network
+
+
+PROGRESS_SECONDS = 10
+
+
+# Not every failure lasts: a server may be busy (5xx, 429) or slow (408, 425).
+PASSING_STATUS = (408, 425, 429)
+
+
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an address: the size of the stored picture, or the reason why there is none."""
+
+    size: int = 0
+    reason: str = ""
+    unreachable: bool = False
+
+
+class _FailedError(Exception):
+    """An attempt gave no picture."""
+
+    def __init__(self, reason: str, passing: bool = False, after: float = 0.0, unreachable: bool = False):
+        super().__init__(reason)
+        self.reason, self.passing, self.after, self.unreachable = reason, passing, after, unreachable
+
+
+def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
+    """Download pictures in selection order until `settings.wanted` are there or no addresses are left.
+
+    Raises:
+        TriptychError: the table is missing, cannot be read or lacks a column, or there seems to be no network.
+    """
+    items = []
+    table = Path(settings.table).expanduser()
+    for position, row, reason in read_records(table, (settings.url_column, settings.caption_column)):
+        url = row[settings.url_column].strip() if row else ""
+        if reason := reason or _address_fault(url):
+            yield Reject("image", position, reason)
+        else:
+            caption = row[settings.caption_column]
+            items.append(Item(item_id(url, caption), url, _place(url), caption=caption))
+    candidates = []
+    for item in chosen(items, settings.seed):
+        if isinstance(item, Reject):
+            yield item
+        else:
+            candidates.append(item)
+    done, failed, unreachable = 0, 0, 0
+    progress, stop = _Progress(settings.wanted), threading.Event()
+    with (
+        _downloader(settings, cache / "downloads", stop) as get,
+        closing(_in_order(candidates, settings, get, stop, lambda: progress.tell(done, failed))) as outcomes,
+    ):
+        for item, outcome in outcomes:
+            if not outcome.reason:
+                done += 1
+                yield Item(item.id, item.path, item.place, caption=item.caption, stamp=str(outcome.size))
+            else:
+                failed += 1
+                yield Reject("image", item.path, outcome.reason)
+            unreachable = unreachable + 1 if outcome.unreachable else 0
+            if unreachable >= UNREACHABLE:
+                raise TriptychError(
+                    f"{table}: {unreachable} servers in a row cannot be reached; run the fetch step where there is "
+                    "internet (on a cluster: the login node). What is downloaded already is kept"
+                )
+    progress.tell(done, failed, last=True)
+
+
+@contextmanager
+def reader(settings: UrlListCaptions, cache: Path) -> Iterator[Read]:
+    """Read downloaded pictures; nothing is asked of the network."""
+    store = cache / "downloads"
+
+    def read(place: str) -> bytes:
+        if not re.fullmatch(r"[0-9a-f]{2}/[0-9a-f]{64}", place):
+            raise TriptychError(f"{place!r}: not the place of a download")
+        with (store / place).open("rb") as file:
+            data = file.read(settings.max_bytes + 1)
+        if len(data) > settings.max_bytes:
+            raise TriptychError(f"larger than {settings.max_bytes} bytes")
+        return data
+
+    yield read
+
+
+def _in_order(
+    candidates: list[Item],
+    settings: UrlListCaptions,
+    get: Callable[[str], Outcome],
+    stop: threading.Event,
+    tell: Callable[[], None],
+) -> Iterator[tuple[Item, Outcome]]:
+    """Each candidate with its outcome, in order, up to the last one that is wanted.
+
+    No address is asked for that might turn out not to be needed: so the requests, too, depend on the table and the
+    servers alone.
+    """
+    waiting, ahead = iter(candidates), LOOK_AHEAD * settings.connections
+    queue: deque[tuple[Item, Future]] = deque()
+    asked: dict[str, Future] = {}  # an address may stand in the table with several captions
+    missing = settings.wanted
+    with ThreadPoolExecutor(settings.connections) as pool:
+        try:
+            while missing:
+                while len(queue) < ahead and (len(queue) < missing or _hopes(queue) < missing):
+                    item = next(waiting, None)
+                    if item is None:
+                        break
+                    if item.path not in asked:
+                        asked[item.path] = pool.submit(get, item.path)
+                    queue.append((item, asked[item.path]))
+                if not queue:
+                    return
+                item, future = queue.popleft()
+                while not wait([future], PROGRESS_SECONDS).done:
+                    tell()
+                tell()
+                missing -= not future.result().reason
+                yield item, future.result()
+        finally:  # also when the caller stops early
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _hopes(queue: deque[tuple[Item, Future]]) -> int:
+    """How many of the queue are or may still become pictures."""
+    return sum(not future.done() or not future.result().reason for _, future in queue)
+
+
+class _Progress:
+    """Lines on how far the downloads are, every few seconds."""
+
+    def __init__(self, wanted: int):
+        self.wanted, self.start = wanted, time.monotonic()
+        self.told = self.start
+
+    def tell(self, done: int, failed: int, last: bool = False) -> None:
+        now = time.monotonic()
+        if last or now - self.told >= PROGRESS_SECONDS:
+            self.told = now
+            rate = (done + failed) / max(now - self.start, 1e-3)
+            print(f"{done} of {self.wanted} pictures, {failed} addresses failed, {rate:.1f}/s", flush=True)
+
+
+@contextmanager
+def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -> Iterator[Callable[[str], Outcome]]:
+    """Give a function, for any thread, that stores the picture of an address where it is not stored yet."""
+    Image.init()  # before there are threads: loads Pillow's formats once
+    client = httpx2.Client(
+        # Compressed bodies could unpack to any size; pictures are compressed already.
+        headers={"User-Agent": "Triptych (research; downloads captioned pictures)", "Accept-Encoding": "identity"},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        follow_redirects=False,  # each is checked first
+        timeout=httpx2.Timeout(settings.timeout, pool=None),
+        limits=httpx2.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections),
+    )
+
+    def get(url: str) -> Outcome:
+        path = store / _place(url)
+        if known := _known(path, settings.max_bytes):
+            return known
+        wait_for = FIRST_WAIT
+        for attempt in range(1, settings.retries + 2):
+            try:
+                data = _attempt(client, url, settings, stop)
+            except _FailedError as failure:
+                if not failure.passing:
+                    _note(path, failure.reason, settings.max_bytes)
+                    return Outcome(reason=failure.reason)
+                pause = max(wait_for, failure.after)
+                wait_for *= 2
+                if attempt <= settings.retries and pause <= LONGEST_WAIT and not stop.wait(pause):
+                    continue
+                times = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+                return Outcome(reason=f"{failure.reason} after {times}", unreachable=failure.unreachable)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(data)
+            return Outcome(len(data))
+        raise AssertionError("the last attempt returns")
+
+    with client:
+        yield get
+
+
+def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: threading.Event) -> bytes:
+    """The bytes at an address, redirects followed.
+
+    Raises:
+        _FailedError: no picture came.
+    """
+    limit = PATIENCE * settings.timeout
+    deadline = time.monotonic() + limit
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            with client.stream("GET", url) as response:
+                if response.status_code in REDIRECTS and "location" in response.headers:
+                    url = str(response.url.join(response.headers["location"]))
+                    if fault := _address_fault(url):
+                        raise _FailedError(f"redirected: {fault}")
+                    continue
+                _require_ok(response)
+                data, length = bytearray(), response.headers.get("content-length", "")
+                if length.isdecimal() and int(length) > settings.max_bytes:
+                    raise _FailedError(f"larger than {settings.max_bytes} bytes")
+                for part in response.iter_raw():
+                    data += part
+                    if len(data) > settings.max_bytes:
+                        raise _FailedError(f"larger than {settings.max_bytes} bytes")
+                    if time.monotonic() > deadline or stop.is_set():
+                        raise _FailedError(f"not complete within {limit:g} s", passing=True)
+            if not _is_picture(data):
+                raise _FailedError(f"not a picture ({', '.join(FORMATS)})")
+            return bytes(data)
+    # The errors' own texts are left out: they may hold parts of the address.
+    except httpx2.TimeoutException as error:
+        raise _FailedError("timed out", passing=True, unreachable=isinstance(error, httpx2.ConnectTimeout)) from None
+    except httpx2.ConnectError:
+        raise _FailedError("cannot connect", passing=True, unreachable=True) from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise _FailedError(f"broken off ({type(error).__name__})", passing=True) from None
+    except (httpx2.InvalidURL, ValueError):
+        raise _FailedError("not a valid address") from None
+    raise _FailedError(f"more than {MAX_REDIRECTS} redirects")
+
+
+def _require_ok(response: httpx2.Response) -> None:
+    status = response.status_code
+    if status != 200:
+        after = response.headers.get("retry-after", "")
+        passing = status in PASSING_STATUS or status >= 500
+        raise _FailedError(f"HTTP {status}", passing, float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)
+
+
+def _is_picture(data: bytes | bytearray) -> bool:
+    """Whether the bytes begin as a picture; they are decoded to the end by the step that reads them."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS):
+            return True
+    except Exception:  # Pillow's readers raise many types
+        return False
+
+
+def _address_fault(url: str) -> str:
+    """Why an address is not used; empty where nothing speaks against it. Never holds the address itself."""
+    try:
+        address = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
+        return "not a valid address"
+    if address.scheme not in ("http", "https") or not address.host:
+        return "not an http or https address"
+    return "the address holds a user name or password; such addresses are refused" if address.userinfo else ""
+
+
+def _place(url: str) -> str:
+    name = sha256_bytes(url.encode())
+    return f"{name[:2]}/{name}"
+
+
+def _note_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _note(path: Path, reason: str, max_bytes: int) -> None:
+    """Remember a failure that will be the same next time."""
+    write_json(_note_path(path), {"reason": reason, "max_bytes": max_bytes})
+
+
+def _known(path: Path, max_bytes: int) -> Outcome | None:
+    """The outcome of an earlier run; None where the address has to be asked (again)."""
+    too_large = f"larger than {max_bytes} bytes"
+    if path.is_file():
+        size = path.stat().st_size
+        return Outcome(reason=too_large) if size > max_bytes else Outcome(size)
+    try:
+        note = json.loads(_note_path(path).read_text(encoding="utf-8"))
+        reason, limit = note["reason"], note["max_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not reason.startswith("larger than "):
+        return Outcome(reason=reason)
+    return Outcome(reason=too_large) if limit >= max_bytes else None

@@ -1,0 +1,174 @@
+"""Captioned pictures in tar shards of the webdataset layout, read in place: `key.jpg` with `key.txt` or `key.json`."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triptych.config.datasets import WebdatasetCaptions
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.data.sources.table_files import first_text, is_utf8
+from triptych.errors import TriptychError
+from triptych.io.atomic import resolve_under
+
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+
+
+MAX_CAPTION_BYTES = 1_000_000
+
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject]:
+    """Pictures of all shards in selection order; only the tar headers and the captions are read.
+
+    Raises:
+        TriptychError: there are no shards, or one is compressed, cut off or damaged; it names the shard.
+    """
+    folder, items = Path(settings.folder).expanduser(), []
+    for name in _shards(folder, settings.shards):
+        path = resolve_under(folder, name)
+        about = path.stat()
+        for found in _shard_items(name, path, settings.caption_key, f"{about.st_size}-{about.st_mtime_ns}"):
+            if isinstance(found, Reject):
+                yield found
+            else:
+                items.append(found)
+    yield from chosen(items, settings.seed)
+
+
+@contextmanager
+def reader(settings: WebdatasetCaptions, cache: Path) -> Iterator[Read]:
+    """Read a picture's bytes out of its shard, at the place that `listing` gave."""
+    folder = Path(settings.folder).expanduser()
+
+    def read(place: str) -> bytes:
+        shard, offset, size = place.rsplit(":", 2)
+        if int(size) > MAX_BYTES:
+            raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
+        with resolve_under(folder, shard).open("rb") as file:
+            file.seek(int(offset))
+            data = file.read(int(size))
+        if len(data) != int(size):
+            raise TriptychError(f"{shard}: has become shorter since it was listed; run the fetch step again")
+        return data
+
+    yield read
+
+
+def _shards(folder: Path, pattern: str) -> list[str]:
+    try:
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
+    except (ValueError, NotImplementedError) as error:  # an absolute or empty pattern, or one that leads out
+        raise TriptychError(f"shards: {pattern!r} is no pattern of files below `folder` ({error})") from None
+    if not names:
+        raise TriptychError(f"{folder}: no file matches {pattern!r}; correct `folder` or `shards` of the data set")
+    return names
+
+
+def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterator[Item | Reject]:
+    """The pictures of one shard, in the order in which their keys appear."""
+    samples: dict[str, dict[str, tuple[int, int, bytes]]] = {}
+    with path.open("rb") as file:
+        _refuse_compressed(path, file.read(6))
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while member := tar.next():
+                tar.members = []  # tarfile remembers all of them, which nothing needs here
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    yield Reject("image", _shown(name, member.name), "is a link, device or sparse file; refused")
+                    continue
+                key, suffix = _key_and_suffix(member.name)
+                if not key or suffix not in (*SUFFIXES, "txt", "json"):
+                    continue
+                if suffix in samples.setdefault(key, {}):
+                    yield Reject("image", _shown(name, member.name), "the shard has two members of this name")
+                    continue
+                text = b""
+                if suffix in ("txt", "json") and member.size <= MAX_CAPTION_BYTES:
+                    text = tar.extractfile(member).read()
+                samples[key][suffix] = (member.offset_data, member.size, text)
+            _require_end(path, tar.offset)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise TriptychError(f"{path}: cut off or damaged ({error}); get the shard again") from None
+    for key, parts in samples.items():
+        suffix = next((suffix for suffix in SUFFIXES if suffix in parts), "")
+        member = f"{key}.{suffix}" if suffix else key
+        try:
+            if not suffix:
+                raise TriptychError(f"no picture of this key ({', '.join(SUFFIXES)})")
+            offset, size, _ = parts[suffix]
+            if not is_utf8(member):
+                raise TriptychError("its name is not valid UTF-8")
+            if size > MAX_BYTES:
+                raise TriptychError(f"larger than {MAX_BYTES} bytes")
+            caption = _caption(parts, caption_key)
+        except TriptychError as error:
+            yield Reject("image", _shown(name, member), str(error))
+            continue
+        # Places sort by offset, so that sorted reads go through the shard once.
+        path_in_set, place = f"{name}/{member}", f"{name}:{offset:012d}:{size}"
+        yield Item(item_id(path_in_set, caption), path_in_set, place, caption=caption, stamp=stamp)
+
+
+def _shown(shard: str, member: str) -> str:
+    """Name of a member for messages, whatever its bytes are."""
+    return f"{shard}/{member}".encode(errors="replace").decode()
+
+
+def _refuse_compressed(path: Path, start: bytes) -> None:
+    for mark, kind in _COMPRESSED.items():
+        if start.startswith(mark):
+            raise TriptychError(f"{path}: compressed with {kind}; unpack it to a plain .tar, which is read in place")
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """tarfile takes a header that it cannot read for the end: make sure that there is one.
+
+    Raises:
+        TriptychError: at `offset` is neither an empty block nor the end of the file.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0") or len(block) % tarfile.BLOCKSIZE:
+        raise TriptychError(f"{path}: cut off or damaged at byte {offset}; get the shard again")
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """`a/b.jpg` -> `a/b` and `jpg`; a key ends at the first dot of the file name, as in webdataset."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return (f"{folder}{slash}{stem}" if stem and dot else ""), suffix.lower()
+
+
+def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
+    """The caption of a sample: its text file, or else the value of `key` in its JSON.
+
+    Raises:
+        TriptychError: there is none, or it cannot be read.
+    """
+    kind = "txt" if "txt" in parts else "json"
+    if kind not in parts:
+        raise TriptychError(f"no caption: there is neither .txt nor .json of this key (with {key!r} in it)")
+    _, size, data = parts[kind]
+    if size > MAX_CAPTION_BYTES:
+        raise TriptychError(f"its .{kind} is larger than {MAX_CAPTION_BYTES} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+        if kind == "json":
+            entry = json.loads(text)
+            text = first_text(entry.get(key)) if isinstance(entry, dict) else None
+    except UnicodeDecodeError:
+        raise TriptychError(f"its .{kind} is not valid UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise TriptychError(f"its .json is not valid JSON ({error})") from None
+    if not text or not text.strip():
+        raise TriptychError("its .txt is empty" if kind == "txt" else f"its .json has no text under {key!r}")
+    if not is_utf8(text):
+        raise TriptychError(f"its .{kind} is not valid UTF-8")
+    return text

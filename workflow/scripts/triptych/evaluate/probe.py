@@ -1,0 +1,295 @@
+"""Step: what can still be read from a picture once it is projected? Probes of image tokens, before and after.
+
+The question is that of "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual
+Space" (arXiv 2402.16832): a classifier learns an attribute of the picture from its mean-pooled tokens, and its macro-F1
+on other pictures says how much of the attribute the tokens hold. What that work left open is held fixed here: every
+representation, raw features and a random connector among them, is brought to one width, meets the same two probes, and
+is tested on the pictures that its fold holds out, which neither the probe nor the connector has seen. Probes also learn
+labels that were dealt out at random: what they reach there is chance.
+"""
+
+import argparse
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neural_network import MLPClassifier
+from transformers import AutoConfig
+
+from triptych.config.base import Record
+from triptych.config.evaluation import Probe
+from triptych.config.grid import PRE_PROJECTION, SHARED
+from triptych.config.stages import Connector
+from triptych.errors import TriptychError, run_step
+from triptych.features.store import Features
+from triptych.io.parquet import read_table, write_table
+from triptych.model.checkpoint import Base, verify
+from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.utils.seeds import derive_seed
+
+ATTRIBUTES = ("modality", "location", "organ")
+
+
+PROBES = ("linear", "mlp")
+
+
+TASKS = ("labels", "shuffled")
+
+
+AT_ONCE = 64  # pictures projected at a time
+
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("representation", "split")]
+    + [("seed", pa.int64()), ("probe_seed", pa.int64())]
+    + [(name, pa.string()) for name in ("attribute", "probe", "task", "image_id", "group")]
+    + [(name, pa.list_(pa.string())) for name in ("truth", "answer")]
+)
+
+
+class Job(Record):
+    """What one job is told: a representation, which is a prefix of the grid or one of its untrained ones, and how."""
+
+    representation: str
+    seed: int
+    connector: Connector
+    probe: Probe
+
+
+def picture_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
+    """Attribute -> image id -> its values: one of modality and of location, any number of organs.
+
+    A picture's modality and location are what most of its questions say; values of fewer than `rare` pictures become
+    "other". Organs are those of its boxes that at least `rare` pictures have and at least `rare` have not. An attribute
+    that does not tell two groups of so many pictures apart is left out, and so are pictures without a label.
+
+    Args:
+        questions: rows with image_id, modality and location.
+        images: rows with id and boxes (JSON, or None).
+        rare: number of pictures.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for attribute in ("modality", "location"):
+        said: dict[str, Counter] = {}
+        for row in sorted(questions, key=lambda row: (row["image_id"], row["question_id"])):
+            if row[attribute]:
+                said.setdefault(row["image_id"], Counter())[row[attribute]] += 1
+        value = {image: counts.most_common(1)[0][0] for image, counts in said.items()}
+        sizes = Counter(value.values())
+        value = {image: name if sizes[name] >= rare else "other" for image, name in value.items()}
+        frequent = {name for name, size in Counter(value.values()).items() if size >= rare}
+        if len(frequent) > 1:
+            found[attribute] = {image: [name] for image, name in value.items() if name in frequent}
+    asked = {row["image_id"] for row in questions}
+    boxes = {row["id"]: json.loads(row["boxes"]) for row in images if row["boxes"] and row["id"] in asked}
+    seen = {image: {name for name, _ in pairs} for image, pairs in boxes.items()}
+    sizes = Counter(name for names in seen.values() for name in names)
+    organs = {name for name, size in sizes.items() if rare <= size <= len(seen) - rare}
+    if organs:
+        found["organ"] = {image: sorted(names & organs) for image, names in seen.items()}
+    return found
+
+
+def random_subspace(width: int, kept: int, seed: int) -> np.ndarray:
+    """Orthonormal directions (width, kept), drawn at random: how representations are brought to one width."""
+    drawn = np.random.default_rng(seed).normal(size=(width, kept))
+    return np.linalg.qr(drawn)[0].astype(np.float32)
+
+
+def fit_and_answer(
+    kind: Literal["linear", "mlp"],
+    train: np.ndarray,
+    labels: Sequence[Sequence[str]],
+    test: np.ndarray,
+    single: bool,
+    hidden: int,
+    seed: int,
+) -> list[list[str]]:
+    """Fit one probe, and give its answers for `test`; a name that all of `train` have is answered without a fit.
+
+    Args:
+        kind: logistic regression (L2, C = 1), or an MLP of one ReLU layer (Adam, 200 epochs).
+        train: (N, W) inputs; standardised here, by themselves.
+        labels: of the N.
+        test: (M, W) inputs, standardised as `train`.
+        single: exactly one label each, instead of any number.
+        hidden: width of the MLP.
+        seed: of the MLP's weights and batches.
+    """
+    always = set.intersection(*map(set, labels)) if labels else set()
+    names = sorted({name for several in labels for name in several} - always)
+    if not names or not len(test):
+        return [sorted(always) for _ in test]
+    mean, spread = train.mean(0), train.std(0) + 1e-6
+    train, test = (train - mean) / spread, (test - mean) / spread
+    if kind == "mlp":
+        model = MLPClassifier((hidden,), random_state=seed)
+    else:
+        model = LogisticRegression(max_iter=1000)
+        model = model if single else OneVsRestClassifier(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed
+        if single:
+            answers = model.fit(train, [several[0] for several in labels]).predict(test)
+            return [[str(name)] for name in answers]
+        table = np.array([[name in several for name in names] for several in labels], int)
+        table = table[:, 0] if len(names) == 1 else table
+        answers = model.fit(train, table).predict(test).reshape(len(test), -1)
+    return [sorted(always | {name for name, there in zip(names, row, strict=True) if there}) for row in answers]
+
+
+def probe_fold(
+    tokens: np.ndarray,
+    places: dict[str, int],
+    labels: dict[str, dict[str, list[str]]],
+    held_out: set[str],
+    settings: Probe,
+    width: int,
+) -> list[dict]:
+    """Probe one fold: rows with probe_seed, attribute, probe, task, image_id, truth and answer of held-out pictures.
+
+    Args:
+        tokens: (N, D) mean-pooled tokens.
+        places: row of every image id in `tokens`.
+        labels: see `picture_labels`.
+        held_out: image ids to test on; the others train.
+        settings: number of seeds, width of the MLP.
+        width: that inputs are brought to, at most D.
+    """
+    rows = []
+    for probe_seed in range(settings.seeds):
+        seed = derive_seed(probe_seed, "probe")
+        inputs = tokens @ random_subspace(tokens.shape[1], width, seed)
+        for attribute, of_image in labels.items():
+            images = sorted(of_image)
+            dealt = np.random.default_rng(seed).permutation(len(images))
+            truth = {
+                "labels": dict(of_image),
+                "shuffled": {image: of_image[images[other]] for image, other in zip(images, dealt, strict=True)},
+            }
+            fit = [image for image in images if image not in held_out]
+            tested = [image for image in images if image in held_out]
+            for task in TASKS:
+                for kind in PROBES:
+                    answers = fit_and_answer(
+                        kind,
+                        inputs[[places[image] for image in fit]],
+                        [truth[task][image] for image in fit],
+                        inputs[[places[image] for image in tested]],
+                        attribute != "organ",
+                        settings.hidden,
+                        seed % 2**32,
+                    )
+                    rows += [
+                        {
+                            "probe_seed": probe_seed,
+                            "attribute": attribute,
+                            "probe": kind,
+                            "task": task,
+                            "image_id": image,
+                            "truth": truth[task][image],
+                            "answer": answer,
+                        }
+                        for image, answer in zip(tested, answers, strict=True)
+                    ]
+    return rows
+
+
+@torch.inference_mode()
+def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn.Module | None) -> np.ndarray:
+    """Mean over a picture's tokens (N, D), after the connector or, without one, before it."""
+    parts = []
+    for start in range(0, len(images), AT_ONCE):
+        tokens = features(images[start : start + AT_ONCE])
+        parts.append((tokens if connector is None else connector(tokens)).mean(1))
+    return torch.cat(parts).numpy()
+
+
+def connectors(job: Job, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
+    """The connector of each split: of the checkpoints given, or a fresh one, or None before projection.
+
+    Args:
+        job: what is probed.
+        checkpoints: manifests; none for what is not trained.
+        base: vision features and language model.
+
+    Raises:
+        TriptychError: as `checkpoint.verify`.
+    """
+    if job.representation == PRE_PROJECTION:
+        return {SHARED: None}
+    sizes = base.hidden_size, text_width(base)
+    if not checkpoints:
+        return {SHARED: build_connector(job.connector, *sizes, derive_seed(job.seed, "connector", SHARED))}
+    found = {}
+    for path in checkpoints:
+        manifest = verify(path, base)
+        connector = build_connector(Connector.model_validate(manifest["connector"]), *sizes, 0)
+        connector.load_state_dict(load_file(path.parent / CONNECTOR_FILE), strict=True)
+        found[manifest["split"]] = connector
+    return found
+
+
+def text_width(base: Base) -> int:
+    """Size of the language model's hidden states, which connectors project to."""
+    return AutoConfig.from_pretrained(base.language_model).get_text_config().hidden_size
+
+
+def main() -> None:
+    """Probe one representation on every fold, and keep the probes' answers."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--job", required=True, help="representation and settings as JSON")
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="manifests, one for each split")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
+    parser.add_argument("--language-model", type=Path, required=True, help="folder of the language model")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
+    arguments = parser.parse_args()
+    job = Job.model_validate_json(arguments.job)
+
+    folds = read_table(arguments.data / "folds.parquet")
+    questions = read_table(arguments.data / "questions.parquet")
+    image_of = {row["question_id"]: row["image_id"] for row in questions}
+    pool = {image_of[row["question_id"]] for row in folds}
+    pictures = read_table(arguments.data / "images", ["id", "group", "boxes"])
+    group = {row["id"]: row["group"] for row in pictures}
+    asked = [row for row in questions if row["image_id"] in pool]
+    labels = picture_labels(asked, pictures, job.probe.rare)
+    if not labels:
+        raise TriptychError(
+            f"{arguments.data}: no attribute tells {job.probe.rare} pictures from as many others, so there is nothing "
+            "to probe; set evaluation.probe: null"
+        )
+
+    features = Features(arguments.features)
+    base = Base(arguments.language_model, features.hidden_size, features.encoder)
+    width = min(features.hidden_size, text_width(base))  # of the narrowest representation
+    images = sorted(pool)
+    places = {image: row for row, image in enumerate(images)}
+    pooled = {
+        split: pooled_tokens(features, images, connector)
+        for split, connector in connectors(job, arguments.checkpoints, base).items()
+    }
+    records = []
+    for split in sorted({row["fold"] for row in folds}):
+        held_out = {image_of[row["question_id"]] for row in folds if (row["fold"], row["part"]) == (split, "test")}
+        tokens = pooled[SHARED if SHARED in pooled else split]
+        run = {"representation": job.representation, "split": split, "seed": job.seed}
+        found = probe_fold(tokens, places, labels, held_out, job.probe, width)
+        records += [{**run, **row, "group": group[row["image_id"]]} for row in found]
+        print(f"{split}: {len(held_out)} of {len(images)} pictures held out, {', '.join(labels)}", flush=True)
+    write_table(arguments.out, records, SCHEMA)
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,282 @@
+"""Statistics of a paired comparison of two arms, as pure functions.
+
+The data are differences, first arm less second, one for each question that a run of both arms answered. Runs (a fold
+and a seed) and groups (a picture, or all pictures of one subject) are what varies; a picture's questions are not
+independent of each other, and neither are the runs of one cross-validation, whose training parts overlap. All that the
+statistics need of the differences are their sums and numbers per run and group: the *cells*.
+
+Cells fit both designs: with folds, a question is held out in one fold and only that fold's runs fill its group's cells;
+on a common test part, every run fills every cell.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from triptych.errors import TriptychError
+
+Number = float | np.ndarray
+
+
+DRAWS = 10_000
+
+
+DRAWS_AT_ONCE = 1000  # bounds the memory of the bootstrap
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Differences by run and group.
+
+    Attributes:
+        sums: (..., R, G) sum of the differences in each cell; leading axes are comparisons of the same design.
+        counts: (R, G) number of differences in each cell; 0 where a run answered no question of a group.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean difference with what is known of it, in the unit of the differences.
+
+    Numbers, or arrays where the cells have leading axes.
+
+    Attributes:
+        effect: mean over all answers.
+        standard_error: of the effect.
+        df: degrees of freedom.
+        p: two-sided p value of "no difference".
+        low: lower end of the confidence interval.
+        high: its upper end.
+    """
+
+    effect: Number
+    standard_error: Number
+    df: int
+    p: Number
+    low: Number
+    high: Number
+
+
+def tabulate(differences: Sequence[float], runs: Sequence[Hashable], groups: Sequence[Hashable]) -> Cells:
+    """Sums and counts by run and group; the order of the rows has no influence.
+
+    Args:
+        differences: (N,) first arm less second, one for each answered question.
+        runs: (N,) the run of each, sortable.
+        groups: (N,) the group of each, sortable.
+
+    Raises:
+        TriptychError: there is no row.
+    """
+    if not len(differences):
+        raise TriptychError("there is no answer to compare")
+    row = {run: index for index, run in enumerate(sorted(set(runs)))}
+    column = {group: index for index, group in enumerate(sorted(set(groups)))}
+    position = [row[run] * len(column) + column[group] for run, group in zip(runs, groups, strict=True)]
+    size, shape = len(row) * len(column), (len(row), len(column))
+    sums = np.bincount(position, weights=np.asarray(differences, float), minlength=size)
+    return Cells(sums.reshape(shape), np.bincount(position, minlength=size).reshape(shape))
+
+
+def overlap_factor(runs: int, folds: int) -> float:
+    """Factor of the runs' variance for training parts that overlap: 1 + runs / (folds - 1); 1 where nothing overlaps.
+
+    The corrected resampled t of Nadeau and Bengio (Machine Learning 52, 2003) adds n_test / n_train to 1 / runs, which
+    under k-fold cross-validation is 1 / (k - 1).
+
+    Args:
+        runs: number of runs.
+        folds: number of different training parts; 1 where all runs train on the same one.
+    """
+    return 1.0 if folds == 1 else 1 + runs / (folds - 1)
+
+
+def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estimate:
+    """t test and interval of the mean difference, clustered by run and by group.
+
+    The variance is that of Cameron, Gelbach and Miller (Journal of Business & Economic Statistics 29, 2011), run term
+    + group term - term of the cells, each with its G / (G - 1), where the run term is multiplied by `overlap_factor`.
+    The number of the rarer units, less one, gives the degrees of freedom.
+
+    Where every answer differs by the same amount there is no spread: the standard error is 0, the interval is the
+    effect alone, and p is 1 for an effect of zero and 0 for any other. Who reports it must say so.
+
+    Args:
+        cells: differences by run and group.
+        folds: number of different training parts; 1 where all runs train on the same one.
+        level: of the interval.
+
+    Raises:
+        TriptychError: fewer than two runs or two groups, whose spread cannot be known.
+    """
+    counts = cells.counts
+    runs, groups = counts.shape
+    if runs < 2:
+        raise TriptychError("one run shows no spread over runs; compare at least two (more seeds or folds)")
+    _need_groups(groups)
+    effect = cells.sums.sum((-2, -1)) / counts.sum()
+    residuals = cells.sums - np.multiply.outer(effect, counts)
+    run_term = overlap_factor(runs, folds) * _cluster_variance(residuals.sum(-1), runs, counts)
+    group_term = _cluster_variance(residuals.sum(-2), groups, counts)
+    cell_term = _cluster_variance(residuals.reshape(*residuals.shape[:-2], -1), int((counts > 0).sum()), counts)
+    # By chance the sum of the three can be less than one of the first two alone, or even negative. In truth it is not.
+    variance = np.maximum(run_term + group_term - cell_term, np.maximum(run_term, group_term))
+    error = np.sqrt(variance)
+    scale = np.abs(cells.sums).max((-2, -1)) / counts.max()
+    error = np.where(error > 1e-12 * scale, error, 0.0)  # what rounding leaves of an exact zero
+
+    df = min(runs, groups) - 1
+    flat = np.where(effect == 0, 0.0, np.inf)
+    t = np.divide(np.abs(effect), error, out=np.asarray(flat), where=error > 0)
+    half = stats.t.ppf((1 + level) / 2, df) * error
+    values = (effect, error, 2 * stats.t.sf(t, df), effect - half, effect + half)
+    effect, error, p, low, high = (float(value) if np.ndim(value) == 0 else value for value in values)
+    return Estimate(effect, error, df, p, low, high)
+
+
+def _cluster_variance(sums: np.ndarray, clusters: int, counts: np.ndarray) -> np.ndarray:
+    """Variance of the mean, from the sums of the residuals in each of several clusters: (..., clusters) to (...)."""
+    return clusters / (clusters - 1) * np.square(sums).sum(-1) / counts.sum() ** 2
+
+
+def _need_groups(groups: int) -> None:
+    if groups < 2:
+        raise TriptychError("all questions belong to one picture or subject; a comparison needs at least two")
+
+
+def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean difference; runs and groups are drawn anew, each with replacement.
+
+    The pigeonhole bootstrap of Owen (Annals of Applied Statistics 1, 2007). It knows nothing of overlapping training
+    parts, so with folds it is too narrow where overlap matters. With one run, the groups alone are drawn.
+
+    Args:
+        cells: differences by run and group, without leading axes.
+        seed: of the draws.
+        draws: their number.
+        level: of the interval.
+
+    Raises:
+        TriptychError: fewer than two groups.
+    """
+    runs, groups = cells.counts.shape
+    _need_groups(groups)
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        number = min(DRAWS_AT_ONCE, draws - start)
+        of_runs = generator.multinomial(runs, np.full(runs, 1 / runs), number)
+        of_groups = generator.multinomial(groups, np.full(groups, 1 / groups), number)
+        sums = (of_groups @ cells.sums.T * of_runs).sum(1)
+        counts = (of_groups @ cells.counts.T * of_runs).sum(1)
+        filled = counts > 0  # of very few groups, a draw can miss every one that its runs answered
+        means.append(sums[filled] / counts[filled])
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def correlated_bayes_t(estimate: Estimate, rope: float) -> tuple[float, float, float]:
+    """Probabilities that the difference is below, inside and above the region of practical equivalence.
+
+    The Bayesian correlated t test (Corani and Benavoli, Machine Learning 100, 2015; Benavoli et al., Journal of
+    Machine Learning Research 18, 2017): under a flat prior, the true difference follows Student's t about the effect,
+    scaled by its standard error. Theirs is (1 / R + 1 / (k - 1)) times the variance of the runs' means; here the
+    two-way clustered one stands in its place. The two are equal where each group has one run and runs are equally long;
+    on a common test part, the choice of its pictures counts too. So probabilities and interval never contradict.
+
+    Args:
+        estimate: from `two_way_clustered_t`.
+        rope: differences between -rope and +rope count as none.
+    """
+    if estimate.standard_error == 0:
+        return (float(estimate.effect < -rope), float(abs(estimate.effect) <= rope), float(estimate.effect > rope))
+    belief = stats.t(estimate.df, estimate.effect, estimate.standard_error)
+    below, above = float(belief.cdf(-rope)), float(belief.sf(rope))
+    return below, 1 - below - above, above
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Exact two-sided p value of McNemar's test (Psychometrika 12, 1947), for one run of each arm alone.
+
+    Args:
+        first_only: questions that only the first arm answered right.
+        second_only: questions that only the second did.
+    """
+    if first_only + second_only == 0:
+        return 1.0
+    return float(stats.binomtest(first_only, first_only + second_only).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def minimum_detectable_effect(standard_error: float, df: int, level: float = 0.95, power: float = 0.8) -> float:
+    """The smallest true difference that a comparison as precise as this one finds with probability `power`.
+
+    (t of the test + t of the power) x standard error (Bloom, Evaluation Review 19, 1995).
+
+    Args:
+        standard_error: of the effect.
+        df: its degrees of freedom.
+        level: 1 - the test's size.
+        power: wanted probability.
+    """
+    return float((stats.t.ppf((1 + level) / 2, df) + stats.t.ppf(power, df)) * standard_error)
+
+
+def verdict(first: str, second: str, estimate: Estimate, p_holm: float, rope: float, level: float = 0.95) -> str:
+    """What may be said of a comparison, in words and points.
+
+    A difference is claimed only where the corrected p value allows it; equivalence only where the whole interval lies
+    within the region.
+
+    Args:
+        first: name of the first arm.
+        second: name of the second.
+        estimate: from `two_way_clustered_t`, in points.
+        p_holm: p value after Holm's correction over all comparisons.
+        rope: half width of the region of practical equivalence, in points.
+        level: of the interval; the test's size is 1 - level.
+    """
+    effect, low, high = estimate.effect, estimate.low, estimate.high
+    if estimate.standard_error == 0:
+        return (
+            f"{first} less {second} is {effect:+.1f} points for every answer alike: without any spread, nothing can "
+            "be said of other runs or pictures."
+        )
+    size = points(rope)
+    ahead, behind = (first, second) if effect > 0 else (second, first)
+    interval = f"{effect:+.1f} points ({100 * level:g} % interval {low:+.1f} to {high:+.1f})"
+    found = p_holm < 1 - level
+    if max(-low, high) <= rope:
+        equal = f"{first} less {second} is {interval}: no difference larger than {size} is supported"
+        return f"{equal}, but {ahead} is ahead by a little." if found else f"{equal}."
+    if found:
+        start = f"{ahead} is better than {behind}: {first} less {second} is {interval}"
+        if min(abs(low), abs(high)) > rope:
+            return f"{start}, a difference larger than {size}."
+        return f"{start}; whether the difference is larger than {size} stays open."
+    detectable = round(minimum_detectable_effect(estimate.standard_error, estimate.df, level), 1)
+    open_to = round(max(-low, high), 1)
+    corrected = ", after correction for the number of comparisons" if low > 0 or high < 0 else ""
+    return (
+        f"No difference between {first} and {second} is shown{corrected}: {first} less {second} is {interval}. One of "
+        f"up to {points(open_to)} is not ruled out; this comparison would find one of {points(detectable)} in 4 cases "
+        "of 5."
+    )
+
+
+def points(value: float) -> str:
+    """'1 point', '2.5 points'."""
+    return f"{value:g} point" if value == 1 else f"{value:g} points"

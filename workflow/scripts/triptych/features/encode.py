@@ -1,0 +1,193 @@
+"""Step: frozen vision features of every picture of a data set, computed once, in memory-mapped shards."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from triptych.config.stages import FeatureSettings
+from triptych.data.image_table import PictureTable
+from triptych.errors import run_step
+from triptych.features.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
+from triptych.features.store import compute_tokens, load_pixels, shards_folder
+from triptych.io.manifest import read_json, write_record
+from triptych.model import vision
+from triptych.utils.device import best_device, cores, encoder_batch, loading_threads
+from triptych.utils.prefetch import map_ahead
+
+REPORT = 10  # seconds between lines of progress
+
+
+def encode(
+    data: Path, models: Path, out: Path, settings: FeatureSettings, device: torch.device, shard_size: int = SHARD
+) -> dict:
+    """Make the shards of one data set that are not there yet, and write its manifest, the last thing of all.
+
+    Above the budget no shard is made, and the manifest says `on_the_fly`.
+
+    Args:
+        data: folder of the data set.
+        models: folder of the vision encoder.
+        out: folder of the manifest; the shards of all data sets are beside it.
+        settings: of the features.
+        device: where the encoder runs.
+        shard_size: pictures in a shard.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        TriptychError: a picture cannot be decoded, or is not the one the table says.
+    """
+    table = PictureTable(data / "images")
+    identity = encoder_hashes(models)
+    shards = plan(table.hashes, identity, settings.dtype, shard_size)
+    store = shards_folder(out)
+    # The last comes first: of two data sets that begin alike and are encoded side by side, the larger one finds the
+    # shards that both need already made when it gets there.
+    missing = [shard for shard in reversed(shards) if not is_complete(store / shard.file, shard.key)]
+    record = {
+        "dtype": settings.dtype,
+        "encoder": identity,
+        "images_table": read_json(data / "manifest.json")["files"]["images"],
+    }
+    if missing:
+        encoder = vision.load(models, device)
+        size = settings.batch_size or encoder_batch(device)
+        shape, rate = try_out(encoder, table, missing[0].rows[:size], settings, device)
+    else:
+        shape, rate = read_header(store / shards[0].file, shards[0].key).shape[1:], None
+    gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9
+    on_the_fly = gigabytes > settings.budget_gb
+    todo = sum(len(shard.rows) for shard in missing)
+    print(estimate(len(table), shape, settings, gigabytes, todo, rate), flush=True)
+    record |= {"shape": list(shape), "on_the_fly": on_the_fly}
+    if on_the_fly:
+        # Relative, so that results may be moved as a whole.
+        folders = {"data": os.path.relpath(data, out), "vision_encoder": os.path.relpath(models, out)}
+        record |= {"files": {}, "batch_size": settings.batch_size, **folders}
+    else:
+        if missing:
+            make_shards(encoder, table, missing, store, shape, settings.dtype, size, device)
+        record["files"] = {shard.file: read_header(store / shard.file, shard.key).sha256 for shard in shards}
+        record["shards"] = [
+            {"file": shard.file, "images": table.image_ids[shard.rows.start : shard.rows.stop]} for shard in shards
+        ]
+    write_record(out / "manifest.json", record)
+    return record
+
+
+def try_out(
+    encoder: vision.Encoder, table: PictureTable, rows: Sequence[int], settings: FeatureSettings, device: torch.device
+) -> tuple[list[int], float]:
+    """Encode one batch, and then again against the clock.
+
+    Returns:
+        Shape (N, D) of a picture's tokens, and the pictures per second to expect.
+    """
+    compute_tokens(encoder, load_pixels(encoder, table, rows[:1], device), settings.dtype, device)
+    start = time.perf_counter()
+    pixels = load_pixels(encoder, table, rows, device)
+    loaded = time.perf_counter()
+    tokens = compute_tokens(encoder, pixels, settings.dtype, device)
+    loading, computing = loaded - start, time.perf_counter() - loaded
+    # Pictures are loaded beside the encoder where it leaves a core, and in its time where it leaves none.
+    beside = device.type == "cuda" or cores() > torch.get_num_threads()
+    seconds = max(loading / loading_threads(device), computing) if beside else loading + computing
+    return list(tokens.shape[1:]), len(rows) / seconds
+
+
+def estimate(
+    pictures: int, shape: Sequence[int], settings: FeatureSettings, gigabytes: float, todo: int, rate: float | None
+) -> str:
+    """One line: what will be made, how large it is, and how long it takes."""
+    size = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
+    line = f"{pictures} pictures x {shape[0]} tokens x {shape[1]}: {size} in {settings.dtype}"
+    if gigabytes > settings.budget_gb:
+        return f"{line}, above features.budget_gb ({settings.budget_gb:g}): nothing is stored, on_the_fly"
+    if rate is None or not todo:
+        return f"{line}, all made before"
+    before = f", {pictures - todo} pictures made before" if todo < pictures else ""
+    return f"{line}{before}, about {duration(todo / rate)} at {rate:.0f}/s"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def make_shards(
+    encoder: vision.Encoder,
+    table: PictureTable,
+    shards: Sequence[Shard],
+    store: Path,
+    shape: Sequence[int],
+    dtype: str,
+    batch_size: int,
+    device: torch.device,
+) -> None:
+    """Write `shards` into folder `store`: threads load pictures, one computes (two feed a GPU), this one writes.
+
+    Order, batches and so the bytes are the same on every run; a few batches are in memory.
+    """
+
+    def parts() -> Iterator[tuple[Shard, range]]:
+        for shard in shards:
+            if not is_complete(store / shard.file, shard.key):  # another data set's run may have made it meanwhile
+                yield from ((shard, shard.rows[at : at + batch_size]) for at in range(0, len(shard.rows), batch_size))
+
+    def load(part: tuple[Shard, range]) -> tuple[Shard, torch.Tensor]:
+        return part[0], load_pixels(encoder, table, part[1], device)
+
+    def compute(part: tuple[Shard, torch.Tensor]) -> tuple[Shard, torch.Tensor]:
+        return part[0], compute_tokens(encoder, part[1], dtype, device)
+
+    loaded = map_ahead(load, parts(), loading_threads(device))
+    computed = map_ahead(compute, loaded, 2 if device.type == "cuda" else 1)
+    report = progress(sum(len(shard.rows) for shard in shards))
+    for shard, batches in groupby(computed, key=lambda part: part[0]):
+        with new_shard(store / shard.file, shard.key, [len(shard.rows), *shape], dtype) as add:
+            for _, tokens in batches:
+                add(tokens)
+                report(len(tokens))
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A function that is told how many pictures more are done, and now and then prints rate and time left."""
+    start = shown = time.monotonic()
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done, shown
+        done += more
+        now = time.monotonic()
+        if now - shown >= REPORT or done == total:
+            rate = done / max(now - start, 1e-9)
+            print(f"{done}/{total} pictures, {rate:.0f}/s, {duration((total - done) / rate)} left", flush=True)
+            shown = now
+
+    return report
+
+
+def main() -> None:
+    """Encode one data set's pictures; the manifest is written last."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", default="{}", help="settings of the features as JSON")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--encoder", type=Path, required=True, help="folder of the vision encoder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the manifest into")
+    parser.add_argument("--shard-size", type=int, default=SHARD, help="pictures in a shard")
+    arguments = parser.parse_args()
+    settings = FeatureSettings.model_validate_json(arguments.settings)
+    encode(arguments.data, arguments.encoder, arguments.out, settings, best_device(), arguments.shard_size)
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,135 @@
+"""Files and folders that are written whole or not at all, and names that stay below a folder."""
+
+import glob
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from triptych.errors import TriptychError
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_prefix(path: Path) -> str:
+    """Names the process that writes, so that what a killed one left can be told from work in progress."""
+    return f".{path.name}.{socket.gethostname()}-{os.getpid()}."
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that no longer run left of earlier attempts to write `path`."""
+    start = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        process = left.name.removeprefix(start).split(".")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, for another user
+        return True
+    return True
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`; when the block ends well, sync it and rename it to `path`.
+
+    An error inside the block leaves `path` as it was and removes the temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name, or copy it where the two are on different disks, or theirs knows no links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; when the block ends well, sync its files and put it at `path`.
+
+    A folder already at `path` is replaced only after the new one is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors makes its files readable for the owner only
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            elif file.is_dir():
+                fsync_directory(file)
+        fsync_directory(temporary)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
+            path.rename(old / path.name)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        fsync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def resolve_under(root: Path, name: str) -> Path:
+    """The path of `name` below `root`, links followed.
+
+    Raises:
+        TriptychError: `name` is absolute or leads out of `root`.
+    """
+    # With strings, and the folder's own links followed once: this is done for every picture.
+    top = _real_folder(os.fspath(root))
+    path = os.path.join(_real_folder(os.path.join(top, os.path.dirname(name))), os.path.basename(name))  # noqa: PTH118, PTH119, PTH120
+    if os.path.islink(path) or os.path.basename(name) in ("", ".", ".."):  # noqa: PTH114, PTH119
+        path = os.path.realpath(path)
+    if os.path.isabs(name) or os.path.commonpath((top, path)) != top:  # noqa: PTH117
+        raise TriptychError(f"{name!r} leads out of {top}; only files below that folder may be named")
+    return Path(path)
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)

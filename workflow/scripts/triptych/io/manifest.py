@@ -1,0 +1,75 @@
+"""Hashes, and the JSON records that hold them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import TriptychError
+from triptych.io.atomic import write_text
+
+SEAL = "seal"  # key of a record's own hash
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, whatever order they were written in."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with sorted keys atomically: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_record(path: Path, value: dict) -> None:
+    """Write a JSON object as `write_json` does, with a hash of the rest under `seal`, which `read_json` checks."""
+    value = json.loads(json.dumps(value))  # keys as they will be read
+    write_json(path, {**value, SEAL: sha256_json(value)})
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; of a record that `write_record` wrote, what was given to it.
+
+    Raises:
+        TriptychError: the file is missing, is not JSON, or is a record that has changed since it was written.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TriptychError(f"{path}: no such file; the step that writes it has not run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TriptychError(f"{path}: not valid JSON ({error}); restore it, or delete it and run again") from None
+    if isinstance(value, dict) and (seal := value.pop(SEAL, None)) and seal != sha256_json(value):
+        raise TriptychError(f"{path}: damaged or edited: it differs from its seal; delete it and run again")
+    return value
+
+
+def require_files(folder: Path, files: Mapping[str, str], mend: str) -> None:
+    """Compare files below `folder` with their sha256, by name.
+
+    Raises:
+        TriptychError: one is missing or has changed; it ends with `mend`, what to do about it.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise TriptychError(f"{path}: missing, though manifest.json lists it; {mend}")
+        if sha256_file(path) != expected:
+            raise TriptychError(f"{path}: differs from the hash in manifest.json; {mend}")

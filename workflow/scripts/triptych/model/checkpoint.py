@@ -1,0 +1,194 @@
+"""Checkpoints: a folder of safetensors and a manifest that says what it is; the hand-over between stages."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+import triptych
+from triptych.config.stages import Connector, Lora
+from triptych.errors import TriptychError
+from triptych.io.atomic import atomic_directory, atomic_path
+from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
+from triptych.model import language_model
+from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.vlm import VisionLanguageModel, add_lora
+from triptych.utils.device import attention_kind
+from triptych.utils.seeds import derive_seed
+
+ADAPTER_FILE = "adapter.safetensors"
+
+
+def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors that a checkpoint holds, per file."""
+    state = {CONNECTOR_FILE: dict(model.connector.state_dict())}
+    if model.has_lora:
+        state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
+    return {
+        file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
+        for file, tensors in state.items()
+    }
+
+
+def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
+    """Write the checkpoint's tensor files into `folder`; gives their names."""
+    state = trained_state(model)
+    for file, tensors in state.items():
+        save_file(tensors, folder / file)
+    return sorted(state)
+
+
+def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
+    """Load a checkpoint's tensors; the model must have exactly the same ones.
+
+    Args:
+        model: that takes them.
+        folder: of the checkpoint.
+        connector: load the connector's, too, and not the adapters' alone.
+
+    Raises:
+        TriptychError: a tensor is missing, surplus or of another shape; the message names it.
+    """
+    expected = trained_state(model)
+    if not connector:
+        del expected[CONNECTOR_FILE]
+    for file, tensors in expected.items():
+        path = folder / file
+        if not path.is_file():
+            raise TriptychError(f"{path}: the parent checkpoint has no such file; its stage must be run again")
+        found = load_file(path)
+        faults = [f"{name} is missing" for name in tensors if name not in found]
+        faults += [f"{name} is not part of this model" for name in found if name not in tensors]
+        faults += [
+            f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in tensors.items()
+            if name in found and found[name].shape != tensor.shape
+        ]
+        if faults:
+            raise TriptychError(f"{path}: {'; '.join(faults)}; the parent was trained with other settings")
+        if file == CONNECTOR_FILE:
+            model.connector.load_state_dict(found, strict=True)
+        else:
+            set_peft_model_state_dict(model.language_model, found)
+
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a checkpoint builds upon: the folder of the language model, and the vision features' size and encoder."""
+
+    language_model: Path
+    hidden_size: int
+    vision_encoder: dict[str, str]  # sha256 of the encoder's files
+
+    @property
+    def identity(self) -> dict[str, str | dict[str, str]]:
+        """What a training depends on: sha256 of the files of both frozen models, and the text of one turn."""
+        files = read_json(self.language_model / MANIFEST)["files"]
+        prompt = language_model.load_prompt(self.language_model)
+        return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
+
+
+@cache
+def code_version() -> str:
+    """Version of Triptych and a hash of its source, to tell which code made a checkpoint.
+
+    The source is read at the first call, so a training asks as it starts: files may be edited while it runs.
+    """
+    folder = Path(triptych.__file__).parent
+    source = "".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in sorted(folder.rglob("*.py")))
+    return f"{triptych.__version__}+{sha256_bytes(source.encode())[:12]}"
+
+
+def build(
+    base: Base,
+    parent: Path | None,
+    connector: Connector,
+    lora: Lora | None,
+    seed: int,
+    split: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    init: Literal["random", "parent"] = "parent",
+) -> VisionLanguageModel:
+    """The model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
+
+    Args:
+        base: language model and size of the vision features.
+        parent: the parent's `manifest.json`; None for a fresh connector.
+        connector: settings of the connector.
+        lora: settings of the adapters if this stage trains them; a parent's adapters are kept in any case.
+        seed: the run's seed.
+        split: `shared` or the fold.
+        dtype: of the frozen language model; what trains is fp32.
+        device: where the model will run.
+        init: `random` gives a fresh connector though there is a parent, and the parent's adapters.
+
+    Raises:
+        TriptychError: language model or parent is damaged, or it was trained on other models, settings or seed.
+    """
+    require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
+    network = language_model.load(base.language_model, dtype, attention_kind(device))
+    hidden = network.get_input_embeddings().weight.shape[1]
+    link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
+    model = VisionLanguageModel(link, network)
+    manifest = verify(parent, base) if parent else {"seed": seed, "files": {}}
+    if manifest["seed"] != seed:
+        raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
+    keep = init == "parent"
+    if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
+        raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
+    parent_has_lora = ADAPTER_FILE in manifest["files"]
+    if parent_has_lora:
+        model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
+    if parent:
+        load_trained(model, parent.parent, connector=keep)
+    if lora and not parent_has_lora:
+        model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+    return model.to(device)
+
+
+def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.device) -> VisionLanguageModel:
+    """A finished checkpoint, for evaluation."""
+    manifest = read_json(manifest_path)  # `build` verifies it
+    connector = Connector.model_validate(manifest["connector"])
+    model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype, device)
+    model.blind = manifest.get("blind", False)
+    return model.eval().requires_grad_(False)
+
+
+def verify(manifest_path: Path, base: Base) -> dict:
+    """Check a checkpoint's files against its manifest, and its base against ours; gives the manifest.
+
+    Raises:
+        TriptychError: a file is missing or changed, or the base model is another one.
+    """
+    manifest = read_json(manifest_path)
+    require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
+    for part, expected in base.identity.items():
+        if manifest.get(part, expected) != expected:  # no prompt is told by checkpoints of earlier versions
+            name = part.replace("_", " ")
+            raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")
+    return manifest
+
+
+def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str) -> None:
+    """Write a finished checkpoint: tensors, `metrics.jsonl`, and last its manifest with the files' hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / ADAPTER_FILE).unlink(missing_ok=True)
+    with atomic_directory(folder / "new") as temporary:
+        files = save_trained(model, temporary)
+    for file in files:
+        (folder / "new" / file).replace(folder / file)
+    (folder / "new").rmdir()
+    with atomic_path(folder / "metrics.jsonl") as temporary:
+        temporary.write_text(metrics, encoding="utf-8")
+    hashes = {file: sha256_file(folder / file) for file in [*files, "metrics.jsonl"]}
+    write_record(folder / MANIFEST, {**manifest, "files": hashes, "code": code_version()})

@@ -1,0 +1,71 @@
+"""Step: put one frozen model into a folder, with a manifest of its files' hashes."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from triptych.config.base import Record
+from triptych.config.models import Models
+from triptych.download.huggingface import model_folder
+from triptych.download.packages import default_cache
+from triptych.errors import TriptychError, run_step
+from triptych.io.atomic import atomic_directory
+from triptych.io.manifest import canonical_json, sha256_file, write_record
+from triptych.model import language_model, vision
+
+CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
+
+
+FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
+
+
+def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
+    """Put a frozen model's files into the folder `out`, as safetensors, with `manifest.json`: settings and hashes.
+
+    Raises:
+        TriptychError: the model cannot be had.
+    """
+    with atomic_directory(out) as folder:
+        match settings.source:
+            case "hub":
+                model_folder(settings.repo, settings.revision, folder, FILES)
+            case "folder":
+                copy_model(Path(settings.folder), FILES, folder)
+            case "package":
+                CONVERT[role](settings, cache, folder)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+        write_record(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
+
+
+def copy_model(folder: Path, patterns: list[str], out: Path) -> None:
+    """Copy a model's files that match `patterns` from a local folder into `out`.
+
+    Raises:
+        TriptychError: the folder has no safetensors.
+    """
+    files = {path for pattern in patterns for path in folder.expanduser().glob(pattern) if path.is_file()}
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise TriptychError(f"{folder}: has no .safetensors file; name a folder that `save_pretrained` has written")
+    for path in sorted(files):
+        shutil.copyfile(path, out / path.name)
+
+
+def main() -> None:
+    """Fetch and convert one model."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--role", required=True, choices=sorted(CONVERT))
+    parser.add_argument("--settings", required=True, help="the model's settings as JSON")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    field = Models.model_fields[arguments.role]
+    settings = TypeAdapter(field.rebuild_annotation()).validate_json(arguments.settings)
+    prepare_model(arguments.role, settings, arguments.cache, arguments.out)
+    print(f"{arguments.role}: {canonical_json(settings.model_dump())} -> {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,257 @@
+"""Step: compare the first schedule with each of the others, on the same questions and runs, from prediction records."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.errors import TriptychError, run_step
+from triptych.evaluate.metrics import ANSWER_TYPES, exact_match
+from triptych.evaluate.statistics import (
+    DRAWS,
+    bootstrap_interval,
+    correlated_bayes_t,
+    holm,
+    mcnemar,
+    minimum_detectable_effect,
+    overlap_factor,
+    points,
+    tabulate,
+    two_way_clustered_t,
+    verdict,
+)
+from triptych.io.atomic import write_text
+from triptych.io.manifest import write_record
+from triptych.io.parquet import read_table
+from triptych.tables.format import csv_text
+
+LEVEL = 0.95
+
+
+READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
+
+
+COLUMNS = [
+    "first", "second", "questions", "groups", "runs", "folds", "seeds", "first_accuracy", "second_accuracy",
+    "effect", "low", "high", "standard_error", "df", "p", "p_holm", "bootstrap_low", "bootstrap_high", "rope",
+    "probability_below", "probability_equal", "probability_above", "detectable", "mcnemar_p", "verdict",
+]  # fmt: skip
+
+
+Run = tuple[str, int]  # split and seed
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Answers of two arms to the same questions, an entry in each list for every question of every run.
+
+    Attributes:
+        runs: split and seed.
+        questions: question id.
+        groups: picture or subject that the question is about.
+        first: 1 where the first arm's answer is right, 0 where it is not.
+        second: the same of the second arm.
+    """
+
+    runs: list[Run]
+    questions: list[str]
+    groups: list[str]
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def folds(self) -> int:
+        """Number of different training parts."""
+        return len({split for split, _ in self.runs})
+
+
+def pair(records: Sequence[dict], first: str, second: str) -> Paired:
+    """Answers of two arms side by side, in an order of their own.
+
+    Raises:
+        TriptychError: an arm has no records, answered a question twice in one run, lacks a run or question of the
+            other, or answered it when its gold answer was another one.
+    """
+    one, two = _by_question(records, first), _by_question(records, second)
+    for arm, other, there, here in ((first, second, one, two), (second, first, two, one)):
+        missing = sorted({(split, seed) for split, seed, _ in here} - {(split, seed) for split, seed, _ in there})
+        if missing:
+            split, seed = missing[0]
+            raise TriptychError(f"{other} has predictions of {split}, seed {seed}, but {arm} has none; predict them")
+    if one.keys() != two.keys():
+        split, seed, question = min(one.keys() ^ two.keys())
+        raise TriptychError(
+            f"{first} and {second} answered different questions in {split}, seed {seed} (such as {question}); "
+            "predict both again"
+        )
+    keys = sorted(one)
+    if changed := [key[2] for key in keys if one[key]["gold"] != two[key]["gold"]]:
+        raise TriptychError(f"{first} and {second} know different gold answers to {changed[0]}; predict both again")
+    return Paired(
+        [(split, seed) for split, seed, _ in keys],
+        [question for _, _, question in keys],
+        [one[key]["group"] for key in keys],
+        np.array([exact_match(one[key]) for key in keys], int),
+        np.array([exact_match(two[key]) for key in keys], int),
+    )
+
+
+def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str], dict]:
+    """An arm's records by split, seed and question."""
+    found: dict[tuple[str, int, str], dict] = {}
+    for record in records:
+        if record["arm"] != arm:
+            continue
+        if record["seed"] is None:
+            raise TriptychError(f"{arm} is a baseline without seeds; only trained schedules can be compared")
+        key = (record["split"], record["seed"], record["question_id"])
+        if key in found:
+            raise TriptychError(f"{arm} answered question {key[2]} twice in {key[0]}, seed {key[1]}; predict it again")
+        found[key] = record
+    if not found:
+        raise TriptychError(f"there are no predictions of schedule {arm}; check `--schedules` and `--predictions`")
+    return found
+
+
+def compare(first: str, second: str, paired: Paired, rope: float, seed: int) -> dict[str, Any]:
+    """A row of the comparison, in points of accuracy; what one pair of runs cannot show is None.
+
+    `p_holm` and `verdict` need all rows: see `conclude`.
+
+    Args:
+        first: name of the first arm.
+        second: name of the second.
+        paired: their answers.
+        rope: half width of the region of practical equivalence, in points.
+        seed: of the bootstrap.
+    """
+    difference = 100.0 * (paired.first - paired.second)
+    cells = tabulate(difference, paired.runs, paired.groups)
+    runs = len(cells.counts)
+    low, high = bootstrap_interval(cells, seed, level=LEVEL)
+    row = dict.fromkeys(COLUMNS) | {
+        "first": first,
+        "second": second,
+        "questions": len(set(paired.questions)),
+        "groups": cells.counts.shape[1],
+        "runs": runs,
+        "folds": paired.folds,
+        "seeds": len({number for _, number in paired.runs}),
+        "first_accuracy": float(100 * paired.first.mean()),
+        "second_accuracy": float(100 * paired.second.mean()),
+        "effect": float(difference.mean()),
+        "bootstrap_low": low,
+        "bootstrap_high": high,
+        "rope": rope,
+        "overlap_factor": overlap_factor(runs, paired.folds),
+        "run_effects": {
+            f"{split}, seed {number}": float(sums / count)
+            for (split, number), sums, count in zip(
+                sorted(set(paired.runs)), cells.sums.sum(1), cells.counts.sum(1), strict=True
+            )
+        },
+    }
+    if runs == 1:
+        row["p"] = row["mcnemar_p"] = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+        return row
+    row["estimate"] = estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
+    below, equal, above = correlated_bayes_t(estimate, rope)
+    return row | asdict(estimate) | {
+        "probability_below": below,
+        "probability_equal": equal,
+        "probability_above": above,
+        "detectable": minimum_detectable_effect(estimate.standard_error, estimate.df, LEVEL),
+    }  # fmt: skip
+
+
+def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with p values corrected for their number, and with what may be said."""
+    concluded = []
+    for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        plain = {name: value for name, value in row.items() if name != "estimate"}
+        if row["runs"] == 1:
+            text = (
+                f"One run of each alone: {row['first']} less {row['second']} is {row['effect']:+.1f} points "
+                f"({100 * LEVEL:g} % interval over pictures {row['bootstrap_low']:+.1f} to "
+                f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). That tells these two models apart or "
+                "not, but says nothing of the schedules: other seeds or folds are needed."
+            )
+        else:
+            text = verdict(row["first"], row["second"], row["estimate"], p_holm, row["rope"], LEVEL)
+        concluded.append(plain | {"p_holm": p_holm, "verdict": text})
+    return concluded
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The comparison for people."""
+    head = rows[0]
+    folds = "one training part" if head["folds"] == 1 else f"{head['folds']} folds"
+    lines = [
+        "# Comparison of schedules",
+        "",
+        f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} pictures or "
+        f"subjects; {head['runs']} {'run' if head['runs'] == 1 else 'runs'} ({folds}). "
+        f"Differences below {points(head['rope'])} count as none.",
+        "",
+        "| comparison | effect | 95 % interval | p, corrected | equal in practice | detectable |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"**{row['first']}** less **{row['second']}**", f"{row['effect']:+.1f}"]
+        if row["runs"] == 1:
+            cells += ["", p_text(row["p_holm"]), "", ""]
+        else:
+            cells += [
+                f"{row['low']:+.1f} to {row['high']:+.1f}",
+                p_text(row["p_holm"]),
+                f"{100 * row['probability_equal']:.0f} %",
+                f"{row['detectable']:.1f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(line for row in rows for line in (row["verdict"], ""))])
+
+
+def p_text(p: float) -> str:
+    """A p value as it is printed: '0.031', '< 0.001'."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def main() -> None:
+    """Write `comparison.csv`, `comparison.md` and, with everything that went into them, `comparison.json`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
+    parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with each other")
+    parser.add_argument("--rope", type=float, required=True, help="points below which a difference counts as none")
+    parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="compare on these questions alone")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    arguments = parser.parse_args()
+    first, *others = arguments.schedules
+    if not others or len(set(arguments.schedules)) < len(arguments.schedules):
+        raise TriptychError("--schedules: name at least two different schedules")
+    if not (math.isfinite(arguments.rope) and arguments.rope > 0):
+        raise TriptychError(f"--rope: {arguments.rope:g} must be a number of points above 0")
+    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ)]
+    if arguments.answer_type != "ALL":
+        records = [record for record in records if record["answer_type"] == arguments.answer_type]
+    rows = conclude(
+        [
+            compare(first, other, pair(records, first, other), arguments.rope, arguments.seed)
+            for other in others
+        ]
+    )  # fmt: skip
+    table = [{name: row[name] for name in COLUMNS} for row in rows]
+    write_text(arguments.out / "comparison.csv", csv_text(table, COLUMNS, decimals=4))
+    write_text(arguments.out / "comparison.md", as_markdown(rows))
+    bootstrap = {"draws": DRAWS, "seed": arguments.seed}
+    settings = {"level": LEVEL, "rope": arguments.rope, "answer_type": arguments.answer_type, "bootstrap": bootstrap}
+    write_record(arguments.out / "comparison.json", {"settings": settings, "comparisons": rows})
+    print("\n".join(row["verdict"] for row in rows))
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,96 @@
+"""Step: the table of the leak study. How many points do folds add that cut what belongs together?
+
+The same questions are answered by the same arm, trained on folds of several kinds. Where rows are cut, a question's
+picture was seen in training, with other questions; where pictures are cut, pictures that look alike were. What an arm
+gains by it is no ability to answer questions on new pictures.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas
+
+from triptych.errors import TriptychError, run_step
+from triptych.evaluate.metrics import scores
+from triptych.evaluate.statistics import bootstrap_interval, tabulate
+from triptych.io.atomic import write_text
+from triptych.io.parquet import read_table
+from triptych.tables.format import csv_text, latex, markdown
+from triptych.tables.runs import cell, group_runs, mean_sd, runs_text, sizes
+
+COLUMNS = ["arm", "folds_by", "questions", "runs", "folds", "seeds", "mean", "sd", "inflation", "low", "high"]
+
+
+def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list[dict]:
+    """One row for each arm and kind of folds: exact match in per cent, and what it is above the last, strictest, kind.
+
+    Differences are paired by question. The interval is that of a bootstrap over groups of pictures (`group` of the
+    questions): it covers the choice of pictures, and not how a training turns out.
+
+    Args:
+        records: answers; rows of `samples.RECORD_SCHEMA`.
+        splits: kind of folds -> its folds.
+
+    Raises:
+        TriptychError: an arm did not answer the same questions on folds of all kinds.
+    """
+    kind_of = {split: kind for kind, names in splits.items() for split in names}
+    strictest = list(splits)[-1]
+    group = {record["question_id"]: record["group"] for record in records}
+    frame = pandas.DataFrame(records)
+    frame["kind"] = frame["split"].map(kind_of)
+    frame["hit"] = [scores([record], ["all"])["all"] for record in records]
+    rows = []
+    for arm, answered in frame.groupby("arm", sort=False):
+        hits = answered.pivot_table(index="question_id", columns="kind", values="hit", aggfunc="mean")
+        if hits.isna().any(axis=None) or set(hits.columns) != set(splits):
+            raise TriptychError(f"{arm} answered other questions on folds of one kind than of another; predict again")
+        for kind in splits:
+            runs = group_runs([row for row in records if row["arm"] == arm and kind_of[row["split"]] == kind])[arm]
+            mean, sd = mean_sd([scores(run, ["all"])["all"] for run in runs.values()])
+            row = {"arm": arm, "folds_by": kind, **sizes(runs), "mean": mean, "sd": sd}
+            if kind != strictest:
+                differences = hits[kind] - hits[strictest]
+                cells = tabulate(differences, [0] * len(hits), [group[question] for question in hits.index])
+                row["inflation"] = differences.mean()
+                row["low"], row["high"] = bootstrap_interval(cells, seed=0)
+            rows.append(row)
+    return rows
+
+
+def lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table."""
+    strictest = rows[-1]["folds_by"]
+    found = []
+    for row in rows:
+        inflation = ""
+        if "inflation" in row:
+            inflation = f"{row['inflation']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+        found.append([row["arm"], row["folds_by"], runs_text(row), cell(row["mean"], row["sd"]), inflation])
+    return ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 %)"], found
+
+
+def main() -> None:
+    """Write `leak` as CSV, Markdown and LaTeX."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
+    parser.add_argument("--splits", required=True, help="[kind of folds, its folds], the strictest last, as JSON")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    arguments = parser.parse_args()
+    splits = dict(json.loads(arguments.splits))
+    records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
+    rows = summarise(records, splits)
+    write_text(arguments.out / "leak.csv", csv_text(rows, COLUMNS, decimals=4))
+    about = (
+        f"What folds add that cut what belongs together: exact match in per cent on the same {rows[0]['questions']} "
+        "held-out questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
+        f"{rows[-1]['folds_by']}, paired by question, with an interval over groups of pictures."
+    )
+    write_text(arguments.out / "leak.md", f"# The leak study\n\n{about}\n\n{markdown(*lines(rows))}\n")
+    write_text(arguments.out / "leak.tex", latex(*lines(rows), about))
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,55 @@
+"""AdamW and the schedule of its rate."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from triptych.config.base import Schedule
+from triptych.config.stages import Stage
+from triptych.train.parameters import part_of
+
+
+def make_optimiser(
+    trained: Mapping[str, nn.Parameter], stage: Stage, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a group for each part, and the schedule of their rates over `steps` steps.
+
+    What a regularisation adds trains as the connector does.
+    """
+    groups, factors = [], []
+    for part in dict.fromkeys(map(part_of, trained)):
+        like = "connector" if part == "regularisation" else part
+        groups.append(
+            {
+                "params": [parameter for name, parameter in trained.items() if part_of(name) == part],
+                "lr": stage.of("learning_rate", like),
+                "weight_decay": stage.of("weight_decay", like),
+            }
+        )
+        kind, warmup = stage.of("schedule", like), stage.of("warmup", like)
+        factors.append(partial(learning_rate_factor, steps=steps, warmup=warmup, kind=kind))
+    if not trained:  # a stage that only passes its parent on
+        groups, factors = [{"params": []}], [lambda step: 1.0]
+    optimiser = torch.optim.AdamW(groups)
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, kind: Schedule = "cosine") -> float:
+    """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then as `kind` says.
+
+    cosine and linear end at zero.
+    """
+    rising = round(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    falling = max(1, steps - rising)
+    match kind:
+        case "cosine":
+            return 0.5 * (1 + np.cos(np.pi * (step - rising) / falling))
+        case "linear":
+            return 1 - (step - rising) / falling
+        case "constant":
+            return 1.0

@@ -1,0 +1,50 @@
+"""The parts of a model: which of them train, at what rate, and how many parameters they have."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from triptych.errors import TriptychError
+from triptych.model.vlm import VisionLanguageModel
+
+
+def part_of(parameter_name: str) -> str:
+    """Which part a parameter belongs to: connector, lora, regularisation or base."""
+    for part in ("connector", "regularisation"):
+        if parameter_name.startswith(f"{part}."):
+            return part
+    return "lora" if ".lora_" in parameter_name else "base"
+
+
+def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Let exactly `parts` train; gives their parameters by name.
+
+    Raises:
+        TriptychError: a part has no parameters in this model.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for part in parts:
+        if not any(part_of(name) == part for name in trained):
+            raise TriptychError(f"the stage trains '{part}', but the model has no such part")
+    return trained
+
+
+def describe(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[str, int]]:
+    """Number of trained and frozen parameters per part, from parameters and their names."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, parameter in parameters:
+        state = "trained" if parameter.requires_grad else "frozen"
+        part = counts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
+        part[state] += parameter.numel()
+    return counts
+
+
+def as_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The numbers of `describe` for people to read; the base is the language model."""
+    rows = [("part", "trained", "frozen")]
+    for part, states in counts.items():
+        name = "language model" if part == "base" else part
+        rows.append((name, f"{states['trained']:,}", f"{states['frozen']:,}"))
+    return "\n".join(f"{name:<14} {trained:>15} {frozen:>15}" for name, trained, frozen in rows)
