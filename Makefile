@@ -15,7 +15,7 @@ export PIP_PROGRESS_BAR := off
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
 
-## demo: the whole study on embedded weights and pictures; prints the results table
+## demo: the whole study on embedded weights and images; prints the results table
 demo: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
 	@cat results/tables/schedules.md

@@ -24,7 +24,7 @@ from photographs import photograph
 from triptych.config.datasets import FolderCaptions
 
 PROCESSES = 2
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}  # as in rule check_pictures
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}  # as in rule check_images
 ROOT = Path(__file__).parent.parent
 DECODE = """
 import simplejpeg, sys
@@ -98,9 +98,9 @@ def together(commands: list[list[str]], variables: dict[str, str] | None = None)
         sys.exit("a step failed; see above")
 
 
-def prepare(pictures: Path, number: int, out: Path) -> None:
+def prepare(images: Path, number: int, out: Path) -> None:
     """Triptych's three data steps, as the workflow runs them."""
-    settings = FolderCaptions(source="caption-folder", folder=str(pictures), sizes=[number]).model_dump_json()
+    settings = FolderCaptions(source="caption-folder", folder=str(images), sizes=[number]).model_dump_json()
     common = ["--settings", settings, "--cache", str(out / "cache")]
     together([["-m", "triptych.data.fetch", *common, "--out", str(out / "source")]])
     source = [*common, "--source", str(out / "source")]
@@ -109,21 +109,21 @@ def prepare(pictures: Path, number: int, out: Path) -> None:
     together([["-m", "triptych.data.prepare", *source, "--out", str(out)]])
 
 
-def decode(pictures: Path, number: int, out: Path) -> None:
+def decode(images: Path, number: int, out: Path) -> None:
     """Strict decoding to RGB and nothing else."""
     share = str(number // PROCESSES)
-    together([["-c", DECODE, str(pictures), str(n), str(PROCESSES), share] for n in range(PROCESSES)])
+    together([["-c", DECODE, str(images), str(n), str(PROCESSES), share] for n in range(PROCESSES)])
 
 
-def datasets(pictures: Path, number: int, out: Path) -> None:
+def datasets(images: Path, number: int, out: Path) -> None:
     """The `datasets` library: rows from a generator, filtered by decoding them, written with to_parquet."""
-    together([["-c", DATASETS, str(pictures), str(number), str(PROCESSES), str(out)]])
+    together([["-c", DATASETS, str(images), str(number), str(PROCESSES), str(out)]])
 
 
-def webdataset(pictures: Path, number: int, out: Path) -> None:
+def webdataset(images: Path, number: int, out: Path) -> None:
     """Tar shards written by webdataset, without any check."""
     share = str(number // PROCESSES)
-    together([["-c", WEBDATASET, str(pictures), str(n), str(PROCESSES), share, str(out)] for n in range(PROCESSES)])
+    together([["-c", WEBDATASET, str(images), str(n), str(PROCESSES), share, str(out)] for n in range(PROCESSES)])
 
 
 def _generate(job: tuple[str, int, int]) -> None:
@@ -149,9 +149,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "triptych-bench-data")
     arguments = parser.parse_args()
-    pictures = arguments.work / f"pictures-{arguments.number}"
+    images = arguments.work / f"images-{arguments.number}"
     print(f"generating {arguments.number} photographs of 640 x 480 ...", flush=True)
-    generate(pictures, arguments.number)
+    generate(images, arguments.number)
     third = arguments.number // 3
     runs = {
         "triptych": (prepare, arguments.number),
@@ -166,7 +166,7 @@ def main() -> None:
             out = Path(tempfile.mkdtemp(dir=arguments.work))
             with Memory() as memory:
                 start = time.monotonic()
-                step(pictures, number, out)
+                step(images, number, out)
                 seconds[name].append(time.monotonic() - start)
             one[name].append(memory.one)
             every[name].append(memory.all)
@@ -187,7 +187,7 @@ def main() -> None:
     print(f"\nspeed over bare decoding: {ratio(seconds, decoding, 'triptych'):.2f} (bar: 0.85)")
     print(f"speed over datasets: {ratio(seconds, library, 'triptych'):.2f} (bar: 1.5)")
     print(f"memory over datasets, largest process: {ratio(one, 'triptych', library):.2f} (bar: 0.25)")
-    print(f"memory, {arguments.number} over {third} pictures: {ratio(one, 'triptych', small):.2f} (bar: 1.15)")
+    print(f"memory, {arguments.number} over {third} images: {ratio(one, 'triptych', small):.2f} (bar: 1.15)")
 
 
 if __name__ == "__main__":

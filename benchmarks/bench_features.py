@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pictures(folder: Path, number: int) -> int:
+def write_images(folder: Path, number: int) -> int:
     """A data set of `number` photographs in `folder`; gives their mean size in bytes."""
     files = [photograph(seed) for seed in range(number)]
     rows = [
@@ -62,7 +62,7 @@ def write_pictures(folder: Path, number: int) -> int:
 
 
 def encoder_settings(folder: Path, device: torch.device) -> tuple[Record, int]:
-    """The embedded encoder, for a GPU a random one of the shape of config/config.yaml's; and its pictures' side."""
+    """The embedded encoder, for a GPU a random one of the shape of config/config.yaml's; and its images' side."""
     if device.type == "cpu":
         embedded = PackageEncoder(source="package")
         return embedded, embedded.image_size
@@ -83,7 +83,7 @@ def queued() -> float:
 def forward_rate(
     encoder: vision.Encoder, side: int, batch_size: int, seconds: float, device: torch.device
 ) -> tuple[float, float]:
-    """The encoder alone, the pixels lying ready in memory: pictures per second, with and without time in the queue."""
+    """The encoder alone, the pixels lying ready in memory: images per second, with and without time in the queue."""
     pixels = torch.randn(batch_size, 3, side, side).contiguous(memory_format=torch.channels_last)
     compute_tokens(encoder, pixels, "bf16", device)
     done, start, before = 0, time.perf_counter(), queued()
@@ -94,8 +94,8 @@ def forward_rate(
     return done / whole, done / (whole - queued() + before)
 
 
-def step_rate(data: Path, models: Path, pictures: int, device: torch.device) -> tuple[float, float]:
-    """The whole encode step, from nothing to its manifest: pictures per second, with and without time in the queue."""
+def step_rate(data: Path, models: Path, images: int, device: torch.device) -> tuple[float, float]:
+    """The whole encode step, from nothing to its manifest: images per second, with and without time in the queue."""
     waited = 0.0
 
     def watched(*arguments: Any) -> torch.Tensor:
@@ -110,25 +110,25 @@ def step_rate(data: Path, models: Path, pictures: int, device: torch.device) -> 
         start = time.perf_counter()
         encode(data, models, Path(scratch.name) / "features" / "photographs", Features(), device)
         whole = time.perf_counter() - start
-    return pictures / whole, pictures / (whole - waited)
+    return images / whole, images / (whole - waited)
 
 
-def measure(folder: Path, pictures: int, rounds: int, seconds: float) -> dict:
+def measure(folder: Path, images: int, rounds: int, seconds: float) -> dict:
     """Find the encoder's best batch size, then measure encoder and step in turn.
 
     Args:
         folder: scratch space.
-        pictures: size of the data set.
+        images: size of the data set.
         rounds: how often each is measured.
         seconds: how long the encoder alone runs, per round.
 
     Returns:
-        `bytes`: mean size of a picture's file; `batches`: median rate by batch size; `best`: the best of these;
-        `encoder`, `step`: pictures per second in each round, with and without time in the queue; `load`: the machine's
+        `bytes`: mean size of an image's file; `batches`: median rate by batch size; `best`: the best of these;
+        `encoder`, `step`: images per second in each round, with and without time in the queue; `load`: the machine's
         load average.
     """
     device = best_device()
-    size = write_pictures(folder / "data", pictures)
+    size = write_images(folder / "data", images)
     settings, side = encoder_settings(folder, device)
     prepare_model("vision_encoder", settings, default_cache(), folder / "encoder")
     encoder = vision.load(folder / "encoder", device)
@@ -142,7 +142,7 @@ def measure(folder: Path, pictures: int, rounds: int, seconds: float) -> dict:
     found = {"bytes": size, "batches": batches, "best": best, "encoder": [], "step": [], "load": []}
     for _ in range(rounds):
         found["encoder"].append(alone(best, seconds))
-        found["step"].append(step_rate(folder / "data", folder / "encoder", pictures, device))
+        found["step"].append(step_rate(folder / "data", folder / "encoder", images, device))
         found["load"].append(os.getloadavg()[0])
     return found
 
@@ -164,14 +164,14 @@ def row(found: dict) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of the encoder alone, per round")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), arguments.pictures, arguments.rounds, arguments.seconds)
+        found = measure(Path(folder), arguments.images, arguments.rounds, arguments.seconds)
     print(json.dumps(found))
-    print("| machine | best batch | encoder alone, pictures/s | encode step, pictures/s | ratio | without the queue |")
+    print("| machine | best batch | encoder alone, images/s | encode step, images/s | ratio | without the queue |")
     print("|---|---|---|---|---|---|")
     print(row(found))
 

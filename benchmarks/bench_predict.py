@@ -35,13 +35,13 @@ from llava import (
     WIDTH,
     CachedTower,
     apart,
+    image_numbers,
     image_tokens_of,
+    images,
     load_llava,
     load_prompt_tokens,
     normalised,
     peak_memory,
-    picture_numbers,
-    pictures,
     prepare,
     settings_of,
     slake_samples,
@@ -158,7 +158,7 @@ def measure(task: Task) -> Found:
         connector = load_file(task.folder / f"connector-{task.image_tokens}.safetensors")
         model.model.multi_modal_projector.load_state_dict(connector)
         model.eval()
-        pixels = pictures(task.image_tokens)
+        pixels = images(task.image_tokens)
         if cached := task.contender == "generate, cached":
             model.model.vision_tower = CachedTower()
             features = stored_features(task.folder, task.image_tokens)
@@ -168,7 +168,7 @@ def measure(task: Task) -> Found:
             found = []
             for sample in chosen:
                 rows = [sample.image_id]
-                shown = features(rows) if cached else normalised(pixels[picture_numbers(rows)])
+                shown = features(rows) if cached else normalised(pixels[image_numbers(rows)])
                 ids = torch.tensor([[*before, *sample.question]], device=device)
                 with torch.inference_mode(), mixed_precision("auto", device):
                     said = model.generate(

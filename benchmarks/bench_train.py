@@ -3,14 +3,14 @@
     make bench-train
 
 The same language model, connector, adapters, questions, samples a step, optimiser and precision for all: on a CPU
-SmolLM2-135M with pictures of 50 and 196 tokens, on a GPU a model of TinyLlama-1.1B's shape with 576.
+SmolLM2-135M with images of 50 and 196 tokens, on a GPU a model of TinyLlama-1.1B's shape with 576.
 
 - Triptych: `triptych.train.trainer.train` as the workflow calls it, with `training.compile: never`, and with `always`
   (compiled) where there is a C++ compiler; the time that compiling takes once is left out;
 - Trainer: one question a row, padded to the longest, the vision tower in the loop (the way of LLaVA and TinyLLaVA);
 - Trainer, cached: the same, with vision features that were computed before.
 
-Models, questions and pictures are those of `llava.py`. Neither LLaVA's nor TinyLLaVA's gradient checkpointing is on,
+Models, questions and images are those of `llava.py`. Neither LLaVA's nor TinyLLaVA's gradient checkpointing is on,
 which would slow them down.
 
 Each measurement is a process of its own; contenders take turns; medians over rounds count, and what has no bar to meet
@@ -59,12 +59,12 @@ from llava import (
     WIDTH,
     CachedTower,
     apart,
+    image_numbers,
     image_tokens_of,
     load_llava,
     load_prompt_tokens,
     normalised,
     peak_memory,
-    picture_numbers,
     pictures,
     prepare,
     settings_of,
@@ -287,7 +287,7 @@ def measure_trainer(task: Task) -> Found:
     def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
         image_ids = [sample.image_id for sample in rows]
         cached = task.contender != "Trainer"
-        images = features(image_ids) if cached else normalised(pixels[picture_numbers(image_ids)])
+        images = features(image_ids) if cached else normalised(pixels[image_numbers(image_ids)])
         return {**padded_rows(rows, prompt, task.image_tokens), "pixel_values": images}
 
     loss = 0.0

@@ -1,7 +1,7 @@
-"""What the benchmarks of training and of prediction share: models, questions, pictures, and processes of their own.
+"""What the benchmarks of training and of prediction share: models, questions, images, and processes of their own.
 
 The vision towers have the shapes of CLIP-ViT-B/32 (50 tokens), SigLIP-B/16-224 (196) and SigLIP-B/16-384 (576), and
-random weights, on which speed does not depend. Pictures are bytes of the tower's size: no decoding, no resizing. The
+random weights, on which speed does not depend. Images are bytes of the tower's size: no decoding, no resizing. The
 language model is that of config/slake-cpu.yaml or, for GPUs, one of the shape of config/config.yaml's with random
 weights. Questions are those of SLAKE's training part where TRIPTYCH_SLAKE names a copy, otherwise random words in
 SLAKE's numbers and lengths.
@@ -36,16 +36,16 @@ from triptych.utils.device import best_device, compute_dtype, mixed_precision
 from triptych.utils.seeds import derive_seed
 
 CONFIGS = Path(__file__).parent.parent / "config"
-# Tokens of a picture -> architecture, side of the picture and of a patch in pixels.
+# Tokens of an image -> architecture, side of the image and of a patch in pixels.
 TOWERS = {50: ("clip", 224, 32), 196: ("siglip", 224, 16), 576: ("siglip", 384, 16)}
 # The layers of all these towers.
 VIT_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 # TinyLlama-1.1B, the language model of config/config.yaml.
 TINYLLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
 TINYLLAMA |= {"num_key_value_heads": 4, "vocab_size": 32_000}
-# Language model -> the study whose stages and LoRA are measured, and tokens of a picture.
+# Language model -> the study whose stages and LoRA are measured, and tokens of an image.
 LANGUAGE_MODELS = {"smollm2": ("slake-cpu.yaml", (50, 196)), "tinyllama": ("config.yaml", (576,))}
-PICTURES = 32  # different ones; SLAKE's images show them in turn
+IMAGES = 32  # different ones; SLAKE's images show them in turn
 WIDTH = VIT_BASE["hidden_size"]  # of vision features
 IMAGE_TOKEN = 3  # <repo_name>, which stands in no question: where transformers' rows hold the image
 SEED = 0
@@ -66,7 +66,7 @@ def settings_of(language_model: str) -> Settings:
 
 
 def image_tokens_of(language_model: str) -> tuple[int, ...]:
-    """Tokens of a picture that a language model is measured with."""
+    """Tokens of an image that a language model is measured with."""
     return LANGUAGE_MODELS[language_model][1]
 
 
@@ -142,9 +142,9 @@ def load_prompt_tokens(folder: Path) -> PromptTokens:
 
 
 def pictures(image_tokens: int) -> torch.Tensor:
-    """Random pictures (PICTURES, 3, side, side), bytes."""
+    """Random images (IMAGES, 3, side, side), bytes."""
     side = TOWERS[image_tokens][1]
-    size = (PICTURES, 3, side, side)
+    size = (IMAGES, 3, side, side)
     return torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
 
 
@@ -153,13 +153,13 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def picture_numbers(image_ids: Sequence[str]) -> list[int]:
-    """Which picture each image shows."""
-    return [int(image_id) % PICTURES for image_id in image_ids]
+def image_numbers(image_ids: Sequence[str]) -> list[int]:
+    """Which image each image shows."""
+    return [int(image_id) % IMAGES for image_id in image_ids]
 
 
 def write_llava(folder: Path, image_tokens: int, connector: Connector) -> None:
-    """Write the LLaVA model that Trainer trains, and the features of all pictures as its tower computes them."""
+    """Write the LLaVA model that Trainer trains, and the features of all images as its tower computes them."""
     from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig, SiglipVisionConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
@@ -216,7 +216,7 @@ class CachedTower(nn.Module):
 def stored_features(folder: Path, image_tokens: int) -> Callable[[Sequence[str]], torch.Tensor]:
     """The function that reads features (R, N, D) of image ids from the mapped file."""
     stored = safe_open(folder / f"features-{image_tokens}.safetensors", framework="pt").get_slice("tokens")
-    return lambda image_ids: torch.stack([stored[row : row + 1][0] for row in picture_numbers(image_ids)]).float()
+    return lambda image_ids: torch.stack([stored[row : row + 1][0] for row in image_numbers(image_ids)]).float()
 
 
 def peak_memory() -> float:

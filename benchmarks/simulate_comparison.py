@@ -2,14 +2,14 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=workflow/scripts python benchmarks/simulate_comparison.py
 
-Two designs: each question held out in one of five folds (the pictures of SLAKE's train and validation parts), and a
-common test part that every run answers (its test part). Numbers of questions per picture are drawn to look like
+Two designs: each question held out in one of five folds (the images of SLAKE's train and validation parts), and a
+common test part that every run answers (its test part). Numbers of questions per image are drawn to look like
 SLAKE's, or counted where the environment variable TRIPTYCH_SLAKE names a copy of it.
 
 The logit of a right answer is the sum of
 
-    question 1.5, picture 0.6                how hard they are for both arms
-    picture 0.35, question 0.7 x arm         some suit one arm better than the other
+    question 1.5, image 0.6                how hard they are for both arms
+    image 0.35, question 0.7 x arm         some suit one arm better than the other
     run 0.16 x arm                           2 points of accuracy between runs; see `Setting` for what runs share
 
 with the standard deviations given. They are assumptions: set them to what a study's own runs show. No arm is better
@@ -29,7 +29,7 @@ from scipy import special, stats
 from triptych.evaluate.statistics import Cells, bootstrap_interval, overlap_factor, two_way_clustered_t
 
 FOLDS = 5
-BASE, QUESTION, PICTURE, ARM_PICTURE, ARM_QUESTION, RUN = 1.6, 1.5, 0.6, 0.35, 0.7, 0.16
+BASE, QUESTION, IMAGE, ARM_IMAGE, ARM_QUESTION, RUN = 1.6, 1.5, 0.6, 0.35, 0.7, 0.16
 SHIFT = 0.25
 AT_ONCE = 100  # studies simulated together: bounds the memory
 DRAWS = 500  # of the bootstraps
@@ -37,7 +37,7 @@ DRAWS = 500  # of the bootstraps
 
 @dataclass(frozen=True)
 class Setting:
-    """A design, and how alike the runs of one arm are beside what pictures and questions do.
+    """A design, and how alike the runs of one arm are beside what images and questions do.
 
     Attributes:
         design: `folds` or `common test`.
@@ -59,7 +59,7 @@ class Studies:
     """Results of simulated studies, all of one setting.
 
     Attributes:
-        cells: sums of the differences by run and picture, (studies, R, G), and their counts.
+        cells: sums of the differences by run and image, (studies, R, G), and their counts.
         first_only: (studies,) answers that only the first arm's run has right, over all runs.
         second_only: (studies,) the same of the second.
         question_mean: (studies, Q) mean difference of each question over its runs.
@@ -85,15 +85,15 @@ BEYOND = [
 ]
 
 
-def questions_per_picture(pictures: int, seed: int) -> np.ndarray:
+def questions_per_image(images: int, seed: int) -> np.ndarray:
     """Numbers like SLAKE's: 4 to 20, 10.9 on average."""
-    return np.clip(np.random.default_rng(seed).normal(10.9, 3.2, pictures).round(), 4, 20).astype(int)
+    return np.clip(np.random.default_rng(seed).normal(10.9, 3.2, images).round(), 4, 20).astype(int)
 
 
 def slake_structure(folder: Path | None) -> dict[str, np.ndarray]:
-    """Questions per picture of both designs: counted in a copy of SLAKE, or made up."""
+    """Questions per image of both designs: counted in a copy of SLAKE, or made up."""
     if folder is None:
-        return {"folds": questions_per_picture(546, 0), "common test": questions_per_picture(96, 1)}
+        return {"folds": questions_per_image(546, 0), "common test": questions_per_image(96, 1)}
     parts = {"folds": ("train", "validation"), "common test": ("test",)}
     return {
         design: np.concatenate([_counted(folder / f"{name}.json") for name in names]) for design, names in parts.items()
@@ -110,25 +110,25 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
 
     Args:
         setting: what is simulated.
-        sizes: (G,) questions of each picture.
+        sizes: (G,) questions of each image.
         studies: their number, a multiple of AT_ONCE.
         shift: logits by which the first arm is better.
         seed: of all draws.
     """
     generator = np.random.Generator(np.random.SFC64(seed))
-    fold_of_picture = np.random.default_rng(0).permutation(len(sizes)) % FOLDS
+    fold_of_image = np.random.default_rng(0).permutation(len(sizes)) % FOLDS
     fold_of_run, seed_of_run = np.arange(setting.runs) % FOLDS, np.arange(setting.runs) // FOLDS
     answers = np.ones((setting.runs, len(sizes)), bool)
     if setting.design == "folds":
-        answers = fold_of_run[:, None] == fold_of_picture
+        answers = fold_of_run[:, None] == fold_of_image
     own = 1 - setting.overlap - setting.same_fold - setting.same_seed
 
     def normal(*shape: int) -> np.ndarray:
         return generator.standard_normal((AT_ONCE, *shape), np.float32)
 
     for _ in range(studies // AT_ONCE):
-        shared = BASE + QUESTION * normal(1, sizes.sum()) + np.repeat(PICTURE * normal(1, len(sizes)), sizes, 2)
-        suits = ARM_QUESTION * normal(2, sizes.sum()) + np.repeat(ARM_PICTURE * normal(2, len(sizes)), sizes, 2)
+        shared = BASE + QUESTION * normal(1, sizes.sum()) + np.repeat(IMAGE * normal(1, len(sizes)), sizes, 2)
+        suits = ARM_QUESTION * normal(2, sizes.sum()) + np.repeat(ARM_IMAGE * normal(2, len(sizes)), sizes, 2)
         # The odds of a right answer are a product: of what belongs to arm and question, and of what to arm and run.
         of_question = np.exp(shared + suits + np.float32(shift) * np.array([0.5, -0.5], np.float32)[:, None])
         of_run = np.exp(
@@ -150,7 +150,7 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
             difference = right[:, 0].astype(np.int8) - right[:, 1]
             total[:, asked] += difference
             only += [(difference == 1).sum(1), (difference == -1).sum(1)]
-            first_question = np.concatenate([[0], np.cumsum(sizes[answers[run]])[:-1]])  # of each picture
+            first_question = np.concatenate([[0], np.cumsum(sizes[answers[run]])[:-1]])  # of each image
             sums[:, run, answers[run]] = np.add.reduceat(difference, first_question, axis=1, dtype=np.float32)
         times = np.repeat(answers.sum(0), sizes)
         yield Studies(Cells(sums, answers * sizes), *only, total / times)
@@ -180,17 +180,17 @@ def pooled_mcnemar(studies: Studies) -> np.ndarray:
     return 2 * special.bdtr(least, number, 0.5) < 0.05
 
 
-def over_pictures(studies: Studies) -> np.ndarray:
-    """Bootstrap over pictures, all runs kept."""
+def over_images(studies: Studies) -> np.ndarray:
+    """Bootstrap over images, all runs kept."""
     sums, counts = studies.cells.sums.sum(1), studies.cells.counts.sum(0)
-    pictures = len(counts)
-    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), DRAWS).astype(np.float32)
+    images = len(counts)
+    drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), DRAWS).astype(np.float32)
     low, high = np.quantile(sums @ drawn.T / (drawn @ counts), [0.025, 0.975], axis=1)
     return (low > 0) | (high < 0)
 
 
 def over_both(studies: Studies) -> np.ndarray:
-    """Bootstrap over runs and pictures."""
+    """Bootstrap over runs and images."""
     ends = [bootstrap_interval(Cells(sums, studies.cells.counts), 0, DRAWS) for sums in studies.cells.sums]
     return np.array([low > 0 or high < 0 for low, high in ends])
 
@@ -217,7 +217,7 @@ TESTS: dict[str, Callable[[Studies], np.ndarray]] = {
     "t over run means": over_runs,
     "t over questions": over_questions,
     "pooled McNemar": pooled_mcnemar,
-    "bootstrap over pictures": over_pictures,
+    "bootstrap over images": over_images,
 }
 SLOW = {"bootstrap over both": over_both}
 
@@ -243,13 +243,13 @@ def main() -> None:
     """Print false positives and power of every test in every setting."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--studies", type=int, default=2000, help="simulated studies per number")
-    parser.add_argument("--slow", action="store_true", help="with the bootstrap over runs and pictures")
+    parser.add_argument("--slow", action="store_true", help="with the bootstrap over runs and images")
     arguments = parser.parse_args()
     folder = os.environ.get("TRIPTYCH_SLAKE")
     structure = slake_structure(Path(folder) if folder else None)
     tests = TESTS | (SLOW if arguments.slow else {})
     for design, sizes in structure.items():
-        print(f"{design}: {len(sizes)} pictures, {sizes.sum()} questions ({'SLAKE' if folder else 'made up'})")
+        print(f"{design}: {len(sizes)} images, {sizes.sum()} questions ({'SLAKE' if folder else 'made up'})")
     print(f"{arguments.studies} studies a number: ± {196 * (0.05 * 0.95 / arguments.studies) ** 0.5:.1f} at 5 %\n")
     for settings in (SETTINGS, BEYOND):
         for setting in settings:

@@ -45,7 +45,7 @@ FILES = {  # what is damaged, by kind
     "features' manifest": "results/features/*/manifest.json",
     "cached block": "cache/blocks/*/*.parquet",
     "data table": "results/data/*/*.parquet",
-    "pictures": "results/data/*/images/*.parquet",
+    "images": "results/data/*/images/*.parquet",
     "data record": "results/data/*/*.json",
     "source": "results/sources/*/*",
     "model": "results/models/*/*",
@@ -406,7 +406,7 @@ def compare(calm: Study, study: Study) -> list[str]:
     for path in study.results.glob("data/*/manifest.json"):
         counts = read_json(path)["counts"]
         if sum(counts["images"].values()) + counts["rejects"].get("image", 0) != counts["seen"]:
-            lost.add(f"pictures of {path.parent.name}")
+            lost.add(f"images of {path.parent.name}")
     return [*(f"{name}: lost or new" for name in sorted(lost)), *(f"{name}: differs" for name in differing)]
 
 

@@ -111,7 +111,7 @@ def model() -> VisionLanguageModel:
 
 
 def make_features(tokens: int = TOKENS):
-    """Image ids -> fixed random features (R, tokens, FEATURES), one picture's independent of the others asked for."""
+    """Image ids -> fixed random features (R, tokens, FEATURES), one image's independent of the others asked for."""
 
     def look_up(image_ids):
         return torch.stack(
@@ -130,7 +130,7 @@ def features():
 
 
 def make_questions(images: int = 4, seed: int = 0) -> list[dict]:
-    """Question rows over `images` pictures, one to four each, answers of one to three tokens."""
+    """Question rows over `images` images, one to four each, answers of one to three tokens."""
     generator = random.Random(seed)
     asked = [("what colour is it ?", list(COLOURS)), ("is it red ?", ["yes", "no"])]
     asked += [("where is the square ?", ["on the left", "right"]), ("what modality is this ?", ["MRI", "CT"])]
@@ -147,8 +147,8 @@ def samples(prompt):
     return tokenise(make_questions(), prompt)
 
 
-def picture_bytes(colour: str, side: str, number: int = 0) -> bytes:
-    """A square on a ground of its own for every number, so that no two pictures are the same or look alike."""
+def image_bytes(colour: str, side: str, number: int = 0) -> bytes:
+    """A square on a ground of its own for every number, so that no two images are the same or look alike."""
     speckles = np.random.default_rng(number).integers(0, 120, (32, 32, 3), np.uint8)
     picture = Image.fromarray(speckles)
     left = 2 if side == "left" else 18
@@ -159,7 +159,7 @@ def picture_bytes(colour: str, side: str, number: int = 0) -> bytes:
 
 
 def write_slake(folder: Path, subjects: int = 10) -> None:
-    """A folder in SLAKE's layout: two pictures a subject, three questions a picture."""
+    """A folder in SLAKE's layout: two images a subject, three questions an image."""
     generator = random.Random(0)
     parts: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
     for image in range(2 * subjects):
@@ -167,7 +167,7 @@ def write_slake(folder: Path, subjects: int = 10) -> None:
         name = f"toy{image}/source.png"
         path = folder / "imgs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(colour, side, image))
+        path.write_bytes(image_bytes(colour, side, image))
         subject = image // 2
         part = "test" if subject == subjects - 1 else "validation" if subject == subjects - 2 else "train"
         asked = [("what colour is the square ?", colour, "OPEN", "Color")]
@@ -203,7 +203,7 @@ def write_captions(folder: Path, pictures: int = 24) -> None:
     lines = []
     for index in range(pictures):
         colour, side = generator.choice(list(COLOURS)), generator.choice(["left", "right"])
-        (folder / f"{index}.png").write_bytes(picture_bytes(colour, side, 1000 + index))
+        (folder / f"{index}.png").write_bytes(image_bytes(colour, side, 1000 + index))
         lines.append(json.dumps({"image": f"{index}.png", "caption": f"a {colour} square on the {side}"}))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -332,10 +332,10 @@ IMAGE_COLUMNS = pyarrow.schema(
 
 
 def write_images(folder, pictures, first=0):
-    """A data set whose n-th picture is the same in every such data set."""
+    """A data set whose n-th image is the same in every such data set."""
     rows = []
     for number in range(first, pictures):
-        data = picture_bytes(list(COLOURS)[number % 4], "left", number)
+        data = image_bytes(list(COLOURS)[number % 4], "left", number)
         image = {"bytes": data, "path": None}
         rows.append({"id": f"image{number}", "image": image, "sha256": sha256_bytes(data)})
     write_table(folder / "images", rows, IMAGE_COLUMNS)
@@ -344,7 +344,7 @@ def write_images(folder, pictures, first=0):
 
 @pytest.fixture
 def image_sets(world, tmp_path):
-    """Results with a toy encoder and data sets of 10 and 30 pictures."""
+    """Results with a toy encoder and data sets of 10 and 30 images."""
     settings = FolderEncoder(source="folder", folder=str(world / "models" / "clip"))
     prepare_model("vision_encoder", settings, tmp_path, tmp_path / "models" / "vision_encoder")
     for pictures in (10, 30):
@@ -353,7 +353,7 @@ def image_sets(world, tmp_path):
 
 
 def make_toy_data(folder: Path) -> None:
-    """Questions and pictures as the prepare step leaves them."""
+    """Questions and images as the prepare step leaves them."""
     generator = random.Random(7)
     questions = [{**row, "split": "train"} for row in make_questions(images=80, seed=1)]
     for part, seed in (("validation", 2), ("test", 3)):
@@ -363,7 +363,7 @@ def make_toy_data(folder: Path) -> None:
     columns = dict.fromkeys(("group", "answer_type", "content_type", "modality", "location"), "toy")
     images = []
     for image_id in dict.fromkeys(row["image_id"] for row in questions):
-        data = picture_bytes(generator.choice(list(COLOURS)), generator.choice(["left", "right"]))
+        data = image_bytes(generator.choice(list(COLOURS)), generator.choice(["left", "right"]))
         image = {"bytes": data, "path": f"{image_id}.png"}
         images.append({"id": image_id, "image": image, "sha256": sha256_bytes(data)})
     folder.mkdir(parents=True)

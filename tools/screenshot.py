@@ -1,6 +1,6 @@
-"""The first screen of a report as a small picture, in light colours: python tools/screenshot.py results/report.html
+"""The first screen of a report as a small image, in light colours: python tools/screenshot.py results/report.html
 
-It needs Chromium. The picture of the README is of the report that `make demo` writes.
+It needs Chromium. The image of the README is of the report that `make demo` writes.
 """
 
 import argparse
@@ -23,20 +23,20 @@ def screenshot(page: Path, out: Path, width: int, height: int) -> int:
     if not page.is_file():
         sys.exit(f"error: {page}: no such file; run `make demo` first")
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "page.png"
+        image = Path(folder) / "page.png"
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=20000"]
-        command += [f"--window-size={width},{height}", f"--screenshot={picture}", page.resolve().as_uri()]
+        command += [f"--window-size={width},{height}", f"--screenshot={image}", page.resolve().as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if not picture.exists():
-            sys.exit(f"error: {browser} took no picture: {done.stderr.strip()[-500:]}")
+        if not image.exists():
+            sys.exit(f"error: {browser} took no image: {done.stderr.strip()[-500:]}")
         out.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+        Image.open(image).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
     return out.stat().st_size
 
 
 def main() -> None:
-    """Take the picture."""
+    """Take the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, help="report.html")
     parser.add_argument("--out", type=Path, default=Path("docs/images/report.png"), help="PNG to write")

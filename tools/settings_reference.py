@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 from pydantic import BaseModel
-from triptych.config.datasets import Captions, Dataset, Pictures, Vqa
+from triptych.config.datasets import Captions, Dataset, Images, Vqa
 from triptych.config.models import Models
 from triptych.config.settings import Settings
 from triptych.errors import run_step
@@ -28,7 +28,7 @@ No key or password belongs in a configuration; log in with `wandb login` or `hf 
 
 
 SHARED = (
-    (Pictures, "Of every data set:"),
+    (Images, "Of every data set:"),
     (Captions, "Of every data set with captions:"),
     (Vqa, "Of every data set in SLAKE's layout:"),
 )
@@ -91,7 +91,7 @@ def _words(model: type[BaseModel]) -> str:
 
 
 def _table(model: type[BaseModel], keys: list[str]) -> Iterator[str]:
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(by_alias=False)
     yield "| key | value | default | meaning |"
     yield "|---|---|---|---|"
     for key in keys:

@@ -45,7 +45,7 @@ def test_shared_first_stages_are_counted_once(settings):
     assert trained.count("1") == 2 and trained.count("1-2") == 4
 
 
-def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path):
+def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
     study = config("config")
     model = estimate.model_sizes(load_settings(study), tmp_path, "2-3")
     assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
@@ -63,7 +63,7 @@ def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path
     study["stages"][3]["epochs"] = 6
     asked = 5972 * 0.8 * 0.1 * 7 * estimate.PREDICTION
     for samples, seen in ((1000, 6000), (100_000, 5972 * 0.8 * 0.9 * 6)):  # a limit of what every epoch goes through
-        study["stages"][3]["samples"] = samples
+        study["stages"][3]["max_samples"] = samples
         assert cost("2-3").samples == pytest.approx(seen + asked, rel=1e-6)
     study["stages"][3] |= {"train": [], "epochs": None, "learning_rate": {}}
     assert cost("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
@@ -72,7 +72,7 @@ def test_costs_grow_with_epochs_and_pictures_and_a_blind_stage_has_none(tmp_path
 def test_features_above_the_budget_take_no_room(tmp_path):
     study = config("config")
     stored, _ = estimate.disk_gb(load_settings(study), tmp_path)
-    study["features"] = {"budget_gb": 1}  # of SLAKE's 642 pictures 0.6 GB, of 30,000 others more
+    study["features"] = {"budget_gb": 1}  # of SLAKE's 642 images 0.6 GB, of 30,000 others more
     few, _ = estimate.disk_gb(load_settings(study), tmp_path)
     assert 0.1 < few < 1 < stored
 
@@ -112,8 +112,8 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
     assert finds(10, 3) < finds(5, 3) < finds(5, 1) < finds(3, 1)
     assert math.isinf(finds(1, 1, "official"))
     # By hand, five folds and three seeds: runs 2.8 points, factor 1 + 15 / 4; a fifth of 5,972 answers differ.
-    number, pictures = 5972, 5972 // 11
-    variance = (1 + 15 / 4) * 2.8**2 / 15 + 1e4 * 0.2 * (1 + (number / pictures - 1) * 0.02) / number
+    number, images = 5972, 5972 // 11
+    variance = (1 + 15 / 4) * 2.8**2 / 15 + 1e4 * 0.2 * (1 + (number / images - 1) * 0.02) / number
     assert finds(5, 3) == pytest.approx(minimum_detectable_effect(variance**0.5, 14))
 
 

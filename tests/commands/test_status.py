@@ -60,7 +60,7 @@ def of(reports: list[Report], name: str) -> Report:
     return report
 
 
-ABLATIONS = {"last": {"models": {"vision_encoder": {"layer": -1}}}, "slow": {"stages": {"2": {"samples": 9}}}}
+ABLATIONS = {"last": {"models": {"vision_encoder": {"layer": -1}}}, "slow": {"stages": {"2": {"max_samples": 9}}}}
 
 
 @pytest.mark.parametrize("ablations", [{}, ABLATIONS])
@@ -181,7 +181,7 @@ def test_every_running_job_has_a_bar_and_the_time_that_it_takes_still(settings):
         "train_stage/1/shared/seed0": "epoch 1 step 1/4 loss 1.0 90 s left\n",
         "train_stage/2/fold0/seed0": "2 fold0 seed 0: 9 training and 9 validation samples\n",
         "predict/2-3/fold0/seed0": "5/50 questions, 0.4/s\n20/50 questions, 0.5/s\n",
-        "encode_images/medical": "10/20 pictures, 5/s, 2 s left\n",
+        "encode_images/medical": "10/20 images, 5/s, 2 s left\n",
         "encode_images/general-24": "loading\n",
     }
     for name, text in logs.items():
@@ -195,7 +195,7 @@ def test_every_running_job_has_a_bar_and_the_time_that_it_takes_still(settings):
     wait = duration(3600 * planned(settings, reports).of_training["2"])
     assert lines == [
         f"{bar(0)} encode_images general-24: runs",
-        f"{bar(0.5)} encode_images medical: 10 of 20 pictures, 2 s left",
+        f"{bar(0.5)} encode_images medical: 10 of 20 images, 2 s left",
         f"{bar(0.25)} train_stage 1/shared/seed0: step 1 of 4, 1 min 30 s left",
         f"{bar(0)} train_stage 2/fold0/seed0: runs, {wait} left",
         f"{bar(0.4)} predict 2-3/fold0/seed0: 20 of 50 questions, 1 min left",

@@ -98,7 +98,7 @@ def test_the_trainings_of_a_plain_study_are_what_they_were_before_there_were_abl
         stages = cell.prefix.split("-")
         stage = settings.stages[stages[-1]]
         job = {"prefix": cell.prefix, "split": cell.split, "seed": cell.seed, "stage_name": stages[-1]}
-        job |= {"stage": stage.model_dump(), "connector": settings.connector.model_dump()}
+        job |= {"stage": stage.model_dump(by_alias=True), "connector": settings.connector.model_dump()}
         job["lora"] = settings.lora.model_dump() if "lora" in stage.train else None
         job["training"] = settings.training.model_dump(exclude=settings.training.RUNNING)
         for study in (settings, with_one):
@@ -116,9 +116,9 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
     assert merged(hub, {"repo": "a/c"}) == {"source": "hub", "repo": "a/c", "layer": -1}
     assert merged(hub, {"source": "package"}) == {"source": "package"}
     stage = {"train": ["connector", "lora"], "learning_rate": {"connector": 1, "lora": 2}}
-    stage |= {"schedule": "cosine", "warmup": {"connector": 0.1, "lora": 0.2}, "weight_decay": 0}
-    only = merged(stage, {"train": ["connector"], "warmup": {"connector": 0.3}})
-    assert only["learning_rate"] == {"connector": 1} and only["warmup"] == {"connector": 0.3}
+    stage |= {"lr_schedule": "cosine", "warmup_ratio": {"connector": 0.1, "lora": 0.2}, "weight_decay": 0}
+    only = merged(stage, {"train": ["connector"], "warmup_ratio": {"connector": 0.3}})
+    assert only["learning_rate"] == {"connector": 1} and only["warmup_ratio"] == {"connector": 0.3}
     assert merged({"sizes": [1, 2], "a": {"b": 1, "c": 2}}, {"sizes": [3], "a": {"b": 0}}) == {
         "sizes": [3],
         "a": {"b": 0, "c": 2},

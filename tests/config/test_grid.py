@@ -50,7 +50,10 @@ def test_seeds_multiply_everything(demo_config):
 def test_probes_are_compared_with_the_checkpoint_before_medical_data_else_with_a_random_connector(demo_config):
     demo_config["stages"] |= dict.fromkeys(("1b", "1c"), demo_config["stages"][1])
     demo_config["schedules"] += [[1, "1c", 2], ["1b", 2]]
-    demo_config["ablations"] = {"linear": {"connector": {"kind": "linear"}}, "slow": {"stages": {2: {"samples": 50}}}}
+    demo_config["ablations"] = {
+        "linear": {"connector": {"kind": "linear"}},
+        "slow": {"stages": {2: {"max_samples": 50}}},
+    }
     settings = load_settings(demo_config)
     expected = {"1-2": "1", "1-2-3": "1", "1-1c-2": "1-1c", "1b-2": "1b", "2-3": "random-connector", "1-1c": "1"}
     expected |= {"1": "random-connector", "random-connector": None, "pre-projection": None}

@@ -29,13 +29,13 @@ def test_shipped_configurations_are_valid(name):
 
 def test_the_schema_for_editors_is_current():
     current = json.loads((ROOT / "config" / "schema.json").read_text())
-    assert current == json.loads(json.dumps(Settings.model_json_schema())), "run `make schema`"
+    assert current == json.loads(json.dumps(Settings.model_json_schema(by_alias=False))), "run `make schema`"
 
 
 def test_the_page_of_all_settings_is_current_and_complete():
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == reference(), "run `make schema`"
-    schema = Settings.model_json_schema()
+    schema = Settings.model_json_schema(by_alias=False)
     for name, model in [("Settings", schema), *schema["$defs"].items()]:
         for key in model.get("properties", {}):
             # Of Models, each key is a section; `source` heads one for each of its values.
@@ -43,7 +43,7 @@ def test_the_page_of_all_settings_is_current_and_complete():
 
 
 def test_every_setting_is_described():
-    schema = Settings.model_json_schema()
+    schema = Settings.model_json_schema(by_alias=False)
     for name, model in [("Settings", schema), *schema["$defs"].items()]:
         for key, field in model.get("properties", {}).items():
             linked = [part["$ref"] for part in (field, *field.get("allOf", [])) if "$ref" in part]
@@ -108,11 +108,11 @@ ONLY_LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-3}}
     [
         ({"train": [], "epochs": None}, ": learning_rate must name exactly the parts that train: none"),
         ({"train": [], "learning_rate": {}}, ": epochs must be left out where nothing trains (train: [])"),
-        ({"warmup": {"lora": 0.1}}, ": warmup must name exactly the parts that train: connector, lora"),
-        ({"warmup": 1.5}, ".warmup: must be less than 1, not 1.5"),
+        ({"warmup_ratio": {"lora": 0.1}}, ": warmup_ratio must name exactly the parts that train: connector, lora"),
+        ({"warmup_ratio": 1.5}, ".warmup_ratio: must be less than 1, not 1.5"),
         ({"weight_decay": {"connector": -1, "lora": 0}}, ".weight_decay.connector: must be greater than or equal to 0"),
-        ({"schedule": "cosin"}, ".schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
-        ({"schedule": {"connector": "linear", "lra": "linear"}}, ".schedule.lra: must be 'connector' or 'lora'"),
+        ({"lr_schedule": "cosin"}, ".lr_schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
+        ({"lr_schedule": {"connector": "linear", "lra": "linear"}}, ".lr_schedule.lra: must be 'connector' or 'lora'"),
         ({"select": "first"}, ".select: must be 'last' or 'best', not 'first'"),
         ({"init": "fresh"}, ".init: must be 'random' or 'parent', not 'fresh'"),
         ({"blind": True}, ": blind needs train: [lora], because a connector learns nothing without images"),
@@ -134,11 +134,11 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(demo_config):
 
 def test_a_value_holds_for_all_parts_or_each_has_its_own(demo_config):
     demo_config["stages"][3]["weight_decay"] = {"connector": yaml.safe_load("1e-3"), "lora": 0}
-    demo_config["stages"][3]["schedule"] = "linear"
+    demo_config["stages"][3]["lr_schedule"] = "linear"
     stage = load_settings(demo_config).stages["3"]
     assert [stage.of("weight_decay", part) for part in ("connector", "lora")] == [1e-3, 0]
-    assert [stage.of("schedule", part) for part in ("connector", "lora")] == ["linear", "linear"]
-    assert stage.of("warmup", "lora") == 0.03 and stage.of("learning_rate", "lora") == 2e-3
+    assert [stage.of("lr_schedule", part) for part in ("connector", "lora")] == ["linear", "linear"]
+    assert stage.of("warmup_ratio", "lora") == 0.03 and stage.of("learning_rate", "lora") == 2e-3
 
 
 def test_a_stage_may_train_nothing(demo_config):

@@ -7,7 +7,7 @@ from triptych.config.datasets import FolderCaptions, Folds, SlakeFolderVqa
 from triptych.data.audit import Part, audit, leaks, markdown, overlap
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
-from triptych.data.folds import assign, group_pictures
+from triptych.data.folds import assign, group_images
 from triptych.data.prepare import write_dataset
 from triptych.data.schemas import FOLD_SCHEMA
 from triptych.io.manifest import write_json
@@ -23,11 +23,11 @@ def test_overlap_counts_copies_look_alikes_and_questions():
     first, second = part("a", [1, 2, 3], ["x", "y"]), part("b", [3, 4, 5, 6], ["y", "z", "w"])
     second.thumbnails[1] = first.thumbnails[0] + 10
     assert overlap(first, second, 0.98) == {
-        "seen": "a", "part": "b", "pictures": 4, "identical_pictures": 1, "similar_pictures": 1,
+        "seen": "a", "part": "b", "images": 4, "identical_images": 1, "similar_images": 1,
         "question_strings": 3, "shared_question_strings": 1,
     }  # fmt: skip
     assert leaks(first, second, 0.98) == [
-        "a a3 is the picture b3 of b",
+        "a a3 is the image b3 of b",
         "a a1 looks like b4 of b (1.000)",
     ]
     assert leaks(first, part("c", [7, 8]), 0.98) == []
@@ -49,23 +49,23 @@ def folders(tmp_path):
     found = {name: prepared(settings, tmp_path / name, tmp_path / "cache") for name, settings in found.items()}
     folds = Folds(dataset="medical", number=2)
     questions = read_table(found["medical"] / "questions.parquet")
-    groups = group_pictures(*read_thumbnails(found["medical"] / "images"), folds)
+    groups = group_images(*read_thumbnails(found["medical"] / "images"), folds)
     write_table(found["medical"] / "folds.parquet", assign(questions, groups, folds), FOLD_SCHEMA)
     return found
 
 
-def test_a_shared_stage_on_held_out_pictures_is_a_leak(folders):
+def test_a_shared_stage_on_held_out_images_is_a_leak(folders):
     clean = {name: folders[name] for name in ("medical", "general-20")}
     record, found = audit(clean, "medical", ["general-20"], 0.98)
     assert found == [] and "None." in markdown(record)
     record, found = audit(folders, "medical", ["again", "general-20"], 0.98)
-    assert len(found) == 20 and "again 0 is the picture 0 of medical" in found
-    assert any(row["identical_pictures"] == 2 for row in record["overlaps"] if row["part"] == "medical test")
+    assert len(found) == 20 and "again 0 is the image 0 of medical" in found
+    assert any(row["identical_images"] == 2 for row in record["overlaps"] if row["part"] == "medical test")
 
 
 def test_the_audit_knows_every_part_and_baseline(folders):
     record, _ = audit({"medical": folders["medical"]}, "medical", [], 0.98)
-    assert all(row["identical_pictures"] == 0 for row in record["overlaps"] + record["fold_overlaps"])
+    assert all(row["identical_images"] == 0 for row in record["overlaps"] + record["fold_overlaps"])
     assert {row["part"] for row in record["fold_overlaps"]} == {
         f"fold{n} {name}" for n in (0, 1) for name in ("validation", "test")
     }
@@ -75,6 +75,6 @@ def test_the_audit_knows_every_part_and_baseline(folders):
         "validation (official)", "test (official)", "fold0 held out", "fold1 held out",
     }  # fmt: skip
     assert {row["baseline"] for row in record["baselines"]} == {
-        "majority", "majority-per-question", "majority-per-place", "nearest-pictures",
+        "majority", "majority-per-question", "majority-per-place", "nearest-images",
     }  # fmt: skip
-    assert markdown(record).count("| nearest-pictures |") == 4
+    assert markdown(record).count("| nearest-images |") == 4

@@ -11,7 +11,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COLOURS, picture_bytes
+from conftest import COLOURS, image_bytes
 from huggingface_hub.errors import LocalEntryNotFoundError
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
@@ -21,7 +21,7 @@ from triptych.download import huggingface
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-RED, BLUE = picture_bytes("red", "left"), picture_bytes("blue", "right")
+RED, BLUE = image_bytes("red", "left"), image_bytes("blue", "right")
 TABLES = ("captions.csv", "captions.json", "captions.jsonl", "captions.parquet")
 
 
@@ -75,7 +75,7 @@ def folder(tmp_path):
     for number, (name, _) in enumerate(ROWS):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(list(COLOURS)[number % 4], "left"))
+        path.write_bytes(image_bytes(list(COLOURS)[number % 4], "left"))
     return tmp_path / "data"
 
 
@@ -129,7 +129,7 @@ def test_the_stamp_changes_with_the_file(folder):
     assert after["6.png"] == ""
 
 
-def test_names_that_lead_out_cost_their_picture_only(folder, tmp_path):
+def test_names_that_lead_out_cost_their_image_only(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes(RED)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "inside.png").symlink_to(folder / "2.png")
@@ -140,7 +140,7 @@ def test_names_that_lead_out_cost_their_picture_only(folder, tmp_path):
     items = {item.path: item for item in folder_listing(folder)}
     assert set(items) == set(names)
     messages = dict.fromkeys(names[:4], "leads out") | {names[4]: "not a file name"}
-    messages |= {"gone.png": "No such file"} | dict.fromkeys(names[6:8], "no picture file")
+    messages |= {"gone.png": "No such file"} | dict.fromkeys(names[6:8], "no image file")
     with caption_folder.reader(folder_settings(folder), folder / "cache") as read:
         for name, message in messages.items():
             with pytest.raises((TriptychError, OSError), match=message):
@@ -286,8 +286,8 @@ def shard_listing(folder, **changes):
     return list(webdataset.listing(shard_settings(folder, **changes), folder / "cache"))
 
 
-def sample(key, caption, picture=RED, suffix="jpg"):
-    return [(f"{key}.{suffix}", picture), (f"{key}.txt", caption.encode())]
+def sample(key, caption, image=RED, suffix="jpg"):
+    return [(f"{key}.{suffix}", image), (f"{key}.txt", caption.encode())]
 
 
 def special(name, kind, target=""):
@@ -359,7 +359,7 @@ def test_members_that_cannot_be_used_are_rejected_with_the_reason(tmp_path, monk
         assert read(item.place) == RED
     expected = {
         "link.jpg": "is a link, device", "hard.jpg": "is a link, device", "device.jpg": "is a link, device",
-        "good.jpg": "two members of this name", "link": "no picture of this key", "silent.jpg": "no caption",
+        "good.jpg": "two members of this name", "link": "no image of this key", "silent.jpg": "no caption",
         "blank.jpg": "its .txt is empty", "huge.jpg": "larger than 5000 bytes",
         "long.jpg": "its .txt is larger than 1000",
         "bytes.jpg": "its .txt is not valid UTF-8", "broken.jpg": "its .json is not valid JSON",
@@ -509,7 +509,7 @@ def test_the_order_of_hub_rows_and_the_size_do_not_matter(tmp_path, served):
     assert [item.id for item in hub_listing(tmp_path, seed=1)] != ids
 
 
-def test_pictures_without_names_and_with_one_name_stay_apart(tmp_path, served):
+def test_images_without_names_and_with_one_name_stay_apart(tmp_path, served):
     cells = [{"bytes": b"0", "path": None}, {"bytes": b"1", "path": None}]
     cells += [{"bytes": b"2", "path": "image.jpg"}, {"bytes": b"3", "path": "image.jpg"}]
     serve(served[0], "a.parquet", cells, ["a photo"] * 4)
@@ -590,7 +590,7 @@ def test_faults_of_hub_data_name_repo_file_and_column(tmp_path, served, monkeypa
     for changes, message in (
         ({"caption_column": "text"}, r"some/data, a\.parquet: has no column 'text', but 'image', 'caption', 'other'"),
         ({"image_column": "jpg"}, r"some/data, a\.parquet: has no column 'jpg'"),
-        ({"image_column": "other"}, r"some/data, a\.parquet: column 'other' is string; pictures are bytes"),
+        ({"image_column": "other"}, r"some/data, a\.parquet: column 'other' is string; images are bytes"),
         ({"files": "*.csv"}, r"'\*\.csv' must end in \.parquet"),
         ({"files": "b*.parquet"}, r"some/data: no file matches 'b\*\.parquet'"),
     ):

@@ -29,8 +29,8 @@ def blob(right: slice, front: slice, top: slice) -> np.ndarray:
 RIGHT_FRONT_TOP = blob(slice(30, 38), slice(38, 46), slice(20, 28))
 
 
-def picture(name: str, **facts) -> medical_images.Picture:
-    return medical_images.Picture("s", name, "MRI", "Brain", "axial", np.zeros((8, 8), np.uint8), "nilearn", facts)
+def picture(name: str, **facts) -> medical_images.MedicalImage:
+    return medical_images.MedicalImage("s", name, "MRI", "Brain", "axial", np.zeros((8, 8), np.uint8), "nilearn", facts)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_oblique_axes_are_refused():
         medical_images.to_ras(np.zeros((3, 3, 3)), turned)
 
 
-def test_isotropic_pictures_keep_their_shape_in_mm():
+def test_isotropic_images_keep_their_shape_in_mm():
     assert medical_images.to_isotropic(np.zeros((25, 250), np.uint8), (6.5, 0.78)).shape == (208, 250)
     assert medical_images.to_isotropic(np.zeros((512, 400), np.uint8), (1.0, 1.0)).shape == (256, 200)
 
@@ -196,7 +196,7 @@ def test_single_files_are_turned_to_convention(header, flips):
 
 def test_missing_dicom_file_is_named(tmp_path):
     with pytest.raises(TriptychError, match="693_UNCR"):
-        list(medical.single_pictures(medical.SINGLES[0], tmp_path / "693_UNCR.dcm"))
+        list(medical.single_images(medical.SINGLES[0], tmp_path / "693_UNCR.dcm"))
 
 
 def test_candidates_answer_from_the_facts():
@@ -204,7 +204,7 @@ def test_candidates_answer_from_the_facts():
         picture("a", contains={"lung": False}, lesion_body_side="Right", window="lung")
     )
     answers = {question.question: question.answer for question in found}
-    assert answers["Does the picture contain lung?"] == "No"
+    assert answers["Does the image contain lung?"] == "No"
     assert answers["On which side of the body is the labelled lesion?"] == "Right"
     assert {question.answer for question in found if question.kind == "window"} == {"Lung"}
     assert {question.answer for question in found if question.kind == "plane"} == {"Transverse Plane"}
@@ -220,11 +220,11 @@ def test_choice_is_balanced_and_small():
     counts: dict[str, Counter] = defaultdict(Counter)
     for question in chosen:
         counts[question.question][question.answer] += 1
-    liver = counts["Does the picture contain liver?"]
+    liver = counts["Does the image contain liver?"]
     assert liver["Yes"] == 20
     assert liver["No"] <= 30
-    assert all(len(answers) > 1 for answers in counts.values())  # "Head" alone needs no look at the picture
-    assert max(Counter(question.picture for question in chosen).values()) <= medical_questions.MAX_QUESTIONS
+    assert all(len(answers) > 1 for answers in counts.values())  # "Head" alone needs no look at the image
+    assert max(Counter(question.image for question in chosen).values()) <= medical_questions.MAX_QUESTIONS
 
 
 def test_blind_accuracy():
@@ -268,7 +268,7 @@ def test_build_from_the_real_packages(tmp_path):
     assert medical_questions.blind_accuracy((row["question"], row["answer"]) for row in rows) < 0.6
 
     card = json.loads(one["card.json"])
-    assert (card["pictures"], card["questions"]) == (len(images), len(rows))
+    assert (card["images"], card["questions"]) == (len(images), len(rows))
     assert sum(len(part) for part in parts.values()) == sum(
         source[part]["questions"] for source in card["sources"].values() for part in medical.PARTS
     )
@@ -282,7 +282,7 @@ def test_build_from_the_real_packages(tmp_path):
             assert 64 <= max(image.size) <= 512
             assert np.asarray(image).std() > 5
             pixels.add(image.tobytes())
-    assert len(pixels) == len(images)  # no picture twice
+    assert len(pixels) == len(images)  # no image twice
 
 
 def test_sides_in_the_real_scans(tmp_path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from triptych.config.datasets import Folds
 from triptych.data import folds
-from triptych.data.folds import group_pictures, summarise
+from triptych.data.folds import group_images, summarise
 from triptych.errors import TriptychError
 
 
 def assign(rows, settings):
-    """Folds of question rows whose pictures' groups are the rows' own."""
+    """Folds of question rows whose images' groups are the rows' own."""
     return folds.assign(rows, {row["image_id"]: row["group"] for row in rows}, settings)
 
 
@@ -79,7 +79,7 @@ def test_a_fold_without_a_part_is_an_error_and_rare_kinds_are_not():
 
 
 def pictures(number=8):
-    """Pictures of four subjects, two each; 0 and 5 are the same file, 1 and 6 look alike."""
+    """Images of four subjects, two each; 0 and 5 are the same file, 1 and 6 look alike."""
     thumbnails = np.random.default_rng(0).integers(0, 200, (number, 32, 32), np.uint8)
     thumbnails[5] = thumbnails[0]
     thumbnails[6] = thumbnails[1] + 20
@@ -96,7 +96,7 @@ def pictures(number=8):
     ],
 )
 def test_copies_subjects_and_look_alikes_stay_together_as_asked(group, together):
-    groups = group_pictures(*pictures(), Folds(dataset="medical", group=group))
+    groups = group_images(*pictures(), Folds(dataset="medical", group=group))
     found = {}
     for image, owner in groups.items():
         found.setdefault(owner, set()).add(image)
@@ -125,11 +125,11 @@ def test_the_official_parts_are_one_fold():
     assert Counter(parts.values())["validation"] > 0
 
 
-def test_a_picture_in_two_official_parts_is_refused():
+def test_a_image_in_two_official_parts_is_refused():
     rows = questions()
     for row in rows:
         row["image_id"] = row["group"] = "one" if row["group"] in ("g0", "g1") else row["group"]
-    with pytest.raises(TriptychError, match=r"group: official: 1 pictures.*such as one"):
+    with pytest.raises(TriptychError, match=r"group: official: 1 images.*such as one"):
         assign(rows, Folds(dataset="medical", number=1, group="official"))
 
 

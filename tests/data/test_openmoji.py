@@ -42,7 +42,7 @@ def settings(size, seed=3, **changes):
     return OpenMojiCaptions(source="openmoji", sizes=[size], seed=seed, validation_fraction=FRACTION, **changes)
 
 
-def pictures(chosen, items):
+def images(chosen, items):
     with openmoji.reader(chosen, CACHE) as read:
         return [read(item.place) for item in items]
 
@@ -58,18 +58,18 @@ def test_listings_are_the_same_twice_and_small_ones_begin_large_ones():
     assert not {item.stamp for item in other} & {item.stamp for item in small}
 
 
-def test_pictures_depend_on_seed_and_number_alone():
+def test_images_depend_on_seed_and_number_alone():
     items = list(openmoji.listing(settings(20), CACHE))[:12]
-    drawn = pictures(settings(20), items)
-    assert pictures(settings(60), items[::-1])[::-1] == drawn
-    assert not set(pictures(settings(20, seed=4), items)) & set(drawn)
+    drawn = images(settings(20), items)
+    assert images(settings(60), items[::-1])[::-1] == drawn
+    assert not set(images(settings(20, seed=4), items)) & set(drawn)
 
 
-def test_pictures_show_what_the_listing_says(parts):
+def test_images_show_what_the_listing_says(parts):
     item = list(openmoji.listing(settings(20), CACHE))[5]
     scene = openmoji.compose(3, 5, *parts, FRACTION)
     assert (item.caption, item.split) == (scene.caption, scene.split)
-    assert pictures(settings(20), [item]) == [openmoji.draw(scene, openmoji.drawings(CACHE), 3, openmoji.PIXELS)]
+    assert images(settings(20), [item]) == [openmoji.draw(scene, openmoji.drawings(CACHE), 3, openmoji.PIXELS)]
 
 
 @pytest.mark.parametrize("pixels", [64, 224])
@@ -80,7 +80,7 @@ def test_images_have_the_size_asked_for(parts, pixels):
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (pixels, pixels))
 
 
-def test_held_out_concepts_are_in_validation_pictures_alone(everything, parts, scenes):
+def test_held_out_concepts_are_in_validation_images_alone(everything, parts, scenes):
     train, held_out = parts
     assert len(held_out) == round(FRACTION * len(everything))
     assert not {c.code for c in train} & {c.code for c in held_out}

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
-from conftest import CACHE, ROOT, picture_bytes, write_slake
+from conftest import CACHE, ROOT, image_bytes, write_slake
 from PIL import Image
 from pydantic import TypeAdapter
 from triptych.config.datasets import Dataset, FolderCaptions, HubParquetCaptions, OpenMojiCaptions, SlakeFolderVqa
@@ -32,14 +32,14 @@ from triptych.io.manifest import sha256_bytes, sha256_file
 from triptych.io.parquet import read_table
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def photo(number: int, width: int = 160, height: int = 120) -> Image.Image:
-    """A picture like no other: broad patches of colour with noise."""
+    """An image like no other: broad patches of colour with noise."""
     generator = np.random.default_rng(number)
     patches = Image.fromarray(generator.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), 3)
     noise = generator.normal(0, 8, (height, width, 3))
@@ -71,10 +71,10 @@ def slake(tmp_path):
 
 @pytest.fixture
 def captioned(tmp_path):
-    """A function that writes a folder of captioned pictures, and gives settings for it."""
+    """A function that writes a folder of captioned images, and gives settings for it."""
 
     def write(pictures: dict[str, bytes], captions: dict[str, str] | None = None, **options) -> FolderCaptions:
-        folder = tmp_path / "pictures"
+        folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)
         for name, data in pictures.items():
             (folder / name).write_bytes(data)
@@ -128,7 +128,7 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
     edit(slake, "train", spoil)
     edit(slake, "test", lambda records: records[0].update(img_id=0, img_name="toy0/source.png"))
     (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "source.png").write_bytes(picture_bytes("red", "left"))
+    (tmp_path / "outside" / "source.png").write_bytes(image_bytes("red", "left"))
     (slake / "imgs" / "link").symlink_to(tmp_path / "outside")
     (slake / "imgs" / "toy5" / "source.png").unlink()
     (slake / "imgs" / "toy6" / "source.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -148,8 +148,8 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
         "not valid UTF-8",
     ):
         assert part in reasons, part
-    assert reasons.count("cannot be decoded") == 8  # two pictures and their three questions each
-    assert reasons.count("leads out of") == 12  # three pictures and their questions
+    assert reasons.count("cannot be decoded") == 8  # two images and their three questions each
+    assert reasons.count("leads out of") == 12  # three images and their questions
     assert "already belongs to train.json" in reasons
     assert counts["images"]["train"] == 10 and counts["rejects"]["image"] == 6
     asked = sum(
@@ -172,7 +172,7 @@ def test_groups_are_subjects_where_named_and_images_otherwise(slake, tmp_path):
     assert all(row["group"] == row["image_id"] for row in rows if row["split"] != "train")
 
 
-def test_in_two_languages_a_picture_stays_in_the_part_of_its_english_questions(slake, tmp_path):
+def test_in_two_languages_a_image_stays_in_the_part_of_its_english_questions(slake, tmp_path):
     english = json.loads((slake / "test.json").read_text())
     translated = [{**row, "q_lang": "zh", "qid": 1000 + row["qid"], "question": "这是什么"} for row in english]
     edit(slake, "train", lambda records: records.extend(translated))
@@ -203,7 +203,7 @@ def test_organ_boxes_are_kept_and_broken_ones_reported(slake, tmp_path):
 def test_nothing_usable_is_an_error_and_leaves_no_tables(slake, tmp_path):
     for part in ("train", "validation", "test"):
         edit(slake, part, lambda records: [record.update(answer="") for record in records])
-    with pytest.raises(TriptychError, match="no usable picture; 60 rows were rejected"):
+    with pytest.raises(TriptychError, match="no usable image; 60 rows were rejected"):
         prepared(of_slake(slake), tmp_path / "out")
     for path in (slake / "imgs").glob("*/source.png"):
         path.write_bytes(b"")
@@ -254,7 +254,7 @@ def test_a_smaller_set_begins_a_larger_one_whatever_the_order_of_the_source(capt
     assert hashes(tmp_path / "scratch") == hashes(tmp_path / "30"), "the larger set after the smaller one, or alone"
 
 
-def test_copies_look_alikes_placeholders_and_flat_pictures_are_left_out(captioned, tmp_path):
+def test_copies_look_alikes_placeholders_and_flat_images_are_left_out(captioned, tmp_path):
     first, other = photo(1), photo(2)
     pictures = {
         "a.jpg": encoded(first, "JPEG", quality=95),
@@ -267,18 +267,18 @@ def test_copies_look_alikes_placeholders_and_flat_pictures_are_left_out(captione
     known = sha256_bytes(pictures["missing.jpg"])
     settings = captioned(pictures, placeholders=[known], sizes=[2])
     told = ""
-    for seed in range(6):  # in some of these orders each fault comes before the second good picture
+    for seed in range(6):  # in some of these orders each fault comes before the second good image
         prepared(settings.model_copy(update={"seed": seed}), tmp_path / f"out{seed}", tmp_path / "cache")
         names = {row["image"]["path"] for row in read_table(tmp_path / f"out{seed}" / "images")}
         assert len(names) == 2 and len(names & {"a.jpg", "copy.jpg", "smaller.jpg"}) == 1 and "other.jpg" in names
         told += " | ".join(rejects(tmp_path / f"out{seed}").values())
     assert "white.png: shows nothing: one flat colour" in told
-    with pytest.raises(TriptychError, match=r"6 pictures were asked for, but only 2 of 6 could be used"):
+    with pytest.raises(TriptychError, match=r"6 images were asked for, but only 2 of 6 could be used"):
         prepared(settings.model_copy(update={"sizes": [6]}), tmp_path / "all")
     keep = settings.model_copy(update={"keep_near_duplicates": True, "sizes": [3]})
     counts = prepared(keep, tmp_path / "keep")
     assert counts["images"]["train"] + counts["images"].get("validation", 0) == 3
-    for part in (".jpg: the same picture as", ".jpg: nearly the same picture as", "missing.jpg: a placeholder"):
+    for part in (".jpg: the same image as", ".jpg: nearly the same image as", "missing.jpg: a placeholder"):
         assert part in told, part
     assert "nearly" not in " ".join(rejects(tmp_path / "keep").values())
 
@@ -292,7 +292,7 @@ def test_a_placeholder_in_several_encodings_is_pointed_out_too(captioned, tmp_pa
     assert "stands under" in capsys.readouterr().out
 
 
-def test_a_changed_revision_never_meets_old_pictures(tmp_path):
+def test_a_changed_revision_never_meets_old_images(tmp_path):
     settings = HubParquetCaptions(source="hub-parquet", repo="a/b", revision="0" * 40, sizes=[1])
     rows = [{"id": "x", "path": "p", "place": "q"}]
     paths = {
@@ -340,10 +340,10 @@ def test_corrupt_cmyk_is_found_like_any_other(tmp_path):
         inspect(bytes(data))
 
 
-def test_a_picture_under_many_captions_is_pointed_out(captioned, tmp_path, capsys):
+def test_a_image_under_many_captions_is_pointed_out(captioned, tmp_path, capsys):
     same = encoded(photo(5), "JPEG")
     settings = captioned({**{f"{n}.jpg": same for n in range(4)}, "x.jpg": encoded(photo(6), "JPEG")}, sizes=[2])
-    prepared(settings.model_copy(update={"spares": 5.0}), tmp_path / "out")
+    prepared(settings.model_copy(update={"oversample": 5.0}), tmp_path / "out")
     with pytest.raises(TriptychError):
         prepared(settings.model_copy(update={"sizes": [5]}), tmp_path / "all")
     for seed in range(5):  # the four copies come first for some seed
@@ -357,7 +357,7 @@ def test_the_requested_number_is_delivered_although_spares_run_out(captioned, tm
     counts = prepared(captioned(pictures, sizes=[10]), tmp_path / "out")
     assert sum(counts["images"].values()) == 10
     assert counts["seen"] == 10 + counts["rejects"]["image"] > 11, "accepted + rejected = seen"
-    assert "the spares did not suffice" in capsys.readouterr().out
+    assert "the oversample did not suffice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_composed_drawings_carry_their_card(tmp_path):
     assert "OpenMoji" in source_module(settings).card(settings, CACHE, counts)
 
 
-def test_the_table_shows_its_pictures_to_the_datasets_library(slake, tmp_path):
+def test_the_table_shows_its_images_to_the_datasets_library(slake, tmp_path):
     prepared(of_slake(slake), tmp_path)
     table = pq.ParquetFile(tmp_path / "images" / "00000.parquet")
     assert {"id", "caption", "width", "height", "sha256", "phash", "source"} <= set(table.schema_arrow.names)
@@ -392,7 +392,7 @@ def test_the_table_shows_its_pictures_to_the_datasets_library(slake, tmp_path):
 
 
 def test_row_groups_are_small_whatever_was_rejected(captioned, tmp_path):
-    pictures = {f"{n}.png": picture_bytes("red", "left", n) if n % 9 else b"" for n in range(300)}
+    pictures = {f"{n}.png": image_bytes("red", "left", n) if n % 9 else b"" for n in range(300)}
     prepared(captioned(pictures, sizes=[250]), tmp_path / "out")
     table = pq.ParquetFile(tmp_path / "out" / "images" / "00000.parquet").metadata
     assert [table.row_group(n).num_rows for n in range(table.num_row_groups)] == [100, 100, 50]
@@ -436,7 +436,7 @@ def test_shards_kills_and_sizes_do_not_change_a_byte(captioned, tmp_path, monkey
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "plain")
 
 
-def test_a_changed_picture_or_check_never_meets_an_old_block(captioned, tmp_path):
+def test_a_changed_image_or_check_never_meets_an_old_block(captioned, tmp_path):
     settings = captioned({f"{n}.jpg": encoded(photo(n), "JPEG") for n in range(5)})
     cache = tmp_path / "cache"
     prepared(settings, tmp_path / "a", cache)
@@ -454,7 +454,7 @@ def test_a_source_that_shrinks_between_runs_says_so(captioned, tmp_path):
     cache, source = tmp_path / "cache", tmp_path / "source"
     fetch(settings, cache, source)
     (Path(settings.folder) / "2.jpg").unlink()
-    with pytest.raises(TriptychError, match=r"6 pictures were asked for, but only 5 of 6.*No such file"):
+    with pytest.raises(TriptychError, match=r"6 images were asked for, but only 5 of 6.*No such file"):
         write_dataset(settings, source, cache, tmp_path / "out")
     assert not (tmp_path / "out" / "images").exists()
 
@@ -493,10 +493,10 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(captioned
     assert len(read_table(tmp_path / "out" / "images")) == 12, "with room, it goes on from what was checked"
 
 
-# Pictures
+# Images
 
 
-def test_pictures_are_decoded_upright_in_rgb_over_white():
+def test_images_are_decoded_upright_in_rgb_over_white():
     assert decode(encoded(Image.new("RGBA", (10, 10), (255, 0, 0, 0)), "PNG")).getpixel((5, 5)) == (255, 255, 255)
     assert decode(encoded(Image.new("CMYK", (10, 10), (0, 255, 255, 0)), "JPEG")).mode == "RGB"
     assert decode(encoded(Image.new("L", (10, 10), 77), "PNG")).getpixel((0, 0)) == (77, 77, 77)
@@ -534,10 +534,10 @@ def test_every_orientation_is_set_upright_as_pillow_does(orientation):
         (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "100000000 pixels|DecompressionBomb|more than 50000000"),
         (encoded(photo(3), "JPEG")[:-400], "cannot be decoded"),
         (encoded(photo(3), "PNG")[:-400], "cannot be decoded"),
-        (b"\xff\xd8\xff\xe0 no picture", "cannot be decoded"),
+        (b"\xff\xd8\xff\xe0 no image", "cannot be decoded"),
     ],
 )
-def test_pictures_that_cannot_be_used_say_why(data, reason):
+def test_images_that_cannot_be_used_say_why(data, reason):
     for read in (decode, inspect):
         with pytest.raises(TriptychError, match=reason):
             read(data)
@@ -572,8 +572,8 @@ def test_inspection_is_as_strict_as_full_decoding_of_corrupt_scans():
 
 def test_perceptual_hashes_are_near_for_look_alikes_and_far_for_others():
     pictures = [photo(n) for n in range(20)]
-    thumbnails = np.stack([inspect(encoded(picture, "JPEG", quality=95)).thumbnail for picture in pictures])
-    worse = [inspect(encoded(picture.resize((80, 60)), "JPEG", quality=30)).thumbnail for picture in pictures]
+    thumbnails = np.stack([inspect(encoded(image, "JPEG", quality=95)).thumbnail for image in pictures])
+    worse = [inspect(encoded(image.resize((80, 60)), "JPEG", quality=30)).thumbnail for image in pictures]
     worse = np.stack(worse)
     distance = np.bitwise_count(perceptual_hashes(thumbnails)[:, None] ^ perceptual_hashes(worse)[None])
     assert np.diag(distance).max() <= 10

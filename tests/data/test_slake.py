@@ -6,7 +6,7 @@ from triptych.config.datasets import Folds, SlakeFolderVqa
 from triptych.data.audit import baseline_scores
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
-from triptych.data.folds import assign, group_pictures
+from triptych.data.folds import assign, group_images
 from triptych.data.prepare import write_dataset
 from triptych.data.schemas import FOLD_SCHEMA
 from triptych.data.sources.slake import SLAKE_VARIABLE
@@ -28,7 +28,7 @@ def slake(tmp_path_factory):
     counts = write_dataset(settings, out / "source", out / "cache", out)["counts"]
     questions, (images, thumbnails) = read_table(out / "questions.parquet"), read_thumbnails(out / "images")
     folds = Folds(dataset="medical", number=5)
-    write_table(out / "folds.parquet", assign(questions, group_pictures(images, thumbnails, folds), folds), FOLD_SCHEMA)
+    write_table(out / "folds.parquet", assign(questions, group_images(images, thumbnails, folds), folds), FOLD_SCHEMA)
     return out, counts
 
 
@@ -49,7 +49,7 @@ def test_baselines_on_the_official_test_part(slake):
     assert found["majority-per-question"]["open"] == pytest.approx(46.2, abs=0.3)
     assert found["majority-per-question"]["closed"] == pytest.approx(66.1, abs=0.3)
     assert found["majority-per-place"]["all"] == pytest.approx(69.8, abs=0.3)
-    assert found["nearest-pictures"]["all"] == pytest.approx(74.2, abs=0.3)
+    assert found["nearest-images"]["all"] == pytest.approx(74.2, abs=0.3)
 
 
 def test_a_perfect_predictor_misses_llava_meds_closed_questions(slake):
@@ -71,8 +71,8 @@ def test_no_image_is_trained_on_and_held_out(slake):
         assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 546
 
 
-def test_bilingual_parts_are_regrouped_by_picture(tmp_path):
-    """72 pictures of the English test part are in the Chinese training part."""
+def test_bilingual_parts_are_regrouped_by_image(tmp_path):
+    """72 images of the English test part are in the Chinese training part."""
     settings = SlakeFolderVqa(source="slake-folder", folder=SLAKE, language="both")
     fetch(settings, tmp_path, tmp_path / "source")
     parts = {}

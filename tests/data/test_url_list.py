@@ -1,4 +1,4 @@
-"""Downloads of a table's pictures from a server of this test: outcomes, retries, limits, and what a rerun asks for."""
+"""Downloads of a table's images from a server of this test: outcomes, retries, limits, and what a rerun asks for."""
 
 import json
 import socket
@@ -8,13 +8,13 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import picture_bytes
+from conftest import image_bytes
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.sources import url_list
 from triptych.data.sources.base import Item, Reject, chosen
 from triptych.errors import TriptychError
 
-RED = picture_bytes("red", "left")
+RED = image_bytes("red", "left")
 LIMIT = 2 * len(RED)
 
 
@@ -115,7 +115,7 @@ def write_table(tmp_path, urls):
 
 
 def settings(tmp_path, **changes):
-    given = {"source": "url-list", "table": str(tmp_path / "urls.jsonl"), "sizes": [100], "spares": 0, "timeout": 5}
+    given = {"source": "url-list", "table": str(tmp_path / "urls.jsonl"), "sizes": [100], "oversample": 0, "timeout": 5}
     return UrlListCaptions(**{**given, "connections": 4, **changes})
 
 
@@ -137,7 +137,7 @@ def mixed(server, number=40):
     return [f"{server.root}/{kinds[index % len(kinds)]}/{index}" for index in range(number)]
 
 
-def test_pictures_are_stored_and_read_without_the_server(tmp_path, server):
+def test_images_are_stored_and_read_without_the_server(tmp_path, server):
     write_table(tmp_path, [f"{server.root}/ok/{number}" for number in range(5)])
     found = listing(tmp_path)
     assert len(found) == 5 and {item.caption for item in found} == {f"caption of {item.path}" for item in found}
@@ -164,7 +164,7 @@ def test_pictures_are_stored_and_read_without_the_server(tmp_path, server):
         ("204/0", 1, "HTTP 204"),
         ("500/0", 3, "HTTP 500 after 3 attempts"),
         ("429/0", 3, "HTTP 429 after 3 attempts"),
-        ("page/0", 1, "not a picture (JPEG, PNG, WEBP, BMP, TIFF)"),
+        ("page/0", 1, "not an image (JPEG, PNG, WEBP, BMP, TIFF)"),
         ("large/0", 1, f"larger than {LIMIT} bytes"),
         ("endless/0", 1, f"larger than {LIMIT} bytes"),
         ("cut/0", 3, "broken off (RemoteProtocolError) after 3 attempts"),
@@ -244,7 +244,7 @@ def test_the_result_and_the_requests_do_not_depend_on_connections(tmp_path, serv
         asked[connections] = dict(server.asked)
     assert found[1] == found[16] and asked[1] == asked[16]
     assert len(paths(found[1])) == 20 and isinstance(found[1][-1], Item)
-    # Every address up to the twentieth picture was asked for, and no other.
+    # Every address up to the twentieth image was asked for, and no other.
     first = {path.removeprefix("/to") for path in asked[1]}
     assert len(first) == len(found[1])
 
@@ -309,10 +309,10 @@ def test_an_address_with_two_captions_is_asked_once(tmp_path, server):
     assert server.asked == {"/ok/0": 1}
 
 
-def test_fewer_pictures_than_wanted_are_given_without_complaint(tmp_path, server, capsys):
+def test_fewer_images_than_wanted_are_given_without_complaint(tmp_path, server, capsys):
     write_table(tmp_path, [f"{server.root}/ok/0", f"{server.root}/404/0"])
     assert len(listing(tmp_path, sizes=[10])) == 2
-    assert "1 of 10 pictures, 1 addresses failed" in capsys.readouterr().out
+    assert "1 of 10 images, 1 addresses failed" in capsys.readouterr().out
 
 
 def closed_port():

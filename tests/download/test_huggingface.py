@@ -80,7 +80,7 @@ def test_pairs_are_nested_and_independent_of_their_order(tmp_path, served):
         assert read(found[0].place) == jpeg(number)
 
 
-def test_the_stamp_changes_with_the_picture(tmp_path, served):
+def test_the_stamp_changes_with_the_image(tmp_path, served):
     entries = [entry(number) for number in range(2)]
     serve_pairs(served, entries, {e["image"]: jpeg(5) for e in entries})
     before = {item.id: item.stamp for item in listing(tmp_path)}
@@ -127,7 +127,7 @@ def test_images_stay_in_the_archive(tmp_path, served):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_members_that_cannot_be_read_are_one_pictures_error(tmp_path, served, monkeypatch):
+def test_members_that_cannot_be_read_are_one_images_error(tmp_path, served, monkeypatch):
     serve_pairs(served, [], {"good.jpg": jpeg(1), "bad.jpg": jpeg(2)})
     data = bytearray((served / "images.zip").read_bytes())
     data[data.index(jpeg(2)) + 30] ^= 1
@@ -191,7 +191,7 @@ def test_members_that_lead_out_are_refused(tmp_path, served, member, message):
 
 
 def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
-    monkeypatch.setattr(huggingface, "MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(slake, "MAX_UNPACKED_BYTES", 1000)
     serve_slake(served, {"imgs/xmlab1/source.jpg": "x", "imgs/xmlab2/source.jpg": b"0" * 1000})
     with pytest.raises(TriptychError, match="more than 1000 bytes"):
         slake.slake_folder(tmp_path / "cache", REVISION)

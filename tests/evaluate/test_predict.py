@@ -6,7 +6,7 @@ from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import generate
-from triptych.evaluate.predict import other_pictures
+from triptych.evaluate.predict import other_images
 from triptych.evaluate.predictions import Kept
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
@@ -81,14 +81,14 @@ def test_the_log_probability_is_that_of_the_answer_and_its_end(model, many, feat
         assert logprob == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-def test_every_picture_is_swapped_for_another():
+def test_every_image_is_swapped_for_another():
     images = [f"image{n}" for n in range(7)] * 3
-    other = other_pictures(images)
+    other = other_images(images)
     assert set(other) == set(other.values()) == set(images)
     assert all(mine != theirs for mine, theirs in other.items())
-    assert other == other_pictures(images[::-1])
+    assert other == other_images(images[::-1])
     with pytest.raises(TriptychError, match="drop `swapped`"):
-        other_pictures(["one"])
+        other_images(["one"])
 
 
 def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):

@@ -66,7 +66,7 @@ def test_tokens_that_hold_nothing_give_chance(kind):
 
 
 @pytest.mark.parametrize("kind", probe.PROBES)
-def test_a_probe_never_sees_the_pictures_that_it_is_tested_on(kind):
+def test_a_probe_never_sees_the_images_that_it_is_tested_on(kind):
     labels = {image: ["CT"] if number < 30 else ["MRI"] for number, image in enumerate(IMAGES)}
     labels |= {image: ["PET"] for image in IMAGES[60:]}  # only where it is tested
     places = {image: number for number, image in enumerate(IMAGES)}
@@ -109,11 +109,11 @@ def test_labels_are_what_most_questions_say_and_rare_ones_are_one():
         {"id": f"i{number}", "boxes": json.dumps([*(boxes if number % 2 else []), ["lung", [0, 0, 1, 1]]])}
         for number in range(30)
     ]
-    found = probe.picture_labels(questions, images, rare=5)
+    found = probe.image_labels(questions, images, rare=5)
     assert set(found) == {"modality", "organ"}  # one location tells nothing apart
     assert found["modality"]["i0"] == ["CT"] and found["modality"]["i24"] == found["modality"]["i29"] == ["other"]
-    assert found["organ"]["i0"] == [] and found["organ"]["i1"] == ["liver"]  # every picture has a lung
-    assert "i24" not in probe.picture_labels(questions, images, rare=7)["modality"]  # six are too few for "other"
+    assert found["organ"]["i0"] == [] and found["organ"]["i1"] == ["liver"]  # every image has a lung
+    assert "i24" not in probe.image_labels(questions, images, rare=7)["modality"]  # six are too few for "other"
 
 
 def test_directions_are_orthonormal_and_drawn_by_their_seed():

@@ -144,7 +144,7 @@ def test_one_run_or_one_group_cannot_be_tested():
     assert (low, high) == (0, 1)
     one_group = tabulate([1, 0, 1], [0, 1, 2], ["a", "a", "a"])
     for statistic in (lambda: two_way_clustered_t(one_group, 3), lambda: bootstrap_interval(one_group, 0)):
-        with pytest.raises(TriptychError, match="one picture or subject"):
+        with pytest.raises(TriptychError, match="one image or subject"):
             statistic()
     with pytest.raises(TriptychError, match="no answer"):
         tabulate([], [], [])
@@ -241,7 +241,7 @@ VERDICTS = [
 def test_a_verdict_says_what_interval_and_p_value_allow(numbers, words):
     effect, half, factor = numbers
     estimate = about(effect, half)
-    assert words in verdict("a", "b", estimate, factor * estimate.p, rope=1.0)
+    assert words in verdict("a", "b", estimate, factor * estimate.p, margin=1.0)
 
 
 def records(arm, hits, split="fold0", seed=0, start=0):
@@ -287,7 +287,7 @@ def run_compare(monkeypatch, folder, rows, *arguments):
 
 def test_the_step_writes_one_answer_in_three_forms(tmp_path, monkeypatch):
     rows = study({"1-2-3": 0.9, "2-3": 0.5, "3": 0.9, "unasked": 0.1})
-    choice = ["--schedules", "1-2-3", "2-3", "3", "--rope", "1"]
+    choice = ["--schedules", "1-2-3", "2-3", "3", "--equivalence-margin", "1"]
     out = run_compare(monkeypatch, tmp_path, rows, *choice)
     worse, alike = read_json(out / "comparison.json")["comparisons"]
     assert (worse["runs"], worse["folds"], worse["seeds"], worse["questions"], worse["groups"]) == (6, 3, 2, 120, 30)
@@ -309,7 +309,7 @@ def test_the_step_writes_one_answer_in_three_forms(tmp_path, monkeypatch):
 
 
 def test_one_kind_of_question_can_be_compared(tmp_path, monkeypatch):
-    choice = ["--schedules", "1-2-3", "2-3", "--rope", "1", "--answer-type", "OPEN"]
+    choice = ["--schedules", "1-2-3", "2-3", "--equivalence-margin", "1", "--answer-type", "OPEN"]
     out = run_compare(monkeypatch, tmp_path, study({"1-2-3": 0.9, "2-3": 0.5}), *choice)
     assert read_json(out / "comparison.json")["comparisons"][0]["questions"] == 60
 
@@ -358,10 +358,10 @@ def test_arms_that_cannot_be_paired_are_named(rows, fault):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--schedules", "a", "--rope", "1"], "at least two"),
-        (["--schedules", "a", "a", "--rope", "1"], "at least two"),
-        (["--schedules", "a", "b", "--rope", "0"], "above 0"),
-        (["--schedules", "a", "b", "--rope", "nan"], "above 0"),
+        (["--schedules", "a", "--equivalence-margin", "1"], "at least two"),
+        (["--schedules", "a", "a", "--equivalence-margin", "1"], "at least two"),
+        (["--schedules", "a", "b", "--equivalence-margin", "0"], "above 0"),
+        (["--schedules", "a", "b", "--equivalence-margin", "nan"], "above 0"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch, arguments, fault):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CACHE, PROMPT, ROOT, make_llama, make_tokenizer, picture_bytes
+from conftest import CACHE, PROMPT, ROOT, image_bytes, make_llama, make_tokenizer
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -51,14 +51,14 @@ PLAIN = Connector()
 CPU = torch.device("cpu")
 NEW_TOKENS = 6
 QUESTIONS = ["what colour is the square ?", "is it red ?", "where is it ?", "what modality is this ?"]
-PICTURES = [("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")]
+IMAGES = [("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHAT = "<|user|>\nLook: <image>\n{question}<|end|>\n<|assistant|> "
 TEXT = [*QUESTIONS, "user assistant Look at this: the square is red, green, blue or yellow; left or right. yes no"] * 4
 
 
 def pictures() -> list[Image.Image]:
-    return [decode(picture_bytes(*facts, number=number)) for number, facts in enumerate(PICTURES)]
+    return [decode(image_bytes(*facts, number=number)) for number, facts in enumerate(IMAGES)]
 
 
 def prepare(folder, encoder, language_model, prompt=PROMPT):
@@ -71,7 +71,7 @@ def prepare(folder, encoder, language_model, prompt=PROMPT):
 
 
 def save_checkpoint(folder, models, lora=None, connector=PLAIN, blind=False):
-    """A checkpoint whose answers depend on picture and question, with the manifest that a training writes."""
+    """A checkpoint whose answers depend on image and question, with the manifest that a training writes."""
     encoder = vision.load(models / "vision_encoder", CPU)
     base = checkpoint.Base(models / "language_model", encoder.hidden_size, encoder_hashes(models / "vision_encoder"))
     model = checkpoint.build(base, None, connector, lora, 0, "fold0", torch.float32, CPU)
@@ -94,15 +94,15 @@ def save_checkpoint(folder, models, lora=None, connector=PLAIN, blind=False):
 
 
 def triptych_answers(source, models, prompt=PROMPT):
-    """Token ids of Triptych's own answers in fp32, to every question about every picture."""
+    """Token ids of Triptych's own answers in fp32, to every question about every image."""
     encoder = vision.load(models / "vision_encoder", CPU)
     base = checkpoint.Base(models / "language_model", encoder.hidden_size, encoder_hashes(models / "vision_encoder"))
     model = checkpoint.load(base, source / "manifest.json", torch.float32, CPU)
     pieces = prompt_tokens(load_tokenizer(models / "language_model"), prompt)
     tokens = encoder.tokens(encoder.preprocess(pictures()))
     samples = [
-        Sample("", str(picture), pieces.encode_question(question), ())
-        for picture in range(len(PICTURES))
+        Sample("", str(image), pieces.encode_question(question), ())
+        for image in range(len(IMAGES))
         for question in QUESTIONS
     ]
     answers, _ = generate(model, samples, lambda names: tokens[[int(name) for name in names]], pieces, NEW_TOKENS)
@@ -119,9 +119,9 @@ def plain_answers(folder, prompt=PROMPT, adapter=False):
         model = PeftModel.from_pretrained(model, folder / "adapter")
     end = processor.tokenizer.eos_token_id
     answers = []
-    for picture in pictures():
+    for image in pictures():
         for question in QUESTIONS:
-            inputs = processor(images=picture, text=prompt.replace("{question}", question), return_tensors="pt")
+            inputs = processor(images=image, text=prompt.replace("{question}", question), return_tensors="pt")
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)[0].tolist()
             tokens = tokens[inputs["input_ids"].shape[1] :]
             answers.append(tokens[: tokens.index(end)] if end in tokens else tokens)
@@ -329,14 +329,14 @@ def test_the_chat_template_gives_the_prompt(world, tmp_path):
     assert processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)[
         "input_ids"
     ] == ours  # fmt: skip
-    with pytest.raises(Exception, match="one question about one picture"):
+    with pytest.raises(Exception, match="one question about one image"):
         processor.apply_chat_template([*chat, *chat])
 
 
 def run_card(folder, place):
-    """Run the code of a model card on a picture in `place`; gives what it prints."""
+    """Run the code of a model card on an image in `place`; gives what it prints."""
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    (place / "picture.png").write_bytes(picture_bytes("red", "left"))
+    (place / "image.png").write_bytes(image_bytes("red", "left"))
     code = code.replace("path/to/this/folder", str(folder)).replace("What is shown?", QUESTIONS[0])
     said = io.StringIO()
     with contextlib.chdir(place), contextlib.redirect_stdout(said):
@@ -350,7 +350,7 @@ def test_the_card_says_how_to_load_and_what_it_is(models, trained, tmp_path, ada
     counts = {"images": {"train": 4}, "questions": {"train": 12}}
     facts = {"settings": {"source": "slake-folder", "folder": "/secret"}, "counts": counts}
     write_json(data / "manifest.json", {**facts, "files": {"questions.parquet": "1" * 64}})
-    (data / "card.md").write_text("licence of the pictures")
+    (data / "card.md").write_text("licence of the images")
     export(trained, models, [data], tmp_path / "out", adapter)
     card = (tmp_path / "out" / "README.md").read_text()
     for text in ("# 2-3, fold0, seed 0", "Not for clinical use", "slake-folder", "train 12", "1" * 64, "see data/"):
@@ -359,7 +359,7 @@ def test_the_card_says_how_to_load_and_what_it_is(models, trained, tmp_path, ada
         assert text in card
     assert "weights are those of epoch 1" in card and "| 2 | 1.2500" not in card
     assert checkpoint.code_version() in card
-    assert (tmp_path / "out" / "data" / "medical.md").read_text() == "licence of the pictures"
+    assert (tmp_path / "out" / "data" / "medical.md").read_text() == "licence of the images"
     answer = triptych_answers(trained, models)[0]
     longest = load_tokenizer(models / "language_model").decode(answer, skip_special_tokens=True)
     assert run_card(tmp_path / "out", tmp_path).startswith(longest)
@@ -462,7 +462,7 @@ def test_the_packaged_encoder_is_exported_with_its_own_loader(packaged, tmp_path
         tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in triptych_answers(source, packaged)
     ]
     answer = load(out, device=CPU)
-    asked = [(picture, question) for picture in pictures() for question in QUESTIONS]
+    asked = [(image, question) for image in pictures() for question in QUESTIONS]
     assert [answer(*pair, max_new_tokens=NEW_TOKENS) for pair in asked] == expected
     AutoModelForCausalLM.from_pretrained(out / "language_model")
     assert (out / "adapter" / "adapter_model.safetensors").exists() == adapter
@@ -481,7 +481,7 @@ def test_a_connector_that_pools_has_its_own_loader_too(world, tmp_path):
         tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in triptych_answers(source, models)
     ]
     answer = load(tmp_path / "out", device=CPU)
-    asked = [(picture, question) for picture in pictures() for question in QUESTIONS]
+    asked = [(image, question) for image in pictures() for question in QUESTIONS]
     assert [answer(*pair, max_new_tokens=NEW_TOKENS) for pair in asked] == expected
     assert "no class for its connector, pooled-mlp" in (tmp_path / "out" / "README.md").read_text()
     assert all(str(tmp_path).encode() not in data for data in everything(tmp_path / "out").values())

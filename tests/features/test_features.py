@@ -15,14 +15,14 @@ from conftest import (
     IMAGE_COLUMNS,
     ROOT,
     TOKENS,
+    image_bytes,
     make_model,
     make_questions,
-    picture_bytes,
     write_images,
 )
 from safetensors import safe_open
 from triptych.config.stages import FeatureSettings, Stage, Training
-from triptych.data.image_table import PictureTable
+from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
 from triptych.features.encode import duration, encode
 from triptych.features.store import Features
@@ -59,10 +59,10 @@ def test_features_are_read_back_by_image_in_any_order(image_sets):
     assert record["shape"] == [TOKENS, FEATURES] and set(record["files"]) == set(shards(image_sets))
     features = Features(image_sets / "features" / "general-30")
     encoder = vision.load(image_sets / "models" / "vision_encoder", CPU)
-    table = PictureTable(image_sets / "data" / "general-30" / "images")
+    table = ImageTable(image_sets / "data" / "general-30" / "images")
     for numbers in ([7, 0, 19], [29]):
         with torch.no_grad():
-            direct = encoder.tokens(encoder.preprocess(table.pictures(numbers)))
+            direct = encoder.tokens(encoder.preprocess(table.images(numbers)))
         stored = features([f"image{number}" for number in numbers])
         assert stored.dtype == torch.float32 and torch.equal(stored, stored.bfloat16().float())
         assert torch.allclose(stored, direct, atol=1e-2, rtol=1e-2)
@@ -80,8 +80,8 @@ def test_a_shard_says_what_it_is_and_nothing_rounds_fp32(image_sets):
     assert stored.dtype == torch.float32 and sha256_bytes(stored.numpy().tobytes()) == sha256
     features = Features(image_sets / "features" / "general-30")
     encoder = vision.load(image_sets / "models" / "vision_encoder", CPU)
-    table = PictureTable(image_sets / "data" / "general-30" / "images")
-    direct = encoder.tokens(encoder.preprocess(table.pictures(range(4)))).detach()
+    table = ImageTable(image_sets / "data" / "general-30" / "images")
+    direct = encoder.tokens(encoder.preprocess(table.images(range(4)))).detach()
     assert torch.allclose(features(all_ids(4)), direct, atol=1e-6)
 
 
@@ -89,9 +89,9 @@ def test_a_larger_data_set_shares_the_shards_of_a_smaller_one(image_sets, capsys
     small = run(image_sets, "general-10")
     before = stamps(image_sets)
     large = run(image_sets, "general-30")
-    assert "8 pictures made before" in capsys.readouterr().out
+    assert "8 images made before" in capsys.readouterr().out
     shared = set(small["files"]) & set(large["files"])
-    # 10 = 8 + 2: the full shard is shared, the last one of the smaller set holds fewer pictures.
+    # 10 = 8 + 2: the full shard is shared, the last one of the smaller set holds fewer images.
     assert len(shared) == 1 and len(shards(image_sets)) == 2 + 4 - 1
     assert {name: stamp for name, stamp in stamps(image_sets).items() if name in before} == before
     both = [Features(image_sets / "features" / name)(all_ids(10)) for name in ("general-10", "general-30")]
@@ -143,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_stopped(image_sets, tmp_path_factory):
         assert path.read_bytes() == shards(image_sets)[name].read_bytes()
 
 
-def test_another_layer_dtype_or_picture_meets_no_old_shard(image_sets):
+def test_another_layer_dtype_or_image_meets_no_old_shard(image_sets):
     keys = [set(run(image_sets)["files"]), set(run(image_sets, dtype="fp32")["files"])]
     manifest = image_sets / "models" / "vision_encoder" / "manifest.json"
     record = read_json(manifest)
@@ -187,14 +187,14 @@ def test_a_damaged_shard_is_refused_and_made_again(image_sets, how, capsys):
         assert f"{path.name}: damaged" in capsys.readouterr().out
 
 
-def test_a_picture_that_is_not_the_tables_own_is_an_error(image_sets):
+def test_a_image_that_is_not_the_tables_own_is_an_error(image_sets):
     table = image_sets / "data" / "general-30" / "images"
-    rows = [{"id": "a", "image": {"bytes": picture_bytes("red", "left"), "path": None}, "sha256": "0" * 64}]
+    rows = [{"id": "a", "image": {"bytes": image_bytes("red", "left"), "path": None}, "sha256": "0" * 64}]
     write_table(table, rows, IMAGE_COLUMNS)
     with pytest.raises(TriptychError, match=r"images: image a: its bytes differ from its sha256; delete the folder"):
         run(image_sets)
     assert not list((image_sets / "features").rglob("*.safetensors*"))
-    data = b"no picture"
+    data = b"no image"
     write_table(table, [rows[0] | {"image": {"bytes": data}, "sha256": sha256_bytes(data)}], IMAGE_COLUMNS)
     with pytest.raises(TriptychError, match="image a: cannot be decoded"):
         run(image_sets)
@@ -241,7 +241,7 @@ def test_training_learns_the_same_from_stored_and_from_computed_features(image_s
 
 
 @pytest.mark.parametrize("changed", ["data", "models"])
-def test_computed_features_refuse_other_pictures_or_another_encoder(image_sets, changed):
+def test_computed_features_refuse_other_images_or_another_encoder(image_sets, changed):
     run(image_sets, budget_gb=0)
     if changed == "data":
         write_images(image_sets / "data" / "general-30", 31, first=1)
@@ -253,14 +253,14 @@ def test_computed_features_refuse_other_pictures_or_another_encoder(image_sets, 
         Features(image_sets / "features" / "general-30")
 
 
-def test_pictures_of_a_table_are_found_across_row_groups(tmp_path):
+def test_images_of_a_table_are_found_across_row_groups(tmp_path):
     write_images(tmp_path, 230)
-    table = PictureTable(tmp_path / "images")
+    table = ImageTable(tmp_path / "images")
     for number in (229, 0, 99, 100, 199, 200):
-        data = picture_bytes(list(COLOURS)[number % 4], "left", number)
+        data = image_bytes(list(COLOURS)[number % 4], "left", number)
         assert table.hashes[number] == sha256_bytes(data) and table.image_ids[number] == f"image{number}"
-        (picture,) = table.pictures([number])  # compares the bytes with the hash
-        assert picture.size == (32, 32)
+        (image,) = table.images([number])  # compares the bytes with the hash
+        assert image.size == (32, 32)
 
 
 def test_the_estimate_comes_first_and_names_all_that_matters(image_sets, capsys):
@@ -269,7 +269,7 @@ def test_the_estimate_comes_first_and_names_all_that_matters(image_sets, capsys)
     size = 30 * TOKENS * FEATURES * 2 / 1e6
     start = f"30 pictures x {TOKENS} tokens x {FEATURES}: {size:.1f} MB in bf16, about "
     assert first.startswith(start) and first.endswith("/s")
-    assert last.startswith("30/30 pictures, ")
+    assert last.startswith("30/30 images, ")
     assert [duration(seconds) for seconds in (90, 240, 9000, 90_000)] == ["90 s", "4.0 min", "2.5 h", "25 h"]
 
 

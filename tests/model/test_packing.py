@@ -25,7 +25,7 @@ def with_lora(model):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])  # plain; what GPUs and what CPUs use
-@pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row a picture, some pictures a row, all in one row
+@pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row an image, some images a row, all in one row
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, lora, seed, row_tokens, attention):
@@ -45,7 +45,7 @@ def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, lora, seed
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("tokens", [1, 9, 50])  # of a picture; 50 pictures' tokens fill a row by themselves
+@pytest.mark.parametrize("tokens", [1, 9, 50])  # of an image; 50 images' tokens fill a row by themselves
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_random_data_in_random_pieces_equals_the_unpacked(prompt, seed, tokens, lora):
     chance = random.Random(f"{seed} {tokens} {lora}")
@@ -75,10 +75,10 @@ def test_absurd_neighbours_change_no_bit(features, prompt, attention, size):
     trained = set_trainable(model, ["connector", "lora"])
     rows = make_questions(images=3, seed=1)
     victims = [row["image_id"] != "image1" for row in rows]
-    # A neighbour in the row with absurd features, and one of the same picture with absurd words, as long as before.
+    # A neighbour in the row with absurd features, and one of the same image with absurd words, as long as before.
     absurd = [dict(row) for row in rows]
     own = min(index for index, row in enumerate(rows) if row["image_id"] == "image2")
-    assert rows[own + 1]["image_id"] == "image2", "one of its own picture comes after it"
+    assert rows[own + 1]["image_id"] == "image2", "one of its own image comes after it"
     absurd[own]["question"] = " ".join(["yes"] * len(rows[own]["question"].split()))
     victims[own] = False
 
@@ -89,7 +89,7 @@ def test_absurd_neighbours_change_no_bit(features, prompt, attention, size):
     results = []
     for data, source in ((rows, features), (absurd, look_up)):
         batch = pack(tokenise(data, prompt), source, prompt, TOKENS)
-        assert len(batch.tokens) < 3, "pictures share rows"
+        assert len(batch.tokens) < 3, "images share rows"
         logits = model.answer_logits(batch)
         assert logits.isfinite().all()
         chosen = torch.tensor(victims)[batch.target_samples]

@@ -41,7 +41,7 @@ def test_every_question_stands_once_with_each_arms_first_answer():
 def test_weaknesses_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
     settings = load_settings(toy_config(world))
-    arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-pictures", "False", 60.0)]
+    arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-images", "False", 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     controls = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
@@ -102,10 +102,8 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
     assert points == [[("1-3", 0), ("1-3", 1)]] * 2
     assert drawn["resolve"] == {"scale": {"y": "shared"}}
     rows += [{**row("1-3", "1", "1", 0, 10.0), "split": "fold1"}]
-    picture = vl_convert.vegalite_to_svg(
-        per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
-    )
-    assert ">10<" in picture and "e+" not in picture
+    image = vl_convert.vegalite_to_svg(per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict())
+    assert ">10<" in image and "e+" not in image
     assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
 
 
@@ -117,14 +115,14 @@ def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-def test_the_picture_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
+def test_the_image_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
     write_text(tmp_path / "page.html", '<meta name="color-scheme" content="light dark"><body>words</body>')
     command = [sys.executable, str(ROOT / "tools/screenshot.py"), str(tmp_path / "page.html")]
     command += ["--out", str(tmp_path / "page.png"), "--width", "600", "--height", "400"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "page.png") as picture:
-        assert picture.size == (600, 400) and picture.convert("L").getpixel((599, 399)) == 255
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.size == (600, 400) and image.convert("L").getpixel((599, 399)) == 255
     command[2] = str(tmp_path / "none.html")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "none.html: no such file; run `make demo` first" in done.stderr

@@ -1,4 +1,4 @@
-"""Captions: own ones are scored beside another picture's."""
+"""Captions: own ones are scored beside another image's."""
 
 import pytest
 from triptych.tables.captions import summarise, with_others
@@ -18,12 +18,12 @@ def test_right_captions_are_worth_more_than_their_style():
     assert row["rouge_l_other_mean"] == row["token_f1_other_mean"] == pytest.approx(75)  # three words of four
 
 
-def test_a_caption_that_is_always_the_same_gains_nothing_over_another_picture():
+def test_a_caption_that_is_always_the_same_gains_nothing_over_another_image():
     [row] = summarise([record(number, "a photograph of something") for number in range(6)])
     assert row["rouge_l_own_mean"] == row["rouge_l_other_mean"]
 
 
-def test_no_caption_is_held_against_its_own_picture():
+def test_no_caption_is_held_against_its_own_image():
     records = [record(number, "x") for number in range(20)]
     own = {row["question_id"]: row["gold"] for row in records}
     others = with_others(records)

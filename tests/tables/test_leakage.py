@@ -1,4 +1,4 @@
-"""The leak study: what folds that cut pictures add, on known answers and by the step itself."""
+"""The leak study: what folds that cut images add, on known answers and by the step itself."""
 
 import pytest
 from conftest import toy_config

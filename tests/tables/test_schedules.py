@@ -132,7 +132,7 @@ def test_the_majority_of_a_place_is_told_modality_and_body_part():
     assert predict({"question": "what?", "modality": "PET", "location": "Brain"}) == "no", "of all, where it is new"
 
 
-def test_the_nearest_pictures_vote_on_the_same_question():
+def test_the_nearest_images_vote_on_the_same_question():
     def row(number, image, question, answer, content="Organ"):
         kind = {"content_type": content, "answer_type": "OPEN"}
         return {"question_id": f"q{number}", "image_id": image, "question": question, "answer": answer, **kind}
@@ -143,7 +143,7 @@ def test_the_nearest_pictures_vote_on_the_same_question():
     known = [row(0, "a", "what?", "far"), row(1, "b", "what?", "near"), row(2, "c", "what?", "far")]
     known += [row(3, "d", "what?", "near"), row(4, "b", "where?", "here", "Position")]
     predict = nearest(known, vectors)
-    assert predict(row(9, "x", "what?", "")) == "far", "two of the three nearest pictures"
+    assert predict(row(9, "x", "what?", "")) == "far", "two of the three nearest images"
     assert nearest(known[:2], vectors)(row(9, "x", "what?", "")) == "near", "of equals, the nearest"
     assert predict(row(9, "x", "new?", "", "Position")) == "here", "the same kind of question, where it is new"
     assert predict(row(9, "x", "new?", "", "Colour")) == "near", "any question, where the kind is new too"
@@ -214,7 +214,7 @@ def test_controls_tell_what_is_lost_run_by_run():
         0,
     )
     assert "blank_mean" not in row
-    with pytest.raises(TriptychError, match="1-2-3 has other runs with swapped pictures"):
+    with pytest.raises(TriptychError, match="1-2-3 has other runs with swapped images"):
         controls(A, {"swapped": blind[:4]}, ["1-2-3"])
 
 

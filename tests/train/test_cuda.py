@@ -23,7 +23,7 @@ from triptych.utils.device import attention_kind, best_device, compute_dtype, fr
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
 
 CPU = torch.device("cpu")
-WIDTH, SIDE = 64, 12  # of the larger model's vision features, which are SIDE x SIDE tokens a picture
+WIDTH, SIDE = 64, 12  # of the larger model's vision features, which are SIDE x SIDE tokens an image
 KEY = ["fold0", "3"]
 
 
@@ -110,7 +110,7 @@ def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, t
 
     def attempt(keeper):
         model = larger(device, tokenizer)
-        training = Training(checkpointing=checkpointing)
+        training = Training(gradient_checkpointing=checkpointing)
         rows = train(model, samples, samples, larger_features, prompt, settings, training, 0, KEY, keeper)
         return list(rows), weights(model)
 

@@ -26,7 +26,7 @@ from triptych.train.sampling import shares
 
 KILLS = 6
 PREFIX = 7  # tokens
-SHORT = {**JOB, "stage": {**STAGE, "samples": 80}}  # 80 steps
+SHORT = {**JOB, "stage": {**STAGE, "max_samples": 80}}  # 80 steps
 
 
 class Together(Trainer):
@@ -69,7 +69,7 @@ def undisturbed(trainer) -> dict[str, bytes]:
 def job_of(parts: list[str], regularised: bool) -> dict:
     term = {"kind": "self-distillation", "weight": 0.5 if regularised else 0.0}
     stage = {**STAGE, "train": parts, "learning_rate": dict.fromkeys(parts, 3e-3), "regularisation": term}
-    stage |= {"epochs": 2, "batch_size": 4, "samples": 30}
+    stage |= {"epochs": 2, "batch_size": 4, "max_samples": 30}
     lora = Lora(rank=2, alpha=4, dropout=0.0).model_dump() if "lora" in parts else None
     return {**JOB, "stage": stage, "lora": lora}
 

@@ -240,7 +240,7 @@ def test_a_regularised_step_in_pieces_is_the_step_in_one(kind, samples, features
     pieces = run(make_model(), samples, features, prompt, settings)
     for name in ("cosine_term", "train_loss", "gradient_norm_max"):
         assert pieces[-1][name] == pytest.approx(whole[-1][name], rel=1e-4)
-    assert 0.5 < whole[1]["cosine_term"] < 1.5, "the mean over pictures, of which random ones are at right angles"
+    assert 0.5 < whole[1]["cosine_term"] < 1.5, "the mean over images, of which random ones are at right angles"
 
 
 def test_a_layer_that_gets_no_gradient_is_noticed(samples, features, prompt, monkeypatch):
@@ -323,7 +323,7 @@ class Interrupted(Keeper):
 
 SELECTED = {
     "epochs": 8,
-    "schedule": "constant",
+    "lr_schedule": "constant",
     "select": "best",
     "regularisation": {"kind": "reconstruct", "weight": 0.5},
 }
@@ -503,7 +503,7 @@ def test_layers_computed_again_give_the_same_bits(parts, samples, features, prom
     for memory, setting in ((10**12, "auto"), (10**12, "always"), (1000, "auto"), (None, "never")):
         monkeypatch.setattr("triptych.train.activation_checkpointing.free_memory", lambda device: memory)  # noqa: B023
         model = lora_model(dropout=0.1) if "lora" in parts else make_model()
-        training = Training(precision="fp32", checkpointing=setting)
+        training = Training(precision="fp32", gradient_checkpointing=setting)
         rows = list(train(model, samples, samples, features, prompt, stage(parts, epochs=2), training, 0, ["2"]))
         results.append((rows, weights(model)))
         model.train()
@@ -642,7 +642,7 @@ def test_a_blind_checkpoint_answers_blindly_by_itself(steps, monkeypatch, inputs
     assert checkpoint.load(base, blind, torch.float32, best_device()).blind
 
 
-def test_with_another_picture_or_none_the_same_questions_are_asked(steps):
+def test_with_another_image_or_none_the_same_questions_are_asked(steps):
     run_stage, run_predict = steps
     manifest = run_stage("seeing", {**BOTH, "epochs": 2})
     answers = {view: run_predict(manifest, view) for view in ("held-out", "swapped", "blank")}
@@ -654,7 +654,7 @@ def test_with_another_picture_or_none_the_same_questions_are_asked(steps):
     one_by_one = {}
     for row in answers["blank"]:
         one_by_one.setdefault(row["question"], set()).add(row["prediction"])
-    assert all(len(given) == 1 for given in one_by_one.values()), "the same grey picture for every question"
+    assert all(len(given) == 1 for given in one_by_one.values()), "the same grey image for every question"
 
 
 def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, capsys):

@@ -56,8 +56,8 @@ def rename(mapping, old, new):
             "set-resources.predict.gpus: no known resource",
         ),
         (
-            lambda p: p["set-resources"].update(check_pictures={"gres": "gpu:1"}),
-            "set-resources.check_pictures: the rule makes no use of its GPU",
+            lambda p: p["set-resources"].update(check_images={"gres": "gpu:1"}),
+            "set-resources.check_images: the rule makes no use of its GPU",
         ),
         (
             lambda p: p["set-resources"].update(tabulate={"runtime": 5}),
@@ -79,7 +79,7 @@ def rename(mapping, old, new):
             lambda p: p["set-resources"]["train_stage"].update(gres="gpu:nvidia_l40:1"),
             "set-resources.train_stage.gres: the same for any number of processes",
         ),
-        (lambda p: p["default-resources"].pop("runtime"), "set-resources.check_pictures.runtime: missing"),
+        (lambda p: p["default-resources"].pop("runtime"), "set-resources.check_images.runtime: missing"),
     ],
 )
 def test_what_snakemake_would_ignore_is_found(change, said, known, keys):

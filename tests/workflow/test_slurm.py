@@ -213,7 +213,7 @@ def test_jobs_got_what_the_profile_asks_for(study):
     for job in study.jobs():
         got = dict(part.split("=") for part in job["AllocTRES"].split(","))
         rules[rule_of(job)].append((job["Partition"], got.get("gres/gpu"), got["cpu"], got["mem"]))
-    assert set(rules) == {"check_pictures", "prepare_dataset", *GPU_RULES}
+    assert set(rules) == {"check_images", "prepare_dataset", *GPU_RULES}
     for rule, jobs in rules.items():
         wanted = ("gpu", "1", "8", "80000M") if rule in GPU_RULES else ("nodes", None, "8", "32000M")
         assert set(jobs) == {wanted}, rule
@@ -234,7 +234,7 @@ def test_tables_are_those_of_a_laptop(study, world, tmp_path):
 
 @pytest.fixture(scope="module")
 def disturbed(slurm, study, tmp_path_factory):
-    """The study with four more trainings and a description of pictures, and all that goes wrong on a cluster."""
+    """The study with four more trainings and a description of images, and all that goes wrong on a cluster."""
     config = yaml.safe_load(yaml.safe_dump(study.config))
     config["seeds"] = [0, 1, 2, 3]
     config["stages"]["3"]["epochs"] = 60

@@ -41,12 +41,12 @@ def test_the_grid_is_trained_once_and_handed_on(study):
 
 def test_tables_and_figure_say_what_the_predictions_say(study):
     table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
-    untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
+    untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-images", "nearest-features"]
     assert list(table.index) == ["1-2-3", "2-3", *untrained]
     predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
     assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
-    # Train and validation of the source, 9 subjects of 2 pictures with 3 questions; its test part is in no fold.
+    # Train and validation of the source, 9 subjects of 2 images with 3 questions; its test part is in no fold.
     assert table.loc["2-3", "questions"] == sum(map(len, predictions)) == 54
     controls = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
     assert controls.loc["2-3", "true_mean"] == table.loc["2-3", "all_mean"]
@@ -127,7 +127,7 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
     jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "12", "all": "21"}
     assert {what: found[0] for what, found in hours.items()} == jobs
     found = read_json(study.results / "data/audit.json")["fold_overlaps"]
-    fields = ("seen", "part", "pictures", "identical_pictures", "similar_pictures")
+    fields = ("seen", "part", "images", "identical_images", "similar_images")
     assert rows("asked about") == [[str(row[field]) for field in fields] for row in found]
     for name in ("connector.safetensors", "adapter.safetensors"):
         assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
@@ -142,7 +142,7 @@ def test_snakemakes_own_report_carries_the_page(study):
     out.unlink()
 
 
-def test_held_out_pictures_were_never_trained_on(study):
+def test_held_out_images_were_never_trained_on(study):
     folds = pandas.read_parquet(study.results / "data/medical/folds.parquet")
     questions = pandas.read_parquet(study.results / "data/medical/questions.parquet")
     merged = folds.drop(columns="group").merge(questions, on="question_id")
@@ -222,7 +222,7 @@ def test_a_changed_stage_reruns_its_descendants_only(study, world):
     study.config["lora"]["rank"] = 3
     assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
     study.config = toy_config(world)
-    study.config["training"] |= {"threads": 2, "processes": 2, "checkpointing": "always", "compile": "auto"}
+    study.config["training"] |= {"threads": 2, "processes": 2, "gradient_checkpointing": "always", "compile": "auto"}
     study.config["training"] |= {"save_minutes": 1, "time_limit_minutes": 60}
     study.config["cache"] = "elsewhere"
     study.config["stages"] = dict(reversed(study.config["stages"].items()))
@@ -293,7 +293,7 @@ def test_a_changed_caption_table_is_noticed(study, world):
     assert study.planned() == {}
 
 
-def test_a_shared_stage_that_would_see_held_out_pictures_stops_the_run(world, tmp_path):
+def test_a_shared_stage_that_would_see_held_out_images_stops_the_run(world, tmp_path):
     config = toy_config(world)
     config["datasets"]["more"] = dict(config["datasets"]["medical"])
     config["stages"]["1"]["data"] = "more"
@@ -301,8 +301,8 @@ def test_a_shared_stage_that_would_see_held_out_pictures_stops_the_run(world, tm
     with pytest.raises(AssertionError) as caught:
         leaking.snakemake("results/checkpoints/1/shared/seed0/manifest.json")
     text = str(caught.value)
-    assert "error: 20 pictures leak from held-out parts into stages that all folds share" in text
-    assert "more 0 is the picture 0 of medical" in text
+    assert "error: 20 images leak from held-out parts into stages that all folds share" in text
+    assert "more 0 is the image 0 of medical" in text
     assert not list(tmp_path.glob("results/checkpoints/*"))
 
 

@@ -37,7 +37,7 @@ except TriptychError as error:
 
 
 # Untrained arms; `python -m triptych.evaluate.baselines` knows them.
-BASELINES = ["majority", "majority-per-question", "majority-per-place", "nearest-pictures", "nearest-features"]
+BASELINES = ["majority", "majority-per-question", "majority-per-place", "nearest-images", "nearest-features"]
 # What is asked, by the ending of the file of answers: `triptych.evaluate.predictions.View` says what each is.
 VIEWS = {"": "held-out", "-swapped": "swapped", "-blank": "blank", "-test": "test"}
 
@@ -51,7 +51,7 @@ processes = settings.training.processes
 os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
-running = settings.training.model_dump(include={"checkpointing", "compile", "save_minutes", "time_limit_minutes"})
+running = settings.training.model_dump(include={"gradient_checkpointing", "compile", "save_minutes", "time_limit_minutes"})
 SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
     "LAUNCH": "python" if processes == 1 else torchrun,
@@ -74,7 +74,7 @@ shell.prefix(
 )
 
 
-# Pictures are read and checked by this many processes side by side.
+# Images are read and checked by this many processes side by side.
 scattergather:
     shards=settings.shards,
 
@@ -120,7 +120,7 @@ def study_settings(wildcards):
 
 def dataset_settings(wildcards):
     """The settings of a data set as text that depends on nothing else."""
-    return canonical_json(datasets[wildcards.dataset].model_dump(mode="json"))
+    return canonical_json(datasets[wildcards.dataset].model_dump(mode="json", by_alias=True))
 
 
 def model_settings(wildcards):
@@ -183,7 +183,7 @@ def training_data(wildcards):
         "features": features_of(dataset, wildcards.prefix),
     }
     if wildcards.split == grid.SHARED:
-        files["audit"] = ancient("<results>/data/audit.json")  # it fails where held-out pictures would be seen
+        files["audit"] = ancient("<results>/data/audit.json")  # it fails where held-out images would be seen
     else:
         files["folds"] = folds_of(wildcards.split)
     return files
@@ -212,7 +212,7 @@ def caption_stage(wildcards):
 
 
 def caption_job(wildcards):
-    """All that describing pictures is told, as text that depends on nothing else."""
+    """All that describing images is told, as text that depends on nothing else."""
     told = settings.evaluation.model_dump(include={"max_new_tokens", "batch_size"})
     told |= {"limit": settings.evaluation.captions, "view": "captions"}
     return canonical_json({"precision": settings.training.precision, **told})
@@ -246,7 +246,7 @@ def probe_job(wildcards):
     )
 
 
-# Answers of the probes. Where rows are cut instead of pictures, every picture has been seen, so there are none.
+# Answers of the probes. Where rows are cut instead of images, every image has been seen, so there are none.
 probes = []
 if settings.evaluation.probe and settings.folds.group != "row":
     probes = [

@@ -22,25 +22,25 @@ rule fetch_dataset:
         "python -m triptych.data.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
 
 
-rule check_pictures:
+rule check_images:
     input:
         manifest="<results>/sources/{dataset}/manifest.json",
         candidates=ancient("<results>/sources/{dataset}/candidates.parquet"),
     output:
         "<results>/data/{dataset}/shards/{scatteritem}.json",
     log:
-        "<results>/logs/check_pictures/{dataset}/{scatteritem}.log",
+        "<results>/logs/check_images/{dataset}/{scatteritem}.log",
     benchmark:
-        "<results>/benchmarks/check_pictures/{dataset}/{scatteritem}.jsonl"
+        "<results>/benchmarks/check_images/{dataset}/{scatteritem}.jsonl"
     conda:
         "../envs/triptych.yaml"
     params:
         settings=dataset_settings,
         source=subpath(input.manifest, parent=True),
     message:
-        "Read and check the pictures of {wildcards.dataset}, shard {wildcards.scatteritem}"
+        "Read and check the images of {wildcards.dataset}, shard {wildcards.scatteritem}"
     shell:
-        # Memory of pictures goes back and forth a thousand times a second: kept by the process, a tenth faster.
+        # Memory of images goes back and forth a thousand times a second: kept by the process, a tenth faster.
         "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 python -m triptych.data.check"
         " --settings {params.settings:q} --source {params.source} --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
 
@@ -64,7 +64,7 @@ rule prepare_dataset:
         source=subpath(input.source, parent=True),
         out=subpath(output.manifest, parent=True),
     message:
-        "Choose the pictures of data set {wildcards.dataset} and write its tables"
+        "Choose the images of data set {wildcards.dataset} and write its tables"
     shell:
         "python -m triptych.data.prepare --settings {params.settings:q} --source {params.source}"
         " --out {params.out} > {log} 2>&1"
@@ -154,7 +154,7 @@ rule encode_images:
         encoder=subpath(input.encoder, parent=True),
         out=subpath(output[0], parent=True),
     message:
-        "Encode the pictures of {wildcards.dataset}{wildcards.tag}"
+        "Encode the images of {wildcards.dataset}{wildcards.tag}"
     shell:
         'OMP_NUM_THREADS={threads} python -m triptych.features.encode --settings "$FEATURES" --data {params.data}'
         " --encoder {params.encoder} --out {params.out} > {log} 2>&1"

@@ -48,7 +48,7 @@ rule predict_captions:
     params:
         job=caption_job,
     message:
-        "Describe pictures of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
+        "Describe images of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint} --job {params.job:q}"
         " --data $(dirname {input.data}) --features $(dirname {input.features})"
@@ -114,12 +114,12 @@ rule compare_schedules:
         "../envs/triptych.yaml"
     params:
         schedules=grid.schedules(settings),
-        rope=settings.evaluation.rope,
+        margin=settings.evaluation.equivalence_margin,
         out=subpath(output[0], parent=True),
     message:
         "Compare the first schedule with each of the others"
     shell:
-        "python -m triptych.tables.comparison --predictions {input} --schedules {params.schedules} --rope {params.rope}"
+        "python -m triptych.tables.comparison --predictions {input} --schedules {params.schedules} --equivalence-margin {params.margin}"
         " --out {params.out} > {log} 2>&1"
 
 

@@ -17,11 +17,11 @@ from triptych.config.settings import Settings
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
 
-# Of a training, in tokens: what stands in front of a question's picture or behind it, and SLAKE's questions a picture.
+# Of a training, in tokens: what stands in front of a question's image or behind it, and SLAKE's questions an image.
 TEXT_TOKENS = {"questions": 14, "captions": 40}
 
 
-QUESTIONS_A_PICTURE = 11
+QUESTIONS_A_IMAGE = 11
 
 
 PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
@@ -34,7 +34,7 @@ RUN_SD = 2.8  # points between runs of the difference of two schedules: 2 points
 DISAGREE = 0.2  # share of the questions that one schedule answers right and the other does not
 
 
-ALIKE = 0.02  # correlation of such differences on one picture
+ALIKE = 0.02  # correlation of such differences on one image
 
 
 SIZES = {"b": 1e9, "m": 1e6}
@@ -55,7 +55,7 @@ class Model:
     Attributes:
         weights: parameters of the language model.
         hidden: size of its hidden states.
-        image_tokens: of a picture, before a connector pools them.
+        image_tokens: of an image, before a connector pools them.
         width: of a vision feature.
         known: they are prepared; otherwise sizes come from the configuration's words.
     """
@@ -90,7 +90,7 @@ def model_sizes(settings: Settings, results: Path, prefix: str) -> Model:
 
 
 def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int]:
-    """Samples of a data set that are not its test part, and their pictures: counted, else as the configuration says."""
+    """Samples of a data set that are not its test part, and their images: counted, else as the configuration says."""
     described = settings.expanded_datasets()[dataset]
     parts = ("train", "validation")
     try:
@@ -102,11 +102,11 @@ def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int
         return described.sizes[0], described.sizes[0]
     expected = getattr(described, "expected", None) or {"train": 1000, "validation": 0}
     number = sum(expected.get(part, 0) for part in parts)
-    return number, max(1, number // QUESTIONS_A_PICTURE)
+    return number, max(1, number // QUESTIONS_A_IMAGE)
 
 
 def shown_tokens(settings: Settings, model: Model, prefix: str) -> float:
-    """Image tokens of a picture that the language model sees, which a connector may have averaged."""
+    """Image tokens of an image that the language model sees, which a connector may have averaged."""
     return model.image_tokens / (grid.settings_of(settings, prefix).connector.pool or 1) ** 2
 
 
@@ -118,17 +118,17 @@ def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> C
     to the validation part, after each epoch and before the first, count as PREDICTION.
     """
     stage, model = grid.stage_of(settings, cell.prefix), model_sizes(settings, results, cell.prefix)
-    number, pictures = questions(settings, results, stage.data)
+    number, images = questions(settings, results, stage.data)
     described = settings.expanded_datasets()[stage.data]
     if isinstance(described, Captions):
         text, shared, aside = TEXT_TOKENS["captions"], 1.0, described.validation_fraction
     else:
-        text, shared = TEXT_TOKENS["questions"], min(number / pictures, stage.batch_size)
+        text, shared = TEXT_TOKENS["questions"], min(number / images, stage.batch_size)
         number *= 1 - 1 / settings.folds.number if settings.folds.number > 1 else 0.8
         aside = settings.folds.validation_fraction
     epochs, part = stage.epochs or 0, (1 - aside) * number
     asked = min(aside * number, settings.training.validation_limit or number) * (epochs + 1)
-    seen = min(part, stage.samples or part) * epochs + PREDICTION * asked
+    seen = min(part, stage.max_samples or part) * epochs + PREDICTION * asked
     image = 0 if stage.blind else shown_tokens(settings, model, cell.prefix) / max(1.0, shared)
     return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
 
@@ -136,9 +136,9 @@ def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> C
 def prediction_cost(settings: Settings, results: Path, prefix: str) -> Cost:
     """The same of one prediction of a fold's held-out part."""
     model = model_sizes(settings, results, prefix)
-    number, pictures = questions(settings, results, settings.folds.dataset)
+    number, images = questions(settings, results, settings.folds.dataset)
     held_out = number / max(2, settings.folds.number)
-    tokens = shown_tokens(settings, model, prefix) * pictures / number + TEXT_TOKENS["questions"]
+    tokens = shown_tokens(settings, model, prefix) * images / number + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 
 
@@ -208,9 +208,9 @@ def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
         model = model_sizes(settings, results, prefix)
         for name in (settings.folds.dataset, grid.stage_of(settings, prefix).data):
             known = isinstance(sizes[name], Captions)
-            pictures = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
+            images = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
             bytes_each = model.image_tokens * model.width * width
-            stored = pictures * bytes_each / 1e9
+            stored = images * bytes_each / 1e9
             encoded[grid.features(settings, name, prefix)] = stored if stored <= settings.features.budget_gb else 0.0
     cells = Counter(cell.prefix for cell in grid.trainings(settings))
     trained = 0.0
@@ -226,7 +226,7 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
     """The smallest true difference in points that comparing two schedules finds in 4 cases of 5, and if it is measured.
 
     From this study's comparison where there is one: the median of its rows. Otherwise from the number of runs, folds,
-    questions and pictures, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as
+    questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as
     `inference.two_way_clustered_t` adds them.
     """
     try:
@@ -237,13 +237,13 @@ def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
         pass
     from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor
 
-    number, pictures = questions(settings, results, settings.folds.dataset)
+    number, images = questions(settings, results, settings.folds.dataset)
     folds = settings.folds.number
     runs = folds * len(settings.seeds)
     if folds == 1:
-        number, pictures = max(1, number // 6), max(2, pictures // 6)
+        number, images = max(1, number // 6), max(2, images // 6)
     run_term = overlap_factor(runs, folds) * RUN_SD**2 / runs
-    question_term = 100**2 * DISAGREE * (1 + (number / pictures - 1) * ALIKE) / number
+    question_term = 100**2 * DISAGREE * (1 + (number / images - 1) * ALIKE) / number
     if runs < 2:
         return float("inf"), False
-    return minimum_detectable_effect((run_term + question_term) ** 0.5, min(runs, pictures) - 1), False
+    return minimum_detectable_effect((run_term + question_term) ** 0.5, min(runs, images) - 1), False

@@ -29,7 +29,7 @@ TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
 
 
-RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (pictures|questions),.* (\d+(?:\.\d+)?)/s")
+RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
 
 
 WORK = ("train_stage", "predict")  # what takes the time of a study
@@ -82,7 +82,7 @@ def steps(settings: Settings, results: Path) -> list[Step]:
     return [
         *(step("fetch_dataset", name, f"sources/{name}/manifest.json") for name in datasets),
         *(
-            step("check_pictures", f"{name}/{shard}", f"data/{name}/shards/{shard}.json")
+            step("check_images", f"{name}/{shard}", f"data/{name}/shards/{shard}.json")
             for name in datasets
             for shard in shards
         ),

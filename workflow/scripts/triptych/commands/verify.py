@@ -32,7 +32,7 @@ def faults(results: Path, cache: Path) -> Iterator[Fault]:
 
     Args:
         results: folder of its results.
-        cache: where the blocks of checked pictures are.
+        cache: where the blocks of checked images are.
     """
     for path in sorted(results.glob(f"sources/*/{MANIFEST}")):
         yield from _fault(lambda path=path: _listed(path), [path.parent])

@@ -8,15 +8,12 @@ from pydantic import ValidationError
 
 from triptych.config.errors import fault_lines, name_faults, unknown
 from triptych.config.settings import Settings
-from triptych.config.stages import Stage
+from triptych.config.stages import BY_PART, Stage
 
 SECTIONS = ("models", "connector", "lora", "stages")
 
 
 KINDS = ("source", "kind")  # another one has other keys: nothing of the base's is kept
-
-
-BY_PART = ("learning_rate", "schedule", "warmup", "weight_decay")
 
 
 def merged(base: Any, change: Any) -> Any:
@@ -79,7 +76,7 @@ def _idle(settings: Settings, variant: Settings, name: str) -> Iterator[str]:
     if not any(written.get(section) for section in SECTIONS):
         only = " but the schedule, which belongs under schedules" if "schedule" in written else ""
         yield f": changes nothing{only}; name what differs from the base: {', '.join(SECTIONS)}"
-    sees = all(stage.blind for stage in stages) and f"no stage of '{label}' sees a picture"
+    sees = all(stage.blind for stage in stages) and f"no stage of '{label}' sees an image"
     adapts = not any("lora" in stage.train for stage in stages) and f"no stage of '{label}' trains lora"
     same = "the base has these values"
     for role in written.get("models", ()):

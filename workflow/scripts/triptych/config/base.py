@@ -1,14 +1,14 @@
 """What the sections of a configuration share: the base class, names and values."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 Part = Literal["connector", "lora"]
 
 
-Schedule = Literal["cosine", "linear", "constant"]
+LrSchedule = Literal["cosine", "linear", "constant"]
 
 
 Switch = Literal["auto", "never", "always"]
@@ -37,7 +37,16 @@ Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="Full com
 class Record(BaseModel):
     """Base of all settings: unknown keys are errors, and a loaded study cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+
+def former(name: str, default: Any, **options: Any) -> Any:
+    """Declare a field that had another name in version 0.1, which is accepted still.
+
+    What Snakemake records of a job is written with the former name (`model_dump(by_alias=True)`), so that finished
+    studies of version 0.1 are recognised and nothing of them trains again.
+    """
+    return Field(default, alias=name, **options)

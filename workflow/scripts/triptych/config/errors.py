@@ -159,7 +159,7 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
 
 def _known_keys(location: tuple) -> list[str]:
     """The keys allowed at a place in the configuration, found by walking the models."""
-    schema = Settings.model_json_schema()
+    schema = Settings.model_json_schema(by_alias=False)
     node: dict = schema
     for part in location:
         node = _resolve(node, schema)

@@ -4,15 +4,15 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from triptych.config.base import Record
+from triptych.config.base import Record, former
 
 
 class Probe(Record):
-    """Probes of what image tokens hold: modality, body part and organs of held-out pictures (arXiv 2402.16832)."""
+    """Probes of what image tokens hold: modality, body part and organs of held-out images (arXiv 2402.16832)."""
 
     seeds: PositiveInt = Field(3, description="Every probe is trained so many times.")
     hidden: PositiveInt = Field(128, description="Width of the MLP probe's one hidden layer.")
-    rare: PositiveInt = Field(20, description="Values that fewer pictures have count as one, `other`.")
+    rare: PositiveInt = Field(20, description="Values that fewer images have count as one, `other`.")
 
 
 class Leak(Record):
@@ -40,13 +40,16 @@ class Evaluation(Record):
     )
     controls: list[Literal["swapped", "blank"]] = Field(
         ["swapped", "blank"],
-        description="Ask every finished schedule again with another picture, and with a grey one: a model that looks "
+        description="Ask every finished schedule again with another image, and with a grey one: a model that looks "
         "loses by it.",
     )
     probe: Probe | None = Field(Probe(), description="Probes of every checkpoint's image tokens; null: none.")
     leak: Leak | None = Field(
         Leak(), description="How many points folds that leak would add; null: no such study. Not with official folds."
     )
-    rope: float = Field(
-        1.0, gt=0, description="Differences below so many points count as none. Settle it before you see results."
+    equivalence_margin: float = former(
+        "rope",
+        1.0,
+        gt=0,
+        description="Differences below so many points count as none. Settle it before you see results.",
     )

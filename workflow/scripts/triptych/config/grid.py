@@ -30,7 +30,7 @@ RANDOM_CONNECTOR = "random-connector"
 
 
 # Baselines that answer on the folds of every kind of the leak study, because they cost nothing.
-LOOKUPS = ("majority-per-question", "nearest-pictures")
+LOOKUPS = ("majority-per-question", "nearest-images")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def training_job(settings: Settings, checkpoint: "Checkpoint") -> dict:
         "split": checkpoint.split,
         "seed": checkpoint.seed,
         "stage_name": last_stage(settings, checkpoint.prefix),
-        "stage": stage.model_dump(),
+        "stage": stage.model_dump(by_alias=True),
         "connector": of.connector.model_dump(),
         "lora": of.lora.model_dump() if "lora" in stage.train else None,
         "training": of.training.model_dump(exclude=of.training.RUNNING),

@@ -93,7 +93,7 @@ class Settings(Record):
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
     plan: Plan = Field(Plan(), description="What planning reckons with; it changes no result.")
     wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")
-    shards: PositiveInt = Field(2, description="Processes that read and check a data set's pictures side by side.")
+    shards: PositiveInt = Field(2, description="Processes that read and check a data set's images side by side.")
 
     def expanded_datasets(self) -> dict[str, Dataset]:
         """Data sets by the names that stages use: `general` with sizes [10, 30] becomes general-10 and general-30."""
@@ -108,7 +108,7 @@ def main() -> None:
     """Write the JSON schema that editors use."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--schema", type=Path, required=True, help="file to write")
-    write_json(parser.parse_args().schema, Settings.model_json_schema())
+    write_json(parser.parse_args().schema, Settings.model_json_schema(by_alias=False))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from triptych.config.base import Name, Part, PerPart, Record, Schedule, Switch
+from triptych.config.base import LrSchedule, Name, Part, PerPart, Record, Switch, former
 
 
 class FeatureSettings(Record):
@@ -20,7 +20,7 @@ class FeatureSettings(Record):
         "the tokens as they go. It counts when a data set is encoded; --forcerun encode_images decides anew.",
     )
     batch_size: PositiveInt | None = Field(
-        None, description="Pictures in one pass of the encoder; null: as suits the device."
+        None, description="Images in one pass of the encoder; null: as suits the device."
     )
 
 
@@ -74,6 +74,10 @@ class Lora(Record):
     target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="Adapted linear layers.")
 
 
+# Settings of a stage that may have a value for each part.
+BY_PART = ("learning_rate", "lr_schedule", "warmup_ratio", "weight_decay")
+
+
 class Stage(Record):
     """One stage of training. A schedule strings stages together; equal prefixes are trained once."""
 
@@ -92,11 +96,13 @@ class Stage(Record):
     learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Peak rate of each part that trains."
     )
-    schedule: PerPart[Schedule] = Field(
-        "cosine", description="The rate after its rise: cosine or linear to zero, or constant; also by part."
+    lr_schedule: PerPart[LrSchedule] = former(
+        "schedule",
+        "cosine",
+        description="The rate after its rise: cosine or linear to zero, or constant; also by part.",
     )
-    warmup: PerPart[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        0.03, description="Share of the steps with a rising rate; also by part."
+    warmup_ratio: PerPart[Annotated[float, Field(ge=0, lt=1)]] = former(
+        "warmup", 0.03, description="Share of the steps with a rising rate; also by part."
     )
     weight_decay: PerPart[Annotated[float, Field(ge=0)]] = Field(
         0.0, description="AdamW's decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
@@ -107,7 +113,9 @@ class Stage(Record):
         description="Which epoch the checkpoint holds: the last, or the best by exact match on the validation part "
         "(the lower loss decides between equals). The held-out part has no say.",
     )
-    samples: PositiveInt | None = Field(None, description="Train on at most this many samples; null for all.")
+    max_samples: PositiveInt | None = former(
+        "samples", None, description="Train on at most this many samples; null for all."
+    )
     batch_size: PositiveInt = Field(16, description="Questions (or captions) in one optimiser step.")
     regularisation: Regularisation = Field(Regularisation(), description="A further term of the loss.")
 
@@ -123,7 +131,7 @@ class Stage(Record):
         parts = ", ".join(self.train) or "none"
         faults = [
             f"{name} must name exactly the parts that train: {parts}"
-            for name in ("learning_rate", "schedule", "warmup", "weight_decay")
+            for name in BY_PART
             if isinstance(value := getattr(self, name), dict) and set(value) != set(self.train)
         ]
         if self.train and self.epochs is None:
@@ -138,7 +146,7 @@ class Stage(Record):
             raise ValueError("\n".join(faults))
         return self
 
-    def of(self, name: Literal["learning_rate", "schedule", "warmup", "weight_decay"], part: Part) -> Any:
+    def of(self, name: str, part: Part) -> Any:
         """The value of a setting for one part that trains."""
         value = getattr(self, name)
         return value[part] if isinstance(value, dict) else value
@@ -148,7 +156,7 @@ class Training(Record):
     """How trainings run. A change of `precision` or `validation_limit` trains again; the others only say how."""
 
     RUNNING: ClassVar[set[str]] = {
-        *("threads", "processes", "checkpointing", "compile"),
+        *("threads", "processes", "gradient_checkpointing", "compile"),
         *("save_minutes", "time_limit_minutes", "retrain_at_most"),
     }
 
@@ -161,7 +169,8 @@ class Training(Record):
         description="Processes that share every step of one training, one for each GPU; on a cluster, the job asks "
         "for so many GPUs. Results differ by rounding, and by the draws of dropout.",
     )
-    checkpointing: Switch = Field(
+    gradient_checkpointing: Switch = former(
+        "checkpointing",
         "auto",
         description="Compute layers again in the backward pass, which saves memory and costs time; auto: where what "
         "they keep would not fit into the memory that is free. Results are the same.",

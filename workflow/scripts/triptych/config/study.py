@@ -1,5 +1,6 @@
 """A study from its configuration file, checked as a whole."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from triptych.config import ablations, grid
 from triptych.config.errors import fault_lines, mapping, name_faults
+from triptych.config.former_names import current_names
 from triptych.config.paths import results_folder
 from triptych.config.settings import Settings
 from triptych.errors import TriptychError
@@ -39,11 +41,14 @@ def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
     Raises:
         TriptychError: with one line for each fault, all at once; `name` heads them.
     """
-    lines, settings = [], None
+    config, notes, lines = current_names(config)
+    for note in notes:
+        print(f"{name}: {note}", file=sys.stderr)
+    settings = None
     try:
         settings = Settings.model_validate(config)
     except ValidationError as error:
-        lines = fault_lines(error)
+        lines += fault_lines(error)
     lines += name_faults(config)
     if not lines:
         lines = ablations.faults(settings) or grid.faults(settings)

@@ -13,7 +13,7 @@ import numpy as np
 
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.baselines import BASELINES, picture_vectors
+from triptych.evaluate.baselines import BASELINES, image_vectors
 from triptych.evaluate.metrics import scores
 from triptych.evaluate.predictions import answer_record
 from triptych.io.atomic import write_text
@@ -23,12 +23,12 @@ from triptych.io.parquet import read_table
 PARTS = ("train", "validation", "test")
 
 
-SHOWN = 5  # leaked pictures named in an error
+SHOWN = 5  # leaked images named in an error
 
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures and questions of one part: sha256 and thumbnail of each picture, and the question strings."""
+    """Images and questions of one part: sha256 and thumbnail of each image, and the question strings."""
 
     name: str
     ids: list[str]
@@ -38,10 +38,10 @@ class Part:
 
 
 def overlap(first: Part, second: Part, threshold: float) -> dict:
-    """How many pictures and questions of `second` have a like in `first`.
+    """How many images and questions of `second` have a like in `first`.
 
     Returns:
-        Counts: identical pictures, pictures that look alike without being identical, question strings; of how many.
+        Counts: identical images, images that look alike without being identical, question strings; of how many.
     """
     known = set(first.hashes)
     same = {position for position, sha256 in enumerate(second.hashes) if sha256 in known}
@@ -49,19 +49,19 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
     return {
         "seen": first.name,
         "part": second.name,
-        "pictures": len(second.ids),
-        "identical_pictures": len(same),
-        "similar_pictures": len(like - same),
+        "images": len(second.ids),
+        "identical_images": len(same),
+        "similar_images": len(like - same),
         "question_strings": len(second.questions),
         "shared_question_strings": len(second.questions & first.questions),
     }
 
 
 def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
-    """Lines about pictures of a stage that all folds share which are, or look like, pictures of the held-out parts."""
+    """Lines about images of a stage that all folds share which are, or look like, images of the held-out parts."""
     owners = dict(zip(held_out.hashes, held_out.ids, strict=True))
     same = [
-        f"{shared.name} {name} is the picture {owners[sha256]} of {held_out.name}"
+        f"{shared.name} {name} is the image {owners[sha256]} of {held_out.name}"
         for name, sha256 in zip(shared.ids, shared.hashes, strict=True)
         if sha256 in owners
     ]
@@ -134,7 +134,7 @@ def baseline_scores(folder: Path) -> list[dict]:
     """Exact match of the untrained baselines: on the source's own parts, and on every fold's held-out part."""
     questions = read_table(folder / "questions.parquet")
     by_id = {row["question_id"]: row for row in questions}
-    vectors = picture_vectors(folder)
+    vectors = image_vectors(folder)
     trials = [
         (f"{part} (official)", _split(questions, "train"), _split(questions, part)) for part in ("validation", "test")
     ]
@@ -168,7 +168,7 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         folders: folder of every data set by name.
         folded: the data set that is cut into folds.
         shared: data sets of stages that all folds share.
-        threshold: correlation of thumbnails above which pictures look alike.
+        threshold: correlation of thumbnails above which images look alike.
     """
     parts = {name: parts_of(folder, name) for name, folder in folders.items()}
     found = [line for name in shared for line in leaks(parts[name]["all"], parts[folded]["all"], threshold)]
@@ -201,7 +201,7 @@ def markdown(record: dict) -> str:
     """The audit as a page of tables."""
     lines = ["# Data audit", "", "## What was read", ""]
     lines += _table(
-        ["data set", "pictures", "questions", "rejected pictures", "rejected questions"],
+        ["data set", "images", "questions", "rejected images", "rejected questions"],
         [
             [
                 name,
@@ -219,7 +219,7 @@ def markdown(record: dict) -> str:
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {record['threshold']}.", ""]
         lines += _table(
-            ["seen", "part", "pictures", "identical", "look alike", "question strings", "seen before"],
+            ["seen", "part", "images", "identical", "look alike", "question strings", "seen before"],
             [list(row.values()) for row in record[key]],
         )
     labels = sorted({label for row in record["balance"] for label in row["labels"]})
@@ -251,12 +251,12 @@ def _table(headings: list[str], rows: list[list]) -> list[str]:
 
 
 def main() -> None:
-    """Write audit.json and audit.md; fail where a shared stage would see held-out pictures."""
+    """Write audit.json and audit.md; fail where a shared stage would see held-out images."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of all data sets")
     parser.add_argument("--folded", required=True, help="name of the data set that is cut into folds")
     parser.add_argument("--shared", nargs="*", default=[], help="data sets of stages that all folds share")
-    parser.add_argument("--threshold", type=float, required=True, help="correlation of pictures that look alike")
+    parser.add_argument("--threshold", type=float, required=True, help="correlation of images that look alike")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     folders = {folder.name: folder for folder in arguments.data}
@@ -268,7 +268,7 @@ def main() -> None:
     if found:
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise TriptychError(
-            f"{len(found)} pictures leak from held-out parts into stages that all folds share:\n  "
+            f"{len(found)} images leak from held-out parts into stages that all folds share:\n  "
             + "\n  ".join(found[:SHOWN])
             + more
             + f"\nTake them out of that data set, or train its stages per fold (on {arguments.folded}). If they only "

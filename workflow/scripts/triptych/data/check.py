@@ -1,6 +1,6 @@
-"""Step: read and check the pictures of a source, in blocks that are kept and found again.
+"""Step: read and check the images of a source, in blocks that are kept and found again.
 
-A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted pictures, whose footer says what was
+A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted images, whose footer says what was
 rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is never made twice, and
 one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a block's
 bytes do not depend on which.
@@ -30,7 +30,7 @@ from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, write_record
-from triptych.io.parquet import PICTURE_TABLE, ROW_GROUP, TableWriter, open_table
+from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table
 
 BLOCK = 1000
 
@@ -44,11 +44,11 @@ RECORD = b"triptych"  # key of a block's record in the footer of its table
 READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
 
 
-# What a picture's own path decides; any other fault of reading may pass, and must not be kept.
+# What an image's own path decides; any other fault of reading may pass, and must not be kept.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-FLAT = 3  # grey levels between the darkest and the lightest part of a picture that shows nothing
+FLAT = 3  # grey levels between the darkest and the lightest part of an image that shows nothing
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Block:
 
     Attributes:
         path: the table's file.
-        sha256: hash of all rows but for the pictures' bytes, which the rows' own hashes stand for.
+        sha256: hash of all rows but for the images' bytes, which the rows' own hashes stand for.
         rejects: what was not accepted, by position among the block's candidates: (path, reason).
         complete: False where a file could not be opened: it is tried again.
     """
@@ -78,7 +78,7 @@ def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
 
 
 def row_facts(row: dict) -> list:
-    """What a row of IMAGE_SCHEMA says, without the picture's bytes, which its sha256 stands for."""
+    """What a row of IMAGE_SCHEMA says, without the image's bytes, which its sha256 stands for."""
     facts = [row[name] for name in ("id", "width", "height", "sha256", "source", "group", "split", "caption", "boxes")]
     return [*facts, row["image"]["path"]]
 
@@ -97,7 +97,7 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
         block is read.
 
     Raises:
-        TriptychError: a picture cannot be read for a reason that may pass.
+        TriptychError: an image cannot be read for a reason that may pass.
     """
     kept = _read_block(path)
     if kept is not None and kept.complete:
@@ -105,7 +105,7 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
     rejects, facts, complete = {}, [], True
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
-        table = stack.enter_context(TableWriter(temporary, IMAGE_SCHEMA, **PICTURE_TABLE))
+        table = stack.enter_context(TableWriter(temporary, IMAGE_SCHEMA, **IMAGE_TABLE))
         for start in range(0, len(candidates), ROW_GROUP):
             accepted, refused, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
             table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
@@ -149,7 +149,7 @@ def block_fault(path: Path, sha256: str | None = None) -> str | None:
             for batch in table.iter_batches(ROW_GROUP):
                 for row in batch.to_pylist():
                     if sha256_bytes(row["image"]["bytes"]) != row["sha256"]:
-                        return f"{path}: the bytes of picture {row['id']} differ from its sha256"
+                        return f"{path}: the bytes of image {row['id']} differ from its sha256"
                     facts.append(row_facts(row))
     except (TriptychError, KeyError, TypeError) as error:
         return str(error)
@@ -170,7 +170,7 @@ class Candidates:
             self._table = table.read()
         self.blocks = -(-len(self._table) // BLOCK)
         wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
-        self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and spares, all of a question set
+        self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and oversample, all of a question set
 
     def block(self, number: int) -> list[dict]:
         """Rows of one block."""
@@ -182,10 +182,10 @@ def _checked(
 ) -> tuple[list[dict], dict[int, tuple[str, str]], bool]:
     """Rows of IMAGE_SCHEMA in the order of `candidates`; by position what is refused; whether files are missing.
 
-    Pictures are read in the order of their places, which suits archives.
+    Images are read in the order of their places, which suits archives.
 
     Raises:
-        TriptychError: a picture cannot be read for a reason that may pass.
+        TriptychError: an image cannot be read for a reason that may pass.
     """
     accepted: dict[int, dict] = {}
     rejects, missing = {}, False
@@ -225,7 +225,7 @@ def _checked(
 
 
 def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:
-    """Refuse pictures that stand for a missing one."""
+    """Refuse images that stand for a missing one."""
     if sha256 in settings.placeholders:
         raise TriptychError("a placeholder: its sha256 is among `placeholders`")
     if int(found.thumbnail.max()) - int(found.thumbnail.min()) < FLAT:
@@ -261,7 +261,7 @@ def main() -> None:
             names[str(number)] = block.path.stem
             done += len(rows)
             rate = done / (time.monotonic() - start)
-            print(f"{len(names)} of {len(mine)} blocks, {done} pictures, {rate:.0f}/s", flush=True)
+            print(f"{len(names)} of {len(mine)} blocks, {done} images, {rate:.0f}/s", flush=True)
         if finished:
             finished.result()
     write_record(arguments.out, {"blocks": names})

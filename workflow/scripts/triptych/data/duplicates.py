@@ -32,7 +32,7 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
 def normalised(thumbnails: np.ndarray) -> np.ndarray:
     """Thumbnails (N, 32, 32) as rows (N, 1024) of mean 0 and length 1: their products are correlations.
 
-    A picture of one flat grey becomes zeros: it correlates with nothing.
+    An image of one flat grey becomes zeros: it correlates with nothing.
     """
     rows = thumbnails.reshape(len(thumbnails), THUMBNAIL**2).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
@@ -75,14 +75,14 @@ CORRELATION = 0.98  # and their thumbnails correlate more than this
 
 
 class SeenBefore:
-    """Finds pictures that were taken already, or nearly: the first of them is kept.
+    """Finds images that were taken already, or nearly: the first of them is kept.
 
     A near-duplicate has a pHash within `PHASH_BITS` bits and a thumbnail that correlates above `CORRELATION`.
     """
 
     def __init__(self, keep_near: bool):
         self.keep_near = keep_near
-        self.captions: dict[str, set[str]] = defaultdict(set)  # by sha256: of one picture and its exact copies
+        self.captions: dict[str, set[str]] = defaultdict(set)  # by sha256: of one image and its exact copies
         self.ids: list[str] = []
         self.by_hash: dict[str, str] = {}
         self.hashes = np.zeros(1024, np.uint64)
@@ -93,7 +93,7 @@ class SeenBefore:
         """Why `row` is a duplicate; None where it is new, and it is remembered then."""
         self.captions[row["sha256"]].add(row["caption"] or "")
         if first := self.by_hash.get(row["sha256"]):
-            return f"the same picture as {first}"
+            return f"the same image as {first}"
         number, phash = len(self.ids), np.uint64(int(row["phash"], 16))
         thumbnail = np.frombuffer(row["thumbnail"], np.uint8)
         if not self.keep_near:
@@ -105,7 +105,7 @@ class SeenBefore:
                 likeness = rows[1:] @ rows[0]
                 if likeness.max() > CORRELATION:
                     self.by_hash[row["sha256"]] = first = self.ids[near[int(likeness.argmax())]]
-                    return f"nearly the same picture as {first}"
+                    return f"nearly the same image as {first}"
         if number == len(self.hashes):
             self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
             self.scratch = np.zeros_like(self.hashes)
@@ -116,10 +116,10 @@ class SeenBefore:
         return None
 
     def suspects(self) -> Iterator[str]:
-        """Lines about pictures that stand under three captions or more: they often mean "not available"."""
+        """Lines about images that stand under three captions or more: they often mean "not available"."""
         for sha256, captions in self.captions.items():
             if len(captions) > 2:
                 yield (
-                    f"picture {self.by_hash[sha256]} stands under {len(captions)} captions: is it a placeholder? "
+                    f"image {self.by_hash[sha256]} stands under {len(captions)} captions: is it a placeholder? "
                     f"Then add {sha256} to `placeholders`"
                 )

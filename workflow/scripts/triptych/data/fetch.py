@@ -1,4 +1,4 @@
-"""Step: bring a data set's raw files into the cache and list its pictures; the data step that may need a network."""
+"""Step: bring a data set's raw files into the cache and list its images; the data step that may need a network."""
 
 import argparse
 from collections import Counter
@@ -72,9 +72,7 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
     if not candidates:
         reasons = Counter(row["reason"] for row in rejects).most_common(3)
         told = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
-        raise TriptychError(
-            f"the source gave no usable picture; {len(rejects)} rows were rejected: {told or 'no rows'}"
-        )
+        raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {told or 'no rows'}")
     tables = {
         "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
         "questions.parquet": (questions, QUESTION_SCHEMA),

@@ -20,8 +20,8 @@ from triptych.io.parquet import read_table, write_table
 from triptych.utils.seeds import stable_order
 
 
-def group_pictures(images: list[dict], thumbnails: np.ndarray, settings: Folds) -> dict[str, str]:
-    """The group of every picture: the least id among the pictures that must stay together.
+def group_images(images: list[dict], thumbnails: np.ndarray, settings: Folds) -> dict[str, str]:
+    """The group of every image: the least id among the images that must stay together.
 
     Exact copies always stay together; subjects and look-alikes do as `settings.group` says.
 
@@ -60,7 +60,7 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds, cut: 
 
     Args:
         questions: rows with question_id, image_id, modality, answer_type and split; those of split `test` are left out.
-        groups: group of every picture; not used with `group: row`, where every question stands for itself.
+        groups: group of every image; not used with `group: row`, where every question stands for itself.
         settings: number of folds, share of validation, seed.
         cut: stands before the folds' names, such as "row-".
 
@@ -97,14 +97,14 @@ def _held_out(pool: list[dict], owners: list[str], settings: Folds) -> list[set[
     """The groups that each fold holds out.
 
     Raises:
-        TriptychError: a picture is in two of the source's parts, which are to be used as they are.
+        TriptychError: an image is in two of the source's parts, which are to be used as they are.
     """
     if settings.group == "official":
         held_out = {owner for row, owner in zip(pool, owners, strict=True) if row["split"] == "validation"}
         training = {owner for row, owner in zip(pool, owners, strict=True) if row["split"] == "train"}
         if both := sorted(held_out & training):
             raise TriptychError(
-                f"folds.group: official: {len(both)} pictures of data set '{settings.dataset}' are in both its train "
+                f"folds.group: official: {len(both)} images of data set '{settings.dataset}' are in both its train "
                 f"and its validation part, such as {both[0]}; use another group"
             )
         return [held_out]
@@ -163,7 +163,7 @@ def main() -> None:
     settings = Folds.model_validate_json(arguments.settings)
     questions = read_table(arguments.data / "questions.parquet")
     images, thumbnails = read_thumbnails(arguments.data / "images")
-    rows = assign(questions, group_pictures(images, thumbnails, settings), settings, arguments.cut)
+    rows = assign(questions, group_images(images, thumbnails, settings), settings, arguments.cut)
     table = arguments.data / f"{folds_name(rows[0]['fold'])}.parquet"
     write_table(table, rows, FOLD_SCHEMA)
     summary = summarise(questions, rows)

@@ -1,4 +1,4 @@
-"""Pictures of a data set's `images/` by row, in any order, without the tables in memory."""
+"""Images of a data set's `images/` by row, in any order, without the tables in memory."""
 
 import threading
 from bisect import bisect_right
@@ -16,15 +16,15 @@ from triptych.errors import TriptychError
 from triptych.io.manifest import sha256_bytes
 from triptych.io.parquet import parts_of_table, read_table
 
-KEPT_GROUPS = 4  # row groups of 100 pictures in memory: 40 MB of photographs
+KEPT_GROUPS = 4  # row groups of 100 images in memory: 40 MB of photographs
 
 
-class PictureTable:
-    """Pictures by row. Threads may share it.
+class ImageTable:
+    """Images by row. Threads may share it.
 
     Attributes:
         image_ids: id of every row.
-        hashes: sha256 of every row's picture file.
+        hashes: sha256 of every row's image file.
     """
 
     def __init__(self, path: Path):
@@ -48,11 +48,11 @@ class PictureTable:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def pictures(self, rows: Sequence[int]) -> Iterator[Image.Image]:
-        """The pictures of `rows` in RGB, each decoded when it is asked for: large ones are not held side by side.
+    def images(self, rows: Sequence[int]) -> Iterator[Image.Image]:
+        """The images of `rows` in RGB, each decoded when it is asked for: large ones are not held side by side.
 
         Raises:
-            TriptychError: the table is damaged, or a picture cannot be decoded or is not the one that its sha256 is of.
+            TriptychError: the table is damaged, or an image cannot be decoded or is not the one that its sha256 is of.
         """
         with self._lock:
             files = [self._bytes(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Decoding of pictures: complete, bounded, always RGB and upright."""
+"""Decoding of images: complete, bounded, always RGB and upright."""
 
 import io
 import warnings
@@ -37,7 +37,7 @@ _TURNS = {
 _ON_THEIR_SIDE = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
 
 
-# What is often found under the name of a picture; only for a better message.
+# What is often found under the name of an image; only for a better message.
 _STRANGERS = (
     (b"gif8", "a GIF"), (b"<svg", "an SVG drawing"), (b"<?xml", "an XML or SVG file"), (b"<!doc", "a web page"),
     (b"<html", "a web page"), (b"%pdf", "a PDF"), (b"\x93numpy", "a NumPy array"), (b"pk\x03\x04", "a zip archive"),
@@ -54,22 +54,22 @@ class Inspected:
 
 
 def decode(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The whole picture in RGB: EXIF orientation applied, transparency over white, 16 bits brought to 8.
+    """The whole image in RGB: EXIF orientation applied, transparency over white, 16 bits brought to 8.
 
     Raises:
-        TriptychError: not a picture of an allowed format, incomplete, corrupt, too small or too large.
+        TriptychError: not an image of an allowed format, incomplete, corrupt, too small or too large.
     """
     with _refusing(data):
         if (colours := _jpeg_colours(data, min_side, max_pixels)) is not None:
             pixels = simplejpeg.decode_jpeg(data, colours)
-            picture = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels).convert("RGB")
-            return picture if (turn := _turn(data)) is None else picture.transpose(turn)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            _check_size(*picture.size, min_side, max_pixels)
-            if picture.mode in ("I", "F"):
-                raise TriptychError(f"mode {picture.mode} has no fixed brightness scale; convert it to 8 or 16 bits")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
+            image = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels).convert("RGB")
+            return image if (turn := _turn(data)) is None else image.transpose(turn)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, min_side, max_pixels)
+            if image.mode in ("I", "F"):
+                raise TriptychError(f"mode {image.mode} has no fixed brightness scale; convert it to 8 or 16 bits")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(upright) // 257).astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
@@ -80,9 +80,9 @@ def decode(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) 
 
 
 def inspect(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) -> Inspected:
-    """Decode a picture strictly and to its end, and give its size and thumbnail.
+    """Decode an image strictly and to its end, and give its size and thumbnail.
 
-    Of a JPEG every coefficient is read, but only a small grey picture is built from them: as strict as full decoding,
+    Of a JPEG every coefficient is read, but only a small grey image is built from them: as strict as full decoding,
     and twice as fast.
 
     Raises:
@@ -91,7 +91,7 @@ def inspect(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS)
     with _refusing(data):
         if _jpeg_colours(data, min_side, max_pixels) is not None:
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
-            # Pictures below twice the thumbnail's side are decoded whole: a factor would make them too small.
+            # Images below twice the thumbnail's side are decoded whole: a factor would make them too small.
             small = min(height, width) >= 2 * THUMBNAIL
             scale = {"min_height": THUMBNAIL, "min_width": THUMBNAIL, "min_factor": 2} if small else {}
             pixels = simplejpeg.decode_jpeg(data, "GRAY", **scale)
@@ -101,8 +101,8 @@ def inspect(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS)
                 grey = grey.transpose(turn)
                 width, height = (height, width) if turn in _ON_THEIR_SIDE else (width, height)
             return Inspected(width, height, _thumbnail(grey))
-    picture = decode(data, min_side, max_pixels)
-    return Inspected(*picture.size, _thumbnail(picture.convert("L")))
+    image = decode(data, min_side, max_pixels)
+    return Inspected(*image.size, _thumbnail(image.convert("L")))
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def _refusing(data: bytes) -> Iterator[None]:
             yield
     except TriptychError:
         raise
-    except Exception as error:  # decoders raise many types; each means that the picture cannot be used
+    except Exception as error:  # decoders raise many types; each means that the image cannot be used
         raise TriptychError(_reason(data, error)) from None
 
 

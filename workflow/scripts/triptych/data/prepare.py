@@ -1,4 +1,4 @@
-"""Step: choose among a source's checked pictures, and write pictures, questions and rejects as Parquet.
+"""Step: choose among a source's checked images, and write images, questions and rejects as Parquet.
 
 Captions and medical questions end in the same two tables, so that every later step reads one format: a caption is the
 answer to one fixed question.
@@ -22,7 +22,7 @@ from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
 from triptych.io.manifest import sha256_file, sha256_json, write_record
-from triptych.io.parquet import PICTURE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
+from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
 
 IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
 
@@ -31,17 +31,17 @@ FACTS = ["id", "sha256", "phash", "thumbnail", "split", "group", "caption"]  # w
 
 
 def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> dict:
-    """Write pictures, questions and rejects into `out`, in one pass over the checked blocks.
+    """Write images, questions and rejects into `out`, in one pass over the checked blocks.
 
-    A block of which every picture is taken becomes a part of `images/` as it is, without being copied; of others the
-    taken pictures are written. So the parts' bytes depend on the blocks alone.
+    A block of which every image is taken becomes a part of `images/` as it is, without being copied; of others the
+    taken images are written. So the parts' bytes depend on the blocks alone.
 
     Returns:
-        The manifest's entries. counts: pictures and questions per split, rejects by kind, and how many pictures were
+        The manifest's entries. counts: images and questions per split, rejects by kind, and how many images were
         looked at; files: hashes of the tables; parts: hashes of what the parts of `images/` hold.
 
     Raises:
-        TriptychError: a caption source has fewer usable pictures than asked for, or a question set has none.
+        TriptychError: a caption source has fewer usable images than asked for, or a question set has none.
     """
     is_captions = isinstance(settings, Captions)
     wanted = settings.size if is_captions else None
@@ -67,7 +67,7 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             rejects.add({"kind": kind, "id": name, "reason": reason})
             counts["rejects"][kind] += 1
 
-        def reject_picture(name: str, path: str, reason: str) -> None:
+        def reject_image(name: str, path: str, reason: str) -> None:
             reject("image", name, f"{path}: {reason}")
             reasons[reason.split(":")[0].split(" as ")[0]] += 1
             for question in questions[name]:
@@ -79,7 +79,7 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
         candidates = Candidates(source, settings)
         for number in range(candidates.blocks):
             if number == candidates.planned:
-                print("the spares did not suffice: reading further pictures", flush=True)
+                print("the oversample did not suffice: reading further images", flush=True)
             rows = candidates.block(number)
             block, finish = ensure_block(rows, settings, read, block_path(rows, settings, cache))
             finish()
@@ -90,11 +90,11 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
                     break
                 seen += 1
                 if position in block.rejects:
-                    reject_picture(candidate["id"], *block.rejects[position])
+                    reject_image(candidate["id"], *block.rejects[position])
                     continue
                 row = next(facts)
                 if before and (reason := before.reason(row)):
-                    reject_picture(row["id"], candidate["path"], reason)
+                    reject_image(row["id"], candidate["path"], reason)
                     taken.append(False)
                     continue
                 about = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
@@ -112,9 +112,9 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
         if wanted is not None and counts["images"].total() < wanted:
             told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(4))
             raise TriptychError(
-                f"{wanted} pictures were asked for, but only {counts['images'].total()} of {seen} could be used. "
-                f"Rejected: {told or 'none'}. Lower `sizes`, or give the source more pictures"
-                + (" (raise `spares`, so that more are downloaded)" if settings.source == "url-list" else "")
+                f"{wanted} images were asked for, but only {counts['images'].total()} of {seen} could be used. "
+                f"Rejected: {told or 'none'}. Lower `sizes`, or give the source more images"
+                + (" (raise `oversample`, so that more are downloaded)" if settings.source == "url-list" else "")
             )
         if not counts["questions"]:
             raise TriptychError(f"{out}: the source gave no usable question; {counts['rejects'].total()} were rejected")
@@ -129,18 +129,18 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
 
 
 def write_part(block: Block, taken: list[bool], path: Path) -> str:
-    """Write the taken pictures of a block to `path`; gives the hash of its rows.
+    """Write the taken images of a block to `path`; gives the hash of its rows.
 
     Args:
         block: the block.
-        taken: which of its accepted pictures are taken.
+        taken: which of its accepted images are taken.
         path: file to write; a link to the block where all are taken.
     """
     if all(taken):
         link_or_copy(block.path, path)
         return block.sha256
     start, facts = 0, []
-    with open_table(block.path) as table, TableWriter(path, IMAGE_SCHEMA, **PICTURE_TABLE) as part:
+    with open_table(block.path) as table, TableWriter(path, IMAGE_SCHEMA, **IMAGE_TABLE) as part:
         for batch in table.iter_batches(ROW_GROUP):
             chosen = batch.filter(pa.array(taken[start : start + len(batch)]))
             part.add_batch(chosen)

@@ -46,7 +46,7 @@ IMAGE_SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("boxes", pa.string()),
     ],
-    # Makes `datasets.load_dataset("parquet", ...)` show the column as pictures.
+    # Makes `datasets.load_dataset("parquet", ...)` show the column as images.
     metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
 

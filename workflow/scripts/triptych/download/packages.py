@@ -104,7 +104,7 @@ PACKAGES = {
             "pydicom-3.0.2-py3-none-any.whl",
             "abf971a5440f84dbaf42c4b6758e30e62480902584f8b270b9a5d146e278a07b",
             ("pydicom/data/test_files/", "pydicom-3.0.2.dist-info/licenses/LICENSE"),
-            "single CT, MR and ultrasound pictures",
+            "single CT, MR and ultrasound images",
             "MIT",
         ),
         Package(
@@ -113,7 +113,7 @@ PACKAGES = {
             "pydicom_data-1.0.0-py3-none-any.whl",
             "622ac97265f1d91f76b5120b5bd6eb0f57737c392ef863b72c71779c91e33637",
             ("data_store/data/", "pydicom_data-1.0.0.dist-info/LICENSE"),
-            "single X-ray, CT, MR and ultrasound pictures",
+            "single X-ray, CT, MR and ultrasound images",
             "MIT",
         ),
     )

@@ -68,13 +68,13 @@ def _place(row: dict) -> tuple[str, str, str]:
 
 
 def nearest(training: list[dict], vectors: Vectors) -> Predictor:
-    """The commonest answer to the same question on the three pictures most alike; of equals, the nearest one's.
+    """The commonest answer to the same question on the three images most alike; of equals, the nearest one's.
 
     For a new question string, questions of the same content and answer type stand in, or all where there are none.
 
     Args:
         training: rows of the training part.
-        vectors: a vector per picture; the products are their likeness.
+        vectors: a vector per image; the products are their likeness.
     """
     same, alike = by_question(training), defaultdict(list)
     for row in training:
@@ -94,23 +94,23 @@ BASELINES: dict[str, Callable[[list[dict], Vectors], Predictor]] = {
     "majority": majority,
     "majority-per-question": majority_per_question,
     "majority-per-place": majority_per_place,
-    "nearest-pictures": nearest,
+    "nearest-images": nearest,
     "nearest-features": nearest,
 }
 
 
-def picture_vectors(data: Path) -> Vectors:
-    """Normalised thumbnails of a data set's pictures, by image id: their products are correlations."""
+def image_vectors(data: Path) -> Vectors:
+    """Normalised thumbnails of a data set's images, by image id: their products are correlations."""
     images, thumbnails = read_thumbnails(data / "images")
     return dict(zip((row["id"] for row in images), normalised(thumbnails), strict=True))
 
 
 def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:
-    """Mean vision features of pictures, less their common mean and of length 1: their products are cosines.
+    """Mean vision features of images, less their common mean and of length 1: their products are cosines.
 
     Args:
         folder: the vision features.
-        image_ids: the pictures.
+        image_ids: the images.
     """
     from triptych.features.store import Features
 
@@ -137,7 +137,7 @@ def main() -> None:
     if arguments.baseline == "nearest-features":
         vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))
     else:
-        vectors = picture_vectors(arguments.data)
+        vectors = image_vectors(arguments.data)
     predict = BASELINES[arguments.baseline](training, vectors)
     records = [
         answer_record(row, arguments.baseline, arguments.split, None, predict(row), view=arguments.view)

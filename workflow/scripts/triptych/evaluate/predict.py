@@ -25,7 +25,7 @@ from triptych.model.tokens import prompt_tokens, tokenise
 from triptych.utils.device import best_device, compute_dtype, mixed_precision
 from triptych.utils.seeds import stable_order
 
-GREY = Image.new("RGB", (256, 256), (128, 128, 128))  # what is shown in place of a picture by the view `blank`
+GREY = Image.new("RGB", (256, 256), (128, 128, 128))  # what is shown in place of an image by the view `blank`
 
 
 class Job(Record):
@@ -38,35 +38,35 @@ class Job(Record):
     limit: int | None = None  # of the questions that are asked
 
 
-def other_pictures(image_ids: Sequence[str]) -> dict[str, str]:
-    """Another picture for every picture: in an order that depends on the names alone, each stands for the one before.
+def other_images(image_ids: Sequence[str]) -> dict[str, str]:
+    """Another image for every image: in an order that depends on the names alone, each stands for the one before.
 
     Raises:
-        TriptychError: there is one picture only.
+        TriptychError: there is one image only.
     """
     order = sorted(set(image_ids), key=lambda image: stable_order(0, "swapped", image))
     if len(order) < 2:
-        raise TriptychError("evaluation.controls: pictures cannot be swapped where there is only one; drop `swapped`")
+        raise TriptychError("evaluation.controls: images cannot be swapped where there is only one; drop `swapped`")
     return dict(zip(order, order[1:] + order[:1], strict=True))
 
 
 def shown(
     view: View, image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device
 ) -> ReadFeatures:
-    """What gives the features that a view shows for pictures: their own, another's, or those of a grey picture.
+    """What gives the features that a view shows for images: their own, another's, or those of a grey image.
 
     Args:
         view: what to show.
-        image_ids: the pictures that are asked about.
+        image_ids: the images that are asked about.
         features: of the data set.
         encoder: folder of the vision encoder.
-        device: where to encode the grey picture.
+        device: where to encode the grey image.
 
     Raises:
-        TriptychError: the encoder is not the one that made the features; or as `other_pictures`.
+        TriptychError: the encoder is not the one that made the features; or as `other_images`.
     """
     if view == "swapped":
-        other = other_pictures(image_ids)
+        other = other_images(image_ids)
         return lambda images: features([other[image] for image in images])
     if view == "blank":
         if encoder_hashes(encoder) != features.encoder:

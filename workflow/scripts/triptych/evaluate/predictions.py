@@ -62,7 +62,7 @@ def answer_record(
         prediction: the answer.
         tokens: its length in tokens, where it was generated.
         logprob: natural logarithm of its probability, where it was generated.
-        view: which picture was shown.
+        view: which image was shown.
     """
     asked = {name: question[name] for name in QUESTION_COLUMNS}
     run = {"arm": arm, "view": view, "split": split, "seed": seed}

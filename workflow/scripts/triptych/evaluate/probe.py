@@ -1,10 +1,10 @@
-"""Step: what can still be read from a picture once it is projected? Probes of image tokens, before and after.
+"""Step: what can still be read from an image once it is projected? Probes of image tokens, before and after.
 
 The question is that of "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual
-Space" (arXiv 2402.16832): a classifier learns an attribute of the picture from its mean-pooled tokens, and its macro-F1
-on other pictures says how much of the attribute the tokens hold. What that work left open is held fixed here: every
+Space" (arXiv 2402.16832): a classifier learns an attribute of the image from its mean-pooled tokens, and its macro-F1
+on other images says how much of the attribute the tokens hold. What that work left open is held fixed here: every
 representation, raw features and a random connector among them, is brought to one width, meets the same two probes, and
-is tested on the pictures that its fold holds out, which neither the probe nor the connector has seen. Probes also learn
+is tested on the images that its fold holds out, which neither the probe nor the connector has seen. Probes also learn
 labels that were dealt out at random: what they reach there is chance.
 """
 
@@ -46,7 +46,7 @@ PROBES = ("linear", "mlp")
 TASKS = ("labels", "shuffled")
 
 
-AT_ONCE = 64  # pictures projected at a time
+AT_ONCE = 64  # images projected at a time
 
 
 SCHEMA = pa.schema(
@@ -66,17 +66,17 @@ class Job(Record):
     probe: Probe
 
 
-def picture_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
+def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
     """Attribute -> image id -> its values: one of modality and of location, any number of organs.
 
-    A picture's modality and location are what most of its questions say; values of fewer than `rare` pictures become
-    "other". Organs are those of its boxes that at least `rare` pictures have and at least `rare` have not. An attribute
-    that does not tell two groups of so many pictures apart is left out, and so are pictures without a label.
+    An image's modality and location are what most of its questions say; values of fewer than `rare` images become
+    "other". Organs are those of its boxes that at least `rare` images have and at least `rare` have not. An attribute
+    that does not tell two groups of so many images apart is left out, and so are images without a label.
 
     Args:
         questions: rows with image_id, modality and location.
         images: rows with id and boxes (JSON, or None).
-        rare: number of pictures.
+        rare: number of images.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for attribute in ("modality", "location"):
@@ -156,12 +156,12 @@ def probe_fold(
     settings: Probe,
     width: int,
 ) -> list[dict]:
-    """Probe one fold: rows with probe_seed, attribute, probe, task, image_id, truth and answer of held-out pictures.
+    """Probe one fold: rows with probe_seed, attribute, probe, task, image_id, truth and answer of held-out images.
 
     Args:
         tokens: (N, D) mean-pooled tokens.
         places: row of every image id in `tokens`.
-        labels: see `picture_labels`.
+        labels: see `image_labels`.
         held_out: image ids to test on; the others train.
         settings: number of seeds, width of the MLP.
         width: that inputs are brought to, at most D.
@@ -207,7 +207,7 @@ def probe_fold(
 
 @torch.inference_mode()
 def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn.Module | None) -> np.ndarray:
-    """Mean over a picture's tokens (N, D), after the connector or, without one, before it."""
+    """Mean over an image's tokens (N, D), after the connector or, without one, before it."""
     parts = []
     for start in range(0, len(images), AT_ONCE):
         tokens = features(images[start : start + AT_ONCE])
@@ -264,10 +264,10 @@ def main() -> None:
     pictures = read_table(arguments.data / "images", ["id", "group", "boxes"])
     group = {row["id"]: row["group"] for row in pictures}
     asked = [row for row in questions if row["image_id"] in pool]
-    labels = picture_labels(asked, pictures, job.probe.rare)
+    labels = image_labels(asked, pictures, job.probe.rare)
     if not labels:
         raise TriptychError(
-            f"{arguments.data}: no attribute tells {job.probe.rare} pictures from as many others, so there is nothing "
+            f"{arguments.data}: no attribute tells {job.probe.rare} images from as many others, so there is nothing "
             "to probe; set evaluation.probe: null"
         )
 
@@ -287,7 +287,7 @@ def main() -> None:
         run = {"representation": job.representation, "split": split, "seed": job.seed}
         found = probe_fold(tokens, places, labels, held_out, job.probe, width)
         records += [{**run, **row, "group": group[row["image_id"]]} for row in found]
-        print(f"{split}: {len(held_out)} of {len(images)} pictures held out, {', '.join(labels)}", flush=True)
+        print(f"{split}: {len(held_out)} of {len(images)} images held out, {', '.join(labels)}", flush=True)
     write_table(arguments.out, records, SCHEMA)
 
 

@@ -1,7 +1,7 @@
 """Statistics of a paired comparison of two arms, as pure functions.
 
 The data are differences, first arm less second, one for each question that a run of both arms answered. Runs (a fold
-and a seed) and groups (a picture, or all pictures of one subject) are what varies; a picture's questions are not
+and a seed) and groups (an image, or all images of one subject) are what varies; an image's questions are not
 independent of each other, and neither are the runs of one cross-validation, whose training parts overlap. All that the
 statistics need of the differences are their sums and numbers per run and group: the *cells*.
 
@@ -146,7 +146,7 @@ def _cluster_variance(sums: np.ndarray, clusters: int, counts: np.ndarray) -> np
 
 def _need_groups(groups: int) -> None:
     if groups < 2:
-        raise TriptychError("all questions belong to one picture or subject; a comparison needs at least two")
+        raise TriptychError("all questions belong to one image or subject; a comparison needs at least two")
 
 
 def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float = 0.95) -> tuple[float, float]:
@@ -180,23 +180,27 @@ def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float
     return float(low), float(high)
 
 
-def correlated_bayes_t(estimate: Estimate, rope: float) -> tuple[float, float, float]:
+def correlated_bayes_t(estimate: Estimate, margin: float) -> tuple[float, float, float]:
     """Probabilities that the difference is below, inside and above the region of practical equivalence.
 
     The Bayesian correlated t test (Corani and Benavoli, Machine Learning 100, 2015; Benavoli et al., Journal of
     Machine Learning Research 18, 2017): under a flat prior, the true difference follows Student's t about the effect,
     scaled by its standard error. Theirs is (1 / R + 1 / (k - 1)) times the variance of the runs' means; here the
     two-way clustered one stands in its place. The two are equal where each group has one run and runs are equally long;
-    on a common test part, the choice of its pictures counts too. So probabilities and interval never contradict.
+    on a common test part, the choice of its images counts too. So probabilities and interval never contradict.
 
     Args:
         estimate: from `two_way_clustered_t`.
-        rope: differences between -rope and +rope count as none.
+        margin: differences between -margin and +margin count as none.
     """
     if estimate.standard_error == 0:
-        return (float(estimate.effect < -rope), float(abs(estimate.effect) <= rope), float(estimate.effect > rope))
+        return (
+            float(estimate.effect < -margin),
+            float(abs(estimate.effect) <= margin),
+            float(estimate.effect > margin),
+        )
     belief = stats.t(estimate.df, estimate.effect, estimate.standard_error)
-    below, above = float(belief.cdf(-rope)), float(belief.sf(rope))
+    below, above = float(belief.cdf(-margin)), float(belief.sf(margin))
     return below, 1 - below - above, above
 
 
@@ -235,7 +239,7 @@ def minimum_detectable_effect(standard_error: float, df: int, level: float = 0.9
     return float((stats.t.ppf((1 + level) / 2, df) + stats.t.ppf(power, df)) * standard_error)
 
 
-def verdict(first: str, second: str, estimate: Estimate, p_holm: float, rope: float, level: float = 0.95) -> str:
+def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: float, level: float = 0.95) -> str:
     """What may be said of a comparison, in words and points.
 
     A difference is claimed only where the corrected p value allows it; equivalence only where the whole interval lies
@@ -246,25 +250,25 @@ def verdict(first: str, second: str, estimate: Estimate, p_holm: float, rope: fl
         second: name of the second.
         estimate: from `two_way_clustered_t`, in points.
         p_holm: p value after Holm's correction over all comparisons.
-        rope: half width of the region of practical equivalence, in points.
+        margin: half width of the region of practical equivalence, in points.
         level: of the interval; the test's size is 1 - level.
     """
     effect, low, high = estimate.effect, estimate.low, estimate.high
     if estimate.standard_error == 0:
         return (
             f"{first} less {second} is {effect:+.1f} points for every answer alike: without any spread, nothing can "
-            "be said of other runs or pictures."
+            "be said of other runs or images."
         )
-    size = points(rope)
+    size = points(margin)
     ahead, behind = (first, second) if effect > 0 else (second, first)
     interval = f"{effect:+.1f} points ({100 * level:g} % interval {low:+.1f} to {high:+.1f})"
     found = p_holm < 1 - level
-    if max(-low, high) <= rope:
+    if max(-low, high) <= margin:
         equal = f"{first} less {second} is {interval}: no difference larger than {size} is supported"
         return f"{equal}, but {ahead} is ahead by a little." if found else f"{equal}."
     if found:
         start = f"{ahead} is better than {behind}: {first} less {second} is {interval}"
-        if min(abs(low), abs(high)) > rope:
+        if min(abs(low), abs(high)) > margin:
             return f"{start}, a difference larger than {size}."
         return f"{start}; whether the difference is larger than {size} stays open."
     detectable = round(minimum_detectable_effect(estimate.standard_error, estimate.df, level), 1)

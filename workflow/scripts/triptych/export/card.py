@@ -117,7 +117,7 @@ def how_to_load(without_class: Sequence[str], prompt: str, adapter: bool) -> lis
             "from triptych.export import load",
             "",
             'answer = load("path/to/this/folder")',
-            'print(answer(Image.open("picture.png"), "What is shown?"))',
+            'print(answer(Image.open("image.png"), "What is shown?"))',
             "```",
         ]
     return [
@@ -131,7 +131,7 @@ def how_to_load(without_class: Sequence[str], prompt: str, adapter: bool) -> lis
         'model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")',
         *(['model = PeftModel.from_pretrained(model, f"{folder}/adapter")'] if adapter else []),
         f"prompt = {prompt!r}.replace({'{question}'!r}, 'What is shown?')",
-        'inputs = processor(images=Image.open("picture.png").convert("RGB"), text=prompt, return_tensors="pt")',
+        'inputs = processor(images=Image.open("image.png").convert("RGB"), text=prompt, return_tensors="pt")',
         'tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]',
         "print(processor.decode(tokens, skip_special_tokens=True).strip())",
         "```",
@@ -183,7 +183,7 @@ def _data(manifest: dict, stages: list[tuple[str, dict]], data: Sequence[Path], 
     last = stages[-1][1]["data"]
     rows, hashes = [], []
     for name in names:
-        source = pictures = questions = card = UNKNOWN
+        source = images = questions = card = UNKNOWN
         files = manifest["data"] if name == last else {}
         if name in given:
             facts = read_json(given[name] / checkpoint.MANIFEST)
@@ -191,7 +191,7 @@ def _data(manifest: dict, stages: list[tuple[str, dict]], data: Sequence[Path], 
                 raise TriptychError(f"--data {given[name]}: is not the data that the checkpoint was trained on")
             files, settings, counts = facts["files"], facts["settings"], facts["counts"]
             source = " ".join(str(settings[key]) for key in ("source", "repo", "revision") if settings.get(key))
-            pictures, questions = (
+            images, questions = (
                 ", ".join(f"{part} {number}" for part, number in sorted(counts[kind].items()))
                 for kind in ("images", "questions")
             )
@@ -199,9 +199,9 @@ def _data(manifest: dict, stages: list[tuple[str, dict]], data: Sequence[Path], 
                 card = f"see data/{name}.md"
                 (folder / "data").mkdir(exist_ok=True)
                 shutil.copyfile(given[name] / "card.md", folder / "data" / f"{name}.md")
-        rows.append([name, source, pictures, questions, card])
+        rows.append([name, source, images, questions, card])
         hashes += [f"- {name}/{file}: `{digest}`" for file, digest in sorted(files.items())]
-    head = ["data set", "source", "pictures", "questions or captions", "licence"]
+    head = ["data set", "source", "images", "questions or captions", "licence"]
     return [
         *_table(head, rows),
         "",

@@ -45,7 +45,7 @@ def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool
 
 
 class Answerer:
-    """Answers questions about pictures with an export of layout `triptych`."""
+    """Answers questions about images with an export of layout `triptych`."""
 
     def __init__(self, folder: Path, precision: Precision, device: torch.device):
         """Put the parts together; see `load`."""
@@ -64,9 +64,9 @@ class Answerer:
         self.prompt = prompt_tokens(self.tokenizer, facts["prompt"])
 
     @torch.inference_mode()
-    def __call__(self, picture: Image.Image, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
-        """The greedy answer to one question about one picture."""
-        pixels = self.encoder.preprocess([picture.convert("RGB")])
+    def __call__(self, image: Image.Image, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """The greedy answer to one question about one image."""
+        pixels = self.encoder.preprocess([image.convert("RGB")])
         tokens = self.encoder.tokens(pixels.to(self.device)).float()
         sample = Sample("", "", self.prompt.encode_question(question), ())
         with mixed_precision(self.precision, self.device):
@@ -75,7 +75,7 @@ class Answerer:
 
 
 def load(folder: Path | str, precision: Precision = "fp32", device: torch.device | None = None) -> Answerer:
-    """Load an export that transformers has no class for; call what it gives with a picture and a question.
+    """Load an export that transformers has no class for; call what it gives with an image and a question.
 
     Args:
         folder: that `export` wrote.

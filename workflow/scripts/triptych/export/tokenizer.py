@@ -1,4 +1,4 @@
-"""A tokenizer that reads a whole prompt, <image> in it, as Triptych reads the pieces around the picture."""
+"""A tokenizer that reads a whole prompt, <image> in it, as Triptych reads the pieces around the image."""
 
 import json
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def image_tokenizer(tokenizer: PreTrainedTokenizerBase, prompt: str, count: int)
     Args:
         tokenizer: the language model's.
         prompt: text of one turn.
-        count: image tokens of a picture.
+        count: image tokens of an image.
 
     Raises:
         TriptychError: no way was found to get the same ids.
@@ -97,12 +97,12 @@ def same_ids(
 
 
 def chat_template(prompt: str) -> str:
-    """The prompt as a chat template, for one user message with one picture and one question."""
+    """The prompt as a chat template, for one user message with one image and one question."""
     before, after = (ascii(part) for part in prompt.split("{question}"))
     # No space or line end of the template's own may get into the prompt.
     return (
         "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
-        "{{- raise_exception('this model answers one question about one picture') -}}{%- endif -%}"
+        "{{- raise_exception('this model answers one question about one image') -}}{%- endif -%}"
         f"{{{{- {before} -}}}}"
         "{%- if messages[0]['content'] is string -%}{{- messages[0]['content'] -}}{%- else -%}"
         "{%- for part in messages[0]['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}"

@@ -50,7 +50,7 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     if model.has_lora and "lm_head" in manifest["lora"]["target_modules"]:
         raise TriptychError(f"{source}: its LoRA adapts the output layer, for which no export is written")
     if model.blind:
-        raise TriptychError(f"{source}: is a blind control, which is shown no picture; export another schedule")
+        raise TriptychError(f"{source}: is a blind control, which is shown no image; export another schedule")
     without_class = [
         f"{role}, {kind}"
         for role, kind, own in (

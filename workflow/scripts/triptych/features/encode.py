@@ -1,4 +1,4 @@
-"""Step: frozen vision features of every picture of a data set, computed once, in memory-mapped shards."""
+"""Step: frozen vision features of every image of a data set, computed once, in memory-mapped shards."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from triptych.config.stages import FeatureSettings
-from triptych.data.image_table import PictureTable
+from triptych.data.image_table import ImageTable
 from triptych.errors import run_step
 from triptych.features.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
 from triptych.features.store import compute_tokens, load_pixels, shards_folder
@@ -35,15 +35,15 @@ def encode(
         out: folder of the manifest; the shards of all data sets are beside it.
         settings: of the features.
         device: where the encoder runs.
-        shard_size: pictures in a shard.
+        shard_size: images in a shard.
 
     Returns:
         The manifest.
 
     Raises:
-        TriptychError: a picture cannot be decoded, or is not the one the table says.
+        TriptychError: an image cannot be decoded, or is not the one the table says.
     """
-    table = PictureTable(data / "images")
+    table = ImageTable(data / "images")
     identity = encoder_hashes(models)
     shards = plan(table.hashes, identity, settings.dtype, shard_size)
     store = shards_folder(out)
@@ -82,12 +82,12 @@ def encode(
 
 
 def try_out(
-    encoder: vision.Encoder, table: PictureTable, rows: Sequence[int], settings: FeatureSettings, device: torch.device
+    encoder: vision.Encoder, table: ImageTable, rows: Sequence[int], settings: FeatureSettings, device: torch.device
 ) -> tuple[list[int], float]:
     """Encode one batch, and then again against the clock.
 
     Returns:
-        Shape (N, D) of a picture's tokens, and the pictures per second to expect.
+        Shape (N, D) of an image's tokens, and the images per second to expect.
     """
     compute_tokens(encoder, load_pixels(encoder, table, rows[:1], device), settings.dtype, device)
     start = time.perf_counter()
@@ -95,23 +95,23 @@ def try_out(
     loaded = time.perf_counter()
     tokens = compute_tokens(encoder, pixels, settings.dtype, device)
     loading, computing = loaded - start, time.perf_counter() - loaded
-    # Pictures are loaded beside the encoder where it leaves a core, and in its time where it leaves none.
+    # Images are loaded beside the encoder where it leaves a core, and in its time where it leaves none.
     beside = device.type == "cuda" or cores() > torch.get_num_threads()
     seconds = max(loading / loading_threads(device), computing) if beside else loading + computing
     return list(tokens.shape[1:]), len(rows) / seconds
 
 
 def estimate(
-    pictures: int, shape: Sequence[int], settings: FeatureSettings, gigabytes: float, todo: int, rate: float | None
+    images: int, shape: Sequence[int], settings: FeatureSettings, gigabytes: float, todo: int, rate: float | None
 ) -> str:
     """One line: what will be made, how large it is, and how long it takes."""
     size = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
-    line = f"{pictures} pictures x {shape[0]} tokens x {shape[1]}: {size} in {settings.dtype}"
+    line = f"{images} images x {shape[0]} tokens x {shape[1]}: {size} in {settings.dtype}"
     if gigabytes > settings.budget_gb:
         return f"{line}, above features.budget_gb ({settings.budget_gb:g}): nothing is stored, on_the_fly"
     if rate is None or not todo:
         return f"{line}, all made before"
-    before = f", {pictures - todo} pictures made before" if todo < pictures else ""
+    before = f", {images - todo} images made before" if todo < images else ""
     return f"{line}{before}, about {duration(todo / rate)} at {rate:.0f}/s"
 
 
@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
 
 def make_shards(
     encoder: vision.Encoder,
-    table: PictureTable,
+    table: ImageTable,
     shards: Sequence[Shard],
     store: Path,
     shape: Sequence[int],
@@ -133,7 +133,7 @@ def make_shards(
     batch_size: int,
     device: torch.device,
 ) -> None:
-    """Write `shards` into folder `store`: threads load pictures, one computes (two feed a GPU), this one writes.
+    """Write `shards` into folder `store`: threads load images, one computes (two feed a GPU), this one writes.
 
     Order, batches and so the bytes are the same on every run; a few batches are in memory.
     """
@@ -160,7 +160,7 @@ def make_shards(
 
 
 def progress(total: int) -> Callable[[int], None]:
-    """A function that is told how many pictures more are done, and now and then prints rate and time left."""
+    """A function that is told how many images more are done, and now and then prints rate and time left."""
     start = shown = time.monotonic()
     done = 0
 
@@ -170,20 +170,20 @@ def progress(total: int) -> Callable[[int], None]:
         now = time.monotonic()
         if now - shown >= REPORT or done == total:
             rate = done / max(now - start, 1e-9)
-            print(f"{done}/{total} pictures, {rate:.0f}/s, {duration((total - done) / rate)} left", flush=True)
+            print(f"{done}/{total} images, {rate:.0f}/s, {duration((total - done) / rate)} left", flush=True)
             shown = now
 
     return report
 
 
 def main() -> None:
-    """Encode one data set's pictures; the manifest is written last."""
+    """Encode one data set's images; the manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", default="{}", help="settings of the features as JSON")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--encoder", type=Path, required=True, help="folder of the vision encoder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the manifest into")
-    parser.add_argument("--shard-size", type=int, default=SHARD, help="pictures in a shard")
+    parser.add_argument("--shard-size", type=int, default=SHARD, help="images in a shard")
     arguments = parser.parse_args()
     settings = FeatureSettings.model_validate_json(arguments.settings)
     encode(arguments.data, arguments.encoder, arguments.out, settings, best_device(), arguments.shard_size)

@@ -1,7 +1,7 @@
-"""Shards of vision features: each holds the tokens of consecutive pictures, and is named by all that decides them.
+"""Shards of vision features: each holds the tokens of consecutive images, and is named by all that decides them.
 
-A data set that begins with the pictures of another one finds the other's shards, a run that was killed finds those that
-it had finished, and a change of encoder, layer, preprocessing or pictures finds none.
+A data set that begins with the images of another one finds the other's shards, a run that was killed finds those that
+it had finished, and a change of encoder, layer, preprocessing or images finds none.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, read_json, sha256_json
 
-SHARD = 1024  # pictures in a file: 128 MB at 49 x 1280 tokens in bf16
+SHARD = 1024  # images in a file: 128 MB at 49 x 1280 tokens in bf16
 
 
-LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 pictures, 8,500
+LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 images, 8,500
 
 
 TENSOR = "features"
@@ -60,24 +60,24 @@ class Shard:
 
 
 def encoder_hashes(folder: Path) -> dict[str, str]:
-    """What an encoder is: sha256 of each of its files and of its settings (layer, size of the pictures, ...)."""
+    """What an encoder is: sha256 of each of its files and of its settings (layer, size of the images, ...)."""
     manifest = read_json(folder / "manifest.json")
     settings = {name: value for name, value in manifest["settings"].items() if name not in _PLACES}
     return {**manifest["files"], "settings": sha256_json(settings)}
 
 
-def plan(pictures: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int = SHARD) -> list[Shard]:
+def plan(images: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int = SHARD) -> list[Shard]:
     """Cut a data set into shards.
 
     Args:
-        pictures: sha256 of the pictures, in the order of the table.
+        images: sha256 of the images, in the order of the table.
         encoder: as `encoder_hashes` gives it.
         dtype: of the stored tokens.
-        size: pictures in a shard; the last may hold fewer.
+        size: images in a shard; the last may hold fewer.
     """
-    rows = [range(start, min(start + size, len(pictures))) for start in range(0, len(pictures), size)]
+    rows = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
     parts = {"code": CODE, "encoder": encoder, "dtype": dtype}
-    return [Shard(sha256_json({**parts, "pictures": list(pictures[part.start : part.stop])}), part) for part in rows]
+    return [Shard(sha256_json({**parts, "pictures": list(images[part.start : part.stop])}), part) for part in rows]
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Itera
 
 @dataclass(frozen=True)
 class Header:
-    """What a finished shard says of itself: shape (R, N, D); of the tokens' bytes, sha256 and a checksum a picture."""
+    """What a finished shard says of itself: shape (R, N, D); of the tokens' bytes, sha256 and a checksum an image."""
 
     shape: list[int]
     sha256: str
@@ -137,7 +137,7 @@ def read_header(path: Path, key: str) -> Header:
             told = stored.get("crc32")
             checksums = None if told is None else [int(told[at : at + 8], 16) for at in range(0, len(told), 8)]
             if checksums is not None and len(checksums) != facts["shape"][0]:
-                raise ValueError("its checksums are not one for each picture")
+                raise ValueError("its checksums are not one for each image")
             return Header(facts["shape"], stored["sha256"], checksums)
     except FileNotFoundError:
         raise TriptychError(f"{path}: missing") from None
@@ -171,7 +171,7 @@ def is_complete(path: Path, key: str) -> bool:
 
 
 def checksum(tokens: torch.Tensor) -> int:
-    """CRC-32 of one picture's tokens (N, D) as they are stored."""
+    """CRC-32 of one image's tokens (N, D) as they are stored."""
     return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy().data)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from triptych.data.image_table import PictureTable
+from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
 from triptych.features.shards import TENSOR, TORCH, Dtype, checksum, encoder_hashes, read_header
 from triptych.io.manifest import read_json
@@ -77,7 +77,7 @@ def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.
             if checksums[number] and checksum(tokens) != checksums[number][row]:
                 shard = manifest["shards"][number]
                 raise TriptychError(
-                    f"{shards_folder(folder) / shard['file']}: damaged (the tokens of picture {shard['images'][row]} "
+                    f"{shards_folder(folder) / shard['file']}: damaged (the tokens of image {shard['images'][row]} "
                     f"differ from their checksum); delete {folder / 'manifest.json'} and run again"
                 )
         return torch.stack(rows)
@@ -89,11 +89,11 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
     """Image id -> row of `images/`, and the function that computes tokens (R, N, D) of such rows."""
     data, models = (Path(os.path.normpath(folder / manifest[name])) for name in ("data", "vision_encoder"))
     if read_json(data / "manifest.json")["files"]["images"] != manifest["images_table"]:
-        raise TriptychError(f"{data}: its pictures are not those that {folder} was made for")
+        raise TriptychError(f"{data}: its images are not those that {folder} was made for")
     if encoder_hashes(models) != manifest["encoder"]:
         raise TriptychError(f"{models}: is not the encoder that {folder} was made for")
     device = best_device()
-    table = PictureTable(data / "images")
+    table = ImageTable(data / "images")
     encoder = vision.load(models, device)
     size = manifest["batch_size"] or encoder_batch(device)
 
@@ -105,11 +105,9 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
     return {image_id: row for row, image_id in enumerate(table.image_ids)}, read
 
 
-def load_pixels(
-    encoder: vision.Encoder, table: PictureTable, rows: Sequence[int], device: torch.device
-) -> torch.Tensor:
-    """Decoded and preprocessed pictures of `rows` (B, 3, S, S), float32, ready to be copied to `device`."""
-    pixels = encoder.preprocess(table.pictures(rows))
+def load_pixels(encoder: vision.Encoder, table: ImageTable, rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Decoded and preprocessed images of `rows` (B, 3, S, S), float32, ready to be copied to `device`."""
+    pixels = encoder.preprocess(table.images(rows))
     return pixels.pin_memory() if device.type == "cuda" else pixels
 
 

@@ -120,7 +120,7 @@ def resolve_under(root: Path, name: str) -> Path:
     Raises:
         TriptychError: `name` is absolute or leads out of `root`.
     """
-    # With strings, and the folder's own links followed once: this is done for every picture.
+    # With strings, and the folder's own links followed once: this is done for every image.
     top = _real_folder(os.fspath(root))
     path = os.path.join(_real_folder(os.path.join(top, os.path.dirname(name))), os.path.basename(name))  # noqa: PTH118, PTH119, PTH120
     if os.path.islink(path) or os.path.basename(name) in ("", ".", ".."):  # noqa: PTH114, PTH119

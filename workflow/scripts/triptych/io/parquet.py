@@ -14,14 +14,14 @@ from triptych.errors import NO_SPACE, TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.direct_file import DirectFile
 
-ROW_GROUP = 100  # rows: a picture is read without its neighbours by the thousand
+ROW_GROUP = 100  # rows: an image is read without its neighbours by the thousand
 
 
 CHECKED = {"write_page_checksum": True}  # a table's pages carry checksums, which readers compare
 
 
-# Pictures are compressed already, and hashes cannot be.
-PICTURE_TABLE = {"compression": "none", "use_dictionary": False, "write_page_index": True}
+# Images are compressed already, and hashes cannot be.
+IMAGE_TABLE = {"compression": "none", "use_dictionary": False, "write_page_index": True}
 
 
 def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> None:

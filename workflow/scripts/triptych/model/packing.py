@@ -126,7 +126,7 @@ def pack(
         samples: any order; samples of one image share a block.
         features: image ids -> vision features (B, N, D).
         prompt: the fixed text.
-        image_tokens: tokens that the model makes of a picture; with 0, no features are asked for.
+        image_tokens: tokens that the model makes of an image; with 0, no features are asked for.
         row_tokens: length that rows are filled up to.
     """
     images = by_image(samples)

@@ -1,4 +1,4 @@
-"""Frozen vision encoders behind one interface: pictures in, tokens (B, N, D) out."""
+"""Frozen vision encoders behind one interface: images in, tokens (B, N, D) out."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Encoder:
     """A frozen vision encoder.
 
     Attributes:
-        preprocess: pictures (RGB) -> pixels (B, 3, S, S), float32.
+        preprocess: images (RGB) -> pixels (B, 3, S, S), float32.
         tokens: pixels -> tokens (B, N, D), float32.
         hidden_size: D.
     """
@@ -68,8 +68,8 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     side = settings["image_size"]
 
-    def preprocess(pictures: Iterable[Image.Image]) -> torch.Tensor:
-        squares = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+    def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:
+        squares = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
         return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
 
@@ -103,9 +103,9 @@ def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Enco
     processor = AutoImageProcessor.from_pretrained(folder)
     first = class_tokens(settings, tower.config.model_type)
 
-    def preprocess(pictures: Iterable[Image.Image]) -> torch.Tensor:
-        # One at a time, so that `pictures` may decode them one at a time.
-        return torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
+    def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:
+        # One at a time, so that `images` may decode them one at a time.
+        return torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
 
     def tokens(pixels: torch.Tensor) -> torch.Tensor:
         return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]][:, first:]

@@ -65,7 +65,7 @@ class VisionLanguageModel(nn.Module):
         return self.language_model.get_input_embeddings()(token_ids)
 
     def image_tokens(self, features: torch.Tensor) -> int:
-        """How many tokens a picture of these features (B, N, D) takes in the language model's input.
+        """How many tokens an image of these features (B, N, D) takes in the language model's input.
 
         Raises:
             TriptychError: the connector cannot pool so many vision tokens.

@@ -57,8 +57,8 @@ def effects(comparison: Sequence[dict]) -> altair.LayerChart:
         for row in comparison
         for low, high in [(row.get("low"), row.get("high"))]
     ]
-    rope = comparison[0]["rope"]
-    region = altair.Chart(pandas.DataFrame([{"low": -rope, "high": rope}]))
+    margin = comparison[0]["equivalence_margin"]
+    region = altair.Chart(pandas.DataFrame([{"low": -margin, "high": margin}]))
     band = region.mark_rect(opacity=0.25, color="#999999").encode(altair.X("low:Q"), altair.X2("high:Q"))
     base = altair.Chart(pandas.DataFrame(rows)).encode(
         y=altair.Y("pair:N", title=None, sort=None, axis=altair.Axis(labelLimit=240))

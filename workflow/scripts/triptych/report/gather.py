@@ -1,4 +1,4 @@
-"""What the report shows, gathered from a study's results: tables, records of answers, metrics, pictures, provenance."""
+"""What the report shows, gathered from a study's results: tables, records of answers, metrics, images, provenance."""
 
 import base64
 import csv
@@ -11,7 +11,7 @@ from triptych.commands.jobs import WORK, seconds_taken, steps
 from triptych.config import grid
 from triptych.config.paths import checkpoint_folder
 from triptych.config.settings import Settings
-from triptych.data.image_table import PictureTable
+from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
 from triptych.evaluate.baselines import BASELINES
 from triptych.evaluate.metrics import exact_match, scores
@@ -20,16 +20,16 @@ from triptych.io.parquet import read_table
 from triptych.tables.runs import group_runs
 from triptych.tables.stages import COLUMNS, collect
 
-THUMBNAIL = 96  # side in pixels of the pictures in the browser of questions
+THUMBNAIL = 96  # side in pixels of the images in the browser of questions
 
 
-MOST_PICTURES = 1500  # that are shown: about 4 MB
+MOST_IMAGES = 1500  # that are shown: about 4 MB
 
 
 MOST_REJECTS = 50  # of each data set that are listed
 
 
-LOOKUP = "nearest-pictures"
+LOOKUP = "nearest-images"
 
 
 BLIND = "majority-per-question"
@@ -82,7 +82,7 @@ def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
     """Every held-out question once, with the answer of each arm (of several seeds, the first one's).
 
     Returns:
-        `arms`, and `rows`: question, gold answer, picture, modality, content type, answers, which of them are right.
+        `arms`, and `rows`: question, gold answer, image, modality, content type, answers, which of them are right.
     """
     answers: dict[str, dict[str, dict]] = {}
     for arm, runs in group_runs(records).items():
@@ -108,18 +108,18 @@ def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
 
 
 def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
-    """Small JPEGs of pictures by id, as data URLs; of the first MOST_PICTURES by id."""
-    pictures = PictureTable(data / "images")
-    place = {image: row for row, image in enumerate(pictures.image_ids)}
-    wanted = [image for image in sorted(set(images)) if image in place][:MOST_PICTURES]
+    """Small JPEGs of images by id, as data URLs; of the first MOST_IMAGES by id."""
+    table = ImageTable(data / "images")
+    place = {image: row for row, image in enumerate(table.image_ids)}
+    wanted = [image for image in sorted(set(images)) if image in place][:MOST_IMAGES]
     found = {}
     for start in range(0, len(wanted), 100):
         part = wanted[start : start + 100]
-        for image, picture in zip(part, pictures.pictures([place[name] for name in part]), strict=True):
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        for name, image in zip(part, table.images([place[name] for name in part]), strict=True):
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
             buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=60)
-            found[image] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+            image.save(buffer, "JPEG", quality=60)
+            found[name] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     return found
 
 
@@ -141,7 +141,7 @@ def weaknesses(
     if settings.folds.number < 5:
         parts = "one part is held out" if settings.folds.number == 1 else f"only {settings.folds.number} folds"
         found.append(f"{parts[0].upper()}{parts[1:]}: the interval is wide, and the degrees of freedom are few.")
-    for name, what in ((LOOKUP, "a look-up of the three pictures most alike"), (BLIND, "the commonest answer")):
+    for name, what in ((LOOKUP, "a look-up of the three images most alike"), (BLIND, "the commonest answer")):
         if name in by_arm and by_arm[name]["all_mean"] >= best["all_mean"]:
             found.append(
                 f"No schedule beats {what} (`{name}`, {by_arm[name]['all_mean']:.1f} %): the best is `{best['arm']}` "
@@ -150,9 +150,9 @@ def weaknesses(
     for row in controls:
         lost = row.get("swapped_lost_mean")
         if lost is not None and lost < 2:
-            found.append(f"`{row['arm']}` loses {lost:.1f} points only with another picture: it hardly looks.")
+            found.append(f"`{row['arm']}` loses {lost:.1f} points only with another image: it hardly looks.")
     if settings.folds.group == "row":
-        found.append("Folds cut rows: pictures were seen in training, and all numbers are too high.")
+        found.append("Folds cut rows: images were seen in training, and all numbers are too high.")
     hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > 3]
     if len(hidden) > 3:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))

@@ -1,4 +1,4 @@
-"""Step: the table of captions that stages on general data generate for pictures of their validation part."""
+"""Step: the table of captions that stages on general data generate for images of their validation part."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ COLUMNS += [f"{name}_{against}_{part}" for name in MEASURES for against in AGAIN
 
 
 def with_others(records: Sequence[dict]) -> list[dict]:
-    """The same predictions, each held against the caption of another picture: what likeness alone is worth."""
+    """The same predictions, each held against the caption of another image: what likeness alone is worth."""
     order = sorted(records, key=lambda record: stable_order(0, "caption", record["question_id"]))
     return [{**record, "gold": other["gold"]} for record, other in zip(order, order[1:] + order[:1], strict=True)]
 
@@ -67,8 +67,8 @@ def main() -> None:
     rows = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
     write_text(arguments.out / "captions.csv", csv_text(rows, COLUMNS, decimals=4))
     about = (
-        "Captions generated for pictures of the validation part, in per cent, mean ± standard deviation over seeds: "
-        "beside each measure, the same against another picture's caption, which is what knowing the style is worth."
+        "Captions generated for images of the validation part, in per cent, mean ± standard deviation over seeds: "
+        "beside each measure, the same against another image's caption, which is what knowing the style is worth."
     )
     write_text(arguments.out / "captions.md", f"# Captions\n\n{about}\n\n{markdown(*lines(rows))}\n")
     write_text(arguments.out / "captions.tex", latex(*lines(rows), about))

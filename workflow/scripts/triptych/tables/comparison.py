@@ -37,7 +37,7 @@ READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "
 
 COLUMNS = [
     "first", "second", "questions", "groups", "runs", "folds", "seeds", "first_accuracy", "second_accuracy",
-    "effect", "low", "high", "standard_error", "df", "p", "p_holm", "bootstrap_low", "bootstrap_high", "rope",
+    "effect", "low", "high", "standard_error", "df", "p", "p_holm", "bootstrap_low", "bootstrap_high", "margin",
     "probability_below", "probability_equal", "probability_above", "detectable", "mcnemar_p", "verdict",
 ]  # fmt: skip
 
@@ -52,7 +52,7 @@ class Paired:
     Attributes:
         runs: split and seed.
         questions: question id.
-        groups: picture or subject that the question is about.
+        groups: image or subject that the question is about.
         first: 1 where the first arm's answer is right, 0 where it is not.
         second: the same of the second arm.
     """
@@ -117,7 +117,7 @@ def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str]
     return found
 
 
-def compare(first: str, second: str, paired: Paired, rope: float, seed: int) -> dict[str, Any]:
+def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
     """A row of the comparison, in points of accuracy; what one pair of runs cannot show is None.
 
     `p_holm` and `verdict` need all rows: see `conclude`.
@@ -126,7 +126,7 @@ def compare(first: str, second: str, paired: Paired, rope: float, seed: int) -> 
         first: name of the first arm.
         second: name of the second.
         paired: their answers.
-        rope: half width of the region of practical equivalence, in points.
+        margin: half width of the region of practical equivalence, in points.
         seed: of the bootstrap.
     """
     difference = 100.0 * (paired.first - paired.second)
@@ -146,7 +146,7 @@ def compare(first: str, second: str, paired: Paired, rope: float, seed: int) -> 
         "effect": float(difference.mean()),
         "bootstrap_low": low,
         "bootstrap_high": high,
-        "rope": rope,
+        "equivalence_margin": margin,
         "overlap_factor": overlap_factor(runs, paired.folds),
         "run_effects": {
             f"{split}, seed {number}": float(sums / count)
@@ -159,7 +159,7 @@ def compare(first: str, second: str, paired: Paired, rope: float, seed: int) -> 
         row["p"] = row["mcnemar_p"] = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
         return row
     row["estimate"] = estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
-    below, equal, above = correlated_bayes_t(estimate, rope)
+    below, equal, above = correlated_bayes_t(estimate, margin)
     return row | asdict(estimate) | {
         "probability_below": below,
         "probability_equal": equal,
@@ -176,12 +176,12 @@ def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["runs"] == 1:
             text = (
                 f"One run of each alone: {row['first']} less {row['second']} is {row['effect']:+.1f} points "
-                f"({100 * LEVEL:g} % interval over pictures {row['bootstrap_low']:+.1f} to "
+                f"({100 * LEVEL:g} % interval over images {row['bootstrap_low']:+.1f} to "
                 f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). That tells these two models apart or "
                 "not, but says nothing of the schedules: other seeds or folds are needed."
             )
         else:
-            text = verdict(row["first"], row["second"], row["estimate"], p_holm, row["rope"], LEVEL)
+            text = verdict(row["first"], row["second"], row["estimate"], p_holm, row["equivalence_margin"], LEVEL)
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     return concluded
 
@@ -193,9 +193,9 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Comparison of schedules",
         "",
-        f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} pictures or "
+        f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} images or "
         f"subjects; {head['runs']} {'run' if head['runs'] == 1 else 'runs'} ({folds}). "
-        f"Differences below {points(head['rope'])} count as none.",
+        f"Differences below {points(head['equivalence_margin'])} count as none.",
         "",
         "| comparison | effect | 95 % interval | p, corrected | equal in practice | detectable |",
         "|---|---|---|---|---|---|",
@@ -225,7 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with each other")
-    parser.add_argument("--rope", type=float, required=True, help="points below which a difference counts as none")
+    parser.add_argument(
+        "--equivalence-margin", type=float, required=True, help="points below which a difference counts as none"
+    )
     parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="compare on these questions alone")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
@@ -233,14 +235,16 @@ def main() -> None:
     first, *others = arguments.schedules
     if not others or len(set(arguments.schedules)) < len(arguments.schedules):
         raise TriptychError("--schedules: name at least two different schedules")
-    if not (math.isfinite(arguments.rope) and arguments.rope > 0):
-        raise TriptychError(f"--rope: {arguments.rope:g} must be a number of points above 0")
+    if not (math.isfinite(arguments.equivalence_margin) and arguments.equivalence_margin > 0):
+        raise TriptychError(
+            f"--equivalence-margin: {arguments.equivalence_margin:g} must be a number of points above 0"
+        )
     records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ)]
     if arguments.answer_type != "ALL":
         records = [record for record in records if record["answer_type"] == arguments.answer_type]
     rows = conclude(
         [
-            compare(first, other, pair(records, first, other), arguments.rope, arguments.seed)
+            compare(first, other, pair(records, first, other), arguments.equivalence_margin, arguments.seed)
             for other in others
         ]
     )  # fmt: skip
@@ -248,7 +252,12 @@ def main() -> None:
     write_text(arguments.out / "comparison.csv", csv_text(table, COLUMNS, decimals=4))
     write_text(arguments.out / "comparison.md", as_markdown(rows))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
-    settings = {"level": LEVEL, "rope": arguments.rope, "answer_type": arguments.answer_type, "bootstrap": bootstrap}
+    settings = {
+        "level": LEVEL,
+        "equivalence_margin": arguments.equivalence_margin,
+        "answer_type": arguments.answer_type,
+        "bootstrap": bootstrap,
+    }
     write_record(arguments.out / "comparison.json", {"settings": settings, "comparisons": rows})
     print("\n".join(row["verdict"] for row in rows))
 

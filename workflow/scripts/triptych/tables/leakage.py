@@ -1,8 +1,8 @@
 """Step: the table of the leak study. How many points do folds add that cut what belongs together?
 
 The same questions are answered by the same arm, trained on folds of several kinds. Where rows are cut, a question's
-picture was seen in training, with other questions; where pictures are cut, pictures that look alike were. What an arm
-gains by it is no ability to answer questions on new pictures.
+image was seen in training, with other questions; where images are cut, images that look alike were. What an arm
+gains by it is no ability to answer questions on new images.
 """
 
 import argparse
@@ -26,8 +26,8 @@ COLUMNS = ["arm", "folds_by", "questions", "runs", "folds", "seeds", "mean", "sd
 def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list[dict]:
     """One row for each arm and kind of folds: exact match in per cent, and what it is above the last, strictest, kind.
 
-    Differences are paired by question. The interval is that of a bootstrap over groups of pictures (`group` of the
-    questions): it covers the choice of pictures, and not how a training turns out.
+    Differences are paired by question. The interval is that of a bootstrap over groups of images (`group` of the
+    questions): it covers the choice of images, and not how a training turns out.
 
     Args:
         records: answers; rows of `samples.RECORD_SCHEMA`.
@@ -86,7 +86,7 @@ def main() -> None:
     about = (
         f"What folds add that cut what belongs together: exact match in per cent on the same {rows[0]['questions']} "
         "held-out questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
-        f"{rows[-1]['folds_by']}, paired by question, with an interval over groups of pictures."
+        f"{rows[-1]['folds_by']}, paired by question, with an interval over groups of images."
     )
     write_text(arguments.out / "leak.md", f"# The leak study\n\n{about}\n\n{markdown(*lines(rows))}\n")
     write_text(arguments.out / "leak.tex", latex(*lines(rows), about))

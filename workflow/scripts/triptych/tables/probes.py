@@ -34,7 +34,7 @@ Key = tuple[str, str, str, str]  # representation, attribute, probe, task
 
 
 class Counts:
-    """Right, given and true values of one representation's probes, by group of pictures.
+    """Right, given and true values of one representation's probes, by group of images.
 
     Attributes:
         table: (runs, 3, G, C): right answers, answers, truths; a run is a seed and a probe's seed.
@@ -54,7 +54,7 @@ class Counts:
     def macro_f1(self, weights: np.ndarray) -> np.ndarray:
         """Macro-F1 in per cent of each run, (B, runs), with groups counted `weights` (B, G) times.
 
-        Values that no picture of a draw has are left out of its mean.
+        Values that no image of a draw has are left out of its mean.
         """
         scores = []
         for right, given, true in self.table:
@@ -67,8 +67,8 @@ class Counts:
 def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping[str, str | None]) -> list[dict]:
     """One row for each representation, attribute and probe: macro-F1 in per cent, and its change, with intervals.
 
-    Intervals are percentiles over draws of groups of pictures with replacement, the same draws for all rows: they
-    cover the choice of pictures; `sd_seeds` is the spread of the runs.
+    Intervals are percentiles over draws of groups of images with replacement, the same draws for all rows: they
+    cover the choice of images; `sd_seeds` is the spread of the runs.
 
     Args:
         records: rows of `probe.SCHEMA`.
@@ -204,7 +204,7 @@ def chart(rows: Sequence[dict], order: Sequence[str]) -> altair.HConcatChart:
         height = altair.Step(14)
         panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
     title = altair.Title(
-        "What image tokens hold", subtitle="points: held-out pictures, with 95 % interval; ticks: shuffled labels"
+        "What image tokens hold", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
     )
     return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
 
@@ -225,9 +225,9 @@ def main() -> None:
     write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=4))
     first = rows[0]
     about = (
-        f"Macro-F1 in per cent of probes on held-out pictures: {first['images']} pictures, {first['folds']} folds, "
+        f"Macro-F1 in per cent of probes on held-out images: {first['images']} images, {first['folds']} folds, "
         f"{max(row['seeds'] for row in rows)} seeds (before projection there is one), {first['probe_seeds']} probes "
-        "each. Intervals cover the choice of pictures; sd is over seeds and probes; shuffled labels show chance."
+        "each. Intervals cover the choice of images; sd is over seeds and probes; shuffled labels show chance."
     )
     text = f"# Probes of image tokens\n\n{about}\n\n{markdown(*table_lines(rows))}\n\n## Against the paper\n\n"
     text += "Change of the MLP probe's macro-F1, beside that of arXiv 2402.16832 (range over its four data sets):\n\n"

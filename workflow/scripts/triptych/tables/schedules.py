@@ -74,11 +74,11 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
 
 
 def controls(records: Sequence[dict], shown: dict[str, Sequence[dict]], arms: Sequence[str]) -> list[dict]:
-    """One row per trained arm: exact match with the true picture, with another's, and with none; what is lost, paired.
+    """One row per trained arm: exact match with the true image, with another's, and with none; what is lost, paired.
 
     Args:
-        records: answers with the true pictures.
-        shown: answers with other pictures, by `CONTROLS`.
+        records: answers with the true images.
+        shown: answers with other images, by `CONTROLS`.
         arms: the trained arms, in order.
 
     Raises:
@@ -94,7 +94,7 @@ def controls(records: Sequence[dict], shown: dict[str, Sequence[dict]], arms: Se
         for view, answered in other.items():
             runs = {run: accuracy(answers) for run, answers in answered.get(arm, {}).items()}
             if runs.keys() != right.keys():
-                raise TriptychError(f"{arm} has other runs with {view} pictures than with its own; predict them again")
+                raise TriptychError(f"{arm} has other runs with {view} images than with its own; predict them again")
             row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd(list(runs.values()))
             lost = [right[run] - runs[run] for run in right]
             row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)
@@ -168,9 +168,9 @@ def schedules_markdown(rows: Sequence[dict], records: Sequence[dict], schedules:
 def control_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of controls."""
     views = [view for view in CONTROLS if f"{view}_mean" in rows[0]]
-    header = ["arm", "runs", "own picture"]
+    header = ["arm", "runs", "own image"]
     for view in views:
-        header += [{"swapped": "another picture", "blank": "blank picture"}[view], "lost"]
+        header += [{"swapped": "another image", "blank": "blank image"}[view], "lost"]
     lines = []
     for row in rows:
         cells = [f"**{row['arm']}**", runs_text(row), cell(row["true_mean"], row["true_sd"])]
@@ -226,7 +226,7 @@ def main() -> None:
     if any(by_view[view] for view in CONTROLS):
         rows = controls(records, {view: by_view[view] for view in CONTROLS}, arguments.schedules)
         about = (
-            "Does the model look? Exact match in per cent with each question's own picture, with another one, and with "
+            "Does the model look? Exact match in per cent with each question's own image, with another one, and with "
             f"a grey one; what is lost is paired by run. {rows[0]['questions']} {of}."
         )
         columns = [name for name in CONTROL_COLUMNS if name in rows[0]]

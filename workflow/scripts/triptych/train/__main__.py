@@ -55,7 +55,10 @@ def main() -> None:
     parser.add_argument("--time-limit-minutes", type=float, help="save and stop before so many minutes are over")
     how = {"choices": get_args(Switch)}
     parser.add_argument(
-        "--checkpointing", default=Training().checkpointing, help="compute layers again in the backward pass", **how
+        "--gradient-checkpointing",
+        default=Training().gradient_checkpointing,
+        help="compute layers again in the backward pass",
+        **how,
     )
     parser.add_argument("--compile", default=Training().compile, help="compile the language model's layers", **how)
     arguments = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, deadline: float | None) -> None:
     """What `main` does, as one of the processes that train together, by `deadline` as told by `time.monotonic()`."""
     job = Job.model_validate_json(arguments.job)
-    options = {"checkpointing": arguments.checkpointing, "compile": arguments.compile}
+    options = {"gradient_checkpointing": arguments.gradient_checkpointing, "compile": arguments.compile}
     settings = job.training.model_copy(update=options)
     with together():
         device = best_device()
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
             base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
         )
         prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
-        limits = {"train": job.stage.samples, "validation": job.training.validation_limit}
+        limits = {"train": job.stage.max_samples, "validation": job.training.validation_limit}
         training, validation = (
             tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
             for part, limit in limits.items()

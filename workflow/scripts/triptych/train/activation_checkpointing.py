@@ -82,7 +82,7 @@ def choose_checkpointing(setting: Switch, model: VisionLanguageModel, size: tupl
     needed, free = activation_bytes(model, size, width), free_memory(device)
     able = network.supports_gradient_checkpointing
     if setting == "always" and not able:
-        raise TriptychError("training.checkpointing: this language model cannot do it; use auto or never")
+        raise TriptychError("training.gradient_checkpointing: this language model cannot do it; use auto or never")
     on = setting == "always" or (setting == "auto" and able and free is not None and needed > USABLE * free)
     if on:
         network.activation_checkpointing_enable({"use_reentrant": False})

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from triptych.config.base import Schedule
+from triptych.config.base import LrSchedule
 from triptych.config.stages import Stage
 from triptych.train.parameters import part_of
 
@@ -29,7 +29,7 @@ def make_optimiser(
                 "weight_decay": stage.of("weight_decay", like),
             }
         )
-        kind, warmup = stage.of("schedule", like), stage.of("warmup", like)
+        kind, warmup = stage.of("lr_schedule", like), stage.of("warmup_ratio", like)
         factors.append(partial(learning_rate_factor, steps=steps, warmup=warmup, kind=kind))
     if not trained:  # a stage that only passes its parent on
         groups, factors = [{"params": []}], [lambda step: 1.0]
@@ -37,7 +37,7 @@ def make_optimiser(
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float, kind: Schedule = "cosine") -> float:
+def learning_rate_factor(step: int, steps: int, warmup: float, kind: LrSchedule = "cosine") -> float:
     """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then as `kind` says.
 
     cosine and linear end at zero.

@@ -36,7 +36,7 @@ def build_head(
 def cosine_term(
     kind: str, model: VisionLanguageModel, head: nn.Module, features: torch.Tensor, image: torch.Tensor
 ) -> torch.Tensor:
-    """1 - cos, as a mean over a picture's tokens and a sum over pictures.
+    """1 - cos, as a mean over an image's tokens and a sum over images.
 
     Gradients flow into both sides of self-distillation, as in the definition.
 

@@ -93,13 +93,13 @@ def train(
     epochs = stage.epochs or 0  # none where nothing trains
     epoch_steps = -(-len(training) // stage.batch_size)
     steps = epochs * epoch_steps
-    shown = f"{image_tokens} image tokens a picture" if image_tokens else "no images"
+    shown = f"{image_tokens} image tokens an image" if image_tokens else "no images"
     print(as_table(describe([*model.named_parameters(), *added.items()])))
     print(f"{steps} steps of {stage.batch_size} samples in {epochs} epochs; {shown}", flush=True)
     if steps:
         width = compute_dtype(settings.precision, device).itemsize
         size = largest_pass(training, prefix, stage.batch_size, STEP_TOKENS, model)
-        print(choose_checkpointing(settings.checkpointing, model, size, width), flush=True)
+        print(choose_checkpointing(settings.gradient_checkpointing, model, size, width), flush=True)
         if choose_compilation(settings.compile, model, planned_work(model, training, prefix, epochs)):
             print("the language model's layers are compiled", flush=True)
     optimiser, schedule = make_optimiser(trained, stage, steps)
@@ -154,9 +154,9 @@ def train(
 
     def learn(chosen: Sequence[Sample], pieces: Sequence[Sequence[Sample]], batches: Iterator[Batch]) -> None:
         """One step of the optimiser; `batches` gives those of the pieces next."""
-        # Means are over the answer tokens and pictures of the whole step, in however many pieces it is computed.
+        # Means are over the answer tokens and images of the whole step, in however many pieces it is computed.
         answer_tokens = sum(len(sample.answer) for sample in chosen)
-        pictures = len({sample.image_id for sample in chosen})
+        images = len({sample.image_id for sample in chosen})
         score = Score()
         step_loss = step_term = 0.0
         with together():
@@ -165,7 +165,7 @@ def train(
                 with mixed_precision(settings.precision, device):
                     image = model.project(batch.features) if head else None
                     logits = model.answer_logits(batch, image)
-                    cosine = cosine_term(term.kind, model, head, batch.features, image) / pictures if head else None
+                    cosine = cosine_term(term.kind, model, head, batch.features, image) / images if head else None
                 loss = score.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
                 if cosine is not None:
                     loss = loss + term.weight * cosine

@@ -57,7 +57,7 @@ def attention_kind(device: torch.device) -> str:
 
 
 def encoder_batch(device: torch.device) -> int:
-    """Pictures in one pass of a frozen encoder: few on a CPU, where a small network's maps then stay in the caches."""
+    """Images in one pass of a frozen encoder: few on a CPU, where a small network's maps then stay in the caches."""
     return 64 if device.type == "cuda" else 4
 
 
@@ -67,6 +67,6 @@ def cores() -> int:
 
 
 def loading_threads(device: torch.device) -> int:
-    """Threads that decode pictures beside the encoder: the cores that it leaves, at least one, at most eight."""
+    """Threads that decode images beside the encoder: the cores that it leaves, at least one, at most eight."""
     busy = 1 if device.type == "cuda" else torch.get_num_threads()
     return min(max(cores() - busy, 1), 8)

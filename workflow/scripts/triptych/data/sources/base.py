@@ -1,12 +1,12 @@
-"""What every source yields: pictures with what is said about them, and what cannot be used.
+"""What every source yields: images with what is said about them, and what cannot be used.
 
 A source is a module with two functions:
 
-- `listing(settings, cache)` yields an `Item` for every picture and a `Reject` for every row that cannot be one. It
-  brings the raw files into `cache` where they are missing, but reads no picture. Caption sources yield in the order in
-  which pictures are chosen (`selection_order`).
-- `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the picture's bytes.
-  That function raises TriptychError or OSError for a picture that cannot be read, and only that picture is rejected.
+- `listing(settings, cache)` yields an `Item` for every image and a `Reject` for every row that cannot be one. It
+  brings the raw files into `cache` where they are missing, but reads no image. Caption sources yield in the order in
+  which images are chosen (`selection_order`).
+- `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the image's bytes.
+  That function raises TriptychError or OSError for an image that cannot be read, and only that image is rejected.
 
 A source may have a third, `card(settings, cache, counts)`: the text of its data card.
 """
@@ -26,23 +26,23 @@ from triptych.utils.seeds import stable_order
 Read = Callable[[str], bytes]
 
 
-MAX_BYTES = 50_000_000  # of one picture as a file: far above any that is used, far below a bomb
+MAX_BYTES = 50_000_000  # of one image as a file: far above any that is used, far below a bomb
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source, not read yet.
+    """One image of a source, not read yet.
 
     Attributes:
         id: unique within the source, and the same for every size and order of it.
-        path: how the source names the picture (file, archive member, URL); kept in the table.
-        place: what `reader` finds the picture by.
+        path: how the source names the image (file, archive member, URL); kept in the table.
+        place: what `reader` finds the image by.
         split: train, validation or test; empty lets a hash of `path` decide between the first two.
-        caption: raw text of a captioned picture.
-        group: the patient or other unit that folds must not cut; empty where the picture stands for itself.
+        caption: raw text of a captioned image.
+        group: the patient or other unit that folds must not cut; empty where the image stands for itself.
         boxes: organ boxes as JSON, where the source has them.
         questions: rows of `QUESTION_FIELDS` and `question_id`.
-        stamp: changes with the picture's bytes, as far as that can be told without reading them (size, time, CRC).
+        stamp: changes with the image's bytes, as far as that can be told without reading them (size, time, CRC).
     """
 
     id: str
@@ -66,7 +66,7 @@ class Reject:
 
 
 def read_below(root: Path, name: str) -> bytes:
-    """The bytes of a picture file below `root`.
+    """The bytes of an image file below `root`.
 
     Raises:
         TriptychError: the name leads out of `root`, or is of no plain file, or of one that is too large.
@@ -77,14 +77,14 @@ def read_below(root: Path, name: str) -> bytes:
     path = resolve_under(root, name)
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):  # reading a pipe or device would not end
-        raise TriptychError(f"{name}: no picture file")
+        raise TriptychError(f"{name}: no image file")
     if about.st_size > MAX_BYTES:
         raise TriptychError(f"{name}: larger than {MAX_BYTES} bytes")
     return path.read_bytes()
 
 
 def item_id(path: str, caption: str) -> str:
-    """Name of a captioned picture whose source gives it none: a hash of what the source says of it."""
+    """Name of a captioned image whose source gives it none: a hash of what the source says of it."""
     return sha256_bytes(f"{path}\x1f{caption}".encode(errors="surrogatepass"))[:16]
 
 

@@ -1,4 +1,4 @@
-"""Captioned pictures of the user's own: a folder with a table and the picture files that it names."""
+"""Captioned images of the user's own: a folder with a table and the image files that it names."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from triptych.data.sources.table_files import read_records
 
 
 def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Pictures of the table in selection order, whatever the order of its rows.
+    """Images of the table in selection order, whatever the order of its rows.
 
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
@@ -30,7 +30,7 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
 
 @contextmanager
 def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
-    """Read pictures by their names below the folder; names that lead out of it are refused."""
+    """Read images by their names below the folder; names that lead out of it are refused."""
     folder = Path(settings.folder).expanduser()
 
     def read(place: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Captioned pictures in a hub data set of Parquet files, at a pinned revision."""
+"""Captioned images in a hub data set of Parquet files, at a pinned revision."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ ROW_GROUPS = 2  # kept in memory by a reader: rows are asked for in the order of
 
 
 def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Rows in selection order; only captions and the pictures' names are read.
+    """Rows in selection order; only captions and the images' names are read.
 
     Raises:
         TriptychError: the files cannot be had or read, or lack a column; it names the file and the column.
@@ -42,7 +42,7 @@ def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject
                 yield Reject("image", place, f"column {settings.caption_column!r} is not valid UTF-8")
             else:
                 rows.append((path if path and is_utf8(path) else place, text, place))
-    # Some data sets give many pictures one name: there the place tells them apart.
+    # Some data sets give many images one name: there the place tells them apart.
     named = Counter((path, text) for path, text, _ in rows)
     items = (
         Item(item_id(path if named[path, text] == 1 else place, text), path, place, caption=text)
@@ -53,7 +53,7 @@ def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject
 
 @contextmanager
 def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
-    """Read the picture of a row; the last row groups stay in memory, so rows in order are quick.
+    """Read the image of a row; the last row groups stay in memory, so rows in order are quick.
 
     Raises:
         TriptychError: the files cannot be had.
@@ -70,7 +70,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
         return first
 
     @lru_cache(maxsize=ROW_GROUPS)
-    def pictures(name: str, group: int) -> pa.ChunkedArray:
+    def images(name: str, group: int) -> pa.ChunkedArray:
         with pq.ParquetFile(files[name]) as file:
             return file.read_row_group(group, columns=[settings.image_column]).column(0)
 
@@ -82,7 +82,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
         try:
             first = starts(name)
             group = next(number for number in range(len(first) - 1) if first[number] <= row < first[number + 1])
-            cell = pictures(name, group)[row - first[group]]
+            cell = images(name, group)[row - first[group]]
             if isinstance(cell, pa.StructScalar) and cell.is_valid:
                 cell = cell["bytes"]
             data = cell.as_py()
@@ -91,7 +91,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
         except pa.ArrowException as error:
             raise TriptychError(f"{place}: cannot be read ({error}); delete the file and run again") from None
         if not data:
-            raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of a picture")
+            raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of an image")
         if len(data) > MAX_BYTES:
             raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
         return data
@@ -127,7 +127,7 @@ def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
 
 
 def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[tuple[object, str | None]]:
-    """The caption and, where there is one, the name of the picture in each row."""
+    """The caption and, where there is one, the name of the image in each row."""
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -150,10 +150,10 @@ def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[t
 
 
 def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bool:
-    """Whether pictures have names beside their bytes.
+    """Whether images have names beside their bytes.
 
     Raises:
-        TriptychError: the column holds no pictures.
+        TriptychError: the column holds no images.
     """
     if pa.types.is_struct(kind):
         parts = {kind.field(index).name for index in range(kind.num_fields)}
@@ -162,7 +162,7 @@ def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bo
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return False
     raise TriptychError(
-        f"{settings.repo}, {name}: column {settings.image_column!r} is {kind}; pictures are bytes or {{bytes, path}}"
+        f"{settings.repo}, {name}: column {settings.image_column!r} is {kind}; images are bytes or {{bytes, path}}"
     )
 
 

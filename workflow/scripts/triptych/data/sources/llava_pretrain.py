@@ -1,4 +1,4 @@
-"""LLaVA-Pretrain: 558k captioned web pictures of the hub, whose archive is read in place (27 GB, not unpacked)."""
+"""LLaVA-Pretrain: 558k captioned web images of the hub, whose archive is read in place (27 GB, not unpacked)."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ IMAGES = "images.zip"
 
 
 def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Pairs in selection order; entries that lack a part or whose picture is not in the archive are rejected.
+    """Pairs in selection order; entries that lack a part or whose image is not in the archive are rejected.
 
     Raises:
         TriptychError: the two files cannot be had or read.
@@ -80,7 +80,7 @@ def _entries(path: Path) -> list:
 
 
 def _parts(entry: object) -> tuple[str, str, str]:
-    """The id, picture and caption of an entry; the caption is the first answer of the conversation.
+    """The id, image and caption of an entry; the caption is the first answer of the conversation.
 
     Raises:
         TriptychError: it lacks one of them.

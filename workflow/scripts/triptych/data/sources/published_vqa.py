@@ -280,7 +280,7 @@ def hub_rows(shards: dict[str, list[Path]]) -> Iterator[Published]:
 def _parquet_rows(file: Path) -> Iterator[dict]:
     columns = ["image", "question", "answer"]
     try:
-        # Without a buffer, or with pre_buffer, Arrow would hold whole row groups of pictures, or all of them.
+        # Without a buffer, or with pre_buffer, Arrow would hold whole row groups of images, or all of them.
         with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
             schema = table.schema_arrow
             for column in columns:

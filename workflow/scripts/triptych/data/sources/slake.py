@@ -1,7 +1,7 @@
 """Medical questions in SLAKE's layout: a local folder, the hub's SLAKE, or the embedded data set built like it.
 
-The folder holds train.json, validation.json and test.json, lists of records, and the pictures below imgs/. A record's
-`subject`, where there is one, is its group; otherwise the picture is.
+The folder holds train.json, validation.json and test.json, lists of records, and the images below imgs/. A record's
+`subject`, where there is one, is its group; otherwise the image is.
 """
 
 import json
@@ -134,9 +134,9 @@ def _hint(folder: Path) -> str:
 
 
 def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
-    """Pictures and questions, in the order of the files; rows that cannot be used, with the reason.
+    """Images and questions, in the order of the files; rows that cannot be used, with the reason.
 
-    With Chinese questions a picture belongs to the part of its English ones: the two languages' official parts overlap.
+    With Chinese questions an image belongs to the part of its English ones: the two languages' official parts overlap.
 
     Raises:
         TriptychError: a file is not a list of records, or the counts are not the expected ones.
@@ -178,7 +178,7 @@ def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
             about = path.stat()
             stamp = f"{about.st_size}-{about.st_mtime_ns}"
         except (TriptychError, OSError):
-            pass  # a picture that cannot be read is rejected by the step that reads it
+            pass  # an image that cannot be read is rejected by the step that reads it
         else:
             try:
                 boxes = _boxes(path.parent / "detection.json")
@@ -191,7 +191,7 @@ def listing(settings: Dataset, cache: Path) -> Iterator[Item | Reject]:
 
 @contextmanager
 def reader(settings: Dataset, cache: Path) -> Iterator[Read]:
-    """Read pictures below imgs/ by name."""
+    """Read images below imgs/ by name."""
     root = source_folder(settings, cache) / "imgs"
 
     def read(place: str) -> bytes:

@@ -111,7 +111,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict |
     except (ValueError, RecursionError) as error:
         raise TriptychError(f"{path}: not valid JSON ({error}); restore the file") from None
     if not isinstance(entries, list):
-        raise TriptychError(f"{path}: must be a list of objects, one for each picture")
+        raise TriptychError(f"{path}: must be a list of objects, one for each image")
     yield from _objects(enumerate(entries, start=1))
 
 

@@ -1,6 +1,6 @@
-"""Captioned pictures of the web: a table of addresses and captions, whose pictures are downloaded once.
+"""Captioned images of the web: a table of addresses and captions, whose images are downloaded once.
 
-Which pictures are taken does not depend on the speed of servers or on the number of connections: downloads run side by
+Which images are taken does not depend on the speed of servers or on the number of connections: downloads run side by
 side, but their outcomes are used in the order of the choice. A download is kept under a hash of its address; a refusal
 that will not change is noted beside it, so that only what is missing is asked for again.
 """
@@ -59,7 +59,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an address: the size of the stored picture, or the reason why there is none."""
+    """What became of an address: the size of the stored image, or the reason why there is none."""
 
     size: int = 0
     reason: str = ""
@@ -67,7 +67,7 @@ class Outcome:
 
 
 class _FailedError(Exception):
-    """An attempt gave no picture."""
+    """An attempt gave no image."""
 
     def __init__(self, reason: str, passing: bool = False, after: float = 0.0, unreachable: bool = False):
         super().__init__(reason)
@@ -75,7 +75,7 @@ class _FailedError(Exception):
 
 
 def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Download pictures in selection order until `settings.wanted` are there or no addresses are left.
+    """Download images in selection order until `settings.wanted` are there or no addresses are left.
 
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column, or there seems to be no network.
@@ -119,7 +119,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
 
 @contextmanager
 def reader(settings: UrlListCaptions, cache: Path) -> Iterator[Read]:
-    """Read downloaded pictures; nothing is asked of the network."""
+    """Read downloaded images; nothing is asked of the network."""
     store = cache / "downloads"
 
     def read(place: str) -> bytes:
@@ -174,7 +174,7 @@ def _in_order(
 
 
 def _hopes(queue: deque[tuple[Item, Future]]) -> int:
-    """How many of the queue are or may still become pictures."""
+    """How many of the queue are or may still become images."""
     return sum(not future.done() or not future.result().reason for _, future in queue)
 
 
@@ -190,16 +190,16 @@ class _Progress:
         if last or now - self.told >= PROGRESS_SECONDS:
             self.told = now
             rate = (done + failed) / max(now - self.start, 1e-3)
-            print(f"{done} of {self.wanted} pictures, {failed} addresses failed, {rate:.1f}/s", flush=True)
+            print(f"{done} of {self.wanted} images, {failed} addresses failed, {rate:.1f}/s", flush=True)
 
 
 @contextmanager
 def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -> Iterator[Callable[[str], Outcome]]:
-    """Give a function, for any thread, that stores the picture of an address where it is not stored yet."""
+    """Give a function, for any thread, that stores the image of an address where it is not stored yet."""
     Image.init()  # before there are threads: loads Pillow's formats once
     client = httpx2.Client(
-        # Compressed bodies could unpack to any size; pictures are compressed already.
-        headers={"User-Agent": "Triptych (research; downloads captioned pictures)", "Accept-Encoding": "identity"},
+        # Compressed bodies could unpack to any size; images are compressed already.
+        headers={"User-Agent": "Triptych (research; downloads captioned images)", "Accept-Encoding": "identity"},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,  # each is checked first
         timeout=httpx2.Timeout(settings.timeout, pool=None),
@@ -237,7 +237,7 @@ def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: t
     """The bytes at an address, redirects followed.
 
     Raises:
-        _FailedError: no picture came.
+        _FailedError: no image came.
     """
     limit = PATIENCE * settings.timeout
     deadline = time.monotonic() + limit
@@ -259,8 +259,8 @@ def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: t
                         raise _FailedError(f"larger than {settings.max_bytes} bytes")
                     if time.monotonic() > deadline or stop.is_set():
                         raise _FailedError(f"not complete within {limit:g} s", passing=True)
-            if not _is_picture(data):
-                raise _FailedError(f"not a picture ({', '.join(FORMATS)})")
+            if not _is_image(data):
+                raise _FailedError(f"not an image ({', '.join(FORMATS)})")
             return bytes(data)
     # The errors' own texts are left out: they may hold parts of the address.
     except httpx2.TimeoutException as error:
@@ -282,8 +282,8 @@ def _require_ok(response: httpx2.Response) -> None:
         raise _FailedError(f"HTTP {status}", passing, float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)
 
 
-def _is_picture(data: bytes | bytearray) -> bool:
-    """Whether the bytes begin as a picture; they are decoded to the end by the step that reads them."""
+def _is_image(data: bytes | bytearray) -> bool:
+    """Whether the bytes begin as an image; they are decoded to the end by the step that reads them."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS):
             return True

@@ -1,4 +1,4 @@
-"""Captioned pictures in tar shards of the webdataset layout, read in place: `key.jpg` with `key.txt` or `key.json`."""
+"""Captioned images in tar shards of the webdataset layout, read in place: `key.jpg` with `key.txt` or `key.json`."""
 
 import json
 import tarfile
@@ -22,7 +22,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Pictures of all shards in selection order; only the tar headers and the captions are read.
+    """Images of all shards in selection order; only the tar headers and the captions are read.
 
     Raises:
         TriptychError: there are no shards, or one is compressed, cut off or damaged; it names the shard.
@@ -41,7 +41,7 @@ def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject
 
 @contextmanager
 def reader(settings: WebdatasetCaptions, cache: Path) -> Iterator[Read]:
-    """Read a picture's bytes out of its shard, at the place that `listing` gave."""
+    """Read an image's bytes out of its shard, at the place that `listing` gave."""
     folder = Path(settings.folder).expanduser()
 
     def read(place: str) -> bytes:
@@ -69,7 +69,7 @@ def _shards(folder: Path, pattern: str) -> list[str]:
 
 
 def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterator[Item | Reject]:
-    """The pictures of one shard, in the order in which their keys appear."""
+    """The images of one shard, in the order in which their keys appear."""
     samples: dict[str, dict[str, tuple[int, int, bytes]]] = {}
     with path.open("rb") as file:
         _refuse_compressed(path, file.read(6))
@@ -100,7 +100,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
         member = f"{key}.{suffix}" if suffix else key
         try:
             if not suffix:
-                raise TriptychError(f"no picture of this key ({', '.join(SUFFIXES)})")
+                raise TriptychError(f"no image of this key ({', '.join(SUFFIXES)})")
             offset, size, _ = parts[suffix]
             if not is_utf8(member):
                 raise TriptychError("its name is not valid UTF-8")

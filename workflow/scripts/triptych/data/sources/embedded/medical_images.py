@@ -1,8 +1,8 @@
-"""Real medical pictures with known facts, cut out of volumes with lesion masks and out of brain templates.
+"""Real medical images with known facts, cut out of volumes with lesion masks and out of brain templates.
 
 Volumes are held in RAS+ order: the first index grows towards the patient's right, the second towards the
-front (anterior), the third towards the head (superior). Pictures follow the radiological convention: the
-patient's right is on the picture's left, the front of the body is up in transverse pictures and on the left
+front (anterior), the third towards the head (superior). Images follow the radiological convention: the
+patient's right is on the image's left, the front of the body is up in transverse images and on the left
 in sagittal ones, the head is up in the others.
 """
 
@@ -22,7 +22,7 @@ from triptych.errors import TriptychError
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
-MAX_SIDE = 256  # pixels; the pictures' longest side
+MAX_SIDE = 256  # pixels; the images' longest side
 
 
 WINDOWS = {  # name: (centre, width) in Hounsfield units
@@ -39,15 +39,15 @@ MIN_LESION_MM2 = 40.0  # a smaller cut of the mask is neither "yes" nor "no"
 LESION_MARGIN_MM = 13.0  # so far from every labelled slice the answer is "no"
 
 
-CLEAR_SIDE = 0.06  # of the picture's side: a centroid nearer to the middle has no clear side
+CLEAR_SIDE = 0.06  # of the image's side: a centroid nearer to the middle has no clear side
 
 
 LUNG_YES_CM2, LUNG_NO_CM2 = 15.0, 0.5
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture and what is known about it; `facts` are named in `medical_questions`."""
+class MedicalImage:
+    """One image and what is known about it; `facts` are named in `medical_questions`."""
 
     subject: str
     name: str  # folder-safe, unique
@@ -251,8 +251,8 @@ class Scan:
     doubtful: range = range(0)  # transverse slices without a trustworthy "no lesion"
 
 
-def scan_pictures(scan: Scan, folder: Path) -> Iterator[Picture]:
-    """Pictures of one pyradiomics volume in three planes, with facts from its mask and its intensities."""
+def scan_images(scan: Scan, folder: Path) -> Iterator[MedicalImage]:
+    """Images of one pyradiomics volume in three planes, with facts from its mask and its intensities."""
     image = read_nrrd(folder / f"{scan.subject}_image.nrrd")
     mask = read_nrrd(folder / f"{scan.subject}_label.nrrd")
     if image.data.shape != mask.data.shape or not np.allclose(image.affine, mask.affine):
@@ -296,7 +296,7 @@ def scan_pictures(scan: Scan, folder: Path) -> Iterator[Picture]:
                 facts["contains"] |= _seen(scan, index)
                 if not chest and index > 9:
                     facts["organ"], facts["contains"]["brain"] = "Brain", True
-            yield Picture(
+            yield MedicalImage(
                 scan.subject,
                 f"{scan.subject}-{plane}-{index:03d}",
                 "CT" if chest else "MRI",
@@ -382,10 +382,10 @@ def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) 
     return facts
 
 
-def template_pictures(
+def template_images(
     template: Template, image: Volume, regions: Regions, gray: np.ndarray, white: np.ndarray
-) -> Iterator[Picture]:
-    """Pictures of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
+) -> Iterator[MedicalImage]:
+    """Images of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
     box = largest_part_box(image.data > 0)
     spacing, inner = image.spacing, image.cropped(box)
     regions = {name: (least, [mask[box] for mask in masks]) for name, (least, masks) in regions.items()}
@@ -403,4 +403,4 @@ def template_pictures(
                 facts |= _midline(place)
             pixels = to_isotropic(to_bytes(cut(inner.data, plane, index), 0, high), pixel_size(spacing, plane))
             name = f"mni152-{template.tag}-{plane}-{index:03d}"
-            yield Picture("mni152", name, "MRI", "Brain", plane, pixels, template.package, facts)
+            yield MedicalImage("mni152", name, "MRI", "Brain", plane, pixels, template.package, facts)

@@ -1,6 +1,6 @@
-"""Questions and answers in SLAKE's style, made from the known facts of a picture.
+"""Questions and answers in SLAKE's style, made from the known facts of an image.
 
-The facts (`Picture.facts`), all optional: contains {structure: bool}, part, organ, window, lungs, lung_colour,
+The facts (`MedicalImage.facts`), all optional: contains {structure: bool}, part, organ, window, lungs, lung_colour,
 lung_side, lesion, lesion_half, lesion_picture_side, lesion_body_side, lesion_quadrant, midline,
 tissue. A fact that is not clear is left out, and then nothing is asked about it.
 """
@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from triptych.data.sources.embedded.medical_images import Picture
+from triptych.data.sources.embedded.medical_images import MedicalImage
 from triptych.utils.seeds import stable_order
 
 SEED = 20250221
@@ -24,7 +24,7 @@ MODALITIES = {"CT": "a CT", "MRI": "an MRI", "X-Ray": "an X-Ray", "Ultrasound": 
 MAX_SHARE = {"CLOSED": 0.6, "OPEN": 0.66}  # of the commonest answer to one question string
 
 
-MAX_QUESTIONS = 8  # for one picture
+MAX_QUESTIONS = 8  # for one image
 
 
 PHRASES = {
@@ -81,7 +81,7 @@ CONTAINS = "Does the picture contain {}?"
 BROAD = {CONTAINS.format(name) for name in ("brain", "lung", "skull")}
 
 
-# Kinds that are alike and how many of them one picture gets, the most wanted first; all others come before them.
+# Kinds that are alike and how many of them one image gets, the most wanted first; all others come before them.
 FAMILIES = (
     (("contains False",), 3),
     (("part", "organ", "contains True"), 1),
@@ -92,9 +92,9 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question about the picture of that name; `kind` says which fact it asks for."""
+    """One question about the image of that name; `kind` says which fact it asks for."""
 
-    picture: str
+    image: str
     kind: str
     question: str
     answer: str
@@ -102,29 +102,29 @@ class Question:
     answer_type: str
 
 
-def candidates(picture: Picture) -> list[Question]:
-    """Every question that the picture's facts answer, one phrasing of each."""
-    name, found = picture.name, []
+def candidates(image: MedicalImage) -> list[Question]:
+    """Every question that the image's facts answer, one phrasing of each."""
+    name, found = image.name, []
 
     def ask(kind: str, question: str, answer: object, content_type: str, answer_type: str) -> None:
         found.append(Question(name, kind, question, answer_text(answer), content_type, answer_type))
 
-    ask("modality", _pick(PHRASES["modality"], name, "modality"), picture.modality, "Modality", "OPEN")
+    ask("modality", _pick(PHRASES["modality"], name, "modality"), image.modality, "Modality", "OPEN")
     for other, phrase in MODALITIES.items():
         question = _pick((f"Is this {phrase} image?", f"Is this image taken via {other}?"), name, other)
-        ask("is_modality", question, other == picture.modality, "Modality", "CLOSED")
-    if picture.modality in ("CT", "MRI"):
-        ask("ct_or_mri", "Is this a CT image or an MRI image?", picture.modality, "Modality", "CLOSED")
-    if picture.plane:
-        ask("plane", _pick(PHRASES["plane"], name, "plane"), PLANES[picture.plane], "Plane", "OPEN")
+        ask("is_modality", question, other == image.modality, "Modality", "CLOSED")
+    if image.modality in ("CT", "MRI"):
+        ask("ct_or_mri", "Is this a CT image or an MRI image?", image.modality, "Modality", "CLOSED")
+    if image.plane:
+        ask("plane", _pick(PHRASES["plane"], name, "plane"), PLANES[image.plane], "Plane", "OPEN")
         for plane, answer in PLANES.items():
             word = answer.lower().removesuffix(" plane")
             question = _pick((f"Is this a {word} plane?", f"Is this a {word} section?"), name, plane)
-            ask("is_plane", question, plane == picture.plane, "Plane", "CLOSED")
+            ask("is_plane", question, plane == image.plane, "Plane", "CLOSED")
     for kind, (content_type, answer_type) in PLAIN.items():
-        if picture.facts.get(kind) is not None:
-            ask(kind, _pick(PHRASES[kind], name, kind), picture.facts[kind], content_type, answer_type)
-    for structure, present in sorted(picture.facts.get("contains", {}).items()):
+        if image.facts.get(kind) is not None:
+            ask(kind, _pick(PHRASES[kind], name, kind), image.facts[kind], content_type, answer_type)
+    for structure, present in sorted(image.facts.get("contains", {}).items()):
         ask("contains", CONTAINS.format(structure), present, "Organ", "CLOSED")
     return found
 
@@ -137,18 +137,18 @@ def answer_text(answer: object) -> str:
     return text[:1].upper() + text[1:]
 
 
-def choose(pictures: Iterable[Picture]) -> list[Question]:
-    """The questions of the data set: few for each picture, and no question string with a dominant answer."""
-    found = _trimmed([question for picture in pictures for question in candidates(picture)])
-    by_picture: dict[str, list[Question]] = defaultdict(list)
+def choose(images: Iterable[MedicalImage]) -> list[Question]:
+    """The questions of the data set: few for each image, and no question string with a dominant answer."""
+    found = _trimmed([question for image in images for question in candidates(image)])
+    by_image: dict[str, list[Question]] = defaultdict(list)
     for question in found:
-        by_picture[question.picture].append(question)
-    limited = [question for questions in by_picture.values() for question in _limited(questions)]
+        by_image[question.image].append(question)
+    limited = [question for questions in by_image.values() for question in _limited(questions)]
     return _trimmed(limited)
 
 
 def blind_accuracy(questions: Iterable[tuple[str, str]]) -> float:
-    """Share of right answers when every question string gets its commonest answer; pictures are not looked at.
+    """Share of right answers when every question string gets its commonest answer; images are not looked at.
 
     `questions` are pairs (question, answer) of the set on which it is both counted and measured.
     """
@@ -164,7 +164,7 @@ def _pick(phrases: tuple[str, ...], name: str, kind: str) -> str:
 
 
 def _order(question: Question) -> bytes:
-    return stable_order(SEED, "keep", question.picture, question.question)
+    return stable_order(SEED, "keep", question.image, question.question)
 
 
 def _trimmed(questions: list[Question]) -> list[Question]:
@@ -188,7 +188,7 @@ def _trimmed(questions: list[Question]) -> list[Question]:
 
 
 def _limited(questions: list[Question]) -> Iterator[Question]:
-    """Few questions of one picture, the ones that need a look at the anatomy first.
+    """Few questions of one image, the ones that need a look at the anatomy first.
 
     One of each kind, few of each family of `FAMILIES`, and structures that need a close look before the others.
     """

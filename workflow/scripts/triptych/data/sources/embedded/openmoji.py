@@ -1,7 +1,7 @@
-"""General captioned pictures: OpenMoji drawings placed on plain and patterned grounds, described in English.
+"""General captioned images: OpenMoji drawings placed on plain and patterned grounds, described in English.
 
-Picture `i` of a set depends on the seed and `i` alone, so a small set is the beginning of every larger one. Some
-concepts are held out: they are drawn in validation pictures only, and validation pictures show no others.
+Image `i` of a set depends on the seed and `i` alone, so a small set is the beginning of every larger one. Some
+concepts are held out: they are drawn in validation images only, and validation images show no others.
 """
 
 import io
@@ -26,10 +26,10 @@ from triptych.errors import TriptychError
 from triptych.io.manifest import sha256_file, sha256_json
 from triptych.utils.seeds import derive_seed, stable_order
 
-PIXELS = 224  # side of a picture
+PIXELS = 224  # side of an image
 
 
-RESERVE = 1000  # pictures listed beyond those wanted: drawings never end, so rejected ones can always be replaced
+RESERVE = 1000  # images listed beyond those wanted: drawings never end, so rejected ones can always be replaced
 
 
 LICENCE = (
@@ -151,7 +151,7 @@ _GROUNDS = {  # pattern -> its words
     "dots": "{0} background with {1} dots"}  # fmt: skip
 
 
-# Where drawings may stand: phrase and (left, top, right, bottom) in parts of the picture's side.
+# Where drawings may stand: phrase and (left, top, right, bottom) in parts of the image's side.
 _CORNERS = tuple((f"in the {row} {column} corner", (x, y, x + 0.5, y + 0.5))
                  for y, row in ((0, "top"), (0.5, "bottom"))
                  for x, column in ((0, "left"), (0.5, "right")))  # fmt: skip
@@ -211,7 +211,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Placement:
-    """One drawing in a picture: the place it stands at, and `left`, `top` and `side` of its box in pixels."""
+    """One drawing in an image: the place it stands at, and `left`, `top` and `side` of its box in pixels."""
 
     concept: Concept
     place: str
@@ -222,7 +222,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture as data, before it is drawn; `ground` is a pattern and the names of its two colours."""
+    """One image as data, before it is drawn; `ground` is a pattern and the names of its two colours."""
 
     index: int
     split: str
@@ -232,9 +232,9 @@ class Scene:
 
 
 def listing(settings: OpenMojiCaptions, cache: Path) -> Iterator[Item]:
-    """Compose the pictures, in the order of their numbers, without drawing them.
+    """Compose the images, in the order of their numbers, without drawing them.
 
-    Of the concepts and of the pictures, about `validation_fraction` are for validation; no concept is in both splits.
+    Of the concepts and of the images, about `validation_fraction` are for validation; no concept is in both splits.
 
     Raises:
         TriptychError: the drawings cannot be had, or the fraction is not in [0, 0.5].
@@ -251,7 +251,7 @@ def listing(settings: OpenMojiCaptions, cache: Path) -> Iterator[Item]:
 
 @contextmanager
 def reader(settings: OpenMojiCaptions, cache: Path) -> Iterator[Read]:
-    """Draw pictures by number; picture `i` depends on the seed, the fraction and `i` alone.
+    """Draw images by number; image `i` depends on the seed, the fraction and `i` alone.
 
     Raises:
         TriptychError: as `listing`.
@@ -317,7 +317,7 @@ def split_concepts(
     if not 0 <= validation_fraction <= 0.5:
         raise TriptychError(f"validation fraction is {validation_fraction}; choose one from 0 to 0.5")
     ordered = sorted(everything, key=lambda concept: stable_order(seed, "openmoji concept", concept.code))
-    # Four is the most that one picture shows.
+    # Four is the most that one image shows.
     count = max(len(_CORNERS), round(len(ordered) * validation_fraction)) if validation_fraction else 0
     return tuple(ordered[count:]), tuple(ordered[:count])
 
@@ -325,8 +325,8 @@ def split_concepts(
 def compose(
     seed: int, index: int, train: Sequence[Concept], held_out: Sequence[Concept], fraction: float, pixels: int = 224
 ) -> Scene:
-    """Decide what picture `index` shows and says; a pure function of its arguments."""
-    # Validation pictures are spread evenly, so every beginning of the set has its share of them.
+    """Decide what image `index` shows and says; a pure function of its arguments."""
+    # Validation images are spread evenly, so every beginning of the set has its share of them.
     validation = int((index + 1) * fraction + 0.5) > int(index * fraction + 0.5)
     rng = random.Random(derive_seed(seed, "openmoji scene", str(index)))
     ground = (rng.choice(["plain", "plain", *_GROUNDS]), *rng.sample(sorted(_COLOURS), 2))
