@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.config.arms import BASELINES
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.baselines import BASELINES, image_vectors
+from triptych.evaluate.baselines import image_vectors
 from triptych.evaluate.metrics import scores
 from triptych.evaluate.predictions import answer_record
 from triptych.io.atomic import write_text
@@ -150,8 +151,8 @@ def baseline_scores(folder: Path) -> list[dict]:
         for part, training, asked in trials
         if training and asked
         for name, baseline in BASELINES.items()
-        if name != "nearest-features"  # features are made later
-        for predict in [baseline(training, vectors)]
+        if baseline.vectors != "features"  # features are made later
+        for predict in [baseline.load()(training, vectors)]
         for answers in [[answer_record(row, name, part, None, predict(row)) for row in asked]]
         for found in [scores(answers, ("all", "open", "closed"))]
     ]

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.config.arms import BASELINES
 from triptych.data.duplicates import normalised, read_thumbnails
 from triptych.data.questions import asked_questions, load_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
 from triptych.evaluate.predictions import answer_record
 from triptych.io.parquet import write_table
+from triptych.utils.arguments import folder
 
 NEIGHBOURS = 3
-
-
 Predictor = Callable[[dict], str]
-
-
 Vectors = dict[str, np.ndarray]  # by image id; products are likenesses
 
 
@@ -90,15 +88,6 @@ def nearest(training: list[dict], vectors: Vectors) -> Predictor:
     return predict
 
 
-BASELINES: dict[str, Callable[[list[dict], Vectors], Predictor]] = {
-    "majority": majority,
-    "majority-per-question": majority_per_question,
-    "majority-per-place": majority_per_place,
-    "nearest-images": nearest,
-    "nearest-features": nearest,
-}
-
-
 def image_vectors(data: Path) -> Vectors:
     """Normalised thumbnails of a data set's images, by image id: their products are correlations."""
     images, thumbnails = read_thumbnails(data / "images")
@@ -126,19 +115,20 @@ def main() -> None:
     """Write one baseline's answers to the held-out part of one fold, or to the source's own test part."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--baseline", required=True, choices=sorted(BASELINES))
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
+    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--split", required=True, help="the fold")
     parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions to answer")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
     training = load_questions(arguments.data, arguments.split, "train")
     asked = asked_questions(arguments.data, arguments.split, arguments.view)
-    if arguments.baseline == "nearest-features":
+    baseline, vectors = BASELINES[arguments.baseline], {}
+    if baseline.vectors == "features":
         vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))
-    else:
+    elif baseline.vectors == "thumbnails":
         vectors = image_vectors(arguments.data)
-    predict = BASELINES[arguments.baseline](training, vectors)
+    predict = baseline.load()(training, vectors)
     records = [
         answer_record(row, arguments.baseline, arguments.split, None, predict(row), view=arguments.view)
         for row in asked
