@@ -15,6 +15,7 @@ from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, PRE_PROJECTION, 
 from triptych.config.grid import ROLES, SHARED, Checkpoint, folds_name
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
+from triptych.data.fetch import local_tables
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
 
@@ -80,55 +81,3 @@ wildcard_constraints:
     cut=f"(?:{'|'.join(f'-{group}' for group in grid.leak_splits)})?",
     seed="[0-9]+",
     view=one_of(views),
-
-
-def result(pattern, **known):
-    """A path below the results folder; `pattern` is one of `triptych.config.paths`."""
-    return f"<results>/{paths.fill(pattern, **known)}"
-
-
-def log_of(rule):
-    """The log of a rule's jobs."""
-    return result(STEPS[rule].log)
-
-
-def times_of(rule):
-    """Where Snakemake notes time and memory of a rule's jobs."""
-    return result(STEPS[rule].benchmark)
-
-
-def checkpoint_file(cell, pattern=paths.CHECKPOINT):
-    """A file of one checkpoint."""
-    return result(pattern, prefix=cell.prefix, split=cell.split, seed=cell.seed)
-
-
-def all_checkpoints(pattern, prefixes=None, leak=False):
-    """Input function: a file of every checkpoint, or of those of the prefixes given; with the leak study's if asked.
-
-    A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
-    """
-    return lambda wildcards: [
-        checkpoint_file(cell, pattern)
-        for cell in (grid.trainings if leak else grid.checkpoints)
-        if prefixes is None or cell.prefix in prefixes
-    ]
-
-
-def model_of(role, prefix):
-    """The vision encoder or the language model of a prefix."""
-    return result(paths.MODEL, role=getattr(grid.prefixes[prefix], role), tag="")
-
-
-def features_of(dataset, prefix):
-    """A data set's features by the encoder of a prefix."""
-    return result(paths.FEATURES, dataset=grid.features(dataset, prefix), tag="")
-
-
-def folds_of(fold):
-    """The file that says what a fold holds out."""
-    return result(paths.FOLDS, dataset=settings.folds.dataset, cut=folds_name(fold).removeprefix("folds"))
-
-
-def stage_data(wildcards):
-    """The data set of the stage that a prefix ends on."""
-    return grid.stage_of(wildcards.prefix).data

@@ -1,12 +1,6 @@
 # Data: source -> Parquet -> folds and vision features.
 # Rules read small manifests, which Snakemake compares by content; large files are only `ancient`, so that a changed
 # time stamp (a copy, a fresh clone) never leads to work being done again.
-from triptych.data.fetch import local_tables
-
-
-def dataset_settings(wildcards):
-    """The settings of a data set."""
-    return jobs.dataset_text(study, wildcards.dataset)
 
 
 rule fetch_dataset:
@@ -20,7 +14,7 @@ rule fetch_dataset:
         "../envs/triptych.yaml"
     params:
         settings=dataset_settings,
-        local_tables=lambda wildcards: canonical_json(local_tables(study.datasets[wildcards.dataset])),
+        local_tables=listed_files,
         out=subpath(output.manifest, parent=True),
     message:
         "Fetch and list data set {wildcards.dataset}"

@@ -7,32 +7,6 @@
 # swept away, while the training is still saving.
 
 
-def training_data(wildcards):
-    """Manifest and features of the stage's data set, and the folds where the split is one."""
-    dataset = stage_data(wildcards)
-    files = {
-        "data": result(paths.DATA, dataset=dataset),
-        "questions": ancient(result(paths.QUESTIONS, dataset=dataset)),
-        "features": features_of(dataset, wildcards.prefix),
-    }
-    if wildcards.split == SHARED:
-        files["audit"] = ancient(result(paths.AUDIT))  # it fails where held-out images would be seen
-    else:
-        files["folds"] = folds_of(wildcards.split)
-    return files
-
-
-def parent_manifest(wildcards):
-    """The checkpoint that this stage starts from; nothing for a first stage, which starts from a fresh connector."""
-    parent = grid.parent(Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed)))
-    return [] if parent is None else checkpoint_file(parent)
-
-
-def training_job(wildcards):
-    """The settings of a training: a change of them, and of them alone, trains again."""
-    return jobs.TrainingJob.of(study, Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))).text()
-
-
 rule train_stage:
     input:
         unpack(training_data),
