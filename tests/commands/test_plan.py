@@ -134,7 +134,7 @@ def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_p
     monkeypatch.chdir(tmp_path)
     study = at(tmp_path / "results", config(name))
     text = "\n".join(plan.lines(study, job_states(study, 0.0)))
-    for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "finds", "not prepared yet"):
+    for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "detects", "not prepared yet"):
         assert said in text
     assert not list(tmp_path.iterdir())
 

@@ -222,7 +222,7 @@ def test_the_text_is_plain_and_ends_with_the_whole(study, monkeypatch, capsys):
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
-    assert re.search(r"\] 1 done, 1 failed, 58 pending; about .+ left, as finished jobs took, or as planned", lines[-1])
+    assert re.search(r"\] 1 done, 1 failed, 66 pending; about .+ left, as finished jobs took, or as planned", lines[-1])
     reports = job_states(study, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)
     assert lines == [*table(reports), *summary(reports, outlook(study, reports))]

@@ -6,7 +6,7 @@ import shutil
 import chaos
 import pytest
 from conftest import toy_config
-from triptych.commands.verify import faults
+from triptych.commands.verify import damages
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
@@ -41,14 +41,14 @@ def test_verify_finds_whatever_changes_what_is_read(damaged, world, kind):
         changed = bytearray(data)
         changed[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
         path.write_bytes(changed)
-        found = list(faults(damaged.results, world / "cache"))
+        found = list(damages(damaged.results, world / "cache"))
         noticed += bool(found)
         if not found:  # blanks, statistics that nobody reads
             assert value(path) == before
         path.write_bytes(data[: generator.randrange(len(data) - 1)])  # more than the last newline
-        assert list(faults(damaged.results, world / "cache")), f"{path} is cut short"
+        assert list(damages(damaged.results, world / "cache")), f"{path} is cut short"
         path.write_bytes(data)
-    assert noticed >= 4 and not list(faults(damaged.results, world / "cache"))
+    assert noticed >= 4 and not list(damages(damaged.results, world / "cache"))
 
 
 def test_what_is_damaged_is_an_error_that_names_the_file(damaged):

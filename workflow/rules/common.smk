@@ -11,10 +11,11 @@ sys.path.insert(0, str(SCRIPTS))
 from snakemake.exceptions import WorkflowError
 from triptych import workflow_hooks
 from triptych.config import jobs, paths
-from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, PRE_PROJECTION, TEST, view_suffixes
+from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, view_suffixes
 from triptych.config.grid import ROLES, SHARED, Checkpoint, folds_name
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
+from triptych.config.wildcards import EACH
 from triptych.data.fetch import local_tables
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json

@@ -131,22 +131,8 @@ def tables(pattern, *names):
     return [result(pattern, table=f"{name}.{kind}") for name in names for kind in ("csv", "md", "tex")]
 
 
-# Answers of the probes. Where rows are cut instead of images, every image has been seen, so there are none.
-probes = []
-if settings.evaluation.probe and settings.folds.group != "row":
-    probes = [
-        result(paths.PROBE, representation=name, seed=seed)
-        for name in grid.representations
-        for seed in (settings.seeds[:1] if name == PRE_PROJECTION else settings.seeds)
-    ]
-
-# Shared prefixes end on captions; what they are worth is scored on captions.
-captioned = [
-    result(paths.CAPTION_PREDICTION, prefix=prefix, seed=seed)
-    for prefix in grid.shared_prefixes
-    if settings.evaluation.captions
-    for seed in settings.seeds
-]
+probes = [result(paths.PROBE, **values) for values in EACH["probe"](study)]
+captioned = [result(paths.CAPTION_PREDICTION, **values) for values in EACH["captions"](study)]
 
 # What a study delivers as tables of answers.
 main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.controls else [])]

@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from triptych.config.arms import BASELINES
-from triptych.config.grid import Checkpoint, folds_name
+from triptych.config.grid import Checkpoint
 from triptych.config.paths import STEPS
 from triptych.config.study import Study
+from triptych.config.wildcards import EACH
 from triptych.errors import TriptychError
 from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
@@ -72,9 +71,7 @@ class JobState:
 
 def jobs(study: Study) -> list[Job]:
     """List the jobs of a study in the order of the work; tables and figures, which take seconds, are left out."""
-    found = [
-        _job(study, rule, wildcards) for rule in STEPS if rule in _WILDCARDS for wildcards in _WILDCARDS[rule](study)
-    ]
+    found = [_job(study, rule, wildcards) for rule, step in STEPS.items() for wildcards in EACH[step.each](study)]
     return list({job.output: job for job in found}.values())
 
 
@@ -85,52 +82,6 @@ def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
     cell = Checkpoint(*(wildcards[key] for key in ("prefix", "split", "seed"))) if rule == "train_stage" else None
     stage = study.grid.last_stage(cell.prefix) if cell else ""
     return Job(rule, name, *files, str(wildcards.get("prefix") or wildcards.get("baseline") or ""), cell, stage)
-
-
-def _other_splits(study: Study) -> list[str]:
-    """Folds of the leak study that are not the study's own."""
-    splits = study.grid.leak_splits.values()
-    return [split for names in splits for split in names if split not in study.grid.folds]
-
-
-def _cuts(study: Study) -> Iterator[dict[str, object]]:
-    names = dict.fromkeys(["folds", *map(folds_name, _other_splits(study))])
-    return ({"dataset": study.settings.folds.dataset, "cut": name.removeprefix("folds")} for name in names)
-
-
-def _predictions(study: Study) -> Iterator[dict[str, object]]:
-    views = ["", *(f"-{control}" for control in study.settings.evaluation.controls)]
-    seeds, leak = study.settings.seeds, study.settings.evaluation.leak
-    for prefix, fold, seed, view in product(study.grid.schedules, study.grid.folds, seeds, views):
-        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view}
-    for cell in study.grid.trainings:
-        if leak and cell.prefix in leak.schedules and cell.split not in study.grid.folds:
-            yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": ""}
-
-
-def _baselines(study: Study) -> Iterator[dict[str, object]]:
-    for name, baseline in BASELINES.items():
-        for fold in [*study.grid.folds, *(_other_splits(study) if baseline.leak_study else [])]:
-            yield {"baseline": name, "fold": fold, "view": ""}
-
-
-# Values of the wildcards of each rule's jobs.
-_WILDCARDS = {
-    "fetch_dataset": lambda study: ({"dataset": name} for name in study.grid.used_datasets),
-    "check_images": lambda study: (
-        {"dataset": name, "scatteritem": f"{number}-of-{study.settings.shards}"}
-        for name in study.grid.used_datasets
-        for number in range(1, study.settings.shards + 1)
-    ),
-    "prepare_dataset": lambda study: ({"dataset": name} for name in study.grid.used_datasets),
-    "make_folds": _cuts,
-    "audit_data": lambda study: [{}],
-    "prepare_model": lambda study: ({"role": name, "tag": ""} for name in study.grid.models),
-    "encode_images": lambda study: ({"dataset": name, "tag": ""} for name in study.grid.used_features),
-    "train_stage": lambda study: (vars(cell) for cell in study.grid.trainings),
-    "predict": _predictions,
-    "predict_baseline": _baselines,
-}
 
 
 def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:

@@ -108,9 +108,9 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     assumed = f"assumed: {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
     if points == float("inf"):
-        yield "finds       nothing: one run shows no spread; use more folds or seeds"
+        yield "detects     nothing: one run shows no spread; use more folds or seeds"
     else:
-        yield f"finds       differences of {points:.1f} points in 4 cases of 5, with {folds} folds x {seeds} seeds"
+        yield f"detects     {points:.1f} points: minimum detectable effect at 80 % power, {folds} folds x {seeds} seeds"
         yield f"            ({'as this study compared so far' if measured else assumed})"
     if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
         yield "sizes       of models and data are as the configuration says; they are not prepared yet"

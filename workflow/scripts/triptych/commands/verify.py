@@ -9,11 +9,13 @@ tables, figures and report, which have no hashes and are made of the rest; then 
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from triptych.commands.resume import left_steps, other_snakemakes
+from triptych.config.paths import STEPS
 from triptych.config.study import read_study
 from triptych.data.check import block_fault
 from triptych.errors import TriptychError, run_step
@@ -21,55 +23,54 @@ from triptych.features.shards import require_whole
 from triptych.io.manifest import read_json, require_files
 from triptych.io.parquet import read_table
 
-MANIFEST = "manifest.json"
+Damage = tuple[str, list[Path]]  # what is wrong, and what to remove
 
 
-Fault = tuple[str, list[Path]]  # what is wrong, and what to remove
-
-
-def faults(results: Path, cache: Path) -> Iterator[Fault]:
-    """What of a study is damaged, and what to remove so that it is made again.
+def damages(results: Path, cache: Path) -> Iterator[Damage]:
+    """Compare every result of `config.paths.STEPS` with its hashes, and say what to remove of a damaged one.
 
     Args:
-        results: folder of its results.
-        cache: where the blocks of checked images are.
+        results: folder of a study's results.
+        cache: folder of the blocks of checked images.
     """
-    for path in sorted(results.glob(f"sources/*/{MANIFEST}")):
-        yield from _fault(lambda path=path: _listed(path), [path.parent])
-    for path in sorted(results.glob("data/*/shards/*.json")):
-        yield from _fault(lambda path=path: read_json(path), [path])
-    for block in sorted({block for path in results.glob("data/*/shards/*.json") for block in _blocks(path, cache)}):
-        if block.exists() and (fault := block_fault(block)):
-            yield fault, [block]
-    for path in sorted(results.glob(f"data/*/{MANIFEST}")):
-        # Its folds are cut from these tables, but are files of their own.
-        made = [path, *(path.with_name(name) for name in ("images", "shards", "questions.parquet", "rejects.parquet"))]
-        yield from _fault(lambda path=path: _data_set(path), made)
-    for path in sorted(results.glob("data/*/folds*.json")):
-        yield from _fault(lambda path=path: _folds(path), [path, path.with_suffix(".parquet")])
-    for path in sorted(results.glob("data/audit.json")):
-        yield from _fault(lambda path=path: read_json(path), [path])
-    for path in sorted(results.glob(f"models/*/{MANIFEST}")):
-        yield from _fault(lambda path=path: _listed(path), [path.parent])
-    for path in sorted(results.glob(f"features/*/{MANIFEST}")):
-        yield from _features(path)
-    for path in sorted(results.glob(f"checkpoints/*/*/*/{MANIFEST}")):
-        yield from _fault(lambda path=path: _listed(path), [path.parent])
-    for kind in ("predictions", "probes"):
-        for path in sorted(results.glob(f"{kind}/**/*.parquet")):
-            yield from _fault(lambda path=path: read_table(path), [path])
+    seen: set[Path] = set()
+    for step in STEPS.values():
+        for path in sorted(results.glob(re.sub(r"(\{\w+\})+", "*", step.output))):
+            if path not in seen:
+                seen.add(path)
+                yield from CHECKS.get(step.rule, _sealed)(path, cache)
 
 
-def _fault(check: Callable[[], object], remove: list[Path]) -> Iterator[Fault]:
+def _sealed(path: Path, cache: Path) -> Iterator[Damage]:
+    """Check a record or a table by itself."""
+    yield from _damage(lambda: read_table(path) if path.suffix == ".parquet" else read_json(path), [path])
+
+
+def _folder(path: Path, cache: Path) -> Iterator[Damage]:
+    """Check a folder by the hashes in its manifest."""
+    yield from _damage(lambda: require_files(path.parent, read_json(path)["files"], ""), [path.parent])
+
+
+def _shard(path: Path, cache: Path) -> Iterator[Damage]:
+    """Check a shard's record, and the blocks of checked images that it names."""
+    yield from _sealed(path, cache)
+    for block in sorted(_blocks(path, cache)):
+        if block.exists() and (damage := block_fault(block)):
+            yield damage, [block]
+
+
+def _prepared(path: Path, cache: Path) -> Iterator[Damage]:
+    # Folds are cut from these tables, but are files of their own.
+    made = [path, *(path.with_name(name) for name in ("images", "shards", "questions.parquet", "rejects.parquet"))]
+    yield from _damage(lambda: _data_set(path), made)
+
+
+def _damage(check: Callable[[], object], remove: list[Path]) -> Iterator[Damage]:
     try:
         check()
     except (TriptychError, KeyError, TypeError, AttributeError) as error:
         named = error if isinstance(error, TriptychError) else f"{remove[0]}: is no record of Triptych"
         yield str(named).split(";")[0], remove
-
-
-def _listed(path: Path) -> None:
-    require_files(path.parent, read_json(path)["files"], "")
 
 
 def _blocks(path: Path, cache: Path) -> list[Path]:
@@ -92,20 +93,35 @@ def _data_set(path: Path) -> None:
             raise TriptychError(fault)
 
 
-def _folds(path: Path) -> None:
+def _folds(path: Path, cache: Path) -> Iterator[Damage]:
+    """Check the folds' table by the hash in their record."""
     table = path.with_suffix(".parquet")
-    require_files(path.parent, {table.name: read_json(path)["sha256"]}, "")
+    hashes = lambda: {table.name: read_json(path)["sha256"]}  # noqa: E731
+    yield from _damage(lambda: require_files(path.parent, hashes(), ""), [path, table])
 
 
-def _features(path: Path) -> Iterator[Fault]:
+def _features(path: Path, cache: Path) -> Iterator[Damage]:
+    """Check the shards of features that a manifest names."""
     try:
         files = read_json(path)["files"]
-    except TriptychError as fault:
-        yield str(fault).split(";")[0], [path]
+    except TriptychError as error:
+        yield str(error).split(";")[0], [path]
         return
     for name in files:
         shard = path.parent.parent / "shards" / name
-        yield from _fault(lambda shard=shard: require_whole(shard, shard.stem), [shard, path])
+        yield from _damage(lambda shard=shard: require_whole(shard, shard.stem), [shard, path])
+
+
+# Rule -> how its results are checked, where that takes more than a look at the file itself.
+CHECKS: dict[str, Callable[[Path, Path], Iterator[Damage]]] = {
+    "fetch_dataset": _folder,
+    "check_images": _shard,
+    "prepare_dataset": _prepared,
+    "make_folds": _folds,
+    "prepare_model": _folder,
+    "encode_images": _features,
+    "train_stage": _folder,
+}
 
 
 def remove(path: Path) -> None:
@@ -132,9 +148,9 @@ def main() -> None:
     folder = Path.cwd()
     if arguments.delete and (other_snakemakes(folder) or left_steps(folder)):
         raise TriptychError(f"Snakemake or one of its steps runs in {folder}; let it end before anything is deleted")
-    found = list(faults(study.results, Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)))
-    for fault, _ in found:
-        print(f"damaged: {fault}")
+    found = list(damages(study.results, Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)))
+    for damage, _ in found:
+        print(f"damaged: {damage}")
     if arguments.delete:
         for path in dict.fromkeys([*(path for _, paths in found for path in paths), *unhashed(study.results)]):
             remove(path)

@@ -44,11 +44,13 @@ class Step:
 
     Attributes:
         rule: name of the rule.
+        each: what there is a job for; `commands/jobs.py` enumerates it.
         job: what tells one job from another: pattern of its log below `logs/` and of its times below `benchmarks/`.
         output: pattern of the file that it writes last.
     """
 
     rule: str
+    each: str
     job: str
     output: str
 
@@ -63,22 +65,23 @@ class Step:
         return f"benchmarks/{self.rule}{self.job}.jsonl"
 
 
-# In the order of the work. Tables and figures are made of these in seconds.
+# In the order of the work. The rules, status, plan and verify read this list: a new result is an entry here and a rule.
+# Tables and figures, which take seconds, are left out.
 STEPS = {
     step.rule: step
     for step in (
-        Step("fetch_dataset", "/{dataset}", SOURCE),
-        Step("check_images", "/{dataset}/{scatteritem}", SHARD),
-        Step("prepare_dataset", "/{dataset}", DATA),
-        Step("make_folds", "{cut}", FOLDS),
-        Step("audit_data", "", AUDIT),
-        Step("prepare_model", "/{role}{tag}", MODEL),
-        Step("encode_images", "/{dataset}{tag}", FEATURES),
-        Step("train_stage", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
-        Step("predict", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
-        Step("predict_captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
-        Step("predict_baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
-        Step("probe", "/{representation}/seed{seed}", PROBE),
+        Step("fetch_dataset", "data set", "/{dataset}", SOURCE),
+        Step("check_images", "shard", "/{dataset}/{scatteritem}", SHARD),
+        Step("prepare_dataset", "data set", "/{dataset}", DATA),
+        Step("make_folds", "kind of folds", "{cut}", FOLDS),
+        Step("audit_data", "study", "", AUDIT),
+        Step("prepare_model", "model", "/{role}{tag}", MODEL),
+        Step("encode_images", "features", "/{dataset}{tag}", FEATURES),
+        Step("train_stage", "training", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
+        Step("predict", "prediction", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
+        Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
+        Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
+        Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }
 

@@ -1,0 +1,69 @@
+"""What there are jobs for: the values of the wildcards of every rule's jobs, for rules, status and plan alike."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+
+from triptych.config.arms import BASELINES, PRE_PROJECTION
+from triptych.config.grid import folds_name
+from triptych.config.study import Study
+
+
+def _other_splits(study: Study) -> list[str]:
+    """Folds of the leak study that are not the study's own."""
+    splits = study.grid.leak_splits.values()
+    return [split for names in splits for split in names if split not in study.grid.folds]
+
+
+def _cuts(study: Study) -> Iterator[dict[str, object]]:
+    names = dict.fromkeys(["folds", *map(folds_name, _other_splits(study))])
+    return ({"dataset": study.settings.folds.dataset, "cut": name.removeprefix("folds")} for name in names)
+
+
+def _predictions(study: Study) -> Iterator[dict[str, object]]:
+    views = ["", *(f"-{control}" for control in study.settings.evaluation.controls)]
+    seeds, leak = study.settings.seeds, study.settings.evaluation.leak
+    for prefix, fold, seed, view in product(study.grid.schedules, study.grid.folds, seeds, views):
+        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view}
+    for cell in study.grid.trainings:
+        if leak and cell.prefix in leak.schedules and cell.split not in study.grid.folds:
+            yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": ""}
+
+
+def _baselines(study: Study) -> Iterator[dict[str, object]]:
+    for name, baseline in BASELINES.items():
+        for fold in [*study.grid.folds, *(_other_splits(study) if baseline.leak_study else [])]:
+            yield {"baseline": name, "fold": fold, "view": ""}
+
+
+def _captions(study: Study) -> Iterator[dict[str, object]]:
+    if study.settings.evaluation.captions:
+        for prefix, seed in product(study.grid.shared_prefixes, study.settings.seeds):
+            yield {"prefix": prefix, "seed": seed}
+
+
+def _probes(study: Study) -> Iterator[dict[str, object]]:
+    # Where rows are cut instead of images, every image has been seen, so there are no probes.
+    if study.settings.evaluation.probe and study.settings.folds.group != "row":
+        for name in study.grid.representations:
+            for seed in study.settings.seeds[:1] if name == PRE_PROJECTION else study.settings.seeds:
+                yield {"representation": name, "seed": seed}
+
+
+# What there is a job for -> the values of its wildcards.
+EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
+    "study": lambda study: [{}],
+    "data set": lambda study: ({"dataset": name} for name in study.grid.used_datasets),
+    "shard": lambda study: (
+        {"dataset": name, "scatteritem": f"{number}-of-{study.settings.shards}"}
+        for name in study.grid.used_datasets
+        for number in range(1, study.settings.shards + 1)
+    ),
+    "kind of folds": _cuts,
+    "model": lambda study: ({"role": name, "tag": ""} for name in study.grid.models),
+    "features": lambda study: ({"dataset": name, "tag": ""} for name in study.grid.used_features),
+    "training": lambda study: (vars(cell) for cell in study.grid.trainings),
+    "prediction": _predictions,
+    "captions": _captions,
+    "baseline": _baselines,
+    "probe": _probes,
+}
