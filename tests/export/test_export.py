@@ -382,7 +382,7 @@ def everything(folder):
 @pytest.mark.parametrize("adapter", [False, True])
 def test_equal_inputs_give_equal_bytes_and_name_no_place(models, trained, tmp_path, adapter):
     export(trained, models, [], tmp_path / "one", adapter)
-    command = [sys.executable, "-m", "triptych.export", "--checkpoint", trained, "--models", models]
+    command = [sys.executable, "-m", "triptych.cli", "export", "--checkpoint", trained, "--models", models]
     command += ["--adapter"] if adapter else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "scripts"), "PYTHONHASHSEED": "1"}
     subprocess.run([*command, "--out", tmp_path / "two"], env=environment, check=True, capture_output=True)
