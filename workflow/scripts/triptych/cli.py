@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from triptych import __version__
@@ -51,14 +52,26 @@ def build_parser(complete: bool = False) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-completion",
         choices=SHELLS,
-        help="print the shell's completion script; to complete in this shell: "
-        'eval "$(triptych --print-completion bash)"',
+        help="print a completion script for the shell; its first lines say where to save it",
     )
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         own = [import_module(command.module).build_parser()] if complete else []
         subparsers.add_parser(name, help=command.summary, parents=own, add_help=not complete)
     return parser
+
+
+def completion(shell: str) -> str:
+    """Return a script with which a shell completes commands, options and, where an option takes a path, files."""
+    import shtab
+
+    parser = build_parser(complete=True)
+    [subparsers] = (action.choices for action in parser._actions if action.dest == "command")
+    for command in subparsers.values():
+        for action in command._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE
+    return shtab.complete(parser, shell)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,9 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     parser = build_parser()
     if shell := parser.parse_args(arguments).print_completion:
-        import shtab
-
-        print(shtab.complete(build_parser(complete=True), shell))
+        print(completion(shell))
     else:
         parser.print_help()
 
