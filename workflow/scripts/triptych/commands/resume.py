@@ -77,7 +77,7 @@ def left_steps(folder: Path) -> list[int]:
 
 
 def is_step(words: Sequence[str]) -> bool:
-    """Tell whether a command line is that of a step, `python -m triptych...` as rules run it.
+    """Tell whether a command line is that of a step, a module of Triptych run with `python -m` as rules do.
 
     What people run is none: `triptych ...`, a module of `BY_HAND`, and a module that is given a `--configfile`.
     """
