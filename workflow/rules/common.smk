@@ -5,7 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+# Beside this file, also where another workflow uses these rules as a module; `workflow.basedir` is that workflow's.
+SCRIPTS = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from snakemake.exceptions import WorkflowError
@@ -23,7 +24,7 @@ workflow_hooks.speed_up_dry_runs()
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
-    study = load_study(config, Path(workflow.configfiles[-1]).name)
+    study = load_study(config, Path(workflow.configfiles[-1]).name if workflow.configfiles else "config")
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid
