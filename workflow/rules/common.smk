@@ -10,6 +10,7 @@ SCRIPTS = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).paren
 sys.path.insert(0, str(SCRIPTS))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from triptych import workflow_hooks
 from triptych.config import jobs, paths
 from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, PRE_PROJECTION, TEST, view_suffixes
@@ -48,10 +49,14 @@ SHELL_VARIABLES = {
 if workflow.remote_exec:
     SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
+# Steps use the Python that Snakemake runs in; with --sdm conda, that of the environment.
+use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
 shell.prefix(
     "set -euo pipefail; "
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    f"export {python_first}"
     f"PYTHONPATH={shlex.quote(str(SCRIPTS))} "
     + " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
     .replace("{", "{{")
