@@ -1,4 +1,4 @@
-"""Write the three lock files from pyproject.toml (run by `make lock`; needs `uv`).
+"""Write the three lock files and the conda environment from pyproject.toml (run by `make lock`; needs `uv`).
 
 One resolution, three files: torch stands apart because it comes in a CPU and a CUDA build, each with hashes of its
 own, and its CUDA libraries stand apart so that a machine with the CPU build does not download 3 GB in vain.
@@ -20,12 +20,29 @@ CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 CPU_TORCH_HASH = "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
 FILES = ("requirements-torch.lock", "requirements-cuda.lock", "requirements.lock")
 HEADER = "# Written by `make lock` from pyproject.toml. Do not edit.\n"
+ENVIRONMENT = "workflow/envs/triptych.yaml"
+# Snakemake copies the file to where it makes the environment, so that it cannot name the lock files.
+ENVIRONMENT_HEAD = """# For `snakemake --sdm conda`: the versions of the lock files. `make install` also checks hashes.
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python =3.11
+  - pip
+  - pip:
+"""
 
 
 def write(name: str, blocks: list[str]) -> None:
     """Write one lock file."""
     (ROOT / name).write_text(HEADER + "\n".join(blocks) + "\n")
     print(f"{name}: {len(blocks)} entries")
+
+
+def environment(requirements: list[str]) -> str:
+    """Return the conda environment file of requirements, each a block of a lock file."""
+    pins = [re.match(r"[^\\\n]+", block)[0].strip() for block in requirements]
+    return HEADER + ENVIRONMENT_HEAD + "".join(f"      - {pin}\n" for pin in pins)
 
 
 def resolve(options: list[str]) -> str:
@@ -58,6 +75,7 @@ def main() -> None:
     write("requirements-torch.lock", torch)
     write("requirements-cuda.lock", cuda)
     write("requirements.lock", ["-r requirements-torch.lock", *base])
+    (ROOT / ENVIRONMENT).write_text(environment(blocks))
 
 
 if __name__ == "__main__":
