@@ -1,5 +1,6 @@
-# `make demo` and `make test` are all the set-up there is: each makes .venv on first use.
+# `make demo` and `make test` are all the set-up there is: each makes .venv on first use. `make` lists the targets.
 SHELL := bash
+.DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -7,12 +8,16 @@ INSTALL := $(PIP) install --quiet --no-deps --require-hashes
 SNAKEMAKE := $(VENV)/bin/snakemake
 CODE := workflow/scripts tests benchmarks tools
 
-export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
+.PHONY: help install demo test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
+	format lock schema clean
 
-## install: only make .venv; the other targets do it by themselves
+## help: list the targets
+help:
+	@sed -n 's/^## \([a-z-]*\): /\1\t/p' Makefile | while IFS=$$'\t' read -r target says; do printf '%-14s %s\n' "$$target" "$$says"; done
+
+## install: .venv with the locked packages and the command `triptych`; the other targets do it by themselves
 install: $(VENV)/.installed
 
 ## demo: the whole study on embedded weights and images; prints the results table
@@ -82,21 +87,28 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow/rules
 
-## schema: from the settings models, config/schema.json for editors and docs/configuration.md for people
+## schema: config/schema.json (for editors) and docs/configuration.md (for people) from the settings' models
 schema: $(VENV)/.installed
-	$(VENV)/bin/python -m triptych.config.settings --schema config/schema.json
+	$(VENV)/bin/triptych schema --out config/schema.json
 	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
 
 ## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
 lock:
 	$(PYTHON) tools/lock.py
 
+## clean: remove .venv and the caches of the tools; results stay
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
 
+# Built by the setuptools of the lock file and not in a fresh environment, so that nothing is fetched. Editable: the
+# package is this checkout.
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml
+	$(PIP) install --quiet --no-deps --no-build-isolation --no-index --editable .
+	touch $@
+
 # torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
 # is checked, and the CUDA libraries follow only where the build needs them.
-$(VENV)/.installed: requirements.lock requirements-torch.lock requirements-cuda.lock
+$(VENV)/.dependencies: requirements.lock requirements-torch.lock requirements-cuda.lock
 	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock)

@@ -10,7 +10,7 @@ min_version("9.19")
 # Only when no --configfile is given: Snakemake would mix the two files key by key.
 if not workflow.configfiles:
 
-    configfile: Path(workflow.basedir) / "config" / "config.yaml"
+    configfile: Path(workflow.current_basedir.get_path_or_uri(secret_free=True)) / "config" / "config.yaml"
 
 
 include: "workflow/rules/common.smk"

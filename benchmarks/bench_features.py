@@ -1,6 +1,6 @@
 """Is the encoder kept busy? Its own forward rate at its best batch size against the rate of the whole encode step.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=workflow/scripts python benchmarks/bench_features.py
+    OMP_NUM_THREADS=1 python benchmarks/bench_features.py
 
 Both run in turn for several rounds on photograph-like JPEGs of 640 x 480; medians count. The step's rate includes
 loading the encoder, trying it out, decoding, and writing the shards. On a machine that others use, both rates waver

@@ -1,6 +1,6 @@
 """How often do tests of two schedules err? False positives and power, on the structure of SLAKE's questions.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=workflow/scripts python benchmarks/simulate_comparison.py
+    OMP_NUM_THREADS=1 python benchmarks/simulate_comparison.py
 
 Two designs: each question held out in one of five folds (the images of SLAKE's train and validation parts), and a
 common test part that every run answers (its test part). Numbers of questions per image are drawn to look like

@@ -92,7 +92,7 @@ class Study:
         return status, self.said()
 
     def verify(self, *arguments: str) -> tuple[int, list[str]]:
-        """Run `triptych.commands.verify`; gives exit status and what it found damaged."""
+        """Run `triptych verify`; gives exit status and what it found damaged."""
         command = ["-m", "triptych.commands.verify", "--configfile", str(self.folder / "study.yaml"), *arguments]
         status = self._python(command).wait()
         assert "Traceback" not in self.said(), self.said()
@@ -330,7 +330,7 @@ def disk(folder: Path) -> Iterator[bool]:
 
 
 def wait_for_steps(study: Study) -> None:
-    """Let steps that outlive their Snakemake end, as `triptych.commands.resume` demands."""
+    """Let steps that outlive their Snakemake end, as `triptych resume` demands."""
     end = time.monotonic() + 900
     while study.steps():
         assert time.monotonic() < end, "a step does not end"

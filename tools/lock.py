@@ -1,12 +1,16 @@
-"""Write the three lock files from pyproject.toml (run by `make lock`; needs `uv`).
+"""Write the three lock files and the conda environment from pyproject.toml (run by `make lock`; needs `uv`).
 
 One resolution, three files: torch stands apart because it comes in a CPU and a CUDA build, each with hashes of its
 own, and its CUDA libraries stand apart so that a machine with the CPU build does not download 3 GB in vain.
+
+Versions that are locked already are kept where pyproject.toml allows them; `python tools/lock.py --upgrade`, or
+`--upgrade-package NAME`, takes newer ones.
 """
 
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +18,19 @@ CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 # The CPU build of torch 2.13.0 for CPython 3.11 on Linux x86-64 ("2.13.0+cpu"), which pip prefers where it can
 # see it; the index itself offers the CUDA build, whose hashes the resolution finds.
 CPU_TORCH_HASH = "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
+FILES = ("requirements-torch.lock", "requirements-cuda.lock", "requirements.lock")
 HEADER = "# Written by `make lock` from pyproject.toml. Do not edit.\n"
+ENVIRONMENT = "workflow/envs/triptych.yaml"
+# Snakemake copies the file to where it makes the environment, so that it cannot name the lock files.
+ENVIRONMENT_HEAD = """# For `snakemake --sdm conda`: the versions of the lock files. `make install` also checks hashes.
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python =3.11
+  - pip
+  - pip:
+"""
 
 
 def write(name: str, blocks: list[str]) -> None:
@@ -23,28 +39,43 @@ def write(name: str, blocks: list[str]) -> None:
     print(f"{name}: {len(blocks)} entries")
 
 
+def environment(requirements: list[str]) -> str:
+    """Return the conda environment file of requirements, each a block of a lock file."""
+    pins = [re.match(r"[^\\\n]+", block)[0].strip() for block in requirements]
+    return HEADER + ENVIRONMENT_HEAD + "".join(f"      - {pin}\n" for pin in pins)
+
+
+def resolve(options: list[str]) -> str:
+    """Return what uv resolves, with hashes, for Python 3.11 and 3.12 and all platforms.
+
+    Raises:
+        SystemExit: uv finds no solution, which it explains on stderr.
+    """
+    command = ["uv", "pip", "compile", "pyproject.toml", "--extra", "dev", "--universal", "--python-version", "3.11"]
+    command += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", *options]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "requirements.txt")
+        # What stands in the output file is what uv prefers.
+        locked = "".join((ROOT / name).read_text() for name in FILES if (ROOT / name).exists())
+        output.write_text(locked.replace("-r requirements-torch.lock\n", ""))
+        status = subprocess.run([*command, "--output-file", output], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+        if status:
+            sys.exit(status)
+        return output.read_text()
+
+
 def main() -> None:
     """Resolve, add the CPU wheel's hash and split off the CUDA libraries."""
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        "pyproject.toml",
-        "--extra",
-        "dev",
-        "--universal",
-        "--python-version",
-        "3.11",
-    ]
-    command += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", *sys.argv[1:]]
-    resolved = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    resolved = resolve(sys.argv[1:])
     blocks = re.split(r"\n(?=[a-z0-9])", resolved.strip())
-    torch = [f"{block} \\\n    --hash={CPU_TORCH_HASH}" for block in blocks if block.startswith("torch==")]
+    cpu = f" \\\n    --hash={CPU_TORCH_HASH}"
+    torch = [block.replace(cpu, "") + cpu for block in blocks if block.startswith("torch==")]
     cuda = [block for block in blocks if CUDA.match(block)]
     base = [block for block in blocks if not CUDA.match(block) and not block.startswith("torch==")]
     write("requirements-torch.lock", torch)
     write("requirements-cuda.lock", cuda)
     write("requirements.lock", ["-r requirements-torch.lock", *base])
+    (ROOT / ENVIRONMENT).write_text(environment(blocks))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Resuming after Snakemake itself was killed: refused while anything runs, then goes on where it stopped."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import check_profiles
 import pytest
 import yaml
 from conftest import ROOT
-from triptych.commands.resume import job_prefix, option
+from triptych.cli import COMMANDS
+from triptych.commands.resume import BY_HAND, build_parser, is_step, job_prefix
 from triptych.errors import TriptychError
 
 SNAKEFILE = """
@@ -43,7 +46,7 @@ def resume(study, *arguments, squeue=None):
         (tools / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
         (tools / "squeue").chmod(0o755)
         environment["PATH"] = f"{tools}:{environment['PATH']}"
-    command = [sys.executable, "-m", "triptych.commands.resume", *arguments]
+    command = [sys.executable, "-m", "triptych.cli", "resume", *arguments]
     return subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -69,8 +72,16 @@ def test_a_killed_run_goes_on_and_a_running_one_is_left_alone(study):
 def test_steps_that_outlive_their_snakemake_are_left_alone(study):
     command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", "-m"]
     step = subprocess.Popen([*command, "triptych.train"], cwd=study, stdout=subprocess.PIPE)
-    by_hand = (["triptych.commands.status"], ["triptych.report.wandb_runs", "--configfile", "x"], ["triptych.export"])
-    others = [subprocess.Popen([*command, *words], cwd=study, stdout=subprocess.PIPE) for words in by_hand]
+    by_hand = (
+        ["triptych.commands.status"],
+        ["triptych.report.wandb_runs", "--configfile", "x"],
+        ["triptych.commands.export"],
+    )
+    installed = [*command[:-1], "/venv/bin/triptych", "status", "--watch", "5"]
+    others = [
+        subprocess.Popen(words, cwd=study, stdout=subprocess.PIPE)
+        for words in (*([*command, *words] for words in by_hand), installed)
+    ]
     try:
         for process in (step, *others):
             process.stdout.readline()
@@ -93,7 +104,7 @@ def test_jobs_of_the_cluster_that_still_run_are_named(study):
     squeue = "echo '17|triptych-1b2c|RUNNING|rule_train_stage_wildcards_2'; echo '18|other|PENDING|'"
     refused = resume(study, "--profile", "profile", squeue=squeue)
     assert refused.returncode == 1
-    assert "1 jobs of an earlier Snakemake still wait or run" in refused.stderr
+    assert "1 jobs of an earlier Snakemake are still pending or running" in refused.stderr
     assert "17 running rule_train_stage_wildcards_2" in refused.stderr and "18" not in refused.stderr
     assert not (study / "first").exists()
 
@@ -103,10 +114,31 @@ def test_a_cluster_that_does_not_answer_is_no_permission(study):
     assert refused.returncode == 1 and "squeue does not answer (Unable to contact" in refused.stderr
 
 
-def test_options_are_found_however_they_are_written():
-    assert option(["--cores", "2", "--profile", "p"], "--profile") == "p"
-    assert option(["--profile=p"], "--profile") == "p"
-    assert option(["--cores", "2"], "--profile") is None
+@pytest.mark.parametrize(
+    ("words", "profile", "folder"),
+    [
+        ("--cores 2 --profile p", "p", "."),
+        ("--profile=p -d f --configfile a.yaml b.yaml --until train_stage", "p", "f"),
+        ("all --cores 2 --directory=f -n", None, "f"),
+    ],
+)
+def test_options_are_found_however_they_are_written(words, profile, folder):
+    known, others = build_parser().parse_known_args(words.split())
+    assert (known.profile, str(known.directory)) == (profile, folder)
+    assert "p" not in others and "f" not in others
+
+
+def test_steps_are_what_rules_run_and_nothing_else():
+    run_by_rules = {
+        module for text in check_profiles.rules().values() for module in re.findall(r"-m (triptych\.[\w.]+)", text)
+    }
+    steps = {module for module in run_by_rules if is_step(["python", "-m", module, "--out", "x"])}
+    assert run_by_rules - steps == {COMMANDS["plan"].module}, "which writes nothing"
+    for name, (module, _) in COMMANDS.items():
+        assert not is_step(["/venv/bin/python", "/venv/bin/triptych", name, "--configfile", "a.yaml"])
+        assert module in run_by_rules or module == "triptych.config.settings" or module.startswith(BY_HAND)
+    assert is_step(["torchrun", "--nproc-per-node", "2", "-m", "triptych.train", "--job", "{}"])
+    assert not is_step(["python", "-m", "triptych.report.wandb_runs", "--configfile=a.yaml"])
 
 
 def test_the_profile_says_what_its_jobs_are_called(study):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CACHE, PROMPT, ROOT, image_bytes, make_llama, make_tokenizer
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -296,7 +297,7 @@ def test_a_tokenizer_that_cannot_give_the_same_ids_is_refused():
     """The mark goes before the first text only, and the prompt has a special token on either side of the image."""
     ours = sentencepiece_like("first")
     ours.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
-    with pytest.raises(TriptychError, match="unlike its two parts"):
+    with pytest.raises(TriptychError, match="other ids than its two parts"):
         image_tokenizer(ours, "<|user|>look<image>and {question}", 3)
 
 
@@ -360,6 +361,9 @@ def test_the_card_says_how_to_load_and_what_it_is(models, trained, tmp_path, ada
     assert "weights are those of epoch 1" in card and "| 2 | 1.2500" not in card
     assert checkpoint.code_version() in card
     assert (tmp_path / "out" / "data" / "medical.md").read_text() == "licence of the images"
+    front_matter = ModelCard(card).data
+    assert (front_matter.library_name, front_matter.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert front_matter.tags == ["triptych", "llava"] and front_matter.base_model is None
     answer = triptych_answers(trained, models)[0]
     longest = load_tokenizer(models / "language_model").decode(answer, skip_special_tokens=True)
     assert run_card(tmp_path / "out", tmp_path).startswith(longest)
@@ -382,7 +386,7 @@ def everything(folder):
 @pytest.mark.parametrize("adapter", [False, True])
 def test_equal_inputs_give_equal_bytes_and_name_no_place(models, trained, tmp_path, adapter):
     export(trained, models, [], tmp_path / "one", adapter)
-    command = [sys.executable, "-m", "triptych.export", "--checkpoint", trained, "--models", models]
+    command = [sys.executable, "-m", "triptych.cli", "export", "--checkpoint", trained, "--models", models]
     command += ["--adapter"] if adapter else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow" / "scripts"), "PYTHONHASHSEED": "1"}
     subprocess.run([*command, "--out", tmp_path / "two"], env=environment, check=True, capture_output=True)
@@ -405,9 +409,9 @@ def test_only_an_earlier_export_is_replaced(models, trained, tmp_path):
     export(trained, models, [], out, False)
     assert not (out / "adapter").exists()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(TriptychError, match=r"holds notes\.txt, which no export has written"):
+    with pytest.raises(TriptychError, match=r"contains notes\.txt, which is not part of an export"):
         export(trained, models, [], out, False)
-    with pytest.raises(TriptychError, match="no export has written"):
+    with pytest.raises(TriptychError, match="is not part of an export"):
         export(trained, models, [], models, False)
     assert (out / "notes.txt").exists() and (models / "language_model" / "manifest.json").exists()
 

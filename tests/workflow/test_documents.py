@@ -1,14 +1,19 @@
-"""The commands in the documents can be typed as they stand: no option swallows a target."""
+"""The commands in the documents can be typed as they stand: they parse, and no option swallows a target."""
 
 import re
 import shlex
+from importlib import import_module
 
+import check_profiles
 import pytest
 from conftest import ROOT
 from snakemake.cli import get_argument_parser
-from test_profiles import check_profiles
+from triptych.cli import COMMANDS, build_parser
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(path for name in ("docs", "config", "profiles") for path in (ROOT / name).glob("*.md")),
+]
 OTHERS = [ROOT / "Makefile", *sorted((ROOT / "config").glob("*.yaml")), *sorted((ROOT / "profiles").glob("*/*.yaml"))]
 TARGETS = {"all", "plan", "test"}
 STEPS = "|".join(set(check_profiles.rules()) - TARGETS)
@@ -28,8 +33,12 @@ SEVERAL = {
 }
 
 
-def commands(text: str, markdown: bool) -> list[str]:
-    """Commands of Snakemake in a document: lines of code blocks and, in Markdown, what is `between ticks`."""
+SNAKEMAKE = r"(?:^|[\s:=])(?:snakemake|\$\(SNAKEMAKE\)) (.+)"
+TRIPTYCH = r"(?:^|[;&|#]) *triptych (.+)"  # where a command begins, and not in `git clone ... triptych`
+
+
+def commands(text: str, markdown: bool, program: str = SNAKEMAKE) -> list[str]:
+    """Commands of a program in a document: lines of code blocks and, in Markdown, what is `between ticks`."""
     text = text.replace("\\\n", " ")
     lines = text.splitlines()
     if markdown:
@@ -37,7 +46,7 @@ def commands(text: str, markdown: bool) -> list[str]:
         rest = re.sub(r"^ *```.*?\n.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
         lines = [line for block in blocks for line in block.splitlines()]
         lines += [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", rest)]
-    found = (re.search(r"(?:^|[\s:=])(?:snakemake|\$\(SNAKEMAKE\)) (.+)", line) for line in lines)
+    found = (re.search(program, line) for line in lines)
     return [match[1] for match in found if match]
 
 
@@ -65,6 +74,48 @@ def test_the_documents_hold_commands():
     assert len(found) > 15
     assert any(command.startswith("plan ") for command in found), "in a block or between ticks"
     assert any("--forcerun" in command for command in found)
+
+
+def parse(command: str) -> None:
+    """Parse a command of Triptych; its name alone may stand in a text. What it cannot parse exits with status 2."""
+    name, *words = shlex.split(re.split(r" [|>;&]", command)[0], comments=True)
+    if name.startswith("-") or name not in COMMANDS:
+        build_parser().parse_args([name, *words])
+    elif name == "resume":
+        get_argument_parser(profiles=[]).parse_args(words)
+    elif words:
+        import_module(COMMANDS[name].module).build_parser().parse_args(words)
+
+
+def test_every_command_of_triptych_is_one_that_it_understands():
+    code = sorted((ROOT / "workflow").rglob("*.py"))
+    for document in DOCUMENTS + OTHERS + code:
+        for command in commands(document.read_text(encoding="utf-8"), document.suffix == ".md", TRIPTYCH):
+            try:
+                parse(command)
+            except SystemExit as left:
+                assert not left.code, f"{document}: triptych {command}"
+
+
+def test_the_documents_show_every_command_of_triptych():
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    found = {command.split()[0] for text in texts for command in commands(text, True, TRIPTYCH)}
+    assert set(COMMANDS) - found == {"schema"}, "which `make schema` runs"
+
+
+@pytest.mark.parametrize(
+    "command", ["stauts", "status --configfil", "convert vqa-rad --from a", "resume --profil", "plan x"]
+)
+def test_a_command_that_is_wrong_is_found(command):
+    with pytest.raises(SystemExit, match="2"):
+        parse(command)
+
+
+def test_nobody_is_told_to_set_a_path_or_to_run_a_module():
+    told = [path for folder in ("workflow/scripts", "benchmarks", "tools") for path in (ROOT / folder).rglob("*.py")]
+    for document in DOCUMENTS + OTHERS + told:
+        text = document.read_text(encoding="utf-8")
+        assert "PYTHONPATH=" not in text and "python -m triptych" not in text, document
 
 
 @pytest.mark.parametrize(

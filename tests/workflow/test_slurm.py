@@ -190,7 +190,7 @@ def study(slurm, world, tmp_path_factory):
 
 def test_a_killed_snakemake_is_not_resumed_beside_its_jobs(study):
     status, said = study.refused
-    assert status == 1 and "of an earlier Snakemake still wait or run" in said
+    assert status == 1 and "of an earlier Snakemake are still pending or running" in said
     assert f"{study.first} running rule_train_stage_wildcards_1_shared_0" in said
 
 

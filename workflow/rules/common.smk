@@ -5,10 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+# Beside this file, also where another workflow uses these rules as a module; `workflow.basedir` is that workflow's.
+SCRIPTS = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from triptych import workflow_hooks
 from triptych.config import jobs, paths
 from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, view_suffixes
@@ -24,7 +26,7 @@ workflow_hooks.speed_up_dry_runs()
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
-    study = load_study(config, Path(workflow.configfiles[-1]).name)
+    study = load_study(config, Path(workflow.configfiles[-1]).name if workflow.configfiles else "config")
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid
@@ -48,10 +50,14 @@ SHELL_VARIABLES = {
 if workflow.remote_exec:
     SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
+# Steps use the Python that Snakemake runs in; with --sdm conda, that of the environment.
+use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
 shell.prefix(
     "set -euo pipefail; "
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    f"export {python_first}"
     f"PYTHONPATH={shlex.quote(str(SCRIPTS))} "
     + " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
     .replace("{", "{{")

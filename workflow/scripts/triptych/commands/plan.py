@@ -116,13 +116,22 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         yield "sizes       of models and data are as the configuration says; they are not prepared yet"
 
 
-def main() -> None:
-    """Say what a study will cost and what it can show. Nothing is run."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych plan`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych plan",
+        description=main.__doc__,
+        epilog="example: triptych plan --configfile config/slake-cpu.yaml",
+    )
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
     given.add_argument("--settings", help="its settings as JSON")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Estimate what a study will cost and the smallest difference that it can detect. Nothing is run."""
+    arguments = build_parser().parse_args(arguments)
     if arguments.settings:
         study = Study.of(Settings.model_validate_json(arguments.settings))
     else:

@@ -1,12 +1,13 @@
 """Go on after Snakemake itself was killed (a lost connection, a rebooted login node): `triptych resume`.
 
-    python -m triptych.commands.resume --profile profiles/aire --configfile config/mine.yaml
+    triptych resume --profile profiles/aire --configfile config/mine.yaml
 
 SLURM jobs, and steps on this machine, outlive the Snakemake that started them, and its lock stays. Unlocking by hand
-would start a second job for what one is still writing. This refuses while any of them waits or runs; then it unlocks,
-and runs Snakemake as given.
+would start a second job for a file that the first is still writing. So `triptych resume` refuses while any of them is
+pending or running; otherwise it unlocks the folder and runs Snakemake with the arguments given.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -20,45 +21,36 @@ import yaml
 
 from triptych.errors import TriptychError, run_step
 
-BY_HAND = ("export", "plan", "resume", "status", "verify")  # commands that are no steps
-
-
-PROFILES = ("profile.yaml", "config.yaml")
-
-
-def option(arguments: Sequence[str], name: str) -> str | None:
-    """Value of an option on a command line, written as `--name value` or `--name=value`; None where it is not there."""
-    for place, argument in enumerate(arguments):
-        if argument == name and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith(f"{name}="):
-            return argument.removeprefix(f"{name}=")
-    return None
+# Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
+BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.")
+PROFILE_FILES = ("profile.yaml", "config.yaml")
 
 
 def job_prefix(profile: str | None) -> str | None:
-    """What the names of a profile's SLURM jobs start with; None where it sends none.
+    """Return what the names of a profile's SLURM jobs start with; None if the profile does not use SLURM.
 
     Raises:
-        TriptychError: the profile sends jobs without a prefix, so that they cannot be told from others.
+        TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
     """
-    files = [path for name in PROFILES if profile and (path := Path(profile, name)).is_file()]
+    files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
     settings = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
     if settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
-        raise TriptychError(f"{files[0]}: slurm-jobname-prefix is missing; without it nobody can tell whose jobs run")
+        raise TriptychError(
+            f"{files[0]}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
+        )
     return prefix
 
 
-def waiting_jobs(prefix: str) -> list[str]:
-    """Our SLURM jobs that wait or run, a line each: number, state, rule.
+def unfinished_jobs(prefix: str) -> list[str]:
+    """Return this user's pending and running SLURM jobs with a prefix, a line each: number, state, rule.
 
     Raises:
         TriptychError: SLURM does not answer.
     """
     if shutil.which("squeue") is None:
-        raise TriptychError("squeue is not there; resume on a machine of the cluster")
+        raise TriptychError("squeue: command not found; run `triptych resume` on a login node of the cluster")
     command = ["squeue", "--me", "--noheader", "--format=%A|%j|%T|%k"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if answer.returncode:
@@ -68,7 +60,7 @@ def waiting_jobs(prefix: str) -> list[str]:
 
 
 def other_snakemakes(folder: Path) -> list[int]:
-    """Processes of this machine that run Snakemake in a folder, but for those in SLURM jobs, which squeue tells of."""
+    """Return the processes of this machine that run Snakemake in a folder, without those in SLURM jobs (see squeue)."""
 
     def is_head(process: psutil.Process, words: Sequence[str]) -> bool:
         return any(Path(word).name == "snakemake" for word in words[:4]) and "--mode remote" not in " ".join(words)
@@ -77,21 +69,25 @@ def other_snakemakes(folder: Path) -> list[int]:
 
 
 def left_steps(folder: Path) -> list[int]:
-    """Processes of this machine that run steps in a folder, but for those in SLURM jobs, which squeue tells of.
+    """Return the processes of this machine that run steps in a folder, without those in SLURM jobs (see squeue).
 
-    They outlive a Snakemake that was killed.
+    Steps outlive a Snakemake that was killed.
     """
+    return _processes(folder, lambda process, words: is_step(words) and "SLURM_JOB_ID" not in process.environ())
 
-    def is_step(process: psutil.Process, words: Sequence[str]) -> bool:
-        module = option(words, "-m") or ""
-        by_hand = module.removeprefix("triptych.") in BY_HAND or option(words, "--configfile") is not None
-        return module.startswith("triptych.") and not by_hand and "SLURM_JOB_ID" not in process.environ()
 
-    return _processes(folder, is_step)
+def is_step(words: Sequence[str]) -> bool:
+    """Tell whether a command line is that of a step, a module of Triptych run with `python -m` as rules do.
+
+    What people run is none: `triptych ...`, a module of `BY_HAND`, and a module that is given a `--configfile`.
+    """
+    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+    by_hand = module.startswith(BY_HAND) or any(word.split("=")[0] == "--configfile" for word in words)
+    return module.startswith("triptych.") and not by_hand
 
 
 def _processes(folder: Path, wanted: Callable[[psutil.Process, Sequence[str]], bool]) -> list[int]:
-    """Processes of this machine that work in a folder and are `wanted`, which is told their command lines."""
+    """Return the processes of this machine that work in a folder and are `wanted`, by command line."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         with contextlib.suppress(psutil.Error, OSError):
@@ -100,13 +96,32 @@ def _processes(folder: Path, wanted: Callable[[psutil.Process, Sequence[str]], b
     return found
 
 
-def main() -> None:
-    """Refuse while earlier jobs run; else unlock the folder and run Snakemake with the arguments given."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych resume`; all options that it does not name are Snakemake's."""
+    parser = argparse.ArgumentParser(
+        prog="triptych resume",
+        description=main.__doc__,
+        usage="%(prog)s [-h] [Snakemake's arguments ...]",
+        epilog="example: triptych resume --profile profiles/aire --directory $SCRATCH/triptych",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--profile", help="profile of the killed run")
+    parser.add_argument("--directory", "-d", type=Path, default=Path(), help="folder that the killed run worked in")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Continue a study after Snakemake itself was killed: refuse while earlier jobs run, else unlock and run it again.
+
+    Give the arguments of the killed run.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
         return
-    folder = Path(option(arguments, "--directory") or ".").resolve()
+    known, _ = parser.parse_known_args(arguments)
+    folder = known.directory.resolve()
     if running := other_snakemakes(folder):
         raise TriptychError(f"Snakemake still runs in {folder} (process {running[0]}); there is nothing to resume")
     if left := left_steps(folder):
@@ -114,12 +129,12 @@ def main() -> None:
             f"{len(left)} steps of an earlier Snakemake still run in {folder} (processes {', '.join(map(str, left))}); "
             "let them end, or stop them with `kill`, and resume again"
         )
-    if prefix := job_prefix(option(arguments, "--profile")):
-        jobs = waiting_jobs(prefix)
+    if prefix := job_prefix(known.profile):
+        jobs = unfinished_jobs(prefix)
         if jobs:
             raise TriptychError(
-                f"{len(jobs)} jobs of an earlier Snakemake still wait or run; let them end, or `scancel` them, and "
-                "resume again:\n  " + "\n  ".join(jobs)
+                f"{len(jobs)} jobs of an earlier Snakemake are still pending or running; let them end, or cancel them "
+                "with `scancel`, and resume again:\n  " + "\n  ".join(jobs)
             )
     snakemake = [sys.executable, "-m", "snakemake", *arguments]
     unlocked = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What of a study is done, running, failed and left, as plain text: `python -m triptych.commands.status`.
+"""What of a study is done, running, failed and left, as plain text: `triptych status`.
 
 It looks at the files in the results folder and runs nothing. So it is quick, and works wherever the files are seen,
 while Snakemake runs and after. It does not know which finished steps a changed setting will make again: that, a dry
@@ -123,12 +123,21 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def main() -> None:
-    """Say what of a study is done, running, failed (with the reason), stopped (goes on when run again) and left."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych status`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych status",
+        description=main.__doc__,
+        epilog="example: triptych status --configfile config/slake-cpu.yaml --watch 5",
+    )
     parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="show bars, again and again, until all is done")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Say what of a study is done, running, failed (with the reason), stopped (goes on when run again) and left."""
+    arguments = build_parser().parse_args(arguments)
     study = read_study(arguments.configfile)
     if not arguments.watch:
         states = job_states(study, time.time())

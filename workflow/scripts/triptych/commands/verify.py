@@ -1,6 +1,6 @@
-"""Compare all that a study has made with its hashes and checksums: `python -m triptych.commands.verify`.
+"""Compare all that a study has made with its hashes and checksums: `triptych verify`.
 
-    python -m triptych.commands.verify --configfile config/mine.yaml --delete
+    triptych verify --configfile config/mine.yaml --delete
 
 Snakemake looks at names and times of files, and does not see what a failing disk or a copy that was cut short has done
 to one. Steps check what they read; this reads everything. With --delete, what is damaged is removed, and with it the
@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from triptych.commands.resume import left_steps, other_snakemakes
@@ -138,12 +138,21 @@ def unhashed(results: Path) -> list[Path]:
     return [*made, results / "report.html"]
 
 
-def main() -> None:
-    """Compare everything that a study has made with its hashes; say what is damaged, a line each."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych verify`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych verify",
+        description=main.__doc__,
+        epilog="example: triptych verify --configfile config/mine.yaml",
+    )
     parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
     parser.add_argument("--delete", action="store_true", help="remove what is damaged, and all tables and figures")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare everything that a study has made with its hashes; say what is damaged, a line each."""
+    arguments = build_parser().parse_args(arguments)
     study = read_study(arguments.configfile)
     folder = Path.cwd()
     if arguments.delete and (other_snakemakes(folder) or left_steps(folder)):

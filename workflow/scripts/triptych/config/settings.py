@@ -4,6 +4,7 @@ Every field has a description; `config/schema.json`, which editors use, is gener
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,11 +105,19 @@ class Settings(Record):
         }
 
 
-def main() -> None:
-    """Write the JSON schema that editors use."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--schema", type=Path, required=True, help="file to write")
-    write_json(parser.parse_args().schema, Settings.model_json_schema(by_alias=False))
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych schema`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych schema", description=main.__doc__, epilog="example: triptych schema --out config/schema.json"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the JSON schema of the settings, with which editors check and complete configuration files."""
+    arguments = build_parser().parse_args(arguments)
+    write_json(arguments.out, Settings.model_json_schema(by_alias=False))
 
 
 if __name__ == "__main__":

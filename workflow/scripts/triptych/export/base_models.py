@@ -1,4 +1,4 @@
-"""Which of a study's base models belong to a checkpoint."""
+"""Find the base models of a checkpoint among those of a study."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ class BaseModels(NamedTuple):
 
 
 def base_models(models: Path, manifest: dict) -> BaseModels:
-    """The models that a checkpoint's manifest names, among those of a study, which ablations may add to."""
+    """Return the models that a checkpoint's manifest names, among those of a study and its ablations."""
 
     def one(role: str, fits: Callable[[Path], bool]) -> Path:
         folders = [path.parent for path in sorted(models.glob(f"{role}*/{checkpoint.MANIFEST}"))]
@@ -35,5 +35,5 @@ def base_models(models: Path, manifest: dict) -> BaseModels:
 
 
 def encoder_settings(models: BaseModels) -> dict:
-    """Settings of the vision encoder, as its manifest has them."""
+    """Return the settings of the vision encoder from its manifest."""
     return read_json(models.vision_encoder / checkpoint.MANIFEST)["settings"]

@@ -2,8 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import jinja2
+from huggingface_hub import ModelCardData
 
 from triptych.config.stages import Stage
 from triptych.download.packages import PACKAGES
@@ -12,134 +16,124 @@ from triptych.export.base_models import BaseModels
 from triptych.io.manifest import canonical_json, read_json
 from triptych.model import checkpoint
 
+TEMPLATE = Path(__file__).parent / "card.md.j2"
 UNKNOWN = "not stated"
+LAST_EPOCHS = 3  # whose validation is shown, beside the epoch whose weights were kept
 
 
-def model_card(
-    layout: str,
-    how: Sequence[str],
-    manifest: dict,
-    source: Path,
-    models: BaseModels,
-    data: Sequence[Path],
-    adapter: bool,
-    folder: Path,
-) -> str:
-    """Text of README.md; the data sets' own cards are copied into `folder`.
+@dataclass(frozen=True)
+class Loading:
+    """How an export is loaded.
 
-    Raises:
-        TriptychError: a folder of `data` is not one that the checkpoint was trained on.
+    Attributes:
+        without_class: parts of the model that transformers has no class for; empty where transformers loads it all.
+        prompt: text of one turn.
+        adapter: the LoRA is a peft adapter, and not merged.
+    """
+
+    without_class: Sequence[str]
+    prompt: str
+    adapter: bool
+
+
+@dataclass
+class DataTable:
+    """What the card says of the data sets.
+
+    Attributes:
+        rows: a row for each data set.
+        hashes: a line for each of their tables.
+        cards: their own cards, by data set.
+    """
+
+    rows: list[list[str]] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+    cards: dict[str, Path] = field(default_factory=dict)
+
+
+def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable, loading: Loading) -> str:
+    """Return the text of README.md.
+
+    Args:
+        manifest: the checkpoint's.
+        source: folder of the checkpoint.
+        models: its base models.
+        data: its data sets, from `describe_data`.
+        loading: how the export is loaded.
     """
     bases = {
         role: read_json(getattr(models, role) / checkpoint.MANIFEST)["settings"]
         for role in ("language_model", "vision_encoder")
     }
-    stages = [(name, stage) for entry in manifest["stages"] for name, stage in entry.items()]
-    hub = [f"- {settings['repo']}" for settings in bases.values() if settings["source"] == "hub"]
-    lines = [
-        "---",
-        f"library_name: {'transformers' if layout == 'llava' else 'triptych'}",
-        "pipeline_tag: image-text-to-text",
-        "license: other",
-        *(["base_model:", *hub] if hub else []),
-        "tags: [triptych, llava]",
-        "---",
-        "",
-        f"# {manifest['prefix']}, {manifest['split']}, seed {manifest['seed']}",
-        "",
-        "A vision-language model: a frozen vision encoder, a trained connector and a language model, trained in stages "
-        f"by Triptych {manifest['code']}.",
-        "",
-        "**For research. Not for clinical use:** it is no medical device, its answers may be wrong, and nobody has "
-        "checked it for diagnosis or treatment.",
-        "",
-        "## How to load it",
-        "",
-        *how,
-        "",
-        "## Training",
-        "",
-        f"Schedule {manifest['prefix']}; split {manifest['split']}; seed {manifest['seed']}; "
-        f"precision {manifest['precision']}.",
-        "",
-        *_stages(stages),
-        "",
-        f"The last stage: {manifest['samples']['train']} training and {manifest['samples']['validation']} validation "
-        "samples.",
-        *_lora_lines(manifest, adapter),
-        "",
-        "## Validation",
-        "",
-        "The last stage; epoch 0 is the state before it. The weights are those of epoch "
-        f"{manifest.get('epoch', UNKNOWN)}. Accuracy is the share of answers that greedy decoding gets right to the "
-        "letter.",
-        "",
-        *_metrics(source / "metrics.jsonl", manifest.get("epoch")),
-        "",
-        "## Data",
-        "",
-        *_data(manifest, stages, data, folder),
-        "",
-        "## Base models",
-        "",
-        *_table(
-            ["part", "model", "revision", "licence"],
-            [[role.replace("_", " "), *_base_model(settings)] for role, settings in bases.items()],
-        ),
-        "",
-        "This folder holds their weights. Their licences, and those of the data, hold for it.",
-        "",
-    ]
-    return "\n".join(lines)
+    stages = _named_stages(manifest)
+    front_matter = ModelCardData(
+        library_name="triptych" if loading.without_class else "transformers",
+        pipeline_tag="image-text-to-text",
+        license="other",
+        base_model=[settings["repo"] for settings in bases.values() if settings["source"] == "hub"] or None,
+        tags=["triptych", "llava"],
+    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        front_matter=front_matter.to_yaml(),
+        manifest=manifest,
+        unknown=UNKNOWN,
+        without_class=loading.without_class,
+        prompt=repr(loading.prompt),
+        adapter=loading.adapter,
+        stages=_stage_rows(stages),
+        metrics=_metric_rows(source / "metrics.jsonl", manifest.get("epoch")),
+        data=data.rows,
+        hashes=data.hashes,
+        last=stages[-1][1]["data"],
+        bases=[[role.replace("_", " "), *_base_model(settings)] for role, settings in bases.items()],
+    )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def how_to_load(without_class: Sequence[str], prompt: str, adapter: bool) -> list[str]:
-    """Lines of the model card that load the folder and answer a question.
+def describe_data(manifest: dict, data: Sequence[Path]) -> DataTable:
+    """Return what is known of the data sets that a checkpoint was trained on.
 
     Args:
-        without_class: parts of the model that transformers has no class for.
-        prompt: text of one turn.
-        adapter: the LoRA is a peft adapter.
+        manifest: the checkpoint's.
+        data: folders of prepared data sets; of the others, the card says that their facts are not stated.
+
+    Raises:
+        TriptychError: a folder is not a data set that the checkpoint was trained on.
     """
-    if without_class:
-        return [
-            f"transformers has no class for its {' and its '.join(without_class)}, so Triptych's own loader puts it "
-            "together (with `PYTHONPATH=workflow/scripts` in a clone of Triptych). `language_model/` alone is a plain "
-            "transformers folder.",
-            "",
-            "```python",
-            "from PIL import Image",
-            "from triptych.export import load",
-            "",
-            'answer = load("path/to/this/folder")',
-            'print(answer(Image.open("image.png"), "What is shown?"))',
-            "```",
-        ]
-    return [
-        "```python",
-        "from PIL import Image",
-        *(["from peft import PeftModel"] if adapter else []),
-        "from transformers import AutoProcessor, LlavaForConditionalGeneration",
-        "",
-        'folder = "path/to/this/folder"',
-        "processor = AutoProcessor.from_pretrained(folder)",
-        'model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32")',
-        *(['model = PeftModel.from_pretrained(model, f"{folder}/adapter")'] if adapter else []),
-        f"prompt = {prompt!r}.replace({'{question}'!r}, 'What is shown?')",
-        'inputs = processor(images=Image.open("image.png").convert("RGB"), text=prompt, return_tensors="pt")',
-        'tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]',
-        "print(processor.decode(tokens, skip_special_tokens=True).strip())",
-        "```",
-    ]
+    stages = _named_stages(manifest)
+    names = list(dict.fromkeys(stage["data"] for _, stage in stages))
+    given = {path.name: path for path in data}
+    if strangers := sorted(given.keys() - set(names)):
+        raise TriptychError(f"--data {given[strangers[0]]}: the checkpoint was trained on {', '.join(names)} only")
+    last, table = stages[-1][1]["data"], DataTable()
+    for name in names:
+        row, files = [UNKNOWN] * 4, manifest["data"] if name == last else {}
+        if name in given:
+            facts = read_json(given[name] / checkpoint.MANIFEST)
+            if name == last and facts["files"] != manifest["data"]:
+                raise TriptychError(f"--data {given[name]}: is not the data that the checkpoint was trained on")
+            row, files = _data_row(facts), facts["files"]
+            if (card := given[name] / "card.md").is_file():
+                table.cards[name] = card
+                row[-1] = f"see data/{name}.md"
+        table.rows.append([name, *row])
+        table.hashes += [f"{name}/{file}: `{digest}`" for file, digest in sorted(files.items())]
+    return table
 
 
-def _stages(stages: list[tuple[str, dict]]) -> list[str]:
-    """A table of the stages; in its last column, every setting that is not the default."""
+def copy_data_cards(cards: dict[str, Path], folder: Path) -> None:
+    """Copy the data sets' own cards into `data/` of an export."""
+    for name, card in cards.items():
+        (folder / "data").mkdir(exist_ok=True)
+        shutil.copyfile(card, folder / "data" / f"{name}.md")
+
+
+def _named_stages(manifest: dict) -> list[tuple[str, dict]]:
+    return [(name, stage) for entry in manifest["stages"] for name, stage in entry.items()]
+
+
+def _stage_rows(stages: Sequence[tuple[str, dict]]) -> list[list[object]]:
+    """Return a row for each stage; its last cell has every setting that is not the default."""
     shown = {"data", "train", "learning_rate", "epochs", "batch_size"}
     defaults = Stage.model_construct(data="", train=[]).model_dump()
     rows = []
@@ -148,71 +142,33 @@ def _stages(stages: list[tuple[str, dict]]) -> list[str]:
         others = {key: value for key, value in stage.items() if key not in shown and value != defaults.get(key)}
         trains, more = ", ".join(stage["train"]) or "nothing", canonical_json(others) if others else ""
         rows.append([name, stage["data"], trains, rates, stage["epochs"] or "", stage["batch_size"], more])
-    return _table(["stage", "data set", "trains", "learning rate", "epochs", "batch size", "further settings"], rows)
+    return rows
 
 
-def _lora_lines(manifest: dict, adapter: bool) -> list[str]:
-    if not manifest["lora"]:
-        return []
-    lora = manifest["lora"]
-    where = "in `adapter/`, for peft" if adapter else "merged into the language model"
-    return [
-        "",
-        f"LoRA: rank {lora['rank']}, alpha {lora['alpha']}, on {', '.join(lora['target_modules'])}; {where}.",
-    ]
-
-
-def _metrics(path: Path, kept: int | None) -> list[str]:
-    """A table of the last epochs' validation, and that of the epoch whose weights were kept."""
+def _metric_rows(path: Path, kept: int | None) -> list[list[object]]:
+    """Return the validation of the last epochs, and of the epoch whose weights were kept."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     names = ["validation_loss", "validation_accuracy", "validation_samples"]
-    cells = [
+    return [
         [row["epoch"], *(f"{row[name]:.4f}" if isinstance(row[name], float) else row[name] for name in names)]
         for position, row in enumerate(rows)
-        if row["epoch"] == kept or position >= len(rows) - 3
+        if row["epoch"] == kept or position >= len(rows) - LAST_EPOCHS
     ]
-    return _table(["epoch", "loss", "accuracy", "samples"], cells)
 
 
-def _data(manifest: dict, stages: list[tuple[str, dict]], data: Sequence[Path], folder: Path) -> list[str]:
-    """A table of the data sets, and their files' hashes; what is not known is said to be so."""
-    names = list(dict.fromkeys(stage["data"] for _, stage in stages))
-    given = {path.name: path for path in data}
-    if strangers := sorted(given.keys() - set(names)):
-        raise TriptychError(f"--data {given[strangers[0]]}: the checkpoint was trained on {', '.join(names)} only")
-    last = stages[-1][1]["data"]
-    rows, hashes = [], []
-    for name in names:
-        source = images = questions = card = UNKNOWN
-        files = manifest["data"] if name == last else {}
-        if name in given:
-            facts = read_json(given[name] / checkpoint.MANIFEST)
-            if name == last and facts["files"] != manifest["data"]:
-                raise TriptychError(f"--data {given[name]}: is not the data that the checkpoint was trained on")
-            files, settings, counts = facts["files"], facts["settings"], facts["counts"]
-            source = " ".join(str(settings[key]) for key in ("source", "repo", "revision") if settings.get(key))
-            images, questions = (
-                ", ".join(f"{part} {number}" for part, number in sorted(counts[kind].items()))
-                for kind in ("images", "questions")
-            )
-            if (given[name] / "card.md").is_file():
-                card = f"see data/{name}.md"
-                (folder / "data").mkdir(exist_ok=True)
-                shutil.copyfile(given[name] / "card.md", folder / "data" / f"{name}.md")
-        rows.append([name, source, images, questions, card])
-        hashes += [f"- {name}/{file}: `{digest}`" for file, digest in sorted(files.items())]
-    head = ["data set", "source", "images", "questions or captions", "licence"]
-    return [
-        *_table(head, rows),
-        "",
-        f"SHA-256 of the tables (of {last}: as in training; of others: as at the export):",
-        "",
-        *hashes,
-    ]
+def _data_row(facts: dict) -> list[str]:
+    """Return source, counts of images and of questions, and licence, from a data set's manifest."""
+    settings, counts = facts["settings"], facts["counts"]
+    source = " ".join(str(settings[key]) for key in ("source", "repo", "revision") if settings.get(key))
+    images, questions = (
+        ", ".join(f"{part} {number}" for part, number in sorted(counts[kind].items()))
+        for kind in ("images", "questions")
+    )
+    return [source, images, questions, UNKNOWN]
 
 
 def _base_model(settings: dict) -> tuple[str, str, str]:
-    """Name, revision and licence, as far as the settings tell."""
+    """Return name, revision and licence, as far as the settings of a base model tell."""
     match settings["source"]:
         case "package":
             package = PACKAGES[settings["package"]]

@@ -2,11 +2,19 @@
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+)
 
 from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels, encoder_settings
@@ -15,6 +23,32 @@ from triptych.export.trained import greedy, plain_language_model
 from triptych.model import language_model, vision
 from triptych.model.connector import Linear
 from triptych.model.vlm import VisionLanguageModel
+
+INSIDE = "language_model."  # where LLaVA holds the decoder, below `model.`
+
+
+class ImageTokens(NamedTuple):
+    """Tokens that a vision tower gives for an image.
+
+    Attributes:
+        all: states of the layer that is read.
+        class_tokens: of these, class tokens, which the model leaves out.
+        patches: places of the grid.
+    """
+
+    all: int
+    class_tokens: int
+    patches: int
+
+    @property
+    def shown(self) -> int:
+        """Tokens that the language model sees."""
+        return self.all - self.class_tokens
+
+    @property
+    def strategy(self) -> str:
+        """What transformers calls it to leave out class tokens, or not."""
+        return "default" if self.class_tokens else "full"
 
 
 def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, folder: Path) -> None:
@@ -26,55 +60,26 @@ def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, f
     Raises:
         TriptychError: the models do not fit into that class, or the tokenizer not into its processor.
     """
-    prompt = language_model.load_prompt(models.language_model)
-    settings = encoder_settings(models)
-    tower = vision.load_tower(models.vision_encoder)
-    dropped = vision.class_tokens(settings, tower.config.model_type)
-    strategy = "default" if dropped else "full"
+    settings, tower = encoder_settings(models), vision.load_tower(models.vision_encoder)
     image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder)
-    pixels = image_processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
-    with torch.inference_mode():
-        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-    count = states[settings["layer"]].shape[1]
-    patches = (pixels.shape[-2] // tower.config.patch_size) * (pixels.shape[-1] // tower.config.patch_size)
-
-    tokenizer = image_tokenizer(language_model.load_tokenizer(models.language_model), prompt, count - dropped)
+    tokens = count_tokens(tower, image_processor, settings)
+    processor = llava_processor(models, tower, image_processor, tokens)
+    processor.save_pretrained(folder)
+    tokenizer = processor.tokenizer
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    LlavaProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=tower.config.patch_size,
-        num_additional_image_tokens=count - patches,
-        vision_feature_select_strategy=strategy,
-        image_token=IMAGE_TOKEN,
-        chat_template=chat_template(prompt),
-    ).save_pretrained(folder)
-
-    inside = "language_model."
-    text = plain_language_model(model, adapter, inside, folder)
-    head = text.get_output_embeddings()
+    text = plain_language_model(model, adapter, INSIDE, folder)
     activation, projector = as_projector(model.connector)
     config = LlavaConfig(
         vision_config=copy.deepcopy(tower.config),
         text_config=copy.deepcopy(text.config),
         image_token_index=image_id,
-        image_seq_length=count - dropped,
+        image_seq_length=tokens.shown,
         projector_hidden_act=activation,
-        vision_feature_select_strategy=strategy,
+        vision_feature_select_strategy=tokens.strategy,
         vision_feature_layer=settings["layer"],
     )
-    rows = max(head.weight.shape[0], image_id + 1)
-    config.text_config.vocab_size = rows
-    state = {
-        **{f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()},
-        **{f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.items()},
-        **{f"model.{inside}{name}": tensor for name, tensor in text.model.state_dict().items()},
-        **{f"lm_head.{name}": tensor for name, tensor in head.state_dict().items()},
-    }
-    embeddings = f"model.{inside}embed_tokens.weight"
-    tied = text.get_input_embeddings().weight is head.weight
-    state[embeddings] = with_rows(text.get_input_embeddings().weight, rows)
-    state["lm_head.weight"] = state[embeddings] if tied else with_rows(head.weight, rows)
+    config.text_config.vocab_size = max(text.get_output_embeddings().weight.shape[0], image_id + 1)
+    state = llava_state(tower, projector, text, config.text_config.vocab_size)
     with torch.device("meta"):
         whole = LlavaForConditionalGeneration(config)
     try:
@@ -87,16 +92,63 @@ def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, f
     whole.tie_weights()
     whole.generation_config = greedy(tokenizer.eos_token_id, tokenizer.pad_token_id, [image_id])
     whole.save_pretrained(folder)
-    # Saving has set the dtype to that of the first tensor.
+    save_config(config, text.get_input_embeddings().weight.dtype, folder)
+
+
+def count_tokens(tower: nn.Module, image_processor: BaseImageProcessor, settings: dict) -> ImageTokens:
+    """Return the tokens that a tower gives for an image, from one blank image."""
+    pixels = image_processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+    patches = (pixels.shape[-2] // tower.config.patch_size) * (pixels.shape[-1] // tower.config.patch_size)
+    class_tokens = vision.class_tokens(settings, tower.config.model_type)
+    return ImageTokens(states[settings["layer"]].shape[1], class_tokens, patches)
+
+
+def llava_processor(
+    models: BaseModels, tower: nn.Module, image_processor: BaseImageProcessor, tokens: ImageTokens
+) -> LlavaProcessor:
+    """Return the processor, whose tokenizer reads whole prompts as Triptych reads their pieces."""
+    prompt = language_model.load_prompt(models.language_model)
+    return LlavaProcessor(
+        image_processor,
+        image_tokenizer(language_model.load_tokenizer(models.language_model), prompt, tokens.shown),
+        patch_size=tower.config.patch_size,
+        num_additional_image_tokens=tokens.all - tokens.patches,
+        vision_feature_select_strategy=tokens.strategy,
+        image_token=IMAGE_TOKEN,
+        chat_template=chat_template(prompt),
+    )
+
+
+def llava_state(
+    tower: nn.Module, projector: dict[str, torch.Tensor], text: PreTrainedModel, rows: int
+) -> dict[str, torch.Tensor]:
+    """Return all tensors by LLaVA's names, with embeddings and output layer of `rows` rows (tied where they were)."""
+    head, embeddings = text.get_output_embeddings(), text.get_input_embeddings()
+    state = {
+        **{f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()},
+        **{f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.items()},
+        **{f"model.{INSIDE}{name}": tensor for name, tensor in text.model.state_dict().items()},
+        **{f"lm_head.{name}": tensor for name, tensor in head.state_dict().items()},
+    }
+    longer = with_rows(embeddings.weight, rows)
+    state[f"model.{INSIDE}embed_tokens.weight"] = longer
+    state["lm_head.weight"] = longer if embeddings.weight is head.weight else with_rows(head.weight, rows)
+    return state
+
+
+def save_config(config: LlavaConfig, dtype: torch.dtype, folder: Path) -> None:
+    """Write the configuration again: saving the model has set the dtype to that of its first tensor."""
     for part in (config, config.text_config, config.vision_config):
-        part.dtype = text.get_input_embeddings().weight.dtype
-        part._name_or_path = ""  # where the base models lay
+        part.dtype = dtype
+        part._name_or_path = ""  # the path of the base model's folder
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
 
 
 def as_projector(connector: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
-    """Activation and tensors of LLaVA's projector, two layers, that computes what the connector computes."""
+    """Return activation and tensors of LLaVA's projector, two layers, which compute what the connector computes."""
     if not isinstance(connector, Linear):
         return "gelu", dict(connector.state_dict())
     second = {"linear_2.weight": torch.eye(len(connector.bias)), "linear_2.bias": torch.zeros_like(connector.bias)}
@@ -104,9 +156,9 @@ def as_projector(connector: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
 
 
 def with_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """An embedding matrix (V, H) with new rows at its end, up to `rows`: the mean of the others.
+    """Return an embedding matrix (V, H) with new rows at its end, up to `rows`: the mean of the others.
 
-    As an output that gives a new token the mean of all logits: never the likeliest.
+    As a row of the output layer, the mean gives a new token the mean of all logits, which is never the largest.
     """
     weight = weight.detach()
     mean = weight.double().mean(dim=0, keepdim=True).to(weight.dtype)

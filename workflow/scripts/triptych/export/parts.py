@@ -1,4 +1,4 @@
-"""Layout `triptych`: language model, connector and encoder side by side, and what puts them together."""
+"""Layout `triptych`: language model, connector and encoder side by side, and the loader that joins them."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ from triptych.model.tokens import Sample, prompt_tokens
 from triptych.model.vlm import VisionLanguageModel
 from triptych.utils.device import attention_kind, best_device, compute_dtype, mixed_precision
 
-MARK = "triptych.json"  # tells an export from other folders; written last
+MARK = "triptych.json"  # marks a folder as an export; written last
 
 
 def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool, folder: Path) -> None:
@@ -35,7 +35,7 @@ def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool
         shutil.copyfile(models.vision_encoder / name, encoder / name)
     settings = encoder_settings(models)
     if "folder" in settings:
-        settings["folder"] = Path(settings["folder"]).name  # the rest says where it lay
+        settings["folder"] = Path(settings["folder"]).name  # without the path on this machine
     write_json(encoder / checkpoint.MANIFEST, {"settings": settings, "files": files})
     text = plain_language_model(model, adapter, "", folder)
     tokenizer = language_model.load_tokenizer(models.language_model)
@@ -48,7 +48,7 @@ class Answerer:
     """Answers questions about images with an export of layout `triptych`."""
 
     def __init__(self, folder: Path, precision: Precision, device: torch.device):
-        """Put the parts together; see `load`."""
+        """Load and join the parts; see `load`."""
         facts = read_json(folder / MARK)
         self.precision, self.device = precision, device
         self.encoder = vision.load(folder / "vision_encoder", device)
@@ -65,7 +65,7 @@ class Answerer:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
-        """The greedy answer to one question about one image."""
+        """Return the greedy answer to one question about one image."""
         pixels = self.encoder.preprocess([image.convert("RGB")])
         tokens = self.encoder.tokens(pixels.to(self.device)).float()
         sample = Sample("", "", self.prompt.encode_question(question), ())
@@ -75,15 +75,15 @@ class Answerer:
 
 
 def load(folder: Path | str, precision: Precision = "fp32", device: torch.device | None = None) -> Answerer:
-    """Load an export that transformers has no class for; call what it gives with an image and a question.
+    """Load an export that transformers has no class for; call the result with an image and a question.
 
     Args:
-        folder: that `export` wrote.
+        folder: a folder that `triptych export` wrote.
         precision: fp32, bf16, or auto for bf16 where the hardware has it.
         device: where to run; None for the GPU if there is one.
 
     Raises:
-        TriptychError: not such an export, or a file is missing or changed.
+        TriptychError: it is not such an export, or a file is missing or changed.
     """
     folder = Path(folder)
     facts = read_json(folder / MARK)

@@ -1,4 +1,4 @@
-"""A tokenizer that reads a whole prompt, <image> in it, as Triptych reads the pieces around the image."""
+"""Build a tokenizer that reads a whole prompt with <image> as Triptych reads the pieces around the image."""
 
 import json
 from collections.abc import Iterable
@@ -10,9 +10,7 @@ from triptych.errors import TriptychError
 from triptych.model.tokens import prompt_tokens
 
 IMAGE_TOKEN = "<image>"
-
-
-# Texts by which the exported tokenizer is compared with the one that the checkpoint was trained with.
+# Texts on which the exported tokenizer is compared with the one that the checkpoint was trained with.
 PROBES = (
     "",
     " ",
@@ -25,9 +23,9 @@ PROBES = (
 
 
 def image_tokenizer(tokenizer: PreTrainedTokenizerBase, prompt: str, count: int) -> PreTrainedTokenizerFast:
-    """The tokenizer with <image> added, which gives for a whole prompt the ids that Triptych gives for its pieces.
+    """Return the tokenizer with <image> added, whose ids of a whole prompt are those of its pieces in Triptych.
 
-    No id of the given tokenizer changes, and nothing is added at the start or the end.
+    No id of the given tokenizer changes, and no token is added at the start or the end.
 
     Args:
         tokenizer: the language model's.
@@ -35,7 +33,7 @@ def image_tokenizer(tokenizer: PreTrainedTokenizerBase, prompt: str, count: int)
         count: image tokens of an image.
 
     Raises:
-        TriptychError: no way was found to get the same ids.
+        TriptychError: the ids differ.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -46,8 +44,8 @@ def image_tokenizer(tokenizer: PreTrainedTokenizerBase, prompt: str, count: int)
         if same_ids(tokenizer, found, prompt, count):
             return found
     raise TriptychError(
-        "the language model's tokenizer reads a prompt with <image> in it unlike its two parts; "
-        "no tokenizer that transformers could use gives the ids that the model was trained on"
+        "the language model's tokenizer gives a prompt with <image> other ids than its two parts; no tokenizer that "
+        "transformers could use gives the ids that the model was trained on, so it cannot be exported"
     )
 
 
@@ -71,7 +69,7 @@ def _with_image_token(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _start_everywhere(facts: dict) -> dict:
-    """The same tokenizer, where a mark that stands for "start of text" also goes before text that follows <image>."""
+    """Return the same tokenizer, with the mark for "start of text" also before text that follows <image>."""
     text = json.dumps(facts["pre_tokenizer"])
     return {
         **facts,
@@ -97,9 +95,9 @@ def same_ids(
 
 
 def chat_template(prompt: str) -> str:
-    """The prompt as a chat template, for one user message with one image and one question."""
+    """Return the prompt as a chat template, for one user message with one image and one question."""
     before, after = (ascii(part) for part in prompt.split("{question}"))
-    # No space or line end of the template's own may get into the prompt.
+    # The template's own spaces and line ends must not get into the prompt.
     return (
         "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
         "{{- raise_exception('this model answers one question about one image') -}}{%- endif -%}"

@@ -1,4 +1,4 @@
-"""The language model of a checkpoint as transformers and peft keep it."""
+"""Turn the language model of a checkpoint into one that transformers and peft save."""
 
 import copy
 import re
@@ -17,9 +17,9 @@ MAX_NEW_TOKENS = Evaluation().max_new_tokens
 
 
 def plain_language_model(model: VisionLanguageModel, adapter: bool, inside: str, folder: Path) -> PreTrainedModel:
-    """The language model without LoRA around it: merged, or written into `folder/adapter` and taken off.
+    """Return the language model without LoRA modules: merged, or written to `folder/adapter` and removed.
 
-    Merged layers are kept in fp32, as they were trained: rounding to bf16 would lose a part of what was learnt.
+    Merged layers are kept in fp32, as they were trained: rounding to bf16 would lose a part of the update.
 
     Args:
         model: as the checkpoint has it.
@@ -40,7 +40,7 @@ def plain_language_model(model: VisionLanguageModel, adapter: bool, inside: str,
 
 
 def write_adapter(wrapped: PeftModel, inside: str, folder: Path) -> None:
-    """Write the LoRA as peft reads it, for a model that holds the decoder as `model.<inside>`."""
+    """Write the LoRA in peft's format, for a model that holds the decoder as `model.<inside>`."""
     start = "base_model.model.model."
     tensors = {
         f"{start}{inside}{name.removeprefix(start)}": tensor.detach().contiguous()
@@ -51,13 +51,13 @@ def write_adapter(wrapped: PeftModel, inside: str, folder: Path) -> None:
     layers = "|".join(map(re.escape, sorted(config.target_modules)))
     config.target_modules = rf"model\.{re.escape(inside)}.*\.({layers})"
     config.inference_mode = True
-    config.base_model_name_or_path = None  # it is the folder above, wherever that is
+    config.base_model_name_or_path = None  # the folder above, wherever that is
     config.save_pretrained(folder)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def greedy(end: int, pad: int | None, never: Sequence[int] = ()) -> GenerationConfig:
-    """How Triptych answers: the likeliest token each time, up to the end token."""
+    """Return the settings of greedy decoding up to the end token, with which Triptych answers."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=MAX_NEW_TOKENS,

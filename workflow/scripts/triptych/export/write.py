@@ -1,4 +1,4 @@
-"""Writing a checkpoint as a folder that plain transformers loads."""
+"""Write a checkpoint as a folder that plain transformers loads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,15 @@ import torch
 from transformers import AutoConfig
 
 from triptych.errors import TriptychError
-from triptych.export.base_models import base_models, encoder_settings
-from triptych.export.card import how_to_load, model_card
+from triptych.export.base_models import BaseModels, base_models, encoder_settings
+from triptych.export.card import Loading, copy_data_cards, describe_data, model_card
 from triptych.export.llava import write_llava
 from triptych.export.parts import MARK, write_triptych
 from triptych.features.shards import encoder_hashes
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import read_json, require_files, sha256_file, write_json
 from triptych.model import checkpoint, language_model, vision
+from triptych.model.vlm import VisionLanguageModel
 
 CPU = torch.device("cpu")
 
@@ -33,41 +34,24 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
         The layout: `llava` or `triptych`.
 
     Raises:
-        TriptychError: the checkpoint or a base model is damaged, they do not belong together, `out` is another kind of
-            folder, or the models have no such form.
+        TriptychError: the checkpoint or a base model is damaged, they do not belong together, `out` holds other files
+            than those of an export, or the models cannot be exported.
     """
-    refuse_strangers(out)
+    refuse_other_files(out)
     manifest = read_json(source / checkpoint.MANIFEST)
-    models = base_models(models, manifest)
-    language = models.language_model
-    require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
-    encoder = vision.load(models.vision_encoder, CPU)
-    base = checkpoint.Base(models.language_model, encoder.hidden_size, encoder_hashes(models.vision_encoder))
-    dtype = AutoConfig.from_pretrained(models.language_model).dtype or torch.float32
-    model = checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
-    if adapter and not model.has_lora:
-        raise TriptychError(f"{source}: has no LoRA, so there is no adapter to write; leave out --adapter")
-    if model.has_lora and "lm_head" in manifest["lora"]["target_modules"]:
-        raise TriptychError(f"{source}: its LoRA adapts the output layer, for which no export is written")
-    if model.blind:
-        raise TriptychError(f"{source}: is a blind control, which is shown no image; export another schedule")
-    without_class = [
-        f"{role}, {kind}"
-        for role, kind, own in (
-            ("encoder", "EfficientNet-Lite0", encoder_settings(models)["source"] == "package"),
-            ("connector", manifest["connector"]["kind"], manifest["connector"]["kind"] == "pooled-mlp"),
-        )
-        if own
-    ]
-    layout = "triptych" if without_class else "llava"
+    bases = base_models(models, manifest)
+    model = load_checkpoint(source, bases)
+    refuse_unsupported(model, source, manifest, adapter)
+    loading = Loading(parts_without_class(bases, manifest), language_model.load_prompt(bases.language_model), adapter)
+    described = describe_data(manifest, data)
+    layout, write = ("triptych", write_triptych) if loading.without_class else ("llava", write_llava)
     with atomic_directory(out) as folder:
-        write = {"llava": write_llava, "triptych": write_triptych}[layout]
-        write(model, models, adapter, folder)
-        how = how_to_load(without_class, language_model.load_prompt(models.language_model), adapter)
-        write_text(folder / "README.md", model_card(layout, how, manifest, source, models, data, adapter, folder))
+        write(model, bases, adapter, folder)
+        copy_data_cards(described.cards, folder)
+        write_text(folder / "README.md", model_card(manifest, source, bases, described, loading))
         facts = {
             "layout": layout,
-            "prompt": language_model.load_prompt(models.language_model),
+            "prompt": loading.prompt,
             "connector": manifest["connector"],
             "checkpoint": sha256_file(source / checkpoint.MANIFEST),
             "code": checkpoint.code_version(),
@@ -77,13 +61,48 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     return layout
 
 
+def load_checkpoint(source: Path, bases: BaseModels) -> VisionLanguageModel:
+    """Load a checkpoint on its base models, whose hashes are checked, on the CPU.
+
+    Raises:
+        TriptychError: a file is missing or changed, or the checkpoint was trained with other models.
+    """
+    language = bases.language_model
+    require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
+    encoder = vision.load(bases.vision_encoder, CPU)
+    base = checkpoint.Base(language, encoder.hidden_size, encoder_hashes(bases.vision_encoder))
+    dtype = AutoConfig.from_pretrained(language).dtype or torch.float32
+    return checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
+
+
+def refuse_unsupported(model: VisionLanguageModel, source: Path, manifest: dict, adapter: bool) -> None:
+    """Refuse a checkpoint that no export can be written of.
+
+    Raises:
+        TriptychError: it has no LoRA though an adapter is asked for, adapts the output layer, or is blind.
+    """
+    if adapter and not model.has_lora:
+        raise TriptychError(f"{source}: has no LoRA, so there is no adapter to write; leave out --adapter")
+    if model.has_lora and "lm_head" in manifest["lora"]["target_modules"]:
+        raise TriptychError(f"{source}: its LoRA adapts the output layer (lm_head), which is not supported")
+    if model.blind:
+        raise TriptychError(f"{source}: is a blind control, which is shown no image; export another schedule")
+
+
+def parts_without_class(bases: BaseModels, manifest: dict) -> list[str]:
+    """Return the parts of a model that transformers has no class for, in words."""
+    connector = manifest["connector"]["kind"]
+    packaged, pools = encoder_settings(bases)["source"] == "package", connector == "pooled-mlp"
+    return [*(["encoder, EfficientNet-Lite0"] if packaged else []), *([f"connector, {connector}"] if pools else [])]
+
+
 def files_below(folder: Path) -> list[str]:
-    """Names of all files below a folder, sorted."""
+    """Return the names of all files below a folder, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def refuse_strangers(out: Path) -> None:
-    """Let an export be written where there is nothing, or an earlier export with nothing added.
+def refuse_other_files(out: Path) -> None:
+    """Refuse to write an export over anything but an earlier export to which nothing was added.
 
     Raises:
         TriptychError: something else is there.
@@ -93,5 +112,5 @@ def refuse_strangers(out: Path) -> None:
     known = {*read_json(out / MARK)["files"], MARK} if (out / MARK).is_file() else set()
     others = sorted({*files_below(out)} - known) if out.is_dir() else [out.name]
     if others or not known:
-        told = f"holds {others[0]}, which" if others else "holds what"
-        raise TriptychError(f"{out}: {told} no export has written; name another folder, or empty this one")
+        found = f"contains {others[0]}, which is not part of an export" if others else "contains no export"
+        raise TriptychError(f"{out}: {found}; name another folder, or empty this one")

@@ -175,15 +175,25 @@ def _uploaded(folder: Path) -> bool:
     return any(folder.glob("*.wandb.synced"))
 
 
-def main() -> None:
-    """Write the trainings of a study as runs of Weights & Biases; by hand, with --configfile, also unfinished ones."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych wandb`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych wandb",
+        description=main.__doc__,
+        epilog="example: triptych wandb --configfile config/slake-cpu.yaml",
+    )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--configfile", type=Path, help="the study's configuration: all that is trained so far")
     given.add_argument("--job", help="schedules and options as JSON, with --checkpoints and --out")
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="manifests of the checkpoints")
-    parser.add_argument("--out", type=Path, help="folder of the runs")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder of the runs; wandb/ in the results folder by default")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the trainings of a study as runs of Weights & Biases; with --configfile, unfinished trainings too."""
+    parser = build_parser()
+    arguments = parser.parse_args(arguments)
     if arguments.configfile:
         study = read_study(arguments.configfile)
         job = WandbJob.of(study)

@@ -220,9 +220,14 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def main() -> None:
-    """Write `comparison.csv`, `comparison.md` and, with everything that went into them, `comparison.json`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych compare`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych compare",
+        description=main.__doc__.replace("`", ""),
+        epilog="example: triptych compare --predictions results/mine/predictions/*/fold*/seed?.parquet "
+        "--schedules 1-2-3 2-3 --equivalence-margin 1.0 --answer-type OPEN --out open-questions",
+    )
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with each other")
     parser.add_argument(
@@ -231,7 +236,12 @@ def main() -> None:
     parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="compare on these questions alone")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `comparison.csv`, `comparison.md` and, with everything that went into them, `comparison.json`."""
+    arguments = build_parser().parse_args(arguments)
     first, *others = arguments.schedules
     if not others or len(set(arguments.schedules)) < len(arguments.schedules):
         raise TriptychError("--schedules: name at least two different schedules")

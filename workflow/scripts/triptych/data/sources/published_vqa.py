@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -459,9 +459,13 @@ def _report(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Rewrite a published data set in SLAKE's layout; every image ends in one part only."""
-    parser = argparse.ArgumentParser(prog="python -m triptych.data.sources.published_vqa", description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych convert`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych convert",
+        description=main.__doc__,
+        epilog="example: triptych convert vqa-rad --from /data/VQA_RAD --out /data/vqa-rad-slake",
+    )
     parser.add_argument("dataset", choices=sorted(HUB))
     parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -475,7 +479,12 @@ def main() -> None:
     parser.add_argument("--validation", type=float, default=Split.validation, help="share of images (%(default)s)")
     parser.add_argument("--test", type=float, default=Split.test, help="share of images (%(default)s)")
     parser.add_argument("--seed", type=int, default=Split.seed, help="another seed gives other parts (%(default)s)")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rewrite a published data set in SLAKE's layout; every image ends in one part only."""
+    arguments = build_parser().parse_args(arguments)
     mode = arguments.split or {"vqa-rad": "image", "path-vqa": "official"}[arguments.dataset]
     split = Split(mode, arguments.validation, arguments.test, arguments.seed)
     print(_report(convert(arguments.dataset, arguments.source.expanduser(), arguments.out.expanduser(), split)))

@@ -1,21 +1,33 @@
-"""Command: write a checkpoint as a folder that plain transformers loads, with its processor and a model card."""
+"""Export a checkpoint as a folder that plain transformers loads: `triptych export`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.errors import run_step
-from triptych.export.write import export
 
 
-def main() -> None:
-    """Write a checkpoint as a folder for transformers."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `triptych export`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych export",
+        description=main.__doc__,
+        epilog="example: triptych export --checkpoint results/slake/checkpoints/1-2-3/fold0/seed0 "
+        "--models results/slake/models --data results/slake/data/medical --out exports/1-2-3-fold0",
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--models", type=Path, required=True, help="folder of language_model/ and vision_encoder/")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of its data sets, for the model card")
     parser.add_argument("--adapter", action="store_true", help="keep the LoRA as a peft adapter instead of merging it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a checkpoint as a folder that plain transformers loads, with its processor and a model card."""
+    arguments = build_parser().parse_args(arguments)
+    from triptych.export.write import export  # here, so that a mistyped option does not wait for torch
+
     layout = export(arguments.checkpoint, arguments.models, arguments.data, arguments.out, arguments.adapter)
     loader = "transformers" if layout == "llava" else "triptych.export.load"
     print(f"{arguments.checkpoint} -> {arguments.out}, for {loader}; see its README.md")
