@@ -20,13 +20,21 @@ import simplejpeg
 from conftest import CACHE, ROOT, image_bytes, write_slake
 from PIL import Image
 from pydantic import TypeAdapter
-from triptych.config.datasets import Dataset, FolderCaptions, HubParquetCaptions, OpenMojiCaptions, SlakeFolderVqa
+from triptych.config.datasets import (
+    SLAKE_VARIABLE,
+    Dataset,
+    FolderCaptions,
+    HubParquetCaptions,
+    OpenMojiCaptions,
+    SlakeFolderVqa,
+)
 from triptych.data import check
 from triptych.data.duplicates import normalised, perceptual_hashes
 from triptych.data.fetch import fetch
 from triptych.data.images import decode, inspect
 from triptych.data.prepare import write_dataset
 from triptych.data.sources import source_module
+from triptych.data.sources.slake_folder import local_folder
 from triptych.errors import TriptychError
 from triptych.io.manifest import sha256_bytes, sha256_file
 from triptych.io.parquet import read_table
@@ -216,13 +224,13 @@ def test_nothing_usable_is_an_error_and_leaves_no_tables(slake, tmp_path):
 
 
 def test_the_slake_folder_is_named_by_the_variable_or_the_key(slake, monkeypatch):
-    monkeypatch.delenv(slake.SLAKE_VARIABLE, raising=False)
-    assert slake.local_folder(of_slake(slake)) == slake
+    monkeypatch.delenv(SLAKE_VARIABLE, raising=False)
+    assert local_folder(of_slake(slake)) == slake
     with pytest.raises(TriptychError, match=r"set TRIPTYCH_SLAKE=/path/to/slake, or the key `folder`"):
-        slake.local_folder(SlakeFolderVqa(source="slake-folder"))
-    monkeypatch.setenv(slake.SLAKE_VARIABLE, str(slake / "nowhere"))
+        local_folder(SlakeFolderVqa(source="slake-folder"))
+    monkeypatch.setenv(SLAKE_VARIABLE, str(slake / "nowhere"))
     with pytest.raises(TriptychError, match=r"nowhere/train\.json: not there"):
-        slake.local_folder(of_slake(slake))
+        local_folder(of_slake(slake))
 
 
 # Captions

@@ -41,9 +41,6 @@ CHECKS = 5  # raise it whenever what is accepted, or what is written of it, chan
 RECORD = b"triptych"  # key of a block's record in the footer of its table
 
 
-READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
-
-
 # What an image's own path decides; any other fault of reading may pass, and must not be kept.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -72,7 +69,7 @@ def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
     """File of a block's table: its name is a hash of its candidates and of the checks."""
     checks = {"checks": CHECKS, "min_side": settings.min_side, "max_pixels": settings.max_pixels}
     checks |= {"source": settings.source, "placeholders": sorted(getattr(settings, "placeholders", []))}
-    checks |= {name: getattr(settings, name) for name in READ_BY if hasattr(settings, name)}
+    checks |= {name: getattr(settings, name) for name in settings.read_options}
     key = sha256_json({**checks, "candidates": candidates})
     return cache / "blocks" / key[:2] / f"{key}.parquet"
 
