@@ -67,7 +67,7 @@ def _sections(model: type[BaseModel] = Settings, place: str = "") -> Iterator[st
         if get_origin(kind) is dict:
             kind, heading = get_args(kind)[1], f"{heading}.<name>"
         kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # may be null
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or kind is Models:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or kind in (Models, Images):
             continue
         yield f"## `{heading}`\n"
         yield f"{_words(kind)}\n"

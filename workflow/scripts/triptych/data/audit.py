@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.data.answers import normalise
 from triptych.data.duplicates import read_thumbnails, similar_pairs
+from triptych.data.lookups import LOOKUPS, Predictor, image_vectors
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.baselines import BASELINES, image_vectors
-from triptych.evaluate.metrics import scores
-from triptych.evaluate.predictions import answer_record
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
@@ -146,15 +145,21 @@ def baseline_scores(folder: Path) -> list[dict]:
         }
         trials.append((f"{fold} held out", parts["train"], parts["test"]))
     return [
-        {"part": part, "baseline": name, **found}
+        {"part": part, "baseline": name, **_exact_match(asked, lookup(training, vectors))}
         for part, training, asked in trials
         if training and asked
-        for name, baseline in BASELINES.items()
-        if name != "nearest-features"  # features are made later
-        for predict in [baseline(training, vectors)]
-        for answers in [[answer_record(row, name, part, None, predict(row)) for row in asked]]
-        for found in [scores(answers, ("all", "open", "closed"))]
+        for name, lookup in LOOKUPS.items()
     ]
+
+
+def _exact_match(asked: list[dict], predict: Predictor) -> dict[str, float | None]:
+    """Per cent of right answers to all, open and closed questions; None where there are none of a kind."""
+    right = [normalise(predict(row)) == normalise(row["answer"]) for row in asked]
+    found = {}
+    for kind, answer_type in (("all", None), ("open", "OPEN"), ("closed", "CLOSED")):
+        values = [hit for row, hit in zip(asked, right, strict=True) if answer_type in (None, row["answer_type"])]
+        found[kind] = 100 * sum(values) / len(values) if values else None
+    return found
 
 
 def _split(questions: Iterable[dict], split: str) -> list[dict]:
