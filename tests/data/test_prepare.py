@@ -180,7 +180,7 @@ def test_groups_are_subjects_where_named_and_images_otherwise(slake, tmp_path):
     assert all(row["group"] == row["image_id"] for row in rows if row["split"] != "train")
 
 
-def test_in_two_languages_a_image_stays_in_the_part_of_its_english_questions(slake, tmp_path):
+def test_in_two_languages_an_image_stays_in_the_part_of_its_english_questions(slake, tmp_path):
     english = json.loads((slake / "test.json").read_text())
     translated = [{**row, "q_lang": "zh", "qid": 1000 + row["qid"], "question": "这是什么"} for row in english]
     edit(slake, "train", lambda records: records.extend(translated))
@@ -348,7 +348,7 @@ def test_corrupt_cmyk_is_found_like_any_other(tmp_path):
         inspect(bytes(data))
 
 
-def test_a_image_under_many_captions_is_pointed_out(captioned, tmp_path, capsys):
+def test_an_image_under_many_captions_is_pointed_out(captioned, tmp_path, capsys):
     same = encoded(photo(5), "JPEG")
     settings = captioned({**{f"{n}.jpg": same for n in range(4)}, "x.jpg": encoded(photo(6), "JPEG")}, sizes=[2])
     prepared(settings.model_copy(update={"oversample": 5.0}), tmp_path / "out")

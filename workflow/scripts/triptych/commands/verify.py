@@ -15,7 +15,7 @@ from pathlib import Path
 
 from triptych.commands.resume import left_steps, other_snakemakes
 from triptych.config.study import read_study
-from triptych.data.check import block_fault
+from triptych.data.check import block_error
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
 from triptych.io.manifest import read_json, require_files
@@ -39,7 +39,7 @@ def faults(results: Path, cache: Path) -> Iterator[Fault]:
     for path in sorted(results.glob("data/*/shards/*.json")):
         yield from _fault(lambda path=path: read_json(path), [path])
     for block in sorted({block for path in results.glob("data/*/shards/*.json") for block in _blocks(path, cache)}):
-        if block.exists() and (fault := block_fault(block)):
+        if block.exists() and (fault := block_error(block)):
             yield fault, [block]
     for path in sorted(results.glob(f"data/*/{MANIFEST}")):
         # Its folds are cut from these tables, but are files of their own.
@@ -88,7 +88,7 @@ def _data_set(path: Path) -> None:
         part = path.parent / "images" / name
         if not part.is_file():
             raise TriptychError(f"{part}: missing, though {path} lists it")
-        if fault := block_fault(part, manifest["parts"][name]):
+        if fault := block_error(part, manifest["parts"][name]):
             raise TriptychError(fault)
 
 

@@ -36,7 +36,7 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
         caption = item.caption
         try:
             if item.id in seen:
-                raise TriptychError(f"{item.path}: the id {item.id} stands there twice")
+                raise TriptychError(f"{item.path}: the id {item.id} is there twice")
             if settings.has_captions:
                 caption = clean_caption(item.caption, *settings.caption_length)
         except TriptychError as error:
@@ -61,8 +61,10 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
     candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
     if not candidates:
         reasons = Counter(row["reason"] for row in rejects).most_common(3)
-        told = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
-        raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {told or 'no rows'}")
+        listed = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
+        raise TriptychError(
+            f"the source gave no usable image; {len(rejects)} rows were rejected: {listed or 'no rows'}"
+        )
     tables = {
         "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
         "questions.parquet": (questions, QUESTION_SCHEMA),

@@ -12,7 +12,6 @@ import numpy as np
 from triptych.data.duplicates import normalised, read_thumbnails
 
 NEIGHBOURS = 3
-
 Predictor = Callable[[dict], str]  # from a question's row to the answer
 Vectors = dict[str, np.ndarray]  # by image id; their products are similarities
 

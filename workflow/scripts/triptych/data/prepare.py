@@ -212,19 +212,19 @@ def main() -> None:
     """Prepare one data set; its manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--source", type=Path, required=True, help="folder that the fetch step wrote")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    record = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
+    written = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
     card = getattr(source_module(settings), "card", None)
-    if card and (text := card(settings, arguments.cache, record["counts"])):
+    if card and (text := card(settings, arguments.cache, written["counts"])):
         write_text(arguments.out / "card.md", text)
     write_record(
-        arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json", by_alias=True), **record}
+        arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json", by_alias=True), **written}
     )
-    print(json.dumps(record["counts"]))
+    print(json.dumps(written["counts"]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from triptych.errors import TriptychError
 
 
 def listing(settings: SlakeFolderVqa, cache: Path) -> Iterator[Item | Reject]:
-    """Images and questions of the folder.
+    """List images and questions of the folder.
 
     Raises:
         TriptychError: as `local_folder` and `folder_listing`.
@@ -30,7 +30,7 @@ def reader(settings: SlakeFolderVqa, cache: Path) -> AbstractContextManager[Read
 
 
 def local_folder(settings: SlakeFolderVqa) -> Path:
-    """The user's folder in SLAKE's layout: TRIPTYCH_SLAKE, or else the setting `folder`.
+    """Give the user's folder in SLAKE's layout, after a check of what it holds.
 
     Raises:
         TriptychError: neither is given, or the folder lacks a part.

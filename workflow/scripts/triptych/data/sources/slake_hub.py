@@ -20,7 +20,7 @@ MAX_UNPACKED_BYTES = 2_000_000_000  # of SLAKE's images, which take 0.5 GB: far 
 
 
 def listing(settings: SlakeHubVqa, cache: Path) -> Iterator[Item | Reject]:
-    """Images and questions of SLAKE.
+    """List images and questions of SLAKE.
 
     Raises:
         TriptychError: as `slake_folder` and `folder_listing`.
@@ -38,7 +38,7 @@ def reader(settings: SlakeHubVqa, cache: Path) -> AbstractContextManager[Read]:
 
 
 def slake_folder(cache: Path, revision: str) -> Path:
-    """The folder with SLAKE's three tables and `imgs/xmlab<ID>/source.jpg`; downloaded and unpacked once.
+    """Give the folder with SLAKE's three tables and `imgs/xmlab<ID>/source.jpg`; downloaded and unpacked once.
 
     Raises:
         TriptychError: the files are unavailable, or the archive holds links, names that lead out of the folder, no

@@ -21,7 +21,7 @@ from triptych.io.manifest import canonical_json, read_json
 def folder_listing(
     folder: Path, language: str = "en", expected: Mapping[str, int] | None = None
 ) -> Iterator[Item | Reject]:
-    """Images and questions of a folder, in the order of its files; rows that cannot be used, with the reason.
+    """List images and questions of a folder, in the order of its files; rows that cannot be used, with the reason.
 
     With Chinese questions an image belongs to the part of its English ones: the two languages' official parts overlap.
 

@@ -26,7 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.images import FORMATS
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import read_records
+from triptych.data.sources.table_files import read_rows
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import sha256_bytes, write_json
@@ -39,7 +39,6 @@ PASSING_STATUS = (408, 425, 429)
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
 LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left alone
 PATIENCE = 15  # an attempt may take this many times the setting `timeout`, which is about silence only
-
 LOOK_AHEAD = 16  # downloads under way or waiting to be used, for each connection
 UNREACHABLE = 100  # servers in a row that cannot be reached: then there is no network
 PROGRESS_SECONDS = 10
@@ -77,7 +76,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
     """
     items = []
     table = Path(settings.table).expanduser()
-    for position, row, reason in read_records(table, (settings.url_column, settings.caption_column)):
+    for position, row, reason in read_rows(table, (settings.url_column, settings.caption_column)):
         url = row[settings.url_column].strip() if row else ""
         if reason := reason or _address_error(url):
             yield Reject("image", position, reason)

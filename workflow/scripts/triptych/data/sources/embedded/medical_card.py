@@ -24,7 +24,6 @@ EXCLUDED = (
 )
 # fmt: on
 
-
 CARD = """# Data card: embedded medical questions
 
 {pictures} real pictures of {subjects} subjects with {questions} questions in the layout of SLAKE. Answering every
@@ -63,7 +62,7 @@ pyradiomics names no terms of their own for its example volumes.
 
 
 def summary(found: list[MedicalImage], parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Counts of images and questions, as the data card shows them."""
+    """Count images and questions as the data card shows them."""
     rows = [row for part in PARTS for row in parts[part]]
     sources = {}
     for name in sorted({image.source for image in found}):
@@ -99,7 +98,7 @@ def summary(found: list[MedicalImage], parts: dict[str, list[dict[str, Any]]]) -
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """The data card as Markdown."""
+    """Write the data card as Markdown."""
     head = ["source", "version", "licence", "subjects", *(f"{part}: pictures / questions" for part in PARTS)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, source in card["sources"].items():

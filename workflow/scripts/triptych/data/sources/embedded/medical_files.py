@@ -38,7 +38,6 @@ def _has(present: str, absent: str, **facts: Any) -> dict[str, Any]:
 
 _HEART = _has("heart", "brain kidney skull", part="Chest", organ="Heart")
 
-
 # fmt: off
 SINGLES = (
     Single("cq500-310", "693_UNCR.dcm", "CT", "Brain", "axial",
@@ -91,7 +90,7 @@ def turned(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def single_images(single: Single, path: Path) -> Iterator[MedicalImage]:
-    """The images of one DICOM file: one for each wanted frame and CT window.
+    """Make the images of one DICOM file: one for each wanted frame and CT window.
 
     Raises:
         TriptychError: the file is missing or cannot be decoded.

@@ -26,16 +26,15 @@ PARTS = ("train", "validation", "test")
 VALIDATION = ("brain2", "head-ct", "pelvis-us")
 TEST = ("cq500-310", "pancreas-ct", "liver-mr", "echo-cine", "leg-x-ray", "shoulder-mr")
 
+# What makes a clear "yes" or "no"; nothing is asked about what lies between.
 MIN_LESION_MM2 = 40.0  # a smaller cut of the mask is neither "yes" nor "no"
-
-
 LESION_MARGIN_MM = 13.0  # so far from every labelled slice the answer is "no"
-
-
 CLEAR_SIDE = 0.06  # of the image's side: a centroid nearer to the middle has no clear side
-
-
 LUNG_YES_CM2, LUNG_NO_CM2 = 15.0, 0.5
+REGION_MARGIN_MM = 4  # a structure this near to a slice is not clearly absent from it
+
+# Structure: (cm2 that make a clear "yes", its masks on one grid, one for each atlas that knows it).
+Regions = dict[str, tuple[float, list[np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ class MedicalImage:
 
 
 def part_of(subject: str) -> str:
-    """The part (train, validation or test) that a whole subject belongs to."""
+    """Name the part (train, validation or test) that a whole subject belongs to."""
     return "test" if subject in TEST else "validation" if subject in VALIDATION else "train"
 
 
 def lung_mask(hounsfield: np.ndarray, voxel_mm3: float) -> np.ndarray:
-    """Lungs (with the windpipe) in a chest CT in RAS+ order: air inside the body, in large connected parts.
+    """Find the lungs (with the windpipe) in a chest CT in RAS+ order: air inside the body, in large connected parts.
 
     Air that reaches the edge of its transverse slice is outside the body; small parts and the nearly pure
     gas of stomach and bowel are left out.
@@ -75,7 +74,7 @@ def lung_mask(hounsfield: np.ndarray, voxel_mm3: float) -> np.ndarray:
 
 
 def lung_facts(section: np.ndarray, body: np.ndarray, size: tuple[float, float], plane: str) -> dict[str, Any]:
-    """What a slice's lung mask says: lung present, how many lungs, the main organ.
+    """Tell what a slice's lung mask says: lung present, how many lungs, the main organ.
 
     `section` and `body` are masks as `cut` gives them: the patient's right is on the left.
     """
@@ -98,7 +97,7 @@ def lung_facts(section: np.ndarray, body: np.ndarray, size: tuple[float, float],
 
 
 def lesion_facts(mask: np.ndarray, plane: str, index: int, spacing: np.ndarray, doubtful: bool) -> dict[str, Any]:
-    """What a lesion mask (RAS+, cropped to the body) says about one slice; empty where it is not clear.
+    """Tell what a lesion mask (RAS+, cropped to the body) says about one slice; empty where it is not clear.
 
     `doubtful` slices never get a "no": something unlabelled there could be taken for the lesion.
     """
@@ -126,7 +125,7 @@ def lesion_facts(mask: np.ndarray, plane: str, index: int, spacing: np.ndarray, 
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
-    """`count` slice numbers evenly spread from `first` to `last`, both included."""
+    """Give `count` slice numbers evenly spread from `first` to `last`, both included."""
     return sorted({round(value) for value in np.linspace(first, last, count)})
 
 
@@ -144,7 +143,11 @@ class Scan:
 
 
 def scan_images(scan: Scan, folder: Path) -> Iterator[MedicalImage]:
-    """Images of one pyradiomics volume in three planes, with facts from its mask and its intensities."""
+    """Cut images of one pyradiomics volume in three planes, with facts from its mask and its intensities.
+
+    Raises:
+        TriptychError: a file cannot be read, or the mask is not on the grid of the image.
+    """
     image = read_nrrd(folder / f"{scan.subject}_image.nrrd")
     mask = read_nrrd(folder / f"{scan.subject}_label.nrrd")
     if image.data.shape != mask.data.shape or not np.allclose(image.affine, mask.affine):
@@ -172,7 +175,7 @@ def scan_images(scan: Scan, folder: Path) -> Iterator[MedicalImage]:
                 if lung.sum() * size[0] * size[1] > 3000:
                     facts["lung_colour"] = "Black" if np.median(pixels[lung]) < 30 else "Gray"
                 elif plane == "axial":
-                    # Few lung: below it is the abdomen, above it the shoulders, which no single word names.
+                    # Little lung: below it is the abdomen, above it the shoulders, which no single word names.
                     facts["part"] = "Abdomen" if index < values.shape[2] // 2 else None
                 if plane == "sagittal":
                     facts |= _lung_side(lung, index, values.shape[0])
@@ -233,13 +236,6 @@ def _midline(millimetres: float) -> dict[str, Any]:
     return {"midline": True} if abs(millimetres) < 7 else {"midline": False} if abs(millimetres) > 22 else {}
 
 
-# Structure: (cm2 that make a clear "yes", its masks on one grid, one for each atlas that knows it).
-Regions = dict[str, tuple[float, list[np.ndarray]]]
-
-
-REGION_MARGIN_MM = 4  # a structure this near to a slice is not clearly absent from it
-
-
 @dataclass(frozen=True)
 class Template:
     """An averaged brain: its file's stem, its package, and the world coordinates (mm) of its slices per plane."""
@@ -251,7 +247,7 @@ class Template:
 
 
 def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) -> dict[str, bool]:
-    """The structures that all atlases show clearly in a slice (True) or nowhere near it (False)."""
+    """Find the structures that all atlases show clearly in a slice (True) or nowhere near it (False)."""
     height, width = pixel_size(spacing, plane)
     near = round(REGION_MARGIN_MM / spacing[AXES[plane]])
     slab = (slice(None),) * AXES[plane] + (slice(max(0, index - near), index + near + 1),)
@@ -267,7 +263,7 @@ def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) 
 def template_images(
     template: Template, image: Volume, regions: Regions, gray: np.ndarray, white: np.ndarray
 ) -> Iterator[MedicalImage]:
-    """Images of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
+    """Cut images of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
     box = largest_part_box(image.data > 0)
     spacing, inner = image.spacing, image.cropped(box)
     regions = {name: (least, [mask[box] for mask in masks]) for name, (least, masks) in regions.items()}

@@ -40,13 +40,13 @@ class Volume:
         return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
 
     def cropped(self, box: tuple[slice, slice, slice]) -> "Volume":
-        """The part inside `box`, at the same place in the world."""
+        """Crop to `box`, at the same place in the world."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
         return Volume(self.data[box], affine)
 
     def index_of(self, plane: str, millimetres: float) -> int:
-        """The slice of `plane` that lies at a world coordinate along its axis."""
+        """Find the slice of `plane` that lies at a world coordinate along its axis."""
         axis = AXES[plane]
         return round((millimetres - self.affine[axis, 3]) / self.affine[axis, axis])
 
@@ -68,7 +68,7 @@ def read_nrrd(path: Path) -> Volume:
     """Read an NRRD volume of the space left-posterior-superior into RAS+ order.
 
     Raises:
-        TriptychError: the file is missing or says another space.
+        TriptychError: the file is missing, or its space is another.
     """
     try:
         data, header = nrrd.read(str(path))
@@ -96,12 +96,12 @@ def read_nifti(path: Path) -> Volume:
 
 
 def cut(data: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """The slice `index` of an RAS+ array (any dtype) as rows and columns in radiological convention."""
+    """Cut slice `index` out of an RAS+ array (any dtype), as rows and columns in radiological convention."""
     return data[(slice(None),) * AXES[plane] + (index,)][::-1, ::-1].T
 
 
 def pixel_size(spacing: np.ndarray, plane: str) -> tuple[float, float]:
-    """Height and width in mm of one pixel of `cut`."""
+    """Compute height and width in mm of one pixel of `cut`."""
     columns, rows = np.delete(spacing, AXES[plane])
     return float(rows), float(columns)
 
@@ -120,13 +120,13 @@ def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def window(values: np.ndarray, name: str) -> np.ndarray:
-    """A CT window of `WINDOWS` as uint8."""
+    """Apply a CT window of `WINDOWS`, to uint8."""
     centre, width = WINDOWS[name]
     return to_bytes(values, centre - width / 2, centre + width / 2)
 
 
 def largest_part_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Bounding box of the largest connected part of a 3-D mask."""
+    """Find the bounding box of the largest connected part of a 3-D mask."""
     labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -134,7 +134,7 @@ def largest_part_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def on_grid(volume: Volume, grid: Volume) -> np.ndarray:
-    """`volume`'s nearest values at the voxels of `grid` (both RAS+); zero outside `volume`."""
+    """Resample `volume` to the voxels of `grid` (both RAS+) by nearest values; zero outside `volume`."""
     picks = []
     for axis, (length, limit) in enumerate(zip(grid.data.shape, volume.data.shape, strict=True)):
         world = np.arange(length) * grid.affine[axis, axis] + grid.affine[axis, 3]

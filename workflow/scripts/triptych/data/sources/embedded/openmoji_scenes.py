@@ -20,30 +20,20 @@ COLOURS = {
     "light green": (196, 234, 172), "green": (136, 198, 120), "light brown": (212, 180, 146),
 }  # fmt: skip
 
-
 _GROUNDS = {  # pattern -> its words
     "plain": "{0} background", "fade": "background fading from {0} to {1}", "mottled": "mottled {0} background",
     "stripes": "background of {0} and {1} stripes", "checks": "{0} and {1} checked background",
     "dots": "{0} background with {1} dots"}  # fmt: skip
-
 
 # Where drawings may stand: phrase and (left, top, right, bottom) in parts of the image's side.
 _CORNERS = tuple((f"in the {row} {column} corner", (x, y, x + 0.5, y + 0.5))
                  for y, row in ((0, "top"), (0.5, "bottom"))
                  for x, column in ((0, "left"), (0.5, "right")))  # fmt: skip
 
-
 _MIDDLE = (("in the middle", (0.1, 0.1, 0.9, 0.9)), ("in the middle", (0.25, 0.25, 0.75, 0.75)))
-
-
 _SIDES = (("on the left", (0, 0.2, 0.5, 0.8)), ("on the right", (0.5, 0.2, 1, 0.8)))
-
-
 _ENDS = (("at the top", (0.2, 0, 0.8, 0.5)), ("at the bottom", (0.2, 0.5, 0.8, 1)))
-
-
 _THIRDS = ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1))
-
 
 _LAYOUTS = {  # name -> (how often, places); "one" takes one of its places
     "one": (30, (*_SIDES, *_ENDS, *_CORNERS, *_MIDDLE * 4)),
@@ -56,12 +46,8 @@ _LAYOUTS = {  # name -> (how often, places); "one" takes one of its places
                                  zip(_THIRDS, ("at the top", "in the middle", "at the bottom"), strict=True))),
     "corners": (8, _CORNERS)}  # fmt: skip
 
-
 _THREE = "{0} {at0}, {1} {at1} and {2} {at2}"
-
-
 _TWO = ("{0} {at0} and {1} {at1}", "{1} {at1} and {0} {at0}", "{0} {at0} and {1} {at1} of {ground}")
-
 
 _FORMS = {
     "in the middle": ("{0} on {ground}", "a picture of {0}", "{0} in the middle of {ground}"),
@@ -90,7 +76,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image as data, before it is drawn; `ground` is a pattern and the names of its two colours."""
+    """One image before it is drawn; `ground` is a pattern and the names of its two colours."""
 
     index: int
     split: str
@@ -102,7 +88,7 @@ class Scene:
 def split_concepts(
     everything: Sequence[Concept], seed: int, validation_fraction: float
 ) -> tuple[tuple[Concept, ...], tuple[Concept, ...]]:
-    """Part the concepts into those for training and those held out, by a stable hash of their codes.
+    """Divide the concepts into those for training and those held out, by a stable hash of their codes.
 
     Raises:
         TriptychError: the fraction is not in [0, 0.5].
