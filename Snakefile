@@ -14,6 +14,7 @@ if not workflow.configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -21,21 +22,23 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
-    if not yes_retrain:
-        protect_trainings()
-    know_unwatched()
+    try:
+        if not yes_retrain:
+            workflow_hooks.protect_trainings(workflow, settings.training.retrain_at_most)
+    except TriptychError as error:
+        raise WorkflowError(str(error))
+    workflow_hooks.record_unwatched(workflow)
 
 
 rule all:
     default_target: True
     input:
         final_tables,
-        "<results>/tables/stages.csv",
-        "<results>/figures/stages.svg",
-        "<results>/figures/stages.png",
-        "<results>/data/audit.md",
-        "<results>/report.html",
-        all_checkpoints("connector.safetensors", grid.schedules(settings)),
-        wandb_runs,
+        result(paths.TABLE, table="stages.csv"),
+        [result(paths.FIGURE, figure=f"stages.{kind}") for kind in ("svg", "png")],
+        result(paths.AUDIT_PAGE),
+        result(paths.REPORT),
+        all_checkpoints(paths.CONNECTOR, grid.schedules),
+        [] if settings.wandb.mode == "disabled" else result(paths.WANDB),
     message:
         "The study is complete"

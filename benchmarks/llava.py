@@ -26,7 +26,7 @@ from torch import nn
 from triptych.config.models import FolderLanguageModel
 from triptych.config.settings import Settings
 from triptych.config.stages import Connector
-from triptych.config.study import load_settings
+from triptych.config.study import load_study
 from triptych.download.packages import default_cache
 from triptych.model.connector import build_connector
 from triptych.model.language_model import load_prompt, load_tokenizer
@@ -62,7 +62,7 @@ ANSWER_LENGTHS |= {14: 19, 15: 3, 16: 1}
 def settings_of(language_model: str) -> Settings:
     """The settings of the study that a language model belongs to."""
     file = CONFIGS / LANGUAGE_MODELS[language_model][0]
-    return load_settings(yaml.safe_load(file.read_text(encoding="utf-8")))
+    return load_study(yaml.safe_load(file.read_text(encoding="utf-8"))).settings
 
 
 def image_tokens_of(language_model: str) -> tuple[int, ...]:

@@ -24,11 +24,13 @@ EARLY = 60  # seconds that SLURM may send a signal before its time
 
 
 def rules(folder: Path = ROOT / "workflow/rules") -> dict[str, str]:
-    """Text of every rule by name."""
-    found = {}
+    """Text of every rule by name; a rule that inherits has its parent's text, too."""
+    found: dict[str, str] = {}
     for file in sorted(folder.glob("*.smk")):
-        parts = re.split(r"^rule (\w+):\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+        heads = r"^(?:rule (\w+):|use rule (\w+) as (\w+) with:)\n"
+        parts = re.split(heads, file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+        for name, parent, heir, text in zip(*(parts[start::4] for start in range(4)), strict=True):
+            found[name or heir] = text + found.get(parent, "")
     return found
 
 

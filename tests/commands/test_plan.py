@@ -2,15 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
 from conftest import ROOT, toy_config
 from triptych.commands import estimate, plan
-from triptych.commands.jobs import survey
+from triptych.commands.jobs import job_states
 from triptych.commands.retraining import refuse_to_retrain, short_reason
-from triptych.config import grid
-from triptych.config.study import load_settings
+from triptych.config.grid import Checkpoint
+from triptych.config.study import load_study
 from triptych.errors import TriptychError
 from triptych.evaluate.statistics import minimum_detectable_effect
 from triptych.io.manifest import write_json
@@ -20,38 +21,43 @@ def config(name):
     return yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
 
 
+def at(results, config):
+    """A study whose results are in a folder."""
+    return replace(load_study(config), results=results)
+
+
 @pytest.fixture
-def settings(world):
-    return load_settings({**toy_config(world), "seeds": [0, 1]})
+def study(world, tmp_path):
+    return at(tmp_path / "results", {**toy_config(world), "seeds": [0, 1]})
 
 
-def finish(settings, results, prefix, seconds):
+def finish(study, prefix, seconds):
     """Mark every training of a prefix as done, having taken so long."""
-    for cell in grid.checkpoints(settings):
+    for cell in study.grid.checkpoints:
         if cell.prefix == prefix:
             name = f"{cell.prefix}/{cell.split}/seed{cell.seed}"
             metrics = {"epoch": 1, "validation_loss": 1.0, "validation_accuracy": 0.5}
-            write_json(results / f"checkpoints/{name}/manifest.json", {"metrics": metrics})
-            times = results / f"benchmarks/train_stage/{name}.jsonl"
+            write_json(study.results / f"checkpoints/{name}/manifest.json", {"metrics": metrics})
+            times = study.results / f"benchmarks/train_stage/{name}.jsonl"
             times.parent.mkdir(parents=True, exist_ok=True)
             times.write_text(json.dumps({"s": seconds}) + "\n")
 
 
-def test_shared_first_stages_are_counted_once(settings):
-    alone = plan.unshared(settings)
+def test_shared_first_stages_are_counted_once(study):
+    alone = plan.unshared(study)
     # Two folds and two seeds: of two schedules, each would train its own first stage for every fold.
     assert alone == {"1": 4, "2": 4, "1-2": 4, "2-3": 4, "1-2-3": 4}
-    trained = [cell.prefix for cell in grid.checkpoints(settings)]
+    trained = [cell.prefix for cell in study.grid.checkpoints]
     assert trained.count("1") == 2 and trained.count("1-2") == 4
 
 
 def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
     study = config("config")
-    model = estimate.model_sizes(load_settings(study), tmp_path, "2-3")
+    model = estimate.model_sizes(at(tmp_path, study), "2-3")
     assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
 
     def cost(prefix):
-        return estimate.training_cost(load_settings(study), tmp_path, grid.Checkpoint(prefix, "", 0))
+        return estimate.training_cost(at(tmp_path, study), Checkpoint(prefix, "", 0))
 
     before = cost("2-3")
     assert cost("3blind").flops < 0.4 * before.flops
@@ -71,35 +77,33 @@ def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
 
 def test_features_above_the_budget_take_no_room(tmp_path):
     study = config("config")
-    stored, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    stored, _ = estimate.disk_gb(at(tmp_path, study))
     study["features"] = {"budget_gb": 1}  # of SLAKE's 642 images 0.6 GB, of 30,000 others more
-    few, _ = estimate.disk_gb(load_settings(study), tmp_path)
+    few, _ = estimate.disk_gb(at(tmp_path, study))
     assert 0.1 < few < 1 < stored
 
 
-def test_finished_trainings_correct_the_rate_and_state_the_error(settings, tmp_path, monkeypatch):
+def test_finished_trainings_correct_the_rate_and_state_the_error(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results = tmp_path / "results"
-    first = estimate.hours(settings, results, survey(settings, results, 0.0))
+    first = estimate.hours(study, job_states(study, 0.0))
     assert first.measured == 0 and first.error is None
-    assert first.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
-    finish(settings, results, "1", seconds=1800)
-    later = estimate.hours(settings, results, survey(settings, results, 0.0))
+    assert first.rate == study.settings.plan.tflops * 1e12 * study.settings.plan.utilisation
+    finish(study, "1", seconds=1800)
+    later = estimate.hours(study, job_states(study, 0.0))
     assert later.measured == 2 and later.of_training["1"] == pytest.approx(0.5) and later.error == pytest.approx(0)
     assert later.done == pytest.approx(1.0)
     assert later.left == pytest.approx(
-        sum(later.of_training[cell.prefix] for cell in grid.checkpoints(settings) if cell.prefix != "1")
+        sum(later.of_training[cell.prefix] for cell in study.grid.checkpoints if cell.prefix != "1")
         + 2 * 2 * 2 * 3 * later.of_prediction["2-3"]  # schedules x folds x seeds x views
     )
 
 
-def test_the_error_of_estimates_is_that_of_each_from_the_others(settings, tmp_path, monkeypatch):
+def test_the_error_of_estimates_is_that_of_each_from_the_others(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results = tmp_path / "results"
-    finish(settings, results, "1", seconds=100)
-    path = results / "benchmarks/train_stage/1/shared/seed1.jsonl"
+    finish(study, "1", seconds=100)
+    path = study.results / "benchmarks/train_stage/1/shared/seed1.jsonl"
     path.write_text('{"s": 200}\n')
-    found = estimate.hours(settings, results, survey(settings, results, 0.0))
+    found = estimate.hours(study, job_states(study, 0.0))
     assert found.error == pytest.approx(0.75)  # 200 for 100, and 100 for 200: off by 100 % and by 50 %
 
 
@@ -107,7 +111,7 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
     def finds(folds, seeds, group="image"):
         study = config("config")
         study["folds"] |= {"number": folds, "group": group}
-        return estimate.detectable(load_settings({**study, "seeds": list(range(seeds))}), tmp_path)[0]
+        return estimate.detectable(at(tmp_path, {**study, "seeds": list(range(seeds))}))[0]
 
     assert finds(10, 3) < finds(5, 3) < finds(5, 1) < finds(3, 1)
     assert math.isinf(finds(1, 1, "official"))
@@ -117,10 +121,10 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
     assert finds(5, 3) == pytest.approx(minimum_detectable_effect(variance**0.5, 14))
 
 
-def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path):
+def test_what_was_compared_takes_the_place_of_the_assumptions(study):
     rows = [{"detectable": 3.0}, {"detectable": 5.0}, {"detectable": 4.0}]
-    write_json(tmp_path / "tables/comparison.json", {"comparisons": rows})
-    assert estimate.detectable(settings, tmp_path) == (4.0, True)
+    write_json(study.results / "tables/comparison.json", {"comparisons": rows})
+    assert estimate.detectable(study) == (4.0, True)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,8 @@ def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path
 )
 def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = load_settings(config(name))
-    text = "\n".join(plan.lines(settings, tmp_path / "results", survey(settings, tmp_path / "results", 0.0)))
+    study = at(tmp_path / "results", config(name))
+    text = "\n".join(plan.lines(study, job_states(study, 0.0)))
     for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "finds", "not prepared yet"):
         assert said in text
     assert not list(tmp_path.iterdir())

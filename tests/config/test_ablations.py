@@ -1,16 +1,18 @@
 """Ablations: what they share and are called, what a wrong one is told, and a toy study that trains some."""
 
 import json
+from dataclasses import replace
 
 import pandas
 import pytest
 import yaml
 from conftest import ROOT, Study, toy_config
 from triptych.commands import estimate, plan
-from triptych.commands.jobs import steps, survey
-from triptych.config import grid
+from triptych.commands.jobs import job_states, jobs
 from triptych.config.ablations import merged
-from triptych.config.study import load_settings, read_study
+from triptych.config.grid import Checkpoint
+from triptych.config.jobs import TrainingJob
+from triptych.config.study import load_study, read_study
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json, read_json, sha256_file
 
@@ -45,12 +47,12 @@ WAYS = {
 
 @pytest.mark.parametrize(("text", "way"), WAYS.items())
 def test_the_name_of_an_ablation_stands_where_it_departs(study, text, way):
-    settings = load_settings(with_ablations(study, text))
-    assert grid.schedules(settings) == ["1-2-3", "2-3", way[-1]]
-    assert grid.ways(settings)[way[-1]] == way
+    found = load_study(with_ablations(study, text))
+    assert found.grid.schedules == ["1-2-3", "2-3", way[-1]]
+    assert found.grid.lineage[way[-1]] == way
     for prefix, before in zip(way[1:], way, strict=False):
-        [cell, *_] = [cell for cell in grid.checkpoints(settings) if cell.prefix == prefix]
-        assert grid.parent(settings, cell).prefix == before
+        [cell, *_] = [cell for cell in found.grid.checkpoints if cell.prefix == prefix]
+        assert found.grid.parent(cell).prefix == before
 
 
 def test_ablations_share_with_each_other_whatever_is_trained_alike(study):
@@ -62,23 +64,23 @@ def test_ablations_share_with_each_other_whatever_is_trained_alike(study):
     slow: {stages: {2: {samples: 50}}}
     slow-rank: {stages: {2: {samples: 50}}, lora: {rank: 4}}
     """
-    settings = load_settings(with_ablations(study, text))
-    assert grid.schedules(settings)[2:] == [
+    found = load_study(with_ablations(study, text))
+    assert found.grid.schedules[2:] == [
         *("1+finer-2-3", "1+finer-2-3+finer-rank", "1-3+rank", "1-3+rank-2"),
         *("1-2+slow-3", "1-2+slow-3+slow-rank"),
     ]
-    assert list(grid.models(settings)) == ["vision_encoder", "language_model", "vision_encoder+finer"]
-    assert grid.used_features(settings) == ["general-1000", "general-1000+finer", "medical", "medical+finer"]
+    assert list(found.grid.models) == ["vision_encoder", "language_model", "vision_encoder+finer"]
+    assert found.grid.used_features == ["general-1000", "general-1000+finer", "medical", "medical+finer"]
     # Six schedules more: 3 folds x (stage 2 and 3 of finer, 3 of finer-rank, rank, rank-2, 2 and 3 of slow, 3 of
     # slow-rank), and the first stage of finer.
-    assert len(grid.checkpoints(settings)) == 13 + 3 * 8 + 1
+    assert len(found.grid.checkpoints) == 13 + 3 * 8 + 1
 
 
 def test_an_ablation_trains_with_its_own_settings_and_all_else_as_the_base_does(study):
     text = "slow: {stages: {3: {learning_rate: {connector: 1.0e-4}}}, lora: {rank: 4}}"
-    settings = load_settings(with_ablations(study, text))
+    found = load_study(with_ablations(study, text))
     base, other = (
-        grid.training_job(settings, grid.Checkpoint(prefix, "fold0", 0)) for prefix in ("1-2-3", "1-2-3+slow")
+        json.loads(TrainingJob.of(found, Checkpoint(prefix, "fold0", 0)).text()) for prefix in ("1-2-3", "1-2-3+slow")
     )
     assert base["stage"]["learning_rate"] == {"connector": 5e-4, "lora": 2e-3}
     assert other["stage"]["learning_rate"] == {"connector": 1e-4, "lora": 2e-3}
@@ -90,21 +92,21 @@ def test_an_ablation_trains_with_its_own_settings_and_all_else_as_the_base_does(
 @pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "slake-leak", "slake-official"])
 def test_the_trainings_of_a_plain_study_are_what_they_were_before_there_were_ablations(name):
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    settings = load_settings(config)
-    with_one = load_settings({**config, "ablations": {"rank": {"lora": {"rank": settings.lora.rank + 1}}}})
-    parts = [schedule[:length] for schedule in settings.schedules for length in range(1, len(schedule) + 1)]
-    assert {"-".join(part) for part in parts} == set(grid.prefixes(settings))
-    for cell in grid.checkpoints(settings):
+    found = load_study(config)
+    with_one = load_study({**config, "ablations": {"rank": {"lora": {"rank": found.settings.lora.rank + 1}}}})
+    parts = [schedule[:length] for schedule in found.settings.schedules for length in range(1, len(schedule) + 1)]
+    assert {"-".join(part) for part in parts} == set(found.grid.prefixes)
+    for cell in found.grid.checkpoints:
         stages = cell.prefix.split("-")
-        stage = settings.stages[stages[-1]]
+        stage = found.settings.stages[stages[-1]]
         job = {"prefix": cell.prefix, "split": cell.split, "seed": cell.seed, "stage_name": stages[-1]}
-        job |= {"stage": stage.model_dump(by_alias=True), "connector": settings.connector.model_dump()}
-        job["lora"] = settings.lora.model_dump() if "lora" in stage.train else None
-        job["training"] = settings.training.model_dump(exclude=settings.training.RUNNING)
-        for study in (settings, with_one):
-            assert canonical_json(grid.training_job(study, cell)) == canonical_json(job)
-    assert list(grid.models(settings)) == ["vision_encoder", "language_model"] and grid.tags(settings) == [""]
-    assert set(grid.checkpoints(settings)) < set(grid.checkpoints(with_one))
+        job |= {"stage": stage.model_dump(by_alias=True), "connector": found.settings.connector.model_dump()}
+        job["lora"] = found.settings.lora.model_dump() if "lora" in stage.train else None
+        job["training"] = found.settings.training.model_dump(exclude=found.settings.training.RUNNING)
+        for study in (found, with_one):
+            assert TrainingJob.of(study, cell).text() == canonical_json(job)
+    assert list(found.grid.models) == ["vision_encoder", "language_model"] and found.grid.tags == [""]
+    assert set(found.grid.checkpoints) < set(with_one.grid.checkpoints)
 
 
 def test_what_belongs_to_a_changed_value_does_not_survive_it():
@@ -159,7 +161,7 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
 def test_a_wrong_ablation_is_one_line(study, text, line):
     config = with_ablations(study, text)
     with pytest.raises(TriptychError) as caught:
-        load_settings(config, "study.yaml")
+        load_study(config, "study.yaml")
     [fault] = str(caught.value).splitlines()
     assert fault.startswith("study.yaml: ablations.") and line in fault
 
@@ -170,34 +172,37 @@ def test_ablations_that_begin_alike_may_stand_in_any_order(study):
         (both, ["1-2+short-3", "1-2+short-3+short-slow"]),
         (both[::-1], ["1-2+short-slow-3", "1-2+short-slow-3+short"]),
     ):
-        assert grid.schedules(load_settings(with_ablations(study, "\n".join(order))))[2:] == last
+        assert load_study(with_ablations(study, "\n".join(order))).grid.schedules[2:] == last
 
 
 def test_two_trainings_never_get_one_name(study):
     both = "{x: {stages: {1: {epochs: 2}}}, x-2: {schedule: [1, 3], stages: {1: {epochs: 3}}}}"
     with pytest.raises(TriptychError, match=r"^study: ablations.x-2: '1\+x-2' is the name of another training, too"):
-        load_settings(with_ablations(study, both), "study")
+        load_study(with_ablations(study, both), "study")
     study["stages"]["2+x"] = study["stages"][2]
     study["schedules"].append([1, "2+x", 3])
     with pytest.raises(TriptychError, match=r"^study: ablations.x: '1-2\+x' is the name of another training, too"):
-        load_settings(with_ablations(study, "x: {stages: {2: {epochs: 2}}}"), "study")
+        load_study(with_ablations(study, "x: {stages: {2: {epochs: 2}}}"), "study")
     study["datasets"]["medical+finer"] = study["datasets"]["medical"]
     with pytest.raises(TriptychError, match=r"medical\+finer: is also the name of an ablation's features; rename one"):
-        load_settings(with_ablations(study, "finer: {models: {vision_encoder: {image_size: 288}}}"))
+        load_study(with_ablations(study, "finer: {models: {vision_encoder: {image_size: 288}}}"))
 
 
 def test_costs_are_those_of_the_models_and_tokens_of_each_ablation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = load_settings(yaml.safe_load((ROOT / "config/ablations.yaml").read_text()))
-    costs = estimate.hours(settings, tmp_path, survey(settings, tmp_path, 0.0)).of_training
+    found = load_study(yaml.safe_load((ROOT / "config/ablations.yaml").read_text()))
+    found = replace(found, results=tmp_path)
+    costs = estimate.hours(found, job_states(found, 0.0)).of_training
     assert costs["1+tokens-144"] < 0.5 * costs["1"] == 0.5 * costs["1+linear"]
     assert costs["1+smollm"] == pytest.approx(costs["1"] * 1.7 / 1.1)
     assert costs["1+general-10k"] < 0.5 * costs["1"] and costs["1-2+slow"] == costs["1-2"]
-    alone, shared = plan.unshared(settings), [cell.prefix for cell in grid.checkpoints(settings)]
+    alone, shared = plan.unshared(found), [cell.prefix for cell in found.grid.checkpoints]
     # The base and six ablations go through `1`: five folds and three seeds each, if each trained it for itself.
     assert alone["1"] == 7 * 15 and shared.count("1") == 3
-    features = estimate.disk_gb(settings, tmp_path)[0]
-    plain = estimate.disk_gb(load_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text())), tmp_path)[0]
+    features = estimate.disk_gb(found)[0]
+    plain = estimate.disk_gb(
+        replace(load_study(yaml.safe_load((ROOT / "config/config.yaml").read_text())), results=tmp_path)
+    )[0]
     assert 2 < features / plain < 2.5, "the other layer's features, and those of the smaller general set"
 
 
@@ -225,10 +230,10 @@ def test_ablations_add_their_own_jobs_only(toy):
     expected = {"train_stage": 2 * (2 + 4), "predict": 2 * (1 + 4), "prepare_model": 4, "encode_images": 2}
     expected |= {"prepare_dataset": 1, "compare_schedules": 1, "probe": 2 + 6, "predict_baseline": 10}
     assert {rule: toy.jobs[rule] for rule in expected} == expected
-    settings, results = read_study(toy.folder / "study.yaml")
-    counted = [step.rule for step in steps(settings, results)]
+    study = read_study(toy.folder / "study.yaml")
+    counted = [job.rule for job in jobs(study)]
     assert {rule: counted.count(rule) for rule in set(counted)} == {rule: toy.jobs[rule] for rule in set(counted)}
-    assert all((toy.folder / step.output).exists() for step in steps(settings, results))
+    assert all((toy.folder / job.output).exists() for job in jobs(study))
 
 
 def test_every_ablation_is_trained_by_its_difference_and_is_a_row_of_the_tables(toy):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, toy_config, write_models, write_slake
 from triptych.commands import status
-from triptych.config.study import load_settings, read_study
+from triptych.config.study import load_study, read_study
 from triptych.data import fetch
 from triptych.errors import TriptychError, run_step
 from triptych.model import prepare
@@ -24,7 +24,7 @@ def only_line(text: str) -> str:
 def fault(config: dict) -> str:
     """The one line that a wrong configuration gives."""
     with pytest.raises(TriptychError) as caught:
-        load_settings(config, "study.yaml")
+        load_study(config, "study.yaml")
     return only_line(str(caught.value))
 
 
@@ -130,7 +130,7 @@ def step(tmp_path, monkeypatch):
 
 
 def fetching(step, config: dict, name: str) -> str:
-    settings = load_settings(config).expanded_datasets()[name]
+    settings = load_study(config).datasets[name]
     return step(fetch, settings=settings.model_dump_json(), cache="cache")
 
 

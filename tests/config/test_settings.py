@@ -9,13 +9,13 @@ import yaml
 from conftest import ROOT
 from settings_reference import reference
 from triptych.config.settings import Settings
-from triptych.config.study import load_settings
+from triptych.config.study import load_study
 from triptych.errors import TriptychError
 
 
 def faults(config) -> list[str]:
     with pytest.raises(TriptychError) as caught:
-        load_settings(config, "study.yaml")
+        load_study(config, "study.yaml")
     lines = str(caught.value).splitlines()
     assert all(line.startswith("study.yaml: ") for line in lines)
     return [line.removeprefix("study.yaml: ") for line in lines]
@@ -23,7 +23,7 @@ def faults(config) -> list[str]:
 
 @pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "ablations"])
 def test_shipped_configurations_are_valid(name):
-    settings = load_settings(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
+    settings = load_study(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())).settings
     assert ["1", "2", "3"] in settings.schedules and ["2", "3"] in settings.schedules
 
 
@@ -129,13 +129,13 @@ def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(demo_config):
     demo_config["stages"][1]["learning_rate"]["connector"] = yaml.safe_load("2e-5")  # a string in YAML 1.1
-    assert load_settings(demo_config).stages["1"].learning_rate["connector"] == 2e-5
+    assert load_study(demo_config).settings.stages["1"].learning_rate["connector"] == 2e-5
 
 
 def test_a_value_holds_for_all_parts_or_each_has_its_own(demo_config):
     demo_config["stages"][3]["weight_decay"] = {"connector": yaml.safe_load("1e-3"), "lora": 0}
     demo_config["stages"][3]["lr_schedule"] = "linear"
-    stage = load_settings(demo_config).stages["3"]
+    stage = load_study(demo_config).settings.stages["3"]
     assert [stage.of("weight_decay", part) for part in ("connector", "lora")] == [1e-3, 0]
     assert [stage.of("lr_schedule", part) for part in ("connector", "lora")] == ["linear", "linear"]
     assert stage.of("warmup_ratio", "lora") == 0.03 and stage.of("learning_rate", "lora") == 2e-3
@@ -144,7 +144,7 @@ def test_a_value_holds_for_all_parts_or_each_has_its_own(demo_config):
 def test_a_stage_may_train_nothing(demo_config):
     demo_config["stages"][0] = {"data": "medical", "train": []}
     demo_config["schedules"].append([0, 3])
-    assert load_settings(demo_config).stages["0"].epochs is None
+    assert load_study(demo_config).settings.stages["0"].epochs is None
 
 
 def test_names_that_would_be_one_folder_are_refused(demo_config):
@@ -170,6 +170,6 @@ def test_snakemake_shows_the_lines_without_a_traceback(demo_config, tmp_path):
 
 def test_every_size_is_a_data_set_of_its_own(demo_config):
     demo_config["datasets"]["general"]["sizes"] = [10, 1000]
-    found = load_settings(demo_config).expanded_datasets()
+    found = load_study(demo_config).datasets
     assert list(found) == ["general-10", "general-1000", "medical"]
     assert found["general-10"].size == 10 and found["general-10"].wanted == 11

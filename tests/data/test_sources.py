@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from triptych.config import datasets
 from triptych.config.datasets import Captions, Dataset, SlakeFolderVqa, data_source
 from triptych.config.settings import Settings
-from triptych.config.study import load_settings
+from triptych.config.study import load_study
 from triptych.data import check, fetch, prepare
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Item, Reject, chosen
@@ -89,7 +89,7 @@ def run(step, monkeypatch, **options):
 
 
 def test_a_registered_source_is_validated_fetched_checked_and_prepared(study, squares, tmp_path, monkeypatch):
-    settings = load_settings(study).expanded_datasets()["general-20"]
+    settings = load_study(study).datasets["general-20"]
     assert isinstance(settings, squares) and settings.size == 20
     text = json.dumps(settings.model_dump(mode="json", by_alias=True))
     assert TypeAdapter(Dataset).validate_json(text) == settings
@@ -123,7 +123,7 @@ def test_errors_and_the_schema_know_a_registered_source(study, squares):
     study["datasets"]["general"] |= {"list_fil": "x"}
     study["folds"]["dataset"] = "general-20"
     with pytest.raises(TriptychError) as told:
-        load_settings(study)
+        load_study(study)
     assert "datasets.general.list_fil: not a known setting; did you mean 'list_file'?" in str(told.value)
     assert "folds.dataset: 'general-20' has captions; folds need questions" in str(told.value)
     schema = Settings.model_json_schema(by_alias=False)
@@ -134,7 +134,7 @@ def test_errors_and_the_schema_know_a_registered_source(study, squares):
 def test_after_the_plug_is_gone_its_source_is_unknown(study, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(TriptychError, match=r"datasets\.general\.source: must be one of 'openmoji', .*, not 'squares'"):
-        load_settings(study)
+        load_study(study)
     assert "SquareCaptions" not in json.dumps(Settings.model_json_schema(by_alias=False))
 
 

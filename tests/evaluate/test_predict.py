@@ -5,9 +5,9 @@ import torch
 from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
+from triptych.evaluate.controls import other_images
 from triptych.evaluate.generate import generate
-from triptych.evaluate.predict import other_images
-from triptych.evaluate.predictions import Kept
+from triptych.evaluate.predictions import PartialPredictions
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
 
@@ -93,16 +93,16 @@ def test_every_image_is_swapped_for_another():
 
 def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):
     path = tmp_path / "seed0.part.jsonl"
-    kept = Kept(path, "key", 2)
+    kept = PartialPredictions(path, "key", 2)
     for number in range(3):
         kept.add([{"number": 2 * number}, {"number": 2 * number + 1}])
     path.write_text(path.read_text()[:-4])  # cut in the middle of the last line
-    assert [record["number"] for record in Kept(path, "key", 2).records] == [0, 1, 2, 3]
-    assert Kept(path, "another", 2).records == []
+    assert [record["number"] for record in PartialPredictions(path, "key", 2).records] == [0, 1, 2, 3]
+    assert PartialPredictions(path, "another", 2).records == []
 
 
 def test_answers_with_line_separators_in_them_are_kept(tmp_path):
     path = tmp_path / "seed0.part.jsonl"
     records = [{"prediction": "a\u2028b"}, {"prediction": "c\u0085\r"}]
-    Kept(path, "key", 2).add(records)
-    assert Kept(path, "key", 2).records == records
+    PartialPredictions(path, "key", 2).add(records)
+    assert PartialPredictions(path, "key", 2).records == records

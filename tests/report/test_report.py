@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import vl_convert
@@ -10,8 +11,8 @@ from browser import CHROMIUM
 from conftest import ROOT, toy_config
 from PIL import Image
 from triptych.commands import estimate
-from triptych.commands.jobs import steps
-from triptych.config.study import load_settings
+from triptych.commands.jobs import jobs
+from triptych.config.study import load_study
 from triptych.io.atomic import write_text
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
@@ -40,21 +41,21 @@ def test_every_question_stands_once_with_each_arms_first_answer():
 
 def test_weaknesses_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
-    settings = load_settings(toy_config(world))
+    study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-images", "False", 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     controls = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
-    said = " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
+    said = " ".join(weaknesses(study, rows, comparison, controls))
     assert "One seed" in said and "Only 2 folds" in said and "difference of 7.5 points" in said
     assert "No schedule beats a look-up" in said and "the best is `2-3` with 52.0 %" in said
     assert "`1-2-3` loses 0.5 points only" in said and "`2-3` loses" not in said
     assert "test part has not been looked at" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
-    said = " ".join(weaknesses(settings, tmp_path, rows, many, controls))
+    said = " ".join(weaknesses(study, rows, many, controls))
     assert "4 of 5 comparisons would find differences of 3.5 to 6.5 points" in said and "`v4.0`" not in said
     rows[1]["all_mean"] = 80.0
-    assert "No schedule beats" not in " ".join(weaknesses(settings, tmp_path, rows, comparison, controls))
+    assert "No schedule beats" not in " ".join(weaknesses(study, rows, comparison, controls))
 
 
 def test_answers_cannot_break_out_of_the_page():
@@ -65,8 +66,8 @@ def test_answers_cannot_break_out_of_the_page():
 
 
 def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp_path):
-    settings = load_settings(toy_config(world))
-    assert planned_and_used(settings, tmp_path) == []
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    assert planned_and_used(study) == []
     for name, seconds in (("1/shared", 1800), ("2/fold0", 3600), ("2/fold1", 7200)):
         write_text(tmp_path / f"checkpoints/{name}/seed0/manifest.json", "{}")
         write_text(tmp_path / f"benchmarks/train_stage/{name}/seed0.jsonl", json.dumps({"s": seconds}) + "\n")
@@ -75,11 +76,11 @@ def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp
     write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
     write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more
     # The trainings above are finished, and yet the rate is the configuration's.
-    before = estimate.hours(settings, tmp_path, [])
-    assert before.rate == settings.plan.tflops * 1e12 * settings.plan.utilisation
-    done = {step.name: step for step in steps(settings, tmp_path)}
+    before = estimate.hours(study, [])
+    assert before.rate == study.settings.plan.tflops * 1e12 * study.settings.plan.utilisation
+    done = {step.name: step for step in jobs(study)}
     one, two, answer = (before.of(done[f"{name}/seed0"]) for name in ("1/shared", "2/fold0", "1-2-3/fold1"))
-    *rows, total = planned_and_used(settings, tmp_path)
+    *rows, total = planned_and_used(study)
     assert rows == [
         {"what": "1", "jobs": 1, "planned": pytest.approx(one), "used": 0.5},
         {"what": "2", "jobs": 2, "planned": pytest.approx(2 * two), "used": 3.0},

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import make_inputs
 from triptych.config.grid import Checkpoint
+from triptych.config.jobs import WandbJob
 from triptych.config.settings import WeightsAndBiases
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
 from triptych.report import wandb_runs
-from triptych.report.wandb_runs import NAMES, Job, group_name, write_runs
+from triptych.report.wandb_runs import NAMES, group_name, write_runs
 from triptych.train import __main__ as training
 from triptych.train.autosave import Keeper, Paused
 from triptych.train.history import read_training
@@ -20,7 +21,7 @@ from triptych.train.history import read_training
 KEYS = {"WANDB_API_KEY": "5ec2e7" * 6 + "5ec2", "HF_TOKEN": "hf_" + "5ec2e7" * 6}
 STAGE = {"data": "toy", "train": ["connector"], "learning_rate": {"connector": 1e-2}, "epochs": 2, "batch_size": 32}
 SCHEDULES = {"1-2": ["1", "1-2"], "1-3": ["1", "1-3"]}
-JOB = Job(schedules=SCHEDULES, wandb=WeightsAndBiases(project="toy"))
+JOB = WandbJob(schedules=SCHEDULES, wandb=WeightsAndBiases(project="toy"))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 from conftest import toy_config
-from triptych.config import grid
-from triptych.config.study import load_settings
+from triptych.config.grid import Checkpoint, folds_name
+from triptych.config.study import load_study
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError
 from triptych.tables.leakage import summarise
@@ -55,13 +55,13 @@ def test_the_grid_trains_the_named_schedules_on_the_other_kinds_of_folds(world):
     config = toy_config(world)
     config["folds"]["group"] = "image"
     config["evaluation"]["leak"] = {"groups": ["row", "image"], "schedules": ["2-3"]}
-    settings = load_settings(config)
-    assert grid.leak_splits(settings) == SPLITS
-    trained = {(cell.prefix, cell.split) for cell in grid.leak_checkpoints(settings)}
+    study = load_study(config)
+    assert study.grid.leak_splits == SPLITS
+    trained = {(cell.prefix, cell.split) for cell in study.grid.leak_checkpoints}
     assert trained == {(prefix, f"row-fold{fold}") for prefix in ("2", "2-3") for fold in (0, 1)}
-    assert not trained & {(cell.prefix, cell.split) for cell in grid.checkpoints(settings)}
-    assert grid.parent(settings, grid.Checkpoint("2-3", "row-fold1", 0)) == grid.Checkpoint("2", "row-fold1", 0)
-    assert [grid.folds_name(split) for split in ("fold0", "row-fold0", "near-duplicate-cluster-fold2")] == [
+    assert not trained & {(cell.prefix, cell.split) for cell in study.grid.checkpoints}
+    assert study.grid.parent(Checkpoint("2-3", "row-fold1", 0)) == Checkpoint("2", "row-fold1", 0)
+    assert [folds_name(split) for split in ("fold0", "row-fold0", "near-duplicate-cluster-fold2")] == [
         "folds",
         "folds-row",
         "folds-near-duplicate-cluster",
@@ -72,4 +72,4 @@ def test_a_schedule_of_the_leak_study_must_be_one_of_the_study(world):
     config = toy_config(world)
     config["evaluation"]["leak"] = {"schedules": ["2-4"]}
     with pytest.raises(TriptychError, match=r"evaluation\.leak\.schedules: '2-4', which is not under schedules"):
-        load_settings(config)
+        load_study(config)

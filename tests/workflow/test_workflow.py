@@ -11,7 +11,7 @@ import pandas
 import pytest
 from browser import CHROMIUM, opened
 from conftest import KEY, Study, toy_config
-from triptych.commands.jobs import survey
+from triptych.commands.jobs import job_states
 from triptych.config.study import read_study
 from triptych.io.manifest import read_json, sha256_file
 
@@ -172,10 +172,9 @@ def test_every_training_is_a_run_of_weights_and_biases_and_no_file_holds_a_key(s
 
 def test_status_finds_everything_done(study, monkeypatch):
     monkeypatch.chdir(study.folder)
-    settings, results = read_study(study.folder / "study.yaml")
-    reports = survey(settings, results, time.time())
+    reports = job_states(read_study(study.folder / "study.yaml"), time.time())
     assert {report.state for report in reports} == {"done"}
-    trained = [report for report in reports if report.step.rule == "train_stage"]
+    trained = [report for report in reports if report.job.rule == "train_stage"]
     assert len(trained) == len(TRAININGS) and all("validation loss" in report.detail for report in trained)
 
 

@@ -5,16 +5,16 @@
 
 rule fetch_dataset:
     output:
-        manifest="<results>/sources/{dataset}/manifest.json",
-        tables=multiext("<results>/sources/{dataset}/", "candidates.parquet", "questions.parquet", "rejects.parquet"),
+        manifest=result(paths.SOURCE),
+        tables=multiext(result(paths.SOURCE_FOLDER), "candidates.parquet", "questions.parquet", "rejects.parquet"),
     log:
-        "<results>/logs/fetch_dataset/{dataset}.log",
+        log_of("fetch_dataset"),
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
         settings=dataset_settings,
-        local_tables=lambda wildcards: canonical_json(local_tables(datasets[wildcards.dataset])),
+        local_tables=listed_files,
         out=subpath(output.manifest, parent=True),
     message:
         "Fetch and list data set {wildcards.dataset}"
@@ -24,14 +24,14 @@ rule fetch_dataset:
 
 rule check_images:
     input:
-        manifest="<results>/sources/{dataset}/manifest.json",
-        candidates=ancient("<results>/sources/{dataset}/candidates.parquet"),
+        manifest=result(paths.SOURCE),
+        candidates=ancient(result(paths.CANDIDATES)),
     output:
-        "<results>/data/{dataset}/shards/{scatteritem}.json",
+        result(paths.SHARD),
     log:
-        "<results>/logs/check_images/{dataset}/{scatteritem}.log",
+        log_of("check_images"),
     benchmark:
-        "<results>/benchmarks/check_images/{dataset}/{scatteritem}.jsonl"
+        times_of("check_images")
     conda:
         "../envs/triptych.yaml"
     params:
@@ -47,16 +47,16 @@ rule check_images:
 
 rule prepare_dataset:
     input:
-        source="<results>/sources/{dataset}/manifest.json",
-        shards=gather.shards("<results>/data/{{dataset}}/shards/{scatteritem}.json"),
+        source=result(paths.SOURCE),
+        shards=gather.shards(result(paths.SHARD, dataset="{{dataset}}")),
     output:
-        questions="<results>/data/{dataset}/questions.parquet",
-        rejects="<results>/data/{dataset}/rejects.parquet",
-        manifest="<results>/data/{dataset}/manifest.json",
+        questions=result(paths.QUESTIONS),
+        rejects=result(paths.REJECTS),
+        manifest=result(paths.DATA),
     log:
-        "<results>/logs/prepare_dataset/{dataset}.log",
+        log_of("prepare_dataset"),
     benchmark:
-        "<results>/benchmarks/prepare_dataset/{dataset}.jsonl"
+        times_of("prepare_dataset")
     conda:
         "../envs/triptych.yaml"
     params:
@@ -72,18 +72,18 @@ rule prepare_dataset:
 
 rule make_folds:
     input:
-        manifest=f"<results>/data/{settings.folds.dataset}/manifest.json",
-        questions=ancient(f"<results>/data/{settings.folds.dataset}/questions.parquet"),
+        manifest=result(paths.DATA, dataset=settings.folds.dataset),
+        questions=ancient(result(paths.QUESTIONS, dataset=settings.folds.dataset)),
     output:
-        table=f"<results>/data/{settings.folds.dataset}/folds{{cut}}.parquet",
-        summary=f"<results>/data/{settings.folds.dataset}/folds{{cut}}.json",
+        table=result(paths.FOLDS_TABLE, dataset=settings.folds.dataset),
+        summary=result(paths.FOLDS, dataset=settings.folds.dataset),
     log:
-        "<results>/logs/make_folds{cut}.log",
+        log_of("make_folds"),
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=folds_settings,
+        settings=lambda wildcards: jobs.folds_text(study, wildcards.cut.removeprefix("-")),
         cut=lambda wildcards: f"--cut {wildcards.cut[1:]}-" if wildcards.cut else "",
         data=subpath(input.manifest, parent=True),
     message:
@@ -94,20 +94,20 @@ rule make_folds:
 
 rule audit_data:
     input:
-        data=expand("<results>/data/{dataset}/manifest.json", dataset=used_datasets),
-        folds=f"<results>/data/{settings.folds.dataset}/folds.json",
+        data=[result(paths.DATA, dataset=name) for name in grid.used_datasets],
+        folds=result(paths.FOLDS, dataset=settings.folds.dataset, cut=""),
     output:
-        "<results>/data/audit.json",
-        "<results>/data/audit.md",
+        result(paths.AUDIT),
+        result(paths.AUDIT_PAGE),
     log:
-        "<results>/logs/audit_data.log",
+        log_of("audit_data"),
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
         data=lambda wildcards, input: [str(Path(manifest).parent) for manifest in input.data],
         folded=settings.folds.dataset,
-        shared=[name for name in used_datasets if name != settings.folds.dataset],
+        shared=[name for name in grid.used_datasets if name != settings.folds.dataset],
         threshold=settings.folds.near_duplicate,
         out=subpath(output[0], parent=True),
     message:
@@ -119,14 +119,14 @@ rule audit_data:
 
 rule prepare_model:
     output:
-        "<results>/models/{role}{tag}/manifest.json",
+        result(paths.MODEL),
     log:
-        "<results>/logs/prepare_model/{role}{tag}.log",
+        log_of("prepare_model"),
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=model_settings,
+        settings=lambda wildcards: jobs.model_text(study, f"{wildcards.role}{wildcards.tag}"),
         out=subpath(output[0], parent=True),
     message:
         "Fetch and convert the {wildcards.role}{wildcards.tag}"
@@ -137,14 +137,14 @@ rule prepare_model:
 
 rule encode_images:
     input:
-        data="<results>/data/{dataset}/manifest.json",
-        encoder="<results>/models/vision_encoder{tag}/manifest.json",
+        data=result(paths.DATA),
+        encoder=result(paths.MODEL, role="vision_encoder"),
     output:
-        "<results>/features/{dataset}{tag}/manifest.json",
+        result(paths.FEATURES),
     log:
-        "<results>/logs/encode_images/{dataset}{tag}.log",
+        log_of("encode_images"),
     benchmark:
-        "<results>/benchmarks/encode_images/{dataset}{tag}.jsonl"
+        times_of("encode_images")
     conda:
         "../envs/triptych.yaml"
     threads: settings.training.threads

@@ -3,21 +3,21 @@
 
 rule plot_stages:
     input:
-        manifests=all_checkpoints("manifest.json"),
-        metrics=all_checkpoints("metrics.jsonl"),
+        manifests=all_checkpoints(paths.CHECKPOINT),
+        metrics=all_checkpoints(paths.METRICS),
     output:
-        csv="<results>/tables/stages.csv",
-        tables=multiext("<results>/tables/stages", ".md", ".tex"),
-        svg="<results>/figures/stages.svg",
-        png="<results>/figures/stages.png",
+        csv=result(paths.TABLE, table="stages.csv"),
+        tables=multiext(result(paths.TABLE, table="stages"), ".md", ".tex"),
+        svg=result(paths.FIGURE, figure="stages.svg"),
+        png=result(paths.FIGURE, figure="stages.png"),
     log:
         "<results>/logs/plot_stages.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        schedules=canonical_json(grid.ways(settings)),
-        stages=grid.used_stages(settings),
+        schedules=canonical_json(grid.lineage),
+        stages=grid.used_stages,
     message:
         "Draw validation loss and accuracy per stage"
     shell:
@@ -27,21 +27,21 @@ rule plot_stages:
 
 rule report:
     input:
-        predictions("", grid.schedules(settings)),
+        predictions("", grid.schedules),
         predictions("", BASELINES),
-        "<results>/tables/stages.csv",
-        "<results>/data/audit.json",
-        metrics=all_checkpoints("metrics.jsonl"),
+        result(paths.TABLE, table="stages.csv"),
+        result(paths.AUDIT),
+        metrics=all_checkpoints(paths.METRICS),
         tables=final_tables,
     output:
-        report("<results>/report.html", category="Study"),
+        report(result(paths.REPORT), category="Study"),
     log:
         "<results>/logs/report.log",
     localrule: True
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=study_settings,
+        settings=lambda wildcards: study.text(),
         figures=subpath(output[0], parent=True),
     message:
         "Write the report"
@@ -50,20 +50,20 @@ rule report:
         " --figures {params.figures}/figures > {log} 2>&1"
 
 
-# By hand, also while trainings run: python -m triptych.report.wandb_runs --configfile config/...
+# By hand, also while trainings run: triptych wandb --configfile config/...
 rule write_wandb_runs:
     input:
-        manifests=all_checkpoints("manifest.json", leak=True),
-        metrics=all_checkpoints("metrics.jsonl", leak=True),
+        manifests=all_checkpoints(paths.CHECKPOINT, leak=True),
+        metrics=all_checkpoints(paths.METRICS, leak=True),
     output:
-        "<results>/wandb/runs.json",
+        result(paths.WANDB),
     log:
         "<results>/logs/write_wandb_runs.log",
     localrule: True  # the one that may need the internet
     conda:
         "../envs/triptych.yaml"
     params:
-        job=canonical_json({"schedules": grid.ways(settings), "wandb": settings.wandb.model_dump()}),
+        job=jobs.WandbJob.of(study).text(),
         out=subpath(output[0], parent=True),
     message:
         "Write the runs of Weights & Biases"
@@ -79,7 +79,7 @@ rule plan:
     conda:
         "../envs/triptych.yaml"
     params:
-        settings=study_settings,
+        settings=lambda wildcards: study.text(),
     message:
         "Plan the study"
     shell:

@@ -1,8 +1,8 @@
 # Training: one rule for every stage of every schedule.
 # A training under way saves itself in `last/` beside its outputs. That folder is no output, because Snakemake deletes
 # the outputs of a job that fails: so a job that was killed, or stopped with status 75, goes on when it is run again.
-# The shell names folders, here and in the other rules that run for every cell of the grid: `subpath` takes longer in dry
-# runs of thousands of jobs.
+# The steps of every cell of the grid take manifests and find the folders themselves: naming these with `subpath` takes
+# longer in dry runs of thousands of jobs.
 # `exec`, because SLURM's SIGTERM goes to all processes: a shell would die of it at once, and its job would end, and be
 # swept away, while the training is still saving.
 
@@ -13,13 +13,13 @@ rule train_stage:
         parent=parent_manifest,
         language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
-        manifest="<results>/checkpoints/{prefix}/{split}/seed{seed}/manifest.json",
-        connector="<results>/checkpoints/{prefix}/{split}/seed{seed}/connector.safetensors",
-        metrics="<results>/checkpoints/{prefix}/{split}/seed{seed}/metrics.jsonl",
+        manifest=result(paths.CHECKPOINT),
+        connector=result(paths.CONNECTOR),
+        metrics=result(paths.METRICS),
     log:
-        "<results>/logs/train_stage/{prefix}/{split}/seed{seed}.log",
+        log_of("train_stage"),
     benchmark:
-        "<results>/benchmarks/train_stage/{prefix}/{split}/seed{seed}.jsonl"
+        times_of("train_stage")
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
@@ -30,6 +30,6 @@ rule train_stage:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
-        " --data $(dirname {input.data}) --features $(dirname {input.features})"
-        " --language-model $(dirname {input.language_model}) --out $(dirname {output.manifest})"
+        " --data {input.data} --features {input.features}"
+        " --language-model {input.language_model} --out {output.manifest}"
         " $RUNNING > {log} 2>&1"

@@ -7,36 +7,24 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
-from triptych.commands.jobs import WORK, Report, Step, seconds_taken
-from triptych.config import grid
+from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
+from triptych.config import paths
 from triptych.config.datasets import Captions
-from triptych.config.settings import Settings
+from triptych.config.grid import Checkpoint
+from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
 
 # Of a training, in tokens: what stands in front of a question's image or behind it, and SLAKE's questions an image.
 TEXT_TOKENS = {"questions": 14, "captions": 40}
-
-
-QUESTIONS_A_IMAGE = 11
-
-
+QUESTIONS_PER_IMAGE = 11
 PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
-
-
 # For the minimum detectable effect, where no comparison of this study says better; see docs/evaluation.md.
 RUN_SD = 2.8  # points between runs of the difference of two schedules: 2 points each
-
-
 DISAGREE = 0.2  # share of the questions that one schedule answers right and the other does not
-
-
 ALIKE = 0.02  # correlation of such differences on one image
-
-
 SIZES = {"b": 1e9, "m": 1e6}
 
 
@@ -67,14 +55,14 @@ class Model:
     known: bool
 
 
-def model_sizes(settings: Settings, results: Path, prefix: str) -> Model:
+def model_sizes(study: Study, prefix: str) -> Model:
     """Sizes of a prefix's models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384)."""
-    behind = grid.prefixes(settings)[prefix]
+    behind = study.grid.prefixes[prefix]
     language, encoder = behind.settings.models.language_model, behind.settings.models.vision_encoder
     try:
-        config = read_json(results / f"models/{behind.language_model}/config.json")
-        folder = grid.features(settings, settings.folds.dataset, prefix)
-        features = read_json(results / f"features/{folder}/manifest.json")
+        config = read_json(study.path(paths.MODEL_CONFIG, model=behind.language_model))
+        folder = study.grid.features(study.settings.folds.dataset, prefix)
+        features = read_json(study.path(paths.FEATURES, dataset=folder, tag=""))
         hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         keys = hidden * config["num_key_value_heads"] / config["num_attention_heads"]
         weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
@@ -89,12 +77,12 @@ def model_sizes(settings: Settings, results: Path, prefix: str) -> Model:
     return Model(weights, 2048 if weights > 5e8 else 576, tokens, 768, False)
 
 
-def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int]:
+def questions(study: Study, dataset: str) -> tuple[int, int]:
     """Samples of a data set that are not its test part, and their images: counted, else as the configuration says."""
-    described = settings.expanded_datasets()[dataset]
+    described = study.datasets[dataset]
     parts = ("train", "validation")
     try:
-        counts = read_json(results / f"data/{dataset}/manifest.json")["counts"]
+        counts = read_json(study.path(paths.DATA, dataset=dataset))["counts"]
         return tuple(sum(counts[kind].get(part, 0) for part in parts) for kind in ("questions", "images"))
     except TriptychError:
         pass
@@ -102,43 +90,43 @@ def questions(settings: Settings, results: Path, dataset: str) -> tuple[int, int
         return described.sizes[0], described.sizes[0]
     expected = getattr(described, "expected", None) or {"train": 1000, "validation": 0}
     number = sum(expected.get(part, 0) for part in parts)
-    return number, max(1, number // QUESTIONS_A_IMAGE)
+    return number, max(1, number // QUESTIONS_PER_IMAGE)
 
 
-def shown_tokens(settings: Settings, model: Model, prefix: str) -> float:
+def shown_tokens(study: Study, model: Model, prefix: str) -> float:
     """Image tokens of an image that the language model sees, which a connector may have averaged."""
-    return model.image_tokens / (grid.settings_of(settings, prefix).connector.pool or 1) ** 2
+    return model.image_tokens / (study.grid.settings_of(prefix).connector.pool or 1) ** 2
 
 
-def training_cost(settings: Settings, results: Path, cell: grid.Checkpoint) -> Cost:
+def training_cost(study: Study, cell: Checkpoint) -> Cost:
     """Samples that a training sees, and the FLOPs of these.
 
     2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient.
     An image is computed once for all its questions in a step. Adapters, connector and attention are left out. Answers
     to the validation part, after each epoch and before the first, count as PREDICTION.
     """
-    stage, model = grid.stage_of(settings, cell.prefix), model_sizes(settings, results, cell.prefix)
-    number, images = questions(settings, results, stage.data)
-    described = settings.expanded_datasets()[stage.data]
+    stage, model = study.grid.stage_of(cell.prefix), model_sizes(study, cell.prefix)
+    number, images = questions(study, stage.data)
+    described = study.datasets[stage.data]
     if isinstance(described, Captions):
         text, shared, aside = TEXT_TOKENS["captions"], 1.0, described.validation_fraction
     else:
         text, shared = TEXT_TOKENS["questions"], min(number / images, stage.batch_size)
-        number *= 1 - 1 / settings.folds.number if settings.folds.number > 1 else 0.8
-        aside = settings.folds.validation_fraction
+        number *= 1 - 1 / study.settings.folds.number if study.settings.folds.number > 1 else 0.8
+        aside = study.settings.folds.validation_fraction
     epochs, part = stage.epochs or 0, (1 - aside) * number
-    asked = min(aside * number, settings.training.validation_limit or number) * (epochs + 1)
+    asked = min(aside * number, study.settings.training.validation_limit or number) * (epochs + 1)
     seen = min(part, stage.max_samples or part) * epochs + PREDICTION * asked
-    image = 0 if stage.blind else shown_tokens(settings, model, cell.prefix) / max(1.0, shared)
+    image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / max(1.0, shared)
     return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
 
 
-def prediction_cost(settings: Settings, results: Path, prefix: str) -> Cost:
+def prediction_cost(study: Study, prefix: str) -> Cost:
     """The same of one prediction of a fold's held-out part."""
-    model = model_sizes(settings, results, prefix)
-    number, images = questions(settings, results, settings.folds.dataset)
-    held_out = number / max(2, settings.folds.number)
-    tokens = shown_tokens(settings, model, prefix) * images / number + TEXT_TOKENS["questions"]
+    model = model_sizes(study, prefix)
+    number, images = questions(study, study.settings.folds.dataset)
+    held_out = number / max(2, study.settings.folds.number)
+    tokens = shown_tokens(study, model, prefix) * images / number + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 
 
@@ -164,26 +152,24 @@ class Hours:
     measured: int
     error: float | None
 
-    def of(self, step: Step) -> float:
+    def of(self, job: Job) -> float:
         """Hours of one job, a training or a prediction."""
-        if step.cell:
-            return self.of_training[step.cell.prefix]
-        return self.of_prediction[step.name.split("/")[0]]  # the schedule whose answers it is
+        if job.cell:
+            return self.of_training[job.cell.prefix]
+        return self.of_prediction[job.arm]  # the schedule whose answers it is
 
 
-def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours:
+def hours(study: Study, states: Sequence[JobState]) -> Hours:
     """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
-    costs = {
-        prefix: training_cost(settings, results, grid.Checkpoint(prefix, "", 0)) for prefix in grid.prefixes(settings)
-    }
-    answers = {arm: prediction_cost(settings, results, arm) for arm in grid.schedules(settings)}
-    trained = [report for report in reports if report.step.cell]
+    costs = {prefix: training_cost(study, Checkpoint(prefix, "", 0)) for prefix in study.grid.prefixes}
+    answers = {arm: prediction_cost(study, arm) for arm in study.grid.schedules}
+    trained = [state for state in states if state.job.cell]
     took = [
-        (costs[report.step.cell.prefix].flops, seconds)
-        for report in trained
-        if report.state == "done" and (seconds := seconds_taken(report.step.times))
+        (costs[state.job.cell.prefix].flops, seconds)
+        for state in trained
+        if state.state == "done" and (seconds := seconds_taken(state.job.times))
     ]
-    rate = settings.plan.tflops * 1e12 * settings.plan.utilisation
+    rate = study.settings.plan.tflops * 1e12 * study.settings.plan.utilisation
     error = None
     if took:
         flops, seconds = (sum(column) for column in zip(*took, strict=True))
@@ -195,51 +181,51 @@ def hours(settings: Settings, results: Path, reports: Sequence[Report]) -> Hours
     of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
     done = sum(real for _, real in took) / 3600
     found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), error)
-    ahead = [report for report in reports if report.state != "done" and report.step.rule in WORK]
-    return replace(found, left=sum(found.of(report.step) * (1 - report.fraction) for report in ahead))
+    ahead = [state for state in states if state.state != "done" and state.job.rule in WORK]
+    return replace(found, left=sum(found.of(state.job) * (1 - state.fraction) for state in ahead))
 
 
-def disk_gb(settings: Settings, results: Path) -> tuple[float, float]:
+def disk_gb(study: Study) -> tuple[float, float]:
     """GB of vision features and of checkpoints, each saved twice while it trains, with its optimiser's state."""
-    width = 2 if settings.features.dtype == "bf16" else 4
-    sizes = settings.expanded_datasets()
+    width = 2 if study.settings.features.dtype == "bf16" else 4
+    sizes = study.datasets
     encoded = {}  # name of features -> GB; what is above the budget is computed on the fly
-    for prefix in grid.prefixes(settings):
-        model = model_sizes(settings, results, prefix)
-        for name in (settings.folds.dataset, grid.stage_of(settings, prefix).data):
+    for prefix in study.grid.prefixes:
+        model = model_sizes(study, prefix)
+        for name in (study.settings.folds.dataset, study.grid.stage_of(prefix).data):
             known = isinstance(sizes[name], Captions)
-            images = sizes[name].sizes[0] if known else questions(settings, results, name)[1]
+            images = sizes[name].sizes[0] if known else questions(study, name)[1]
             bytes_each = model.image_tokens * model.width * width
             stored = images * bytes_each / 1e9
-            encoded[grid.features(settings, name, prefix)] = stored if stored <= settings.features.budget_gb else 0.0
-    cells = Counter(cell.prefix for cell in grid.trainings(settings))
+            encoded[study.grid.features(name, prefix)] = stored if stored <= study.settings.features.budget_gb else 0.0
+    cells = Counter(cell.prefix for cell in study.grid.trainings)
     trained = 0.0
     for prefix, number in cells.items():
-        model, lora = model_sizes(settings, results, prefix), grid.settings_of(settings, prefix).lora
+        model, lora = model_sizes(study, prefix), study.grid.settings_of(prefix).lora
         connector = 4 * (model.width * model.hidden + model.hidden**2)
         adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
-        trained += number * (connector + (adapters if grid.way(settings, prefix) == "end to end" else 0))
+        trained += number * (connector + (adapters if study.grid.trained_parts(prefix) == "end to end" else 0))
     return sum(encoded.values()), 3 * trained / 1e9
 
 
-def detectable(settings: Settings, results: Path) -> tuple[float, bool]:
+def detectable(study: Study) -> tuple[float, bool]:
     """The smallest true difference in points that comparing two schedules finds in 4 cases of 5, and if it is measured.
 
     From this study's comparison where there is one: the median of its rows. Otherwise from the number of runs, folds,
     questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as
-    `inference.two_way_clustered_t` adds them.
+    `statistics.two_way_clustered_t` adds them.
     """
     try:
-        rows = read_json(results / "tables/comparison.json")["comparisons"]
+        rows = read_json(study.path(paths.TABLE, table="comparison.json"))["comparisons"]
         if known := [row["detectable"] for row in rows if row.get("detectable")]:
             return median(known), True
     except (TriptychError, KeyError, TypeError):
         pass
     from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor
 
-    number, images = questions(settings, results, settings.folds.dataset)
-    folds = settings.folds.number
-    runs = folds * len(settings.seeds)
+    number, images = questions(study, study.settings.folds.dataset)
+    folds = study.settings.folds.number
+    runs = folds * len(study.settings.seeds)
     if folds == 1:
         number, images = max(1, number // 6), max(2, images // 6)
     run_term = overlap_factor(runs, folds) * RUN_SD**2 / runs

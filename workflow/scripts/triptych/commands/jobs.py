@@ -1,141 +1,164 @@
-"""How every step of a study is, by the files in its results folder: done, running, failed, stopped or left."""
+"""The state of every job of a study, read from its results folder: done, running, failed, interrupted or pending."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from triptych.config import grid
-from triptych.config.paths import checkpoint_folder
-from triptych.config.settings import Settings
+from triptych.config.arms import BASELINES
+from triptych.config.grid import Checkpoint, folds_name
+from triptych.config.paths import STEPS
+from triptych.config.study import Study
 from triptych.errors import TriptychError
-from triptych.evaluate.baselines import BASELINES
 from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.train.history import read_training
 
-STATES = ("done", "running", "failed", "stopped", "left")
-
-
-QUIET_MINUTES = 30  # a log that says nothing for longer than any validation takes is that of a step that is no more
-
-
+STATES = ("done", "running", "failed", "interrupted", "pending")
+QUIET_MINUTES = 30  # a log that is silent for longer than any validation takes is that of a process that has ended
 TAIL = 4096  # bytes of a log that are read
-
-
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
-
-
 RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
-
-
-WORK = ("train_stage", "predict")  # what takes the time of a study
+WORK = ("train_stage", "predict")  # the rules that take the time of a study
 
 
 @dataclass(frozen=True)
-class Step:
-    """One job of the study."""
+class Job:
+    """One job of the study.
+
+    Attributes:
+        rule: name of its rule.
+        name: what tells it from the other jobs of the rule.
+        output: the file that it writes last.
+        log: its log.
+        times: the file in which Snakemake notes its time.
+        arm: the schedule or baseline that it answers for, or the prefix that it trains.
+        cell: the checkpoint that it trains.
+        stage: the stage that a training ends on.
+    """
 
     rule: str
     name: str
-    output: Path  # the last file that it writes
+    output: Path
     log: Path
-    times: Path  # what Snakemake's `benchmark` writes
-    cell: grid.Checkpoint | None = None
-    stage: str = ""  # that a training ends on
+    times: Path
+    arm: str = ""
+    cell: Checkpoint | None = None
+    stage: str = ""
 
 
 @dataclass(frozen=True)
-class Report:
-    """How one step is."""
+class JobState:
+    """The state of one job.
 
-    step: Step
+    Attributes:
+        job: the job.
+        state: one of STATES.
+        detail: where it is, its last metric, or why it failed.
+        fraction: share of it that is done.
+        seconds_left: as its own log says.
+    """
+
+    job: Job
     state: str
     detail: str = ""
-    fraction: float = 0.0  # of it that is done
-    seconds_left: float | None = None  # as its own log says
+    fraction: float = 0.0
+    seconds_left: float | None = None
 
 
-def steps(settings: Settings, results: Path) -> list[Step]:
-    """All jobs up to the predictions, in the order of the work; tables and figures are made of these in seconds."""
-
-    def step(rule: str, name: str, output: str, cell: grid.Checkpoint | None = None) -> Step:
-        place = f"{rule}/{name}" if name and rule != "make_folds" else f"{rule}{name}"
-        log, times = results / f"logs/{place}.log", results / f"benchmarks/{place}.jsonl"
-        stage = grid.last_stage(settings, cell.prefix) if cell else ""
-        return Step(rule, name, results / output, log, times, cell, stage)
-
-    datasets = grid.used_datasets(settings)
-    shards = [f"{number}-of-{settings.shards}" for number in range(1, settings.shards + 1)]
-    folds = grid.folds(settings)
-    others = [split for names in grid.leak_splits(settings).values() for split in names if split not in folds]
-    cuts = dict.fromkeys(["folds", *map(grid.folds_name, others)])  # files that say what folds hold out, each once
-    runs = [
-        f"{name}/{fold}/seed{seed}" for name in grid.schedules(settings) for fold in folds for seed in settings.seeds
+def jobs(study: Study) -> list[Job]:
+    """List the jobs of a study in the order of the work; tables and figures, which take seconds, are left out."""
+    found = [
+        _job(study, rule, wildcards) for rule in STEPS if rule in _WILDCARDS for wildcards in _WILDCARDS[rule](study)
     ]
-    views = ["", *(f"-{control}" for control in settings.evaluation.controls)]
-    checkpoints = {f"{cell.prefix}/{cell.split}/seed{cell.seed}": cell for cell in grid.trainings(settings)}
-    leak = settings.evaluation.leak.schedules if settings.evaluation.leak else []
-    return [
-        *(step("fetch_dataset", name, f"sources/{name}/manifest.json") for name in datasets),
-        *(
-            step("check_images", f"{name}/{shard}", f"data/{name}/shards/{shard}.json")
-            for name in datasets
-            for shard in shards
-        ),
-        *(step("prepare_dataset", name, f"data/{name}/manifest.json") for name in datasets),
-        *(
-            step("make_folds", name.removeprefix("folds"), f"data/{settings.folds.dataset}/{name}.json")
-            for name in cuts
-        ),
-        step("audit_data", "", "data/audit.json"),
-        *(step("prepare_model", name, f"models/{name}/manifest.json") for name in grid.models(settings)),
-        *(step("encode_images", name, f"features/{name}/manifest.json") for name in grid.used_features(settings)),
-        *(step("train_stage", name, f"checkpoints/{name}/manifest.json", cell) for name, cell in checkpoints.items()),
-        *(step("predict", f"{name}{view}", f"predictions/{name}{view}.parquet") for name in runs for view in views),
-        *(
-            step("predict", name, f"predictions/{name}.parquet")
-            for name, cell in checkpoints.items()
-            if cell.prefix in leak and cell.split not in folds
-        ),
-        *(
-            step("predict_baseline", f"{name}/{fold}", f"predictions/{name}/{fold}/untrained.parquet")
-            for name in BASELINES
-            for fold in [*folds, *(others if name in grid.LOOKUPS else [])]
-        ),
-    ]
+    return list({job.output: job for job in found}.values())
 
 
-def look_at(step: Step, settings: Settings, results: Path, alive: bool, now: float) -> Report:
-    """How a step is, from its output, its log and, for a training, its saved state.
+def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
+    step = STEPS[rule]
+    name = step.job.format(**wildcards).lstrip("/")
+    files = (study.path(pattern, **wildcards) for pattern in (step.output, step.log, step.benchmark))
+    cell = Checkpoint(*(wildcards[key] for key in ("prefix", "split", "seed"))) if rule == "train_stage" else None
+    stage = study.grid.last_stage(cell.prefix) if cell else ""
+    return Job(rule, name, *files, str(wildcards.get("prefix") or wildcards.get("baseline") or ""), cell, stage)
+
+
+def _other_splits(study: Study) -> list[str]:
+    """Folds of the leak study that are not the study's own."""
+    splits = study.grid.leak_splits.values()
+    return [split for names in splits for split in names if split not in study.grid.folds]
+
+
+def _cuts(study: Study) -> Iterator[dict[str, object]]:
+    names = dict.fromkeys(["folds", *map(folds_name, _other_splits(study))])
+    return ({"dataset": study.settings.folds.dataset, "cut": name.removeprefix("folds")} for name in names)
+
+
+def _predictions(study: Study) -> Iterator[dict[str, object]]:
+    views = ["", *(f"-{control}" for control in study.settings.evaluation.controls)]
+    seeds, leak = study.settings.seeds, study.settings.evaluation.leak
+    for prefix, fold, seed, view in product(study.grid.schedules, study.grid.folds, seeds, views):
+        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view}
+    for cell in study.grid.trainings:
+        if leak and cell.prefix in leak.schedules and cell.split not in study.grid.folds:
+            yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": ""}
+
+
+def _baselines(study: Study) -> Iterator[dict[str, object]]:
+    for name, baseline in BASELINES.items():
+        for fold in [*study.grid.folds, *(_other_splits(study) if baseline.leak_study else [])]:
+            yield {"baseline": name, "fold": fold, "view": ""}
+
+
+# Values of the wildcards of each rule's jobs.
+_WILDCARDS = {
+    "fetch_dataset": lambda study: ({"dataset": name} for name in study.grid.used_datasets),
+    "check_images": lambda study: (
+        {"dataset": name, "scatteritem": f"{number}-of-{study.settings.shards}"}
+        for name in study.grid.used_datasets
+        for number in range(1, study.settings.shards + 1)
+    ),
+    "prepare_dataset": lambda study: ({"dataset": name} for name in study.grid.used_datasets),
+    "make_folds": _cuts,
+    "audit_data": lambda study: [{}],
+    "prepare_model": lambda study: ({"role": name, "tag": ""} for name in study.grid.models),
+    "encode_images": lambda study: ({"dataset": name, "tag": ""} for name in study.grid.used_features),
+    "train_stage": lambda study: (vars(cell) for cell in study.grid.trainings),
+    "predict": _predictions,
+    "predict_baseline": _baselines,
+}
+
+
+def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
+    """Tell the state of a job from its output, its log and, for a training, its saved state.
 
     Args:
-        step: the step.
-        settings: the study's.
-        results: its folder.
+        job: the job.
+        study: its study.
         alive: whether a Snakemake is at work there.
         now: seconds since 1970.
     """
     try:
-        if step.output.exists():
-            return Report(step, "done", _finished(step), 1.0)
-        place, fraction, seconds = _under_way(step, settings, results, lines := _tail(step.log))
-        quiet = now - step.log.stat().st_mtime
+        if job.output.exists():
+            return JobState(job, "done", _finished(job), 1.0)
+        place, fraction, seconds = _under_way(job, study, lines := _tail(job.log))
+        quiet = now - job.log.stat().st_mtime
     except FileNotFoundError:  # no log, or no more
-        return Report(step, "left")
+        return JobState(job, "pending")
     except TriptychError as error:
-        return Report(step, "failed", f"error: {error}")
-    # Where several processes train together, `torchrun` adds a report of its own to what they say at their end.
+        return JobState(job, "failed", f"error: {error}")
+    # Where several processes train together, `torchrun` adds a report of its own to what they print at their end.
     errors = [line for line in lines if line.startswith("error:")]
     paused = any("run it again to go on" in line for line in lines)
     if errors or (not paused and any(line.startswith("Traceback") for line in lines)):
-        return Report(step, "failed", f"{errors[0] if errors else lines[-1]} ({step.log})", fraction)
+        return JobState(job, "failed", f"{errors[0] if errors else lines[-1]} ({job.log})", fraction)
     if not alive or quiet > 60 * QUIET_MINUTES or paused:
-        return Report(step, "stopped", place or f"goes on when run again ({step.log})", fraction)
-    return Report(step, "running", place, fraction, seconds)
+        return JobState(job, "interrupted", place or f"goes on when run again ({job.log})", fraction)
+    return JobState(job, "running", place, fraction, seconds)
 
 
 def _tail(log: Path) -> list[str]:
@@ -144,27 +167,27 @@ def _tail(log: Path) -> list[str]:
         return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
-def _finished(step: Step) -> str:
-    if step.rule == "train_stage":
-        manifest = read_json(step.output)
+def _finished(job: Job) -> str:
+    if job.rule == "train_stage":
+        manifest = read_json(job.output)
         return _metrics(manifest["metrics"])
-    if step.rule in ("predict", "predict_baseline"):
-        records = read_table(step.output, ["prediction", "gold"])
+    if job.rule in ("predict", "predict_baseline"):
+        records = read_table(job.output, ["prediction", "gold"])
         return f"exact match {100 * fmean(map(exact_match, records)):.1f} %" if records else ""
     return ""
 
 
-def _under_way(step: Step, settings: Settings, results: Path, lines: Sequence[str]) -> tuple[str, float, float | None]:
+def _under_way(job: Job, study: Study, lines: Sequence[str]) -> tuple[str, float, float | None]:
     """Where a step is in words, the share of it that is done, and the seconds that it takes still."""
-    if step.cell is None:
+    if job.cell is None:
         found = next((match for line in reversed(lines) if (match := RATE_LINE.search(line))), None)
         if found is None:
             return "", 0.0, None
         done, total, rate = (float(found[group]) for group in (1, 2, 4))
         return f"{found[1]} of {found[2]} {found[3]}", done / total, (total - done) / rate if rate else None
-    training = read_training(checkpoint_folder(results, step.cell))
+    training = read_training(study.checkpoint(job.cell))
     row = training.rows[-1] if training else None
-    epochs = grid.stage_of(settings, step.cell.prefix).epochs or 0
+    epochs = study.grid.stage_of(job.cell.prefix).epochs or 0
     fraction, seconds = (row["epoch"] / epochs if row and epochs else 0.0), None
     words = [_metrics(row)] if row else []
     if found := next((match for line in reversed(lines) if (match := STEP_LINE.search(line))), None):
@@ -179,11 +202,11 @@ def _metrics(row: dict) -> str:
     return f"epoch {row['epoch']}: validation loss {loss:.3f}, exact match {accuracy:.1f} %"
 
 
-def survey(settings: Settings, results: Path, now: float) -> list[Report]:
-    """How all steps are; Snakemake's lock, in the current folder, tells whether it is at work."""
+def job_states(study: Study, now: float) -> list[JobState]:
+    """Tell the state of every job; Snakemake's lock, in the current folder, shows whether it is at work."""
     locks = Path(".snakemake/locks")
     alive = locks.is_dir() and any(locks.iterdir())
-    return [look_at(step, settings, results, alive, now) for step in steps(settings, results)]
+    return [job_state(job, study, alive, now) for job in jobs(study)]
 
 
 def seconds_taken(times: Path) -> float | None:

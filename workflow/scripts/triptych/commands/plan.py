@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, hours, model_sizes
-from triptych.commands.jobs import Report, survey
+from triptych.commands.jobs import JobState, job_states
 from triptych.commands.retraining import short_reason
-from triptych.config import grid
-from triptych.config.paths import results_folder
+from triptych.config.grid import Checkpoint
+from triptych.config.paths import CHECKPOINT
 from triptych.config.settings import Settings
-from triptych.config.study import read_study, settings_text
+from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
 from triptych.utils.terminal import duration
 
@@ -30,18 +30,18 @@ SNAKEFILE = Path(__file__).parents[4] / "Snakefile"
 PLANNED = re.compile(r"^Job \d+: Train (.+)\nReason: (.*(?:\n(?!\[|Job ).*)*)", re.MULTILINE)
 
 
-def unshared(settings: Settings) -> Counter:
+def unshared(study: Study) -> Counter:
     """Trainings by prefix if every schedule, fold and seed trained all its stages for itself."""
-    runs = len(grid.folds(settings)) * len(settings.seeds)
+    runs = len(study.grid.folds) * len(study.settings.seeds)
     return Counter(
         {
-            prefix: runs * sum(prefix in way for way in grid.ways(settings).values())
-            for prefix in grid.prefixes(settings)
+            prefix: runs * sum(prefix in lineage for lineage in study.grid.lineage.values())
+            for prefix in study.grid.prefixes
         }
     )
 
 
-def trained_again(settings: Settings, results: Path) -> list[tuple[str, str]]:
+def trained_again(study: Study) -> list[tuple[str, str]]:
     """Finished trainings that a run would make again, with Snakemake's reasons, from a dry run.
 
     Raises:
@@ -49,31 +49,31 @@ def trained_again(settings: Settings, results: Path) -> list[tuple[str, str]]:
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--dry-run", "--nolock", "--cores", "1", "--rerun-triggers", "mtime", "params", "input"]
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as study:
-        study.write(settings_text(settings))
-        study.flush()
-        answer = subprocess.run([*command, "--configfile", study.name], capture_output=True, text=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(study.text())
+        file.flush()
+        answer = subprocess.run([*command, "--configfile", file.name], capture_output=True, text=True)
     text = answer.stdout + answer.stderr
     if answer.returncode:
         raise TriptychError(f"the dry run fails: {text.strip().splitlines()[-1]}")
     found = []
     for name, reason in PLANNED.findall(text):
         prefix, split, seed = re.fullmatch(r"(\S+) on (\S+), seed (\d+)", name).groups()
-        if (results / f"checkpoints/{prefix}/{split}/seed{seed}/manifest.json").exists():
+        if study.checkpoint(Checkpoint(prefix, split, int(seed)), CHECKPOINT).exists():
             found.append((name, reason))
     return found
 
 
-def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Iterator[str]:
+def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     """The plan as text."""
-    found = hours(settings, results, reports)
+    found = hours(study, states)
     yield f"{'step':<18}{'jobs':>7}{'done':>7}{'left':>7}"
-    for rule in dict.fromkeys(report.step.rule for report in reports):
-        states = [report.state for report in reports if report.step.rule == rule]
-        done = states.count("done")
-        yield f"{rule:<18}{len(states):>7}{done:>7}{len(states) - done:>7}"
-    cells = Counter(cell.prefix for cell in grid.trainings(settings))
-    alone = unshared(settings)
+    for rule in dict.fromkeys(state.job.rule for state in states):
+        found_states = [state.state for state in states if state.job.rule == rule]
+        done = found_states.count("done")
+        yield f"{rule:<18}{len(found_states):>7}{done:>7}{len(found_states) - done:>7}"
+    cells = Counter(cell.prefix for cell in study.grid.trainings)
+    alone = unshared(study)
     yield ""
     wide = max(17, *map(len, cells)) + 1
     yield f"{'training':<{wide}}{'runs':>7}{'hours each':>12}{'hours':>9}   if nothing were shared"
@@ -83,9 +83,9 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
     total = sum(number * found.of_training[prefix] for prefix, number in cells.items())
     saved = sum(max(0, alone[prefix] - number) * found.of_training[prefix] for prefix, number in cells.items())
     fewer = sum(max(0, alone[prefix] - number) for prefix, number in cells.items())
-    predictions = [report for report in reports if report.step.rule == "predict"]
-    answering = sum(found.of(report.step) for report in predictions)
-    plan = settings.plan
+    predictions = [state for state in states if state.job.rule == "predict"]
+    answering = sum(found.of(state.job) for state in predictions)
+    plan = study.settings.plan
     each = answering / max(1, len(predictions))
     yield f"{'predictions':<{wide}}{len(predictions):>7}{each:>12.2f}{answering:>9.1f}"
     yield ""
@@ -101,35 +101,34 @@ def lines(settings: Settings, results: Path, reports: Sequence[Report]) -> Itera
             f"estimate    assumed: {plan.tflops:g} TFLOP/s, of which {plan.utilisation:.0%} is used (plan.tflops, "
             "plan.utilisation); finished trainings will correct it"
         )
-    features, checkpoints = disk_gb(settings, results)
+    features, checkpoints = disk_gb(study)
     over = ": TOO LITTLE" if features + checkpoints > plan.disk_gb else ""
     yield f"disk        {features:.1f} GB features, at most {checkpoints:.1f} GB checkpoints; {plan.disk_gb:g} GB{over}"
-    points, measured = detectable(settings, results)
-    folds, seeds = settings.folds.number, len(settings.seeds)
+    points, measured = detectable(study)
+    folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     assumed = f"assumed: {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
     if points == float("inf"):
         yield "finds       nothing: one run shows no spread; use more folds or seeds"
     else:
         yield f"finds       differences of {points:.1f} points in 4 cases of 5, with {folds} folds x {seeds} seeds"
         yield f"            ({'as this study compared so far' if measured else assumed})"
-    if not all(model_sizes(settings, results, prefix).known for prefix in grid.prefixes(settings)):
+    if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
         yield "sizes       of models and data are as the configuration says; they are not prepared yet"
 
 
 def main() -> None:
     """Say what a study will cost and what it can show. Nothing is run."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    study = parser.add_mutually_exclusive_group()
-    study.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
-    study.add_argument("--settings", help="its settings as JSON")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    given.add_argument("--settings", help="its settings as JSON")
     arguments = parser.parse_args()
     if arguments.settings:
-        settings = Settings.model_validate_json(arguments.settings)
-        results = results_folder(settings)
+        study = Study.of(Settings.model_validate_json(arguments.settings))
     else:
-        settings, results = read_study(arguments.configfile)
-    print("\n".join(lines(settings, results, survey(settings, results, now=0.0))))
-    again = trained_again(settings, results) if results.exists() else []
+        study = read_study(arguments.configfile)
+    print("\n".join(lines(study, job_states(study, now=0.0))))
+    again = trained_again(study) if study.results.exists() else []
     print(f"again       {len(again)} finished trainings would be trained again")
     for name, reason in again:
         print(f"            {name}: {short_reason(reason)}")

@@ -128,15 +128,15 @@ def main() -> None:
     parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
     parser.add_argument("--delete", action="store_true", help="remove what is damaged, and all tables and figures")
     arguments = parser.parse_args()
-    settings, results = read_study(arguments.configfile)
+    study = read_study(arguments.configfile)
     folder = Path.cwd()
     if arguments.delete and (other_snakemakes(folder) or left_steps(folder)):
         raise TriptychError(f"Snakemake or one of its steps runs in {folder}; let it end before anything is deleted")
-    found = list(faults(results, Path(os.environ.get("TRIPTYCH_CACHE") or settings.cache)))
+    found = list(faults(study.results, Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)))
     for fault, _ in found:
         print(f"damaged: {fault}")
     if arguments.delete:
-        for path in dict.fromkeys([*(path for _, paths in found for path in paths), *unhashed(results)]):
+        for path in dict.fromkeys([*(path for _, paths in found for path in paths), *unhashed(study.results)]):
             remove(path)
         print(f"{len(found)} damaged, removed together with tables and figures; run Snakemake again")
     elif found:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.config.errors import fault_lines, name_faults, unknown
+from triptych.config.errors import error_lines, reference_errors, unknown
 from triptych.config.settings import Settings
 from triptych.config.stages import BY_PART, Stage
 
@@ -50,20 +50,20 @@ def varied(settings: Settings, name: str) -> Settings:
     return Settings.model_validate(base | sections | {"schedules": [change.get("schedule") or settings.schedules[0]]})
 
 
-def faults(settings: Settings) -> list[str]:
-    """What is wrong with the ablations of a study that is right without them, a line for each fault."""
-    return [f"ablations.{name}{line}" for name in settings.ablations for line in _faults(settings, name)]
+def errors(settings: Settings) -> list[str]:
+    """What is wrong with the ablations of a study that is right without them, a line for each error."""
+    return [f"ablations.{name}{line}" for name in settings.ablations for line in _errors(settings, name)]
 
 
-def _faults(settings: Settings, name: str) -> list[str]:
+def _errors(settings: Settings, name: str) -> list[str]:
     if strangers := [stage for stage in settings.ablations[name].stages if stage not in settings.stages]:
         return [f".stages: {unknown(stage, 'stages', settings.stages)}" for stage in strangers]
     try:
         variant = varied(settings, name)
     except ValidationError as error:
-        return [f".{line}" for line in fault_lines(error)]
+        return [f".{line}" for line in error_lines(error)]
     # Which schedules the leak study takes is settled by the study's own, and no part of an ablation.
-    wrong = name_faults(variant.model_dump(exclude={"evaluation"}))
+    wrong = reference_errors(variant.model_dump(exclude={"evaluation"}))
     wrong = [f".{line}".replace(".schedules: ", ": ", 1) for line in wrong]
     return wrong or list(_idle(settings, variant, name))
 

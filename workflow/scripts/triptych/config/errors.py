@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, a line for each fault, in the words of the file."""
+"""What is wrong with a configuration, a line for each error, in the words of the file."""
 
 import difflib
 import re
@@ -14,10 +14,10 @@ from triptych.config.settings import Settings
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
 
 
-def name_faults(config: Mapping[str, Any]) -> list[str]:
+def reference_errors(config: Mapping[str, Any]) -> list[str]:
     """Faults in how stages, schedules, data sets and folds name each other.
 
-    Reads the configuration as written, so that these are reported beside faults of single values.
+    Reads the configuration as written, so that these are reported beside errors of single values.
     """
     written = {str(name): value for name, value in mapping(config.get("datasets")).items()}
     expanded = [
@@ -28,58 +28,58 @@ def name_faults(config: Mapping[str, Any]) -> list[str]:
     datasets = dict(expanded)
     stages = {str(name): mapping(value) for name, value in mapping(config.get("stages")).items()}
     ablations = list(map(str, mapping(config.get("ablations"))))
-    # What is no list, or no mapping, is named elsewhere; here it would lead to faults that are none.
+    # What is no list, or no mapping, is named elsewhere; here it would lead to errors that are none.
     lists = [schedule for schedule in _list(config.get("schedules")) if isinstance(schedule, list)]
     schedules = [[str(stage) for stage in schedule] for schedule in lists]
     folded = mapping(config.get("folds")).get("dataset")
-    faults = [
+    errors = [
         f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
         for kind, names in (("datasets", written), ("stages", stages), ("ablations", ablations))
         for name in names
         if not re.match(FILE_NAME, name)
     ]
     if len(datasets) < len(expanded):
-        faults.append(
+        errors.append(
             "datasets: two have the same name once sizes are added; rename one or drop a size that stands twice"
         )
     if folded is not None and str(folded) not in datasets:
-        faults.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
+        errors.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
     elif folded is not None and mapping(datasets[str(folded)]).get("source") in caption_sources():
-        faults.append(f"folds.dataset: '{folded}' has captions; folds need questions")
+        errors.append(f"folds.dataset: '{folded}' has captions; folds need questions")
     for name, stage in stages.items():
         if "data" in stage and str(stage["data"]) not in datasets:
-            faults.append(f"stages.{name}.data: {unknown(str(stage['data']), 'datasets', datasets)}")
+            errors.append(f"stages.{name}.data: {unknown(str(stage['data']), 'datasets', datasets)}")
     prefixes: dict[str, list[str]] = {}
     for schedule in schedules:
         label = "-".join(schedule)
-        faults += [
+        errors += [
             f"schedules: '{label}' uses stage {unknown(stage, 'stages', stages)}"
             for stage in schedule
             if stages and stage not in stages
         ]
         if len(set(schedule)) != len(schedule):
-            faults.append(f"schedules: '{label}' uses a stage twice; give the repeat a name of its own")
+            errors.append(f"schedules: '{label}' uses a stage twice; give the repeat a name of its own")
         for length in range(1, len(schedule) + 1):
             prefix = schedule[:length]
             if prefixes.setdefault("-".join(prefix), prefix) != prefix:
-                faults.append(f"schedules: two lists of stages are both written '{'-'.join(prefix)}'; rename a stage")
+                errors.append(f"schedules: two lists of stages are both written '{'-'.join(prefix)}'; rename a stage")
         uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
         if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
-            faults.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
+            errors.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
-            faults.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
+            errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
     named = {"-".join(schedule): schedule for schedule in schedules}
     leak = mapping(mapping(config.get("evaluation")).get("leak"))
-    faults += [
+    errors += [
         f"evaluation.leak.schedules: {unknown(str(name), 'schedules', named)}"
         for name in _list(leak.get("schedules"))
         if str(name) not in named
     ]
     for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
         if any(value in values[:index] for index, value in enumerate(values)):
-            faults.append(f"{kind}: an entry stands there twice")
-    return faults
+            errors.append(f"{kind}: an entry stands there twice")
+    return errors
 
 
 def unknown(name: str, kind: str, known: Mapping[str, Any]) -> str:
@@ -98,26 +98,26 @@ def _list(value: Any) -> list:
     return value if isinstance(value, list) else []
 
 
-def fault_lines(error: ValidationError) -> list[str]:
-    """The faults that pydantic found in settings, a line each, in the words of the configuration file."""
-    return [line for fault in error.errors() for line in _fault_lines(fault)]
+def error_lines(raised: ValidationError) -> list[str]:
+    """The errors that pydantic found in settings, a line each, in the words of the configuration file."""
+    return [line for error in raised.errors() for line in _error_lines(error)]
 
 
-def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
-    """One pydantic fault in the words of the configuration file."""
+def _error_lines(error: Mapping[str, Any]) -> list[str]:
+    """One pydantic error in the words of the configuration file."""
     # Behind models.<role> and datasets.<name> stands the value of `source`, which is no key of the file.
-    tagged = fault["loc"][0] in ("models", "datasets")
+    tagged = error["loc"][0] in ("models", "datasets")
     place = [
         str(part)
-        for index, part in enumerate(fault["loc"])
+        for index, part in enumerate(error["loc"])
         if not str(part).startswith("[") and not (tagged and index == 2)
     ]
     path = ".".join(place)
-    match fault["type"]:
+    match error["type"]:
         case "extra_forbidden" if SECRET.search(place[-1]):
             return [f"{path}: no key or password belongs in a configuration; log in, or set WANDB_API_KEY or HF_TOKEN"]
         case "extra_forbidden":
-            close = difflib.get_close_matches(place[-1], _known_keys(fault["loc"][:-1]), n=1)
+            close = difflib.get_close_matches(place[-1], _known_keys(error["loc"][:-1]), n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             return [f"{path}: not a known setting{hint}"]
         case "missing":
@@ -125,36 +125,36 @@ def _fault_lines(fault: Mapping[str, Any]) -> list[str]:
         case "union_tag_not_found":
             return [f"{path}.source: required, but not there"]
         case "union_tag_invalid":
-            return [f"{path}.source: must be one of {fault['ctx']['expected_tags']}, not '{fault['ctx']['tag']}'"]
+            return [f"{path}.source: must be one of {error['ctx']['expected_tags']}, not '{error['ctx']['tag']}'"]
         case "string_pattern_mismatch" if place[-1] == "revision":
-            return [f"{path}: must be a full commit id of 40 hexadecimal digits, not {fault['input']!r}"]
+            return [f"{path}: must be a full commit id of 40 hexadecimal digits, not {error['input']!r}"]
         case "list_type" if place[0] == "schedules":
             kind = "a list of stage names, such as [2, 3]" if len(place) > 1 else "a list of lists, such as [[2, 3]]"
-            return [f"{path}: must be {kind}, not {fault['input']!r}"]
+            return [f"{path}: must be {kind}, not {error['input']!r}"]
         case "list_type" if place[-1] == "schedule":
-            return [f"{path}: must be a list of stage names, such as [2, 3], not {fault['input']!r}"]
+            return [f"{path}: must be a list of stage names, such as [2, 3], not {error['input']!r}"]
         case "list_type":
-            return [f"{path}: must be a list, such as [{fault['input']}], not {fault['input']!r}"]
+            return [f"{path}: must be a list, such as [{error['input']}], not {error['input']!r}"]
         case "dict_type" if place[-1] == "learning_rate":
-            return [f"{path}: must name a rate for each part that trains, such as {{connector: {fault['input']}}}"]
+            return [f"{path}: must name a rate for each part that trains, such as {{connector: {error['input']}}}"]
         case "dict_type" | "model_type" | "model_attributes_type":
-            known = _known_keys(fault["loc"]) or (["source"] if tagged else [])
+            known = _known_keys(error["loc"]) or (["source"] if tagged else [])
             keys = f" ({', '.join(known[:4])}{', ...' if len(known) > 4 else ''})" if known else ""
-            return [f"{path}: must hold keys with values{keys}, not {fault['input']!r}"]
+            return [f"{path}: must hold keys with values{keys}, not {error['input']!r}"]
         case "int_type" | "int_parsing" | "int_from_float":
-            return [f"{path}: must be a whole number, not {fault['input']!r}"]
+            return [f"{path}: must be a whole number, not {error['input']!r}"]
         case "float_type" | "float_parsing":
-            return [f"{path}: must be a number, not {fault['input']!r}"]
-        case "string_type" if isinstance(fault["input"], bool | int | float):
-            return [f"{path}: must be text; put it in quotes: '{fault['input']}'"]
+            return [f"{path}: must be a number, not {error['input']!r}"]
+        case "string_type" if isinstance(error["input"], bool | int | float):
+            return [f"{path}: must be text; put it in quotes: '{error['input']}'"]
         case "too_short":
             return [f"{path}: must have an entry"]
         case "value_error":
-            message = str(fault["ctx"]["error"])
+            message = str(error["ctx"]["error"])
             return [f"{path}: {line}" if path else line for line in message.splitlines()]
         case _:
-            message = fault["msg"].replace("Input should be", "must be")
-            return [f"{path}: {message}, not {fault['input']!r}"]
+            message = error["msg"].replace("Input should be", "must be")
+            return [f"{path}: {message}, not {error['input']!r}"]
 
 
 def _known_keys(location: tuple) -> list[str]:

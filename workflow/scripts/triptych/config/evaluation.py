@@ -1,10 +1,20 @@
 """Settings of answers, controls, probes and comparisons."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema
 
+from triptych.config.arms import CONTROLS
 from triptych.config.base import Record, former
+
+
+def _known_control(name: str) -> str:
+    if name not in CONTROLS:
+        raise ValueError(f"must be {' or '.join(map(repr, CONTROLS))}, not {name!r}")
+    return name
+
+
+ControlName = Annotated[str, AfterValidator(_known_control), WithJsonSchema({"enum": list(CONTROLS), "type": "string"})]
 
 
 class Probe(Record):
@@ -38,7 +48,7 @@ class Evaluation(Record):
     captions: PositiveInt | None = Field(
         200, description="Validation captions that stages on captions are scored on, by generating them; null: none."
     )
-    controls: list[Literal["swapped", "blank"]] = Field(
+    controls: list[ControlName] = Field(
         ["swapped", "blank"],
         description="Ask every finished schedule again with another image, and with a grey one: a model that looks "
         "loses by it.",

@@ -1,7 +1,143 @@
-"""What each step is told."""
+"""What each step is given as its job: built here from a study for the rules, and checked by the step that reads it.
 
-from typing import Literal
+A job's text holds all settings that decide the step's result, and depends on nothing else. Snakemake records it: a step
+runs again when its text changes, and only then.
+"""
 
-# Which questions are asked, and with which image: a fold's held-out questions with their own image, with another
-# one, or with a blank one; the source's own test part; or captions, of the validation part of a stage's own data.
-View = Literal["held-out", "swapped", "blank", "test", "captions"]
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, PositiveInt
+
+from triptych.config.arms import CAPTIONS, CONTROLS, HELD_OUT, TEST
+from triptych.config.base import Precision, Record
+from triptych.config.evaluation import Probe
+from triptych.config.grid import Checkpoint
+from triptych.config.settings import WeightsAndBiases
+from triptych.config.stages import Connector, Lora, Stage, Training
+from triptych.config.study import Study
+from triptych.io.manifest import canonical_json
+
+
+def _known_view(view: str) -> str:
+    known = (HELD_OUT, *CONTROLS, TEST, CAPTIONS)
+    if view not in known:
+        raise ValueError(f"must be one of {', '.join(known)}, not {view!r}")
+    return view
+
+
+View = Annotated[str, AfterValidator(_known_view)]
+
+
+class JobSettings(Record):
+    """Base of all jobs."""
+
+    def text(self) -> str:
+        """Write the job as JSON with sorted keys, under the names that settings had when finished studies ran."""
+        return canonical_json(self.model_dump(by_alias=True, mode="json"))
+
+
+class TrainingJob(JobSettings):
+    """One training: one stage of one schedule, on one split, with one seed."""
+
+    prefix: str
+    split: str
+    seed: int
+    stage_name: str
+    stage: Stage
+    connector: Connector
+    lora: Lora | None
+    training: Training
+
+    @classmethod
+    def of(cls, study: Study, cell: Checkpoint) -> Self:
+        """Build the job of one checkpoint."""
+        settings, stage = study.grid.settings_of(cell.prefix), study.grid.stage_of(cell.prefix)
+        return cls(
+            prefix=cell.prefix,
+            split=cell.split,
+            seed=cell.seed,
+            stage_name=study.grid.last_stage(cell.prefix),
+            stage=stage,
+            connector=settings.connector,
+            lora=settings.lora if "lora" in stage.train else None,
+            training=settings.training,
+        )
+
+    def text(self) -> str:
+        """Write the job as `JobSettings.text` does, without the settings that only say how a training runs."""
+        return canonical_json(self.model_dump(by_alias=True, mode="json", exclude={"training": Training.RUNNING}))
+
+
+class PredictionJob(JobSettings):
+    """The answers of one checkpoint to the questions of one view."""
+
+    precision: Precision
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    view: View
+    limit: PositiveInt | None = None  # of the questions that are asked
+
+    @classmethod
+    def of(cls, study: Study, view: str) -> Self:
+        """Build the job of a view; only captions are limited."""
+        evaluation = study.settings.evaluation
+        return cls(
+            precision=study.settings.training.precision,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=evaluation.batch_size,
+            view=view,
+            limit=evaluation.captions if view == CAPTIONS else None,
+        )
+
+    def text(self) -> str:
+        """Write the job as `JobSettings.text` does, without a limit where there is none."""
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
+
+
+class ProbeJob(JobSettings):
+    """The probes of one representation."""
+
+    representation: str
+    seed: int
+    connector: Connector
+    probe: Probe
+
+    @classmethod
+    def of(cls, study: Study, representation: str, seed: int) -> Self:
+        """Build the job of a representation: a prefix, or one of the two that nothing trains."""
+        trained = representation in study.grid.prefixes
+        settings = study.grid.settings_of(representation) if trained else study.settings
+        return cls(
+            representation=representation,
+            seed=seed,
+            connector=settings.connector,
+            probe=study.settings.evaluation.probe,
+        )
+
+
+class WandbJob(JobSettings):
+    """The runs of Weights & Biases."""
+
+    schedules: dict[str, list[str]]
+    wandb: WeightsAndBiases
+
+    @classmethod
+    def of(cls, study: Study) -> Self:
+        """Build the job of a study."""
+        return cls(schedules=study.grid.lineage, wandb=study.settings.wandb)
+
+
+def folds_text(study: Study, group: str = "") -> str:
+    """Write the settings of folds; those of the leak study are of another `group`."""
+    other: dict[str, Any] = {"group": group} if group else {}
+    return canonical_json(study.settings.folds.model_dump() | other)
+
+
+def dataset_text(study: Study, name: str) -> str:
+    """Write the settings of a data set."""
+    return canonical_json(study.datasets[name].model_dump(mode="json", by_alias=True))
+
+
+def model_text(study: Study, name: str) -> str:
+    """Write the settings of a model: the base's, or those of the ablation that its tag names."""
+    return canonical_json(study.grid.models[name].model_dump())

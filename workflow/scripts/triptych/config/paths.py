@@ -1,16 +1,98 @@
-"""Where everything is below the results folder."""
+"""Where everything is below the results folder, said once: rules, steps and commands fill in these patterns."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.config.grid import Checkpoint
-from triptych.config.settings import Settings
+# Data
+SOURCE_FOLDER = "sources/{dataset}/"
+SOURCE = "sources/{dataset}/manifest.json"
+CANDIDATES = "sources/{dataset}/candidates.parquet"
+SHARD = "data/{dataset}/shards/{scatteritem}.json"
+DATA = "data/{dataset}/manifest.json"
+QUESTIONS = "data/{dataset}/questions.parquet"
+REJECTS = "data/{dataset}/rejects.parquet"
+IMAGES = "data/{dataset}/images"
+FOLDS = "data/{dataset}/folds{cut}.json"
+FOLDS_TABLE = "data/{dataset}/folds{cut}.parquet"
+AUDIT = "data/audit.json"
+AUDIT_PAGE = "data/audit.md"
+# Models and features
+MODEL = "models/{role}{tag}/manifest.json"
+MODEL_CONFIG = "models/{model}/config.json"
+FEATURES = "features/{dataset}{tag}/manifest.json"
+# Trainings
+CHECKPOINT_FOLDER = "checkpoints/{prefix}/{split}/seed{seed}"
+CHECKPOINT = f"{CHECKPOINT_FOLDER}/manifest.json"
+CONNECTOR = f"{CHECKPOINT_FOLDER}/connector.safetensors"
+METRICS = f"{CHECKPOINT_FOLDER}/metrics.jsonl"
+# Answers and probes
+PREDICTION = "predictions/{prefix}/{fold}/seed{seed}{view}.parquet"
+BASELINE_PREDICTION = "predictions/{baseline}/{fold}/untrained{view}.parquet"
+CAPTION_PREDICTION = "predictions/{prefix}/shared/seed{seed}.parquet"
+PROBE = "probes/{representation}/seed{seed}.parquet"
+# What people look at
+TABLE = "tables/{table}"
+TEST_TABLE = "tables/test/{table}"
+FIGURE = "figures/{figure}"
+REPORT = "report.html"
+WANDB = "wandb/runs.json"
 
 
-def checkpoint_folder(results: Path, cell: Checkpoint) -> Path:
-    """Where a checkpoint is."""
-    return results / "checkpoints" / cell.prefix / cell.split / f"seed{cell.seed}"
+@dataclass(frozen=True)
+class Step:
+    """What the jobs of a rule leave.
+
+    Attributes:
+        rule: name of the rule.
+        job: what tells one job from another: pattern of its log below `logs/` and of its times below `benchmarks/`.
+        output: pattern of the file that it writes last.
+    """
+
+    rule: str
+    job: str
+    output: str
+
+    @property
+    def log(self) -> str:
+        """Pattern of the log."""
+        return f"logs/{self.rule}{self.job}.log"
+
+    @property
+    def benchmark(self) -> str:
+        """Pattern of the file in which Snakemake notes time and memory."""
+        return f"benchmarks/{self.rule}{self.job}.jsonl"
 
 
-def results_folder(settings: Settings) -> Path:
-    """The folder of a study's results."""
-    return Path(settings.pathvars.get("results", "results"))
+# In the order of the work. Tables and figures are made of these in seconds.
+STEPS = {
+    step.rule: step
+    for step in (
+        Step("fetch_dataset", "/{dataset}", SOURCE),
+        Step("check_images", "/{dataset}/{scatteritem}", SHARD),
+        Step("prepare_dataset", "/{dataset}", DATA),
+        Step("make_folds", "{cut}", FOLDS),
+        Step("audit_data", "", AUDIT),
+        Step("prepare_model", "/{role}{tag}", MODEL),
+        Step("encode_images", "/{dataset}{tag}", FEATURES),
+        Step("train_stage", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
+        Step("predict", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
+        Step("predict_captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
+        Step("predict_baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
+        Step("probe", "/{representation}/seed{seed}", PROBE),
+    )
+}
+
+
+class _Kept(dict):
+    def __missing__(self, name: str) -> str:
+        return f"{{{name}}}"
+
+
+def fill(pattern: str, **values: object) -> str:
+    """Fill in some names of a pattern; the others stay as they are."""
+    return pattern.format_map(_Kept(values))
+
+
+def below(results: Path, pattern: str, **values: object) -> Path:
+    """Give the path of a result below a study's results folder; all names of the pattern are filled in."""
+    return results / pattern.format(**values)

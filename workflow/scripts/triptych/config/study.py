@@ -2,22 +2,63 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from triptych.config import ablations, grid
-from triptych.config.errors import fault_lines, mapping, name_faults
+from triptych.config import ablations
+from triptych.config.datasets import Dataset
+from triptych.config.errors import error_lines, mapping, reference_errors
 from triptych.config.former_names import current_names
-from triptych.config.paths import results_folder
+from triptych.config.grid import Checkpoint, Grid
+from triptych.config.paths import CHECKPOINT_FOLDER, below
 from triptych.config.settings import Settings
 from triptych.errors import TriptychError
 
 
-def read_study(configfile: Path) -> tuple[Settings, Path]:
-    """The settings in a configuration file, and the folder of the study's results, for commands run by hand.
+@dataclass(frozen=True)
+class Study:
+    """A checked configuration with its grid and its results folder.
+
+    Attributes:
+        settings: the configuration.
+        grid: all trainings.
+        results: folder of the results.
+    """
+
+    settings: Settings
+    grid: Grid
+    results: Path
+
+    @classmethod
+    def of(cls, settings: Settings, results: Path | None = None) -> "Study":
+        """Lay out a study; `results` overrules the folder that the settings name."""
+        return cls(settings, Grid(settings), results or Path(settings.pathvars.get("results", "results")))
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """Data sets by the names that stages use."""
+        return self.settings.expanded_datasets()
+
+    def path(self, pattern: str, **values: object) -> Path:
+        """Give the path of one result; `pattern` is one of `config.paths`."""
+        return below(self.results, pattern, **values)
+
+    def checkpoint(self, cell: Checkpoint, pattern: str = CHECKPOINT_FOLDER) -> Path:
+        """Give the folder of a checkpoint, or another path of it."""
+        return self.path(pattern, prefix=cell.prefix, split=cell.split, seed=cell.seed)
+
+    def text(self) -> str:
+        """Write the settings as JSON, in the order of the file; `Settings.model_validate_json` reads it."""
+        return self.settings.model_dump_json(exclude_unset=True)
+
+
+def read_study(configfile: Path) -> Study:
+    """Read the study of a configuration file, for commands run by hand.
 
     Raises:
         TriptychError: the file is missing, is not YAML, or says something wrong.
@@ -31,32 +72,29 @@ def read_study(configfile: Path) -> tuple[Settings, Path]:
         raise TriptychError(f"{configfile}: not valid YAML, {place}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TriptychError(f"{configfile}: not valid YAML: {' '.join(str(error).split())}") from None
-    settings = load_settings(mapping(config), configfile.name)
-    return settings, results_folder(settings)
+    return load_study(mapping(config), configfile.name)
 
 
-def load_settings(config: Mapping[str, Any], name: str = "config") -> Settings:
-    """Check a whole configuration and give it as `Settings`.
+def load_study(config: Mapping[str, Any], name: str = "config") -> Study:
+    """Check a whole configuration and lay out its study.
 
     Raises:
-        TriptychError: with one line for each fault, all at once; `name` heads them.
+        TriptychError: with one line for each error, all at once; `name` heads them.
     """
     config, notes, lines = current_names(config)
     for note in notes:
         print(f"{name}: {note}", file=sys.stderr)
-    settings = None
+    study = None
     try:
         settings = Settings.model_validate(config)
     except ValidationError as error:
-        lines += fault_lines(error)
-    lines += name_faults(config)
+        lines += error_lines(error)
+    lines += reference_errors(config)
     if not lines:
-        lines = ablations.faults(settings) or grid.faults(settings)
-    if lines:
+        lines = ablations.errors(settings)
+    if not lines:
+        study = Study.of(settings)
+        lines = study.grid.errors
+    if study is None or lines:
         raise TriptychError("\n".join(f"{name}: {line}" for line in lines))
-    return settings
-
-
-def settings_text(settings: Settings) -> str:
-    """Settings as JSON, in the order of the file; `Settings.model_validate_json` makes them from it."""
-    return settings.model_dump_json(exclude_unset=True)
+    return study

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.config.arms import BASELINES
 from triptych.data.answers import normalise
 from triptych.data.duplicates import read_thumbnails, similar_pairs
-from triptych.data.lookups import LOOKUPS, Predictor, image_vectors
+from triptych.data.lookups import Predictor, image_vectors
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
@@ -143,10 +144,11 @@ def baseline_scores(folder: Path) -> list[dict]:
         }
         trials.append((f"{fold} held out", parts["train"], parts["test"]))
     return [
-        {"part": part, "baseline": name, **_exact_match(asked, lookup(training, vectors))}
+        {"part": part, "baseline": name, **_exact_match(asked, baseline.load()(training, vectors))}
         for part, training, asked in trials
         if training and asked
-        for name, lookup in LOOKUPS.items()
+        for name, baseline in BASELINES.items()
+        if baseline.vectors != "features"  # features are made later
     ]
 
 

@@ -1,6 +1,6 @@
 """Look-ups: answers out of the training part, without anything being trained.
 
-The audit scores them on the parts of the data; `triptych.evaluate.baselines` makes them arms of the study.
+`triptych.config.arms` lists them. The audit scores them on the parts of the data, and they are arms of the study.
 """
 
 from collections import Counter, defaultdict
@@ -84,15 +84,6 @@ def nearest(training: list[dict], vectors: Vectors) -> Predictor:
         return Counter(answers).most_common(1)[0][0]  # of a tie, the first seen
 
     return predict
-
-
-# Those that need nothing but the data set.
-LOOKUPS: dict[str, Callable[[list[dict], Vectors], Predictor]] = {
-    "majority": majority,
-    "majority-per-question": majority_per_question,
-    "majority-per-place": majority_per_place,
-    "nearest-images": nearest,
-}
 
 
 def image_vectors(data: Path) -> Vectors:

@@ -1,19 +1,19 @@
 """Step: untrained baselines, as records of the same form as a model's predictions."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from triptych.data.lookups import LOOKUPS, Predictor, Vectors, image_vectors, nearest
+from triptych.config.arms import BASELINES
+from triptych.data.lookups import Vectors, image_vectors
 from triptych.data.questions import asked_questions, load_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
 from triptych.evaluate.predictions import answer_record
 from triptych.io.parquet import write_table
-
-BASELINES: dict[str, Callable[[list[dict], Vectors], Predictor]] = {**LOOKUPS, "nearest-features": nearest}
+from triptych.utils.arguments import folder
 
 
 def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:
@@ -37,19 +37,20 @@ def main() -> None:
     """Write one baseline's answers to the held-out part of one fold, or to the source's own test part."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--baseline", required=True, choices=sorted(BASELINES))
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
+    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--split", required=True, help="the fold")
     parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions to answer")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
     training = load_questions(arguments.data, arguments.split, "train")
     asked = asked_questions(arguments.data, arguments.split, arguments.view)
-    if arguments.baseline == "nearest-features":
+    baseline, vectors = BASELINES[arguments.baseline], {}
+    if baseline.vectors == "features":
         vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))
-    else:
+    elif baseline.vectors == "thumbnails":
         vectors = image_vectors(arguments.data)
-    predict = BASELINES[arguments.baseline](training, vectors)
+    predict = baseline.load()(training, vectors)
     records = [
         answer_record(row, arguments.baseline, arguments.split, None, predict(row), view=arguments.view)
         for row in asked

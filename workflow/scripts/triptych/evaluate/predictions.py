@@ -1,4 +1,4 @@
-"""Which questions belong to which part, per split of the grid, and the records that answers to them are kept in."""
+"""Records of answers: one for each question that an arm was asked."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ def _line(record: dict) -> str:
     return f"{text} {sha256_bytes(text.encode())}"
 
 
-class Kept:
-    """Records of the batches that are answered, in a file beside the result, so that a killed prediction goes on."""
+class PartialPredictions:
+    """Records of the batches answered so far, in a file beside the result, so that a killed prediction goes on."""
 
     def __init__(self, path: Path, key: str, batch_size: int):
         """Read what an attempt at the same job left; anything else in the file is dropped."""

@@ -26,15 +26,17 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 from transformers import AutoConfig
 
-from triptych.config.base import Record
+from triptych.config.arms import PRE_PROJECTION
 from triptych.config.evaluation import Probe
-from triptych.config.grid import PRE_PROJECTION, SHARED
+from triptych.config.grid import SHARED
+from triptych.config.jobs import ProbeJob
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError, run_step
 from triptych.features.store import Features
 from triptych.io.parquet import read_table, write_table
 from triptych.model.checkpoint import Base, verify
 from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
 
 ATTRIBUTES = ("modality", "location", "organ")
@@ -55,15 +57,6 @@ SCHEMA = pa.schema(
     + [(name, pa.string()) for name in ("attribute", "probe", "task", "image_id", "group")]
     + [(name, pa.list_(pa.string())) for name in ("truth", "answer")]
 )
-
-
-class Job(Record):
-    """What one job is told: a representation, which is a prefix of the grid or one of its untrained ones, and how."""
-
-    representation: str
-    seed: int
-    connector: Connector
-    probe: Probe
 
 
 def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
@@ -215,7 +208,7 @@ def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn
     return torch.cat(parts).numpy()
 
 
-def connectors(job: Job, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
+def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
     """The connector of each split: of the checkpoints given, or a fresh one, or None before projection.
 
     Args:
@@ -250,12 +243,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="representation and settings as JSON")
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="manifests, one for each split")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
-    parser.add_argument("--language-model", type=Path, required=True, help="folder of the language model")
+    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
+    parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
-    job = Job.model_validate_json(arguments.job)
+    job = ProbeJob.model_validate_json(arguments.job)
 
     folds = read_table(arguments.data / "folds.parquet")
     questions = read_table(arguments.data / "questions.parquet")

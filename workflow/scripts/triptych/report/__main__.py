@@ -11,9 +11,8 @@ import markupsafe
 import vl_convert
 import yaml
 
-from triptych.config import grid
-from triptych.config.paths import results_folder
 from triptych.config.settings import Settings
+from triptych.config.study import Study
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
@@ -44,11 +43,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def render(settings: Settings, results: Path, made: Collection[str]) -> tuple[str, dict]:
+def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     """The page, and its charts by name; `made` names the study's tables."""
-    gathered = gather(settings, results, made)
-    arms = grid.schedules(settings)
-    charts = all_charts(gathered, grid.used_stages(settings), arms, [BLIND, LOOKUP])
+    gathered = gather(study, made)
+    arms = study.grid.schedules
+    charts = all_charts(gathered, study.grid.used_stages, arms, [BLIND, LOOKUP])
     specifications = {name: chart.to_dict() for name, (chart, _) in charts.items()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["named"] = named
@@ -78,8 +77,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--figures", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args()
-    settings = Settings.model_validate_json(arguments.settings)
-    page, charts = render(settings, results_folder(settings), {path.stem for path in arguments.tables})
+    study = Study.of(Settings.model_validate_json(arguments.settings))
+    page, charts = render(study, {path.stem for path in arguments.tables})
     for name, chart in charts.items():
         if name != "probe":  # which is there already, with its table
             white = chart.configure(background="white", font="sans-serif")

@@ -7,13 +7,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from triptych.commands import estimate
-from triptych.commands.jobs import WORK, seconds_taken, steps
-from triptych.config import grid
-from triptych.config.paths import checkpoint_folder
-from triptych.config.settings import Settings
+from triptych.commands.jobs import WORK, jobs, seconds_taken
+from triptych.config import paths
+from triptych.config.arms import BASELINES
+from triptych.config.study import Study
 from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
-from triptych.evaluate.baselines import BASELINES
 from triptych.evaluate.metrics import exact_match, scores
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
@@ -60,22 +59,22 @@ def _value(name: str, text: str) -> str | float | None:
     return float(text) if text else None
 
 
-def read_records(results: Path, settings: Settings) -> list[dict]:
+def read_records(study: Study) -> list[dict]:
     """Answers of all schedules and baselines to their folds' held-out questions; not what earlier settings left."""
     runs = [(arm, "untrained") for arm in BASELINES]
-    runs += [(arm, f"seed{seed}") for arm in grid.schedules(settings) for seed in settings.seeds]
+    runs += [(arm, f"seed{seed}") for arm in study.grid.schedules for seed in study.settings.seeds]
     return [
         record
         for arm, run in runs
-        for fold in grid.folds(settings)
-        for record in read_table(results / f"predictions/{arm}/{fold}/{run}.parquet")
+        for fold in study.grid.folds
+        for record in read_table(study.results / f"predictions/{arm}/{fold}/{run}.parquet")
     ]
 
 
-def read_curves(results: Path, settings: Settings) -> list[dict]:
+def read_curves(study: Study) -> list[dict]:
     """Metrics of every epoch of every checkpoint, an entry for each schedule that passes through it."""
-    manifests = [checkpoint_folder(results, cell) / "manifest.json" for cell in grid.checkpoints(settings)]
-    return collect([path for path in manifests if path.exists()], grid.ways(settings), (*COLUMNS[5:], *HEALTH))
+    manifests = [study.checkpoint(cell, paths.CHECKPOINT) for cell in study.grid.checkpoints]
+    return collect([path for path in manifests if path.exists()], study.grid.lineage, (*COLUMNS[5:], *HEALTH))
 
 
 def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
@@ -124,8 +123,7 @@ def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
 
 
 def weaknesses(
-    settings: Settings,
-    results: Path,
+    study: Study,
     schedules: Sequence[dict],
     comparison: Sequence[dict],
     controls: Sequence[dict],
@@ -135,11 +133,13 @@ def weaknesses(
     by_arm = {row["arm"]: row for row in schedules}
     trained = [row for row in schedules if row["trained"] == "True"]
     best = max(trained, key=lambda row: row["all_mean"])
-    seeds = len(settings.seeds)
+    seeds = len(study.settings.seeds)
     if seeds == 1:
         found.append("One seed: how much a schedule varies from run to run is known over folds only.")
-    if settings.folds.number < 5:
-        parts = "one part is held out" if settings.folds.number == 1 else f"only {settings.folds.number} folds"
+    if study.settings.folds.number < 5:
+        parts = (
+            "one part is held out" if study.settings.folds.number == 1 else f"only {study.settings.folds.number} folds"
+        )
         found.append(f"{parts[0].upper()}{parts[1:]}: the interval is wide, and the degrees of freedom are few.")
     for name, what in ((LOOKUP, "a look-up of the three images most alike"), (BLIND, "the commonest answer")):
         if name in by_arm and by_arm[name]["all_mean"] >= best["all_mean"]:
@@ -151,7 +151,7 @@ def weaknesses(
         lost = row.get("swapped_lost_mean")
         if lost is not None and lost < 2:
             found.append(f"`{row['arm']}` loses {lost:.1f} points only with another image: it hardly looks.")
-    if settings.folds.group == "row":
+    if study.settings.folds.group == "row":
         found.append("Folds cut rows: images were seen in training, and all numbers are too high.")
     hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > 3]
     if len(hidden) > 3:
@@ -166,18 +166,18 @@ def weaknesses(
             "in 4 cases of 5; smaller ones stay hidden."
             for row in hidden
         ]
-    if not list((results / "predictions").glob("*/*/*-test.parquet")):
+    if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
         found.append("The source's own test part has not been looked at yet (`snakemake test`).")
     return found
 
 
-def rejects(results: Path, name: str) -> list[dict]:
+def rejects(study: Study, name: str) -> list[dict]:
     """What was not used of a data set, with the reason: the first MOST_REJECTS; none where its tables are gone."""
-    path = results / f"data/{name}/rejects.parquet"
+    path = study.path(paths.REJECTS, dataset=name)
     return read_table(path)[:MOST_REJECTS] if path.exists() else []
 
 
-def planned_and_used(settings: Settings, results: Path) -> list[dict]:
+def planned_and_used(study: Study) -> list[dict]:
     """Hours of finished trainings by prefix, and of predictions: planned before anything ran, and used.
 
     Planned is the plan's estimate at the rate that the configuration assumes; used is what Snakemake's benchmarks say,
@@ -186,72 +186,71 @@ def planned_and_used(settings: Settings, results: Path) -> list[dict]:
     Returns:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
     """
-    before = estimate.hours(settings, results, [])
+    before = estimate.hours(study, [])
     found: dict[str, dict] = {}
-    for step in steps(settings, results):
-        if step.rule not in WORK or not step.output.exists() or (seconds := seconds_taken(step.times)) is None:
+    for job in jobs(study):
+        if job.rule not in WORK or not job.output.exists() or (seconds := seconds_taken(job.times)) is None:
             continue
-        what = step.cell.prefix if step.cell else "predictions"
+        what = job.cell.prefix if job.cell else "predictions"
         row = found.setdefault(what, {"what": what, "jobs": 0, "planned": 0.0, "used": 0.0})
         row["jobs"] += 1
-        row["planned"] += before.of(step)
+        row["planned"] += before.of(job)
         row["used"] += seconds / 3600
     total = {name: sum(row[name] for row in found.values()) for name in ("jobs", "planned", "used")}
     return [*found.values(), {"what": "all", **total}] if found else []
 
 
-def provenance(settings: Settings, results: Path) -> dict:
+def provenance(study: Study) -> dict:
     """Where the numbers come from: code, hashes of models, data and final checkpoints, times, the configuration."""
     versions, hours, weights = set(), {}, {}
-    for cell in grid.checkpoints(settings):
-        path = checkpoint_folder(results, cell) / "manifest.json"
+    for cell in study.grid.checkpoints:
+        path = study.checkpoint(cell, paths.CHECKPOINT)
         if path.exists():
             manifest = read_json(path)
             versions.add(manifest["code"])
-            if cell.prefix in grid.schedules(settings):
-                weights[f"checkpoints/{cell.prefix}/{cell.split}/seed{cell.seed}"] = manifest["files"]
-    for path in sorted((results / "benchmarks").rglob("*.jsonl")):
-        rule = path.relative_to(results / "benchmarks").parts[0]
+            if cell.prefix in study.grid.schedules:
+                weights[paths.CHECKPOINT_FOLDER.format(**vars(cell))] = manifest["files"]
+    for path in sorted((study.results / "benchmarks").rglob("*.jsonl")):
+        rule = path.relative_to(study.results / "benchmarks").parts[0]
         taken = seconds_taken(path)
         if taken is not None:
             jobs, seconds = hours.get(rule, (0, 0.0))
             hours[rule] = (jobs + 1, seconds + taken)
     hashes = {}
     for kind in ("models", "data"):
-        for path in sorted((results / kind).glob("*/manifest.json")):
+        for path in sorted((study.results / kind).glob("*/manifest.json")):
             manifest = read_json(path)
             hashes[f"{kind}/{path.parent.name}"] = dict(sorted(manifest["files"].items()))
     return {
         "code": sorted(versions),
         "hours": {rule: (jobs, seconds / 3600) for rule, (jobs, seconds) in hours.items()},
-        "planned": planned_and_used(settings, results),
-        "unit": settings.plan.unit,
+        "planned": planned_and_used(study),
+        "unit": study.settings.plan.unit,
         "hashes": hashes | weights,
-        "settings": settings.model_dump(mode="json"),
+        "settings": study.settings.model_dump(mode="json"),
     }
 
 
-def gather(settings: Settings, results: Path, made: Collection[str]) -> dict:
+def gather(study: Study, made: Collection[str]) -> dict:
     """Everything that the page needs.
 
     Args:
-        settings: the study's.
-        results: folder of its results.
+        study: the study.
         made: names of its tables; others may lie there that were made with other settings.
 
     Raises:
         TriptychError: a table, an answer or another record is missing.
     """
-    folder = results / "tables"
+    folder = study.results / "tables"
     some = ("controls", "probe", "leak", "captions")
     optional = {name: table(folder / f"{name}.csv") if name in made else [] for name in some}
     schedules = table(folder / "schedules.csv")
     comparison = read_json(folder / "comparison.json")["comparisons"] if "comparison" in made else []
-    records = read_records(results, settings)
-    names = grid.schedules(settings)
+    records = read_records(study)
+    names = study.grid.schedules
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
-    data = results / "data" / settings.folds.dataset
-    audit = read_json(results / "data/audit.json")
+    data = study.path(paths.DATA, dataset=study.settings.folds.dataset).parent
+    audit = read_json(study.path(paths.AUDIT))
     return {
         "schedules": schedules,
         "comparison": comparison,
@@ -261,13 +260,13 @@ def gather(settings: Settings, results: Path, made: Collection[str]) -> dict:
             if arm in names
             for (split, seed), answers in runs.items()
         ],
-        "curves": read_curves(results, settings),
+        "curves": read_curves(study),
         **optional,
         "by_content": table(folder / "by_content.csv"),
         "audit": audit,
-        "rejects": {name: found for name in audit["data"] if (found := rejects(results, name))},
+        "rejects": {name: found for name in audit["data"] if (found := rejects(study, name))},
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
-        "weaknesses": weaknesses(settings, results, schedules, comparison, optional["controls"]),
-        "provenance": provenance(settings, results),
+        "weaknesses": weaknesses(study, schedules, comparison, optional["controls"]),
+        "provenance": provenance(study),
     }

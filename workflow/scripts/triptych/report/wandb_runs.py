@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from triptych.config import grid
-from triptych.config.base import Record
-from triptych.config.paths import checkpoint_folder
+from triptych.config.grid import Checkpoint
+from triptych.config.jobs import WandbJob
+from triptych.config.paths import WANDB
 from triptych.config.settings import WeightsAndBiases
 from triptych.config.study import read_study
 from triptych.errors import TriptychError, run_step
@@ -40,13 +40,6 @@ LONGEST_GROUP, LONGEST_TAG = 128, 64
 
 
 WRITTEN = "triptych.json"  # in a run's folder: what was written, to tell whether it must be written again
-
-
-class Job(Record):
-    """What the step is told."""
-
-    schedules: dict[str, list[str]]  # each with the prefixes that it passes through, as `grid.ways` has them
-    wandb: WeightsAndBiases
 
 
 def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict:
@@ -76,7 +69,7 @@ def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict
     }
 
 
-def group_name(schedules: Sequence[str], cell: grid.Checkpoint) -> str:
+def group_name(schedules: Sequence[str], cell: Checkpoint) -> str:
     """The schedules that pass through a checkpoint, and its split; where these are too many to name, its prefix."""
     name = f"{', '.join(schedules) or cell.prefix} {cell.split}"
     return name if len(name) <= LONGEST_GROUP else f"{cell.prefix[: LONGEST_GROUP // 2]} {cell.split}"
@@ -140,7 +133,7 @@ def _written(folder: Path) -> str | None:
         return None
 
 
-def write_runs(trainings: Sequence[Training], job: Job, out: Path) -> list[dict]:
+def write_runs(trainings: Sequence[Training], job: WandbJob, out: Path) -> list[dict]:
     """Write the runs of all trainings, and remove those of trainings that are no more; gives an entry for each."""
     runs = [describe(training, job.schedules) for training in trainings]
     out.mkdir(parents=True, exist_ok=True)
@@ -185,21 +178,21 @@ def _uploaded(folder: Path) -> bool:
 def main() -> None:
     """Write the trainings of a study as runs of Weights & Biases; by hand, with --configfile, also unfinished ones."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    study = parser.add_mutually_exclusive_group(required=True)
-    study.add_argument("--configfile", type=Path, help="the study's configuration: all that is trained so far")
-    study.add_argument("--job", help="schedules and options as JSON, with --checkpoints and --out")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--configfile", type=Path, help="the study's configuration: all that is trained so far")
+    given.add_argument("--job", help="schedules and options as JSON, with --checkpoints and --out")
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="manifests of the checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the runs")
     arguments = parser.parse_args()
     if arguments.configfile:
-        settings, results = read_study(arguments.configfile)
-        job = Job(schedules=grid.ways(settings), wandb=settings.wandb)
-        folders = [checkpoint_folder(results, cell) for cell in grid.trainings(settings)]
-        out = arguments.out or results / "wandb"
+        study = read_study(arguments.configfile)
+        job = WandbJob.of(study)
+        folders = [study.checkpoint(cell) for cell in study.grid.trainings]
+        out = arguments.out or study.path(WANDB).parent
     else:
         if not arguments.out:
             parser.error("--job needs --out")
-        job = Job.model_validate_json(arguments.job)
+        job = WandbJob.model_validate_json(arguments.job)
         folders, out = [path.parent for path in arguments.checkpoints], arguments.out
     trainings = [training for folder in folders if (training := read_training(folder))]
     runs = write_runs(trainings, job, out)

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from triptych.config.base import Record, Switch
-from triptych.config.stages import Connector, Lora, Stage, Training
+from triptych.config.base import Switch
+from triptych.config.jobs import TrainingJob
+from triptych.config.stages import Training
 from triptych.data.questions import limited, load_questions
 from triptych.errors import run_step
 from triptych.features.store import Features
@@ -22,20 +23,8 @@ from triptych.train.distributed import Elsewhere, joined, only_the_first_prints,
 from triptych.train.parameters import describe
 from triptych.train.trainer import train
 from triptych.train.validation import chosen_epoch
+from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, compute_dtype
-
-
-class Job(Record):
-    """What one training is told; the rest it reads from its inputs."""
-
-    prefix: str
-    split: str
-    seed: int
-    stage_name: str
-    stage: Stage
-    connector: Connector
-    lora: Lora | None
-    training: Training
 
 
 def main() -> None:
@@ -44,10 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="the training's settings as JSON")
     parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a fresh connector")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--features", type=Path, required=True, help="folder of the vision features")
-    parser.add_argument("--language-model", type=Path, required=True, help="folder of the language model")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
+    parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
+    parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the checkpoint")
     # Not part of the job: they change nothing in what is trained.
     parser.add_argument(
         "--save-minutes", type=float, default=Training().save_minutes, help="minutes between two saved states"
@@ -76,7 +65,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, deadline: float | None) -> None:
     """What `main` does, as one of the processes that train together, by `deadline` as told by `time.monotonic()`."""
-    job = Job.model_validate_json(arguments.job)
+    job = TrainingJob.model_validate_json(arguments.job)
     options = {"gradient_checkpointing": arguments.gradient_checkpointing, "compile": arguments.compile}
     settings = job.training.model_copy(update=options)
     with together():

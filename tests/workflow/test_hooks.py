@@ -1,0 +1,56 @@
+"""Hooks into Snakemake's internals: without them the workflow runs all the same."""
+
+import types
+
+import pytest
+from conftest import ROOT, Study, toy_config
+from triptych import workflow_hooks
+from triptych.errors import TriptychError
+
+
+@pytest.fixture
+def small(world, tmp_path):
+    """A toy study of one schedule."""
+    config = toy_config(world) | {"schedules": [["2"]], "wandb": {"mode": "disabled"}}
+    config["evaluation"] |= {"controls": [], "leak": None, "captions": None, "probe": None}
+    return Study(tmp_path, config)
+
+
+def test_the_workflow_runs_with_all_hooks_off(small, monkeypatch):
+    monkeypatch.setenv("TRIPTYCH_HOOKS", "off")
+    small.snakemake()
+    assert (small.results / "report.html").exists()
+    small.config["stages"]["2"]["epochs"] = 2
+    assert small.trained() == {"2/fold0", "2/fold1"}, "changed settings are noticed by Snakemake alone"
+
+
+def test_a_snakemake_without_what_a_hook_needs_is_told_in_a_line_and_goes_on(capsys):
+    workflow_hooks.protect_trainings(types.SimpleNamespace(), 0)
+    workflow_hooks.record_unwatched(types.SimpleNamespace(dag=types.SimpleNamespace(jobs=[types.SimpleNamespace()])))
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all("this version of Snakemake lacks" in line for line in told)
+    assert "are not named beforehand" in told[0] and "changed settings are not noticed" in told[1]
+
+
+def test_too_many_finished_trainings_are_an_error_and_no_missing_hook(tmp_path):
+    manifest = tmp_path / "manifest.json"
+    manifest.touch()
+    job = types.SimpleNamespace(
+        rule=types.SimpleNamespace(name="train_stage"),
+        wildcards=types.SimpleNamespace(prefix="2", split="fold0", seed="0"),
+        output=types.SimpleNamespace(manifest=str(manifest)),
+    )
+    dag = types.SimpleNamespace(needrun_jobs=lambda: [job], reason=lambda job: "Forced execution")
+    workflow = types.SimpleNamespace(dag=dag)
+    with pytest.raises(TriptychError, match="2 on fold0, seed 0: Forced execution"):
+        workflow_hooks.protect_trainings(workflow, 0)
+    workflow_hooks.protect_trainings(workflow, 1)
+
+
+def test_snakemakes_internals_are_used_in_one_file_only():
+    package = ROOT / "workflow/scripts/triptych"
+    names = [path for path in package.rglob("*.py") if "import snakemake" in path.read_text(encoding="utf-8")]
+    names += [path for path in package.rglob("*.py") if "from snakemake" in path.read_text(encoding="utf-8")]
+    assert {path.name for path in names} == {"workflow_hooks.py"}
+    rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert "snakemake.common" not in rules and "persistence" not in rules and ".dag" not in rules

@@ -1,0 +1,161 @@
+# What rules ask for: paths, input functions, the jobs of steps, and the tables that a study delivers.
+
+
+def result(pattern, **known):
+    """A path below the results folder; `pattern` is one of `triptych.config.paths`."""
+    return f"<results>/{paths.fill(pattern, **known)}"
+
+
+def log_of(rule):
+    """The log of a rule's jobs."""
+    return result(STEPS[rule].log)
+
+
+def times_of(rule):
+    """Where Snakemake notes time and memory of a rule's jobs."""
+    return result(STEPS[rule].benchmark)
+
+
+def checkpoint_file(cell, pattern=paths.CHECKPOINT):
+    """A file of one checkpoint."""
+    return result(pattern, prefix=cell.prefix, split=cell.split, seed=cell.seed)
+
+
+def all_checkpoints(pattern, prefixes=None, leak=False):
+    """Input function: a file of every checkpoint, or of those of the prefixes given; with the leak study's if asked.
+
+    A function, as `predictions` and others are: lists of the whole grid would be read at the start of every job.
+    """
+    return lambda wildcards: [
+        checkpoint_file(cell, pattern)
+        for cell in (grid.trainings if leak else grid.checkpoints)
+        if prefixes is None or cell.prefix in prefixes
+    ]
+
+
+def model_of(role, prefix):
+    """The vision encoder or the language model of a prefix."""
+    return result(paths.MODEL, role=getattr(grid.prefixes[prefix], role), tag="")
+
+
+def features_of(dataset, prefix):
+    """A data set's features by the encoder of a prefix."""
+    return result(paths.FEATURES, dataset=grid.features(dataset, prefix), tag="")
+
+
+def folds_of(fold):
+    """The file that says what a fold holds out."""
+    return result(paths.FOLDS, dataset=settings.folds.dataset, cut=folds_name(fold).removeprefix("folds"))
+
+
+def stage_data(wildcards):
+    """The data set of the stage that a prefix ends on."""
+    return grid.stage_of(wildcards.prefix).data
+
+
+def dataset_settings(wildcards):
+    """The settings of a data set."""
+    return jobs.dataset_text(study, wildcards.dataset)
+
+
+def listed_files(wildcards):
+    """Hashes of the local tables that a data set names, so that a change of them is noticed."""
+    return canonical_json(local_tables(study.datasets[wildcards.dataset]))
+
+
+def training_data(wildcards):
+    """Manifest and features of the stage's data set, and the folds where the split is one."""
+    dataset = stage_data(wildcards)
+    files = {
+        "data": result(paths.DATA, dataset=dataset),
+        "questions": ancient(result(paths.QUESTIONS, dataset=dataset)),
+        "features": features_of(dataset, wildcards.prefix),
+    }
+    if wildcards.split == SHARED:
+        files["audit"] = ancient(result(paths.AUDIT))  # it fails where held-out images would be seen
+    else:
+        files["folds"] = folds_of(wildcards.split)
+    return files
+
+
+def parent_manifest(wildcards):
+    """The checkpoint that this stage starts from; nothing for a first stage, which starts from a fresh connector."""
+    parent = grid.parent(Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed)))
+    return [] if parent is None else checkpoint_file(parent)
+
+
+def training_job(wildcards):
+    """The settings of a training: a change of them, and of them alone, trains again."""
+    return jobs.TrainingJob.of(study, Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))).text()
+
+
+def prediction_job(wildcards):
+    """The settings of a prediction."""
+    return jobs.PredictionJob.of(study, views[wildcards.view]).text()
+
+
+def models_of(wildcards):
+    """Both models of a prefix."""
+    return {role: model_of(role, wildcards.prefix) for role in ROLES}
+
+
+def probed(wildcards):
+    """The checkpoints of a representation, one for every split, and its models; what is not trained has the base's."""
+    name = wildcards.representation
+    trained = name in grid.prefixes
+    cells = [Checkpoint(name, split, int(wildcards.seed)) for split in grid.splits(name)] if trained else []
+    like = name if trained else grid.schedules[0]
+    return {
+        "checkpoints": [checkpoint_file(cell) for cell in cells],
+        "features": features_of(settings.folds.dataset, like),
+        "language_model": model_of("language_model", like),
+    }
+
+
+def predictions(view, arms, folds=None):
+    """Input function: files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    return lambda wildcards: [
+        path
+        for arm in arms
+        for fold in folds or grid.folds
+        for path in (
+            [result(paths.BASELINE_PREDICTION, baseline=arm, fold=fold, view=view)]
+            if arm in BASELINES
+            else [result(paths.PREDICTION, prefix=arm, fold=fold, seed=seed, view=view) for seed in settings.seeds]
+        )
+    ]
+
+
+def tables(pattern, *names):
+    """Tables in their three forms."""
+    return [result(pattern, table=f"{name}.{kind}") for name in names for kind in ("csv", "md", "tex")]
+
+
+# Answers of the probes. Where rows are cut instead of images, every image has been seen, so there are none.
+probes = []
+if settings.evaluation.probe and settings.folds.group != "row":
+    probes = [
+        result(paths.PROBE, representation=name, seed=seed)
+        for name in grid.representations
+        for seed in (settings.seeds[:1] if name == PRE_PROJECTION else settings.seeds)
+    ]
+
+# Shared prefixes end on captions; what they are worth is scored on captions.
+captioned = [
+    result(paths.CAPTION_PREDICTION, prefix=prefix, seed=seed)
+    for prefix in grid.shared_prefixes
+    if settings.evaluation.captions
+    for seed in settings.seeds
+]
+
+# What a study delivers as tables of answers.
+main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.controls else [])]
+final_tables = tables(paths.TABLE, *main_tables)
+for name, there in (
+    ("comparison.md", len(grid.schedules) > 1),
+    ("probe.md", probes),
+    ("captions.md", captioned),
+    ("leak.md", grid.leak_splits),
+):
+    if there:
+        final_tables.append(result(paths.TABLE, table=name))

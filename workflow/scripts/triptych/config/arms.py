@@ -1,0 +1,77 @@
+"""What answers beside trained models, and with which image trained models are asked: an entry each, and nothing more.
+
+Rules, jobs, plan, tables and report go through these entries. The functions that they name are loaded when they are
+called, so that a dry run imports neither torch nor numpy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+# What is probed beside checkpoints: vision features as they are, and behind a connector that nothing has trained.
+PRE_PROJECTION = "pre-projection"
+RANDOM_CONNECTOR = "random-connector"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A look-up that answers without training.
+
+    Attributes:
+        function: `module:name` of what makes it: (rows of the training part, vectors by image id) -> (row -> answer).
+        vectors: which vectors of images it compares: 32 x 32 thumbnails, mean vision features, or none.
+        leak_study: it answers on the folds of every kind of the leak study, too.
+    """
+
+    function: str
+    vectors: Literal["thumbnails", "features"] | None = None
+    leak_study: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        return resolve_name(self.function)
+
+
+BASELINES: dict[str, Baseline] = {
+    "majority": Baseline("triptych.data.lookups:majority"),
+    "majority-per-question": Baseline("triptych.data.lookups:majority_per_question", leak_study=True),
+    "majority-per-place": Baseline("triptych.data.lookups:majority_per_place"),
+    "nearest-images": Baseline("triptych.data.lookups:nearest", "thumbnails", leak_study=True),
+    "nearest-features": Baseline("triptych.data.lookups:nearest", "features"),
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A view of the held-out questions with other images than their own: a model that looks loses by it.
+
+    Attributes:
+        function: `module:name` of what shows the images: (image ids, features, folder of the vision encoder, device)
+            -> (image ids -> vision features).
+        heading: what the tables call the images.
+        note: what the page says of them, after "with".
+    """
+
+    function: str
+    heading: str
+    note: str
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function."""
+        return resolve_name(self.function)
+
+
+CONTROLS: dict[str, Control] = {
+    "swapped": Control("triptych.evaluate.controls:swapped", "another image", "another one"),
+    "blank": Control("triptych.evaluate.controls:blank", "blank image", "a grey one"),
+}
+
+# Views of questions: a fold's held-out ones with their own images, or with those of a control; the source's own test
+# part; captions of the validation part of a stage's own data.
+HELD_OUT, TEST, CAPTIONS = "held-out", "test", "captions"
+
+
+def view_suffixes() -> dict[str, str]:
+    """Give the views of questions by the ending of the file of answers: '', '-swapped', '-blank', '-test'."""
+    return {"": HELD_OUT} | {f"-{name}": name for name in (*CONTROLS, TEST)}

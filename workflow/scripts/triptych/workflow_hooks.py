@@ -1,0 +1,76 @@
+"""What touches Snakemake's internals: faster dry runs, a stop before trainings are lost, records of unwatched jobs.
+
+Snakemake promises none of the names that are used here. Where its version lacks one of them, a line says what is
+missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switches all of them off.
+"""
+
+import functools
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from triptych.commands.retraining import refuse_to_retrain
+
+
+def _soft(consequence: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a hook do without what this version of Snakemake does not have."""
+
+    def decorate(hook: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(hook)
+        def run(*arguments: Any) -> None:
+            if os.environ.get("TRIPTYCH_HOOKS") == "off":
+                return
+            try:
+                hook(*arguments)
+            except (AttributeError, ImportError, TypeError) as error:
+                print(
+                    f"this version of Snakemake lacks what a hook of Triptych needs ({error}): {consequence}",
+                    file=sys.stderr,
+                )
+
+        return run
+
+    return decorate
+
+
+@_soft("dry runs of large grids take longer")
+def speed_up_dry_runs() -> None:
+    """Read the signature of an input function once, and look for garbage less often.
+
+    Snakemake reads the signatures of the same functions 25 times for each job, an eighth of a dry run. Jobs live to the
+    end: looking for garbage among them, again and again, took up to a tenth.
+    """
+    gc.set_threshold(50_000)
+    import snakemake.common
+    import snakemake.rules
+
+    read_once = functools.lru_cache(4096)(snakemake.common.get_function_params)
+    snakemake.common.get_function_params = snakemake.rules.get_function_params = read_once
+
+
+@_soft("finished trainings that a changed setting would train again are not named beforehand")
+def protect_trainings(workflow: Any, at_most: int) -> None:
+    """Stop before more than `at_most` finished trainings are made again.
+
+    Raises:
+        TriptychError: there are more; it lists them with Snakemake's reasons.
+    """
+    again = [
+        (f"{job.wildcards.prefix} on {job.wildcards.split}, seed {job.wildcards.seed}", str(workflow.dag.reason(job)))
+        for job in workflow.dag.needrun_jobs()
+        if job.rule.name.endswith("train_stage") and Path(job.output.manifest).exists()
+    ]
+    refuse_to_retrain(again, at_most)
+
+
+@_soft("changed settings are not noticed for jobs that ended after their Snakemake was killed")
+def record_unwatched(workflow: Any) -> None:
+    """Record what jobs left whose Snakemake was killed: without a record, no change of settings would be noticed."""
+    from snakemake.common import async_run
+
+    for job in workflow.dag.jobs:
+        if job.output and not workflow.dag.needrun(job) and not workflow.persistence.has_metadata(job):
+            async_run(workflow.persistence.finished(job))
