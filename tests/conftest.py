@@ -25,9 +25,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from triptych.config.datasets import SLAKE_VARIABLE
 from triptych.config.models import FolderEncoder, FolderLanguageModel
 from triptych.config.stages import Connector
-from triptych.data.sources.slake import SLAKE_VARIABLE
 from triptych.features import encode
 from triptych.io.manifest import sha256_bytes, sha256_file, write_json
 from triptych.io.parquet import write_table

@@ -3,12 +3,12 @@
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args, get_origin
 
 from pydantic import BaseModel
-from triptych.config.datasets import Captions, Dataset, Images, Vqa
+from triptych.config.datasets import SOURCES, Captions, Images, Vqa
 from triptych.config.models import Models
 from triptych.config.settings import Settings
 from triptych.errors import run_step
@@ -57,8 +57,7 @@ def _datasets() -> Iterator[str]:
         yield f"{heading}\n"
         yield from _table(model, [key for key in model.model_fields if key not in shared])
         shared |= set(model.model_fields)
-    union, *_ = get_args(Dataset)
-    yield from _by_source(get_args(union), shared)
+    yield from _by_source(SOURCES.values(), shared)
 
 
 def _sections(model: type[BaseModel] = Settings, place: str = "") -> Iterator[str]:
@@ -68,7 +67,7 @@ def _sections(model: type[BaseModel] = Settings, place: str = "") -> Iterator[st
         if get_origin(kind) is dict:
             kind, heading = get_args(kind)[1], f"{heading}.<name>"
         kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # may be null
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or kind is Models:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)) or kind in (Models, Images):
             continue
         yield f"## `{heading}`\n"
         yield f"{_words(kind)}\n"
@@ -76,7 +75,7 @@ def _sections(model: type[BaseModel] = Settings, place: str = "") -> Iterator[st
         yield from _sections(kind, f"{heading}.")
 
 
-def _by_source(models: tuple[type[BaseModel], ...], shared: object) -> Iterator[str]:
+def _by_source(models: Iterable[type[BaseModel]], shared: object) -> Iterator[str]:
     for model in models:
         [source] = get_args(model.model_fields["source"].annotation)
         yield f"### `source: {source}`\n"

@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
 from triptych.data.sources.base import Item, Reject
-from triptych.data.sources.table_files import first_text, read_records
+from triptych.data.sources.table_files import first_text, read_rows
 from triptych.download import huggingface
 from triptych.errors import TriptychError
 
@@ -220,7 +220,7 @@ def test_bad_rows_of_json_and_parquet_are_named_by_row(folder):
 def test_texts_stored_as_bytes_are_texts(tmp_path):
     columns = {"image": pa.array([b"a.png"], pa.binary()), "caption": pa.array(["a thing"]).dictionary_encode()}
     pq.write_table(pa.table(columns), tmp_path / "captions.parquet")
-    rows = list(read_records(tmp_path / "captions.parquet", ["image", "caption"]))
+    rows = list(read_rows(tmp_path / "captions.parquet", ["image", "caption"]))
     assert rows == [("captions.parquet:1", {"image": "a.png", "caption": "a thing"}, "")]
 
 

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from conftest import CACHE
 from PIL import Image
-from triptych.data.sources.embedded import medical, medical_images, medical_questions
+from triptych.data.sources.embedded import medical, medical_files, medical_images, medical_questions, medical_volumes
 from triptych.errors import TriptychError
 
 SHAPE = (40, 50, 30)  # right, anterior, superior
@@ -39,17 +39,17 @@ def picture(name: str, **facts) -> medical_images.MedicalImage:
 )
 def test_cut_is_radiological(plane, index, rows, columns):
     """Patient's right is on the left, the front is up (axial) or left (sagittal), the head is up."""
-    section = medical_images.cut(RIGHT_FRONT_TOP, plane, index)
+    section = medical_volumes.cut(RIGHT_FRONT_TOP, plane, index)
     row, column = np.array(np.nonzero(section)).mean(axis=1) / section.shape
     assert (row < 0.5, column < 0.5) == (rows == "top", columns == "left")
 
 
 def test_cut_matches_pixel_size():
     spacing = np.array([1.0, 2.0, 5.0])
-    for plane in medical_images.AXES:
-        size = medical_images.pixel_size(spacing, plane)
-        extent = np.array(medical_images.cut(RIGHT_FRONT_TOP, plane, 0).shape) * size
-        columns, rows = np.delete(np.array(SHAPE) * spacing, medical_images.AXES[plane])
+    for plane in medical_volumes.AXES:
+        size = medical_volumes.pixel_size(spacing, plane)
+        extent = np.array(medical_volumes.cut(RIGHT_FRONT_TOP, plane, 0).shape) * size
+        columns, rows = np.delete(np.array(SHAPE) * spacing, medical_volumes.AXES[plane])
         assert extent.tolist() == [rows, columns]
 
 
@@ -105,7 +105,7 @@ def test_nrrd_becomes_ras(tmp_path):
         data[0 if step > 0 else 3, 0, 0] = 7  # LPS: the lowest x is the patient's right, the lowest y the front
         header = {"space": "left-posterior-superior", "space directions": np.diag([step, 1.0, 2.0])}
         nrrd.write(str(tmp_path / "v.nrrd"), data, header | {"space origin": [0 if step > 0 else 3, 0, 0]})
-        volume = medical_images.read_nrrd(tmp_path / "v.nrrd")
+        volume = medical_volumes.read_nrrd(tmp_path / "v.nrrd")
         assert volume.data[-1, -1, 0] == 7
         assert volume.spacing.tolist() == [1, 1, 2]
 
@@ -117,21 +117,21 @@ def test_nrrd_of_another_space_is_refused(tmp_path):
         {"space": "right-anterior-superior", "space directions": np.eye(3), "space origin": [0, 0, 0]},
     )
     with pytest.raises(TriptychError, match=r"v\.nrrd.*right-anterior-superior"):
-        medical_images.read_nrrd(tmp_path / "v.nrrd")
+        medical_volumes.read_nrrd(tmp_path / "v.nrrd")
     with pytest.raises(TriptychError, match=r"gone\.nrrd"):
-        medical_images.read_nrrd(tmp_path / "gone.nrrd")
+        medical_volumes.read_nrrd(tmp_path / "gone.nrrd")
 
 
 def test_oblique_axes_are_refused():
     turned = np.eye(4)
     turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     with pytest.raises(TriptychError, match="oblique"):
-        medical_images.to_ras(np.zeros((3, 3, 3)), turned)
+        medical_volumes.to_ras(np.zeros((3, 3, 3)), turned)
 
 
 def test_isotropic_images_keep_their_shape_in_mm():
-    assert medical_images.to_isotropic(np.zeros((25, 250), np.uint8), (6.5, 0.78)).shape == (208, 250)
-    assert medical_images.to_isotropic(np.zeros((512, 400), np.uint8), (1.0, 1.0)).shape == (256, 200)
+    assert medical_volumes.to_isotropic(np.zeros((25, 250), np.uint8), (6.5, 0.78)).shape == (208, 250)
+    assert medical_volumes.to_isotropic(np.zeros((512, 400), np.uint8), (1.0, 1.0)).shape == (256, 200)
 
 
 def chest(lungs: str) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +151,7 @@ def test_lungs_are_counted(lungs, count, present):
     values, body = chest(lungs)
     mask = medical_images.lung_mask(values, voxel_mm3=20.0)
     assert mask.sum() == len(lungs.split()) * 27 * 50 * 15  # neither the bowel gas nor the air outside
-    section, outline = (medical_images.cut(part, "axial", 10) for part in (mask, body))
+    section, outline = (medical_volumes.cut(part, "axial", 10) for part in (mask, body))
     facts = medical_images.lung_facts(section, outline, (2.0, 2.0), "axial")
     assert (facts["lungs"], facts["contains"]["lung"]) == (count, present)
 
@@ -166,10 +166,10 @@ def test_regions_between_yes_and_no_are_skipped():
 
 
 def test_on_grid_follows_the_world():
-    coarse = medical_images.Volume(np.arange(27).reshape(3, 3, 3), np.diag([2.0, 2.0, 2.0, 1.0]))
+    coarse = medical_volumes.Volume(np.arange(27).reshape(3, 3, 3), np.diag([2.0, 2.0, 2.0, 1.0]))
     moved = np.eye(4)
     moved[:3, 3] = [2, 2, 2]
-    fine = medical_images.on_grid(coarse, medical_images.Volume(np.zeros((5, 5, 5)), moved))
+    fine = medical_volumes.on_grid(coarse, medical_volumes.Volume(np.zeros((5, 5, 5)), moved))
     assert fine[0, 0, 0] == coarse.data[1, 1, 1]
     assert fine[2, 2, 2] == coarse.data[2, 2, 2]
     assert fine[4, 4, 4] == 0
@@ -191,12 +191,12 @@ def test_single_files_are_turned_to_convention(header, flips):
     for key, value in header.items():
         setattr(dataset, key, value)
     pixels = np.arange(6).reshape(2, 3)
-    assert np.array_equal(medical.turned(pixels, dataset), pixels[:: flips[0], :: flips[1]])
+    assert np.array_equal(medical_files.turned(pixels, dataset), pixels[:: flips[0], :: flips[1]])
 
 
 def test_missing_dicom_file_is_named(tmp_path):
     with pytest.raises(TriptychError, match="693_UNCR"):
-        list(medical.single_images(medical.SINGLES[0], tmp_path / "693_UNCR.dcm"))
+        list(medical_files.single_images(medical_files.SINGLES[0], tmp_path / "693_UNCR.dcm"))
 
 
 def test_candidates_answer_from_the_facts():
@@ -204,7 +204,7 @@ def test_candidates_answer_from_the_facts():
         picture("a", contains={"lung": False}, lesion_body_side="Right", window="lung")
     )
     answers = {question.question: question.answer for question in found}
-    assert answers["Does the image contain lung?"] == "No"
+    assert answers["Does the picture contain lung?"] == "No"
     assert answers["On which side of the body is the labelled lesion?"] == "Right"
     assert {question.answer for question in found if question.kind == "window"} == {"Lung"}
     assert {question.answer for question in found if question.kind == "plane"} == {"Transverse Plane"}
@@ -220,7 +220,7 @@ def test_choice_is_balanced_and_small():
     counts: dict[str, Counter] = defaultdict(Counter)
     for question in chosen:
         counts[question.question][question.answer] += 1
-    liver = counts["Does the image contain liver?"]
+    liver = counts["Does the picture contain liver?"]
     assert liver["Yes"] == 20
     assert liver["No"] <= 30
     assert all(len(answers) > 1 for answers in counts.values())  # "Head" alone needs no look at the image
@@ -233,10 +233,10 @@ def test_blind_accuracy():
 
 
 def test_every_subject_has_one_part():
-    assert not set(medical.TEST) & set(medical.VALIDATION)
-    subjects = {scan.subject for scan in medical.SCANS} | {single.subject for single in medical.SINGLES}
-    assert set(medical.TEST) | set(medical.VALIDATION) <= subjects
-    assert not set(medical.TEST) & {"brain1", "brain2", "lung1", "lung2", "mni152"}
+    assert not set(medical_images.TEST) & set(medical_images.VALIDATION)
+    subjects = {scan.subject for scan in medical.SCANS} | {single.subject for single in medical_files.SINGLES}
+    assert set(medical_images.TEST) | set(medical_images.VALIDATION) <= subjects
+    assert not set(medical_images.TEST) & {"brain1", "brain2", "lung1", "lung2", "mni152"}
 
 
 def test_build_from_the_real_packages(tmp_path):
@@ -249,7 +249,7 @@ def test_build_from_the_real_packages(tmp_path):
     )
     assert one == two
 
-    parts = {part: json.loads(one[f"{part}.json"]) for part in medical.PARTS}
+    parts = {part: json.loads(one[f"{part}.json"]) for part in medical_images.PARTS}
     rows = [row for part in parts.values() for row in part]
     images = {row["img_name"] for row in rows}
     assert {f"imgs/{name}" for name in images} == {name for name in one if name.startswith("imgs/")}
@@ -268,9 +268,9 @@ def test_build_from_the_real_packages(tmp_path):
     assert medical_questions.blind_accuracy((row["question"], row["answer"]) for row in rows) < 0.6
 
     card = json.loads(one["card.json"])
-    assert (card["images"], card["questions"]) == (len(images), len(rows))
+    assert (card["pictures"], card["questions"]) == (len(images), len(rows))
     assert sum(len(part) for part in parts.values()) == sum(
-        source[part]["questions"] for source in card["sources"].values() for part in medical.PARTS
+        source[part]["questions"] for source in card["sources"].values() for part in medical_images.PARTS
     )
     for term in ("research only", "averages", "pyradiomics", "Left out"):
         assert term in one["card.md"].decode()
@@ -290,12 +290,12 @@ def test_sides_in_the_real_scans(tmp_path):
     folder = medical.fetch("pyradiomics", CACHE) / "pyradiomics-3.0.1" / "data"
     for name, side in {"brain1": -1, "brain2": -1, "lung1": 1, "lung2": -1}.items():
         data, header = nrrd.read(str(folder / f"{name}_label.nrrd"))
-        mask = medical_images.read_nrrd(folder / f"{name}_label.nrrd")
+        mask = medical_volumes.read_nrrd(folder / f"{name}_label.nrrd")
         raw = np.array(np.nonzero(data)).mean(axis=1) @ header["space directions"] + header["space origin"]
         ras = mask.affine @ [*np.array(np.nonzero(mask.data)).mean(axis=1), 1]
         assert np.allclose(raw * [-1, -1, 1], ras[:3])
         middle = np.array(mask.data.shape) / 2
         assert np.sign(np.nonzero(mask.data)[0].mean() - middle[0]) == side
-    values = medical_images.read_nrrd(folder / "lung2_image.nrrd").data[:, :, 8]
+    values = medical_volumes.read_nrrd(folder / "lung2_image.nrrd").data[:, :, 8]
     soft = (values > 30) & (values < 90)
     assert soft[256:].sum() > 1.2 * soft[:256].sum()  # the liver fills the patient's right at this height

@@ -125,7 +125,7 @@ def test_the_official_parts_are_one_fold():
     assert Counter(parts.values())["validation"] > 0
 
 
-def test_a_image_in_two_official_parts_is_refused():
+def test_an_image_in_two_official_parts_is_refused():
     rows = questions()
     for row in rows:
         row["image_id"] = row["group"] = "one" if row["group"] in ("g0", "g1") else row["group"]

@@ -7,7 +7,7 @@ import pytest
 from conftest import CACHE
 from PIL import Image
 from triptych.config.datasets import OpenMojiCaptions
-from triptych.data.sources.embedded import openmoji
+from triptych.data.sources.embedded import openmoji, openmoji_names, openmoji_scenes
 from triptych.data.sources.embedded.english import add_articles, article, noun_phrase, plural
 from triptych.errors import TriptychError
 
@@ -18,17 +18,17 @@ SPANS = {"left": (0, 0.5), "top": (0, 0.5), "middle": (0.3, 0.7), "right": (0.5,
 
 @pytest.fixture(scope="module")
 def everything():
-    return openmoji.concepts(openmoji.drawings(CACHE))
+    return openmoji_names.concepts(openmoji.drawings(CACHE))
 
 
 @pytest.fixture(scope="module")
 def parts(everything):
-    return openmoji.split_concepts(everything, 3, FRACTION)
+    return openmoji_scenes.split_concepts(everything, 3, FRACTION)
 
 
 @pytest.fixture(scope="module")
 def scenes(parts):
-    return [openmoji.compose(3, index, *parts, FRACTION) for index in range(3000)]
+    return [openmoji_scenes.compose(3, index, *parts, FRACTION) for index in range(3000)]
 
 
 def test_there_are_many_well_named_concepts(everything):
@@ -67,7 +67,7 @@ def test_images_depend_on_seed_and_number_alone():
 
 def test_images_show_what_the_listing_says(parts):
     item = list(openmoji.listing(settings(20), CACHE))[5]
-    scene = openmoji.compose(3, 5, *parts, FRACTION)
+    scene = openmoji_scenes.compose(3, 5, *parts, FRACTION)
     assert (item.caption, item.split) == (scene.caption, scene.split)
     assert images(settings(20), [item]) == [openmoji.draw(scene, openmoji.drawings(CACHE), 3, openmoji.PIXELS)]
 
@@ -75,7 +75,7 @@ def test_images_show_what_the_listing_says(parts):
 @pytest.mark.parametrize("pixels", [64, 224])
 def test_images_have_the_size_asked_for(parts, pixels):
     for index in range(8):
-        scene = openmoji.compose(0, index, *parts, FRACTION, pixels)
+        scene = openmoji_scenes.compose(0, index, *parts, FRACTION, pixels)
         with Image.open(io.BytesIO(openmoji.draw(scene, openmoji.drawings(CACHE), 0, pixels))) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (pixels, pixels))
 
@@ -93,11 +93,11 @@ def test_held_out_concepts_are_in_validation_images_alone(everything, parts, sce
 
 
 def test_no_validation_where_none_is_asked_for(everything):
-    train, held_out = openmoji.split_concepts(everything, 0, 0.0)
+    train, held_out = openmoji_scenes.split_concepts(everything, 0, 0.0)
     assert len(train) == len(everything) and not held_out
-    assert {openmoji.compose(0, i, train, held_out, 0.0).split for i in range(100)} == {"train"}
+    assert {openmoji_scenes.compose(0, i, train, held_out, 0.0).split for i in range(100)} == {"train"}
     with pytest.raises(TriptychError, match=r"0 to 0\.5"):
-        openmoji.split_concepts(everything, 0, 0.7)
+        openmoji_scenes.split_concepts(everything, 0, 0.7)
 
 
 def test_captions_count_and_name_what_is_drawn(scenes):

@@ -7,7 +7,8 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from triptych.data.sources.published_vqa import OSF_IMAGES, OSF_JSON, PARTS, Split, convert, main
+from triptych.data.sources.published_rows import OSF_IMAGES, OSF_JSON, PARTS
+from triptych.data.sources.published_vqa import Split, convert, main
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import sha256_bytes
 

@@ -2,14 +2,13 @@
 
 import pytest
 from conftest import SLAKE
-from triptych.config.datasets import Folds, SlakeFolderVqa
+from triptych.config.datasets import SLAKE_VARIABLE, Folds, SlakeFolderVqa
 from triptych.data.audit import baseline_scores
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
 from triptych.data.folds import assign, group_images
 from triptych.data.prepare import write_dataset
 from triptych.data.schemas import FOLD_SCHEMA
-from triptych.data.sources.slake import SLAKE_VARIABLE
 from triptych.evaluate.metrics import scores
 from triptych.io.parquet import read_table, write_table
 

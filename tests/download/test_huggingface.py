@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from PIL import Image
 from triptych.config.datasets import LlavaPretrainCaptions
-from triptych.data.sources import llava_pretrain, slake
+from triptych.data.sources import llava_pretrain, slake_hub
 from triptych.data.sources.base import Item, Reject
 from triptych.download import huggingface
 from triptych.errors import TriptychError
@@ -51,7 +51,7 @@ def serve_pairs(folder, entries, images):
 
 
 def serve_slake(folder, members):
-    for name in slake.SLAKE_TABLES:
+    for name in slake_hub.SLAKE_TABLES:
         (folder / name).write_text("[]")
     with zipfile.ZipFile(folder / "imgs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
@@ -156,12 +156,12 @@ def test_broken_files_are_named(tmp_path, served):
 def test_slake_is_unpacked_once_without_masks(tmp_path, served, monkeypatch):
     names = ("source.jpg", "detection.json", "mask.png", "question.json")
     serve_slake(served, {f"imgs/xmlab1/{name}": name for name in names} | {"__MACOSX/imgs/xmlab1/._source.jpg": "x"})
-    folder = slake.slake_folder(tmp_path / "cache", REVISION)
+    folder = slake_hub.slake_folder(tmp_path / "cache", REVISION)
     assert folder == tmp_path / "cache" / "slake-0123456789ab"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {*slake.SLAKE_TABLES, "imgs/xmlab1/source.jpg", "imgs/xmlab1/detection.json"}
+    assert found == {*slake_hub.SLAKE_TABLES, "imgs/xmlab1/source.jpg", "imgs/xmlab1/detection.json"}
     monkeypatch.setattr(huggingface, "hf_hub_download", None)
-    assert slake.slake_folder(tmp_path / "cache", REVISION) == folder
+    assert slake_hub.slake_folder(tmp_path / "cache", REVISION) == folder
 
 
 def link():
@@ -186,18 +186,18 @@ def test_members_that_lead_out_are_refused(tmp_path, served, member, message):
     serve_slake(served, {"imgs/xmlab1/source.jpg": "x", member: "/etc/hostname"})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(TriptychError, match=message):
-        slake.slake_folder(tmp_path / "cache", REVISION)
+        slake_hub.slake_folder(tmp_path / "cache", REVISION)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "cache"])
 
 
 def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
-    monkeypatch.setattr(slake, "MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(slake_hub, "MAX_UNPACKED_BYTES", 1000)
     serve_slake(served, {"imgs/xmlab1/source.jpg": "x", "imgs/xmlab2/source.jpg": b"0" * 1000})
     with pytest.raises(TriptychError, match="more than 1000 bytes"):
-        slake.slake_folder(tmp_path / "cache", REVISION)
+        slake_hub.slake_folder(tmp_path / "cache", REVISION)
     serve_slake(served, {"imgs/xmlab1/mask.png": "x"})
     with pytest.raises(TriptychError, match=r"no source\.jpg"):
-        slake.slake_folder(tmp_path / "cache", REVISION)
+        slake_hub.slake_folder(tmp_path / "cache", REVISION)
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -206,7 +206,7 @@ def test_revisions_must_be_full_commit_ids(tmp_path, revision):
     calls = (
         lambda: huggingface.download("some/data", "train.json", revision, tmp_path),
         lambda: huggingface.list_files("some/data", revision),
-        lambda: slake.slake_folder(tmp_path, revision),
+        lambda: slake_hub.slake_folder(tmp_path, revision),
         lambda: huggingface.model_folder("some/model", revision, tmp_path / "model", ["*.safetensors"]),
     )
     for call in calls:
@@ -238,7 +238,7 @@ def response(status):
 def test_hub_errors_say_what_to_do(tmp_path, monkeypatch, error, message):
     monkeypatch.setattr(huggingface, "hf_hub_download", fail(error))
     with pytest.raises(TriptychError, match=f"BoKelvin/SLAKE: cannot get.*{message}"):
-        slake.slake_folder(tmp_path / "cache", REVISION)
+        slake_hub.slake_folder(tmp_path / "cache", REVISION)
     assert not (tmp_path / "cache").exists()
 
 
@@ -250,7 +250,7 @@ def test_downloads_go_to_the_users_store_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     for home in (None, "/somewhere"):
         monkeypatch.delenv("HF_HOME", raising=False) if home is None else monkeypatch.setenv("HF_HOME", home)
-        huggingface.download(slake.SLAKE, "train.json", REVISION, tmp_path)
+        huggingface.download(slake_hub.SLAKE, "train.json", REVISION, tmp_path)
     assert asked == [tmp_path / "hub", None]
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from triptych.data.lookups import commonest, majority, majority_per_place, majority_per_question, nearest
 from triptych.errors import TriptychError
-from triptych.evaluate.baselines import commonest, majority, majority_per_place, majority_per_question, nearest
 from triptych.evaluate.metrics import (
     bleu_1,  # fmt: skip
     exact_match,

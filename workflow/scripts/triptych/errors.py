@@ -11,7 +11,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TriptychError(Exception):
-    """A fault that the user can mend. Its message names the file, key or row, and what to do."""
+    """An error that the user can correct. Its message names the file, key or row, and says what to do."""
 
 
 def run_step(main: Callable[[], None]) -> None:
@@ -25,11 +25,11 @@ def run_step(main: Callable[[], None]) -> None:
         if error.errno not in NO_SPACE:
             raise
         where = f" for {error.filename}" if error.filename else ""
-        sys.exit(f"error: no space left{where} ({error}); free some and run again: finished parts are kept")
+        sys.exit(f"error: no space left{where} ({error}); free some and run again: what is finished is kept")
 
 
 class _NoPandas:
-    """An import hook by which there is no pandas."""
+    """An import hook that hides pandas."""
 
     def find_spec(self, name: str, *_: Any) -> None:
         if name == "pandas":
@@ -37,7 +37,7 @@ class _NoPandas:
 
 
 def _leave_out_pandas() -> None:
-    """Let pyarrow find, once, that there is no pandas: else it imports it for its first list, 0.3 s of every step."""
+    """Hide pandas while pyarrow looks for it, once: for its first list pyarrow would import it, 0.3 s of every step."""
     hook = _NoPandas()
     sys.meta_path.insert(0, hook)
     pa.array([0])

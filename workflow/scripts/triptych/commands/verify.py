@@ -17,7 +17,7 @@ from pathlib import Path
 from triptych.commands.resume import left_steps, other_snakemakes
 from triptych.config.paths import STEPS
 from triptych.config.study import read_study
-from triptych.data.check import block_fault
+from triptych.data.check import block_error
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
 from triptych.io.manifest import read_json, require_files
@@ -55,7 +55,7 @@ def _shard(path: Path, cache: Path) -> Iterator[Damage]:
     """Check a shard's record, and the blocks of checked images that it names."""
     yield from _sealed(path, cache)
     for block in sorted(_blocks(path, cache)):
-        if block.exists() and (damage := block_fault(block)):
+        if block.exists() and (damage := block_error(block)):
             yield damage, [block]
 
 
@@ -89,7 +89,7 @@ def _data_set(path: Path) -> None:
         part = path.parent / "images" / name
         if not part.is_file():
             raise TriptychError(f"{part}: missing, though {path} lists it")
-        if fault := block_fault(part, manifest["parts"][name]):
+        if fault := block_error(part, manifest["parts"][name]):
             raise TriptychError(fault)
 
 

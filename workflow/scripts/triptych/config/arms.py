@@ -34,11 +34,11 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline("triptych.evaluate.baselines:majority"),
-    "majority-per-question": Baseline("triptych.evaluate.baselines:majority_per_question", leak_study=True),
-    "majority-per-place": Baseline("triptych.evaluate.baselines:majority_per_place"),
-    "nearest-images": Baseline("triptych.evaluate.baselines:nearest", "thumbnails", leak_study=True),
-    "nearest-features": Baseline("triptych.evaluate.baselines:nearest", "features"),
+    "majority": Baseline("triptych.data.lookups:majority"),
+    "majority-per-question": Baseline("triptych.data.lookups:majority_per_question", leak_study=True),
+    "majority-per-place": Baseline("triptych.data.lookups:majority_per_place"),
+    "nearest-images": Baseline("triptych.data.lookups:nearest", "thumbnails", leak_study=True),
+    "nearest-features": Baseline("triptych.data.lookups:nearest", "features"),
 }
 
 

@@ -1,24 +1,44 @@
-"""Settings of data sets and of the folds."""
+"""Settings of data sets, a class for each source, and of the folds.
+
+A source is added by a class here, under `@data_source`, which says all that other code asks about the source, and by
+the module that the class names, which lists and reads the images (`triptych.data.sources.base`).
+"""
 
 import math
-from typing import Annotated, Any, Literal
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, GetJsonSchemaHandler, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from triptych.config.base import Name, Record, Revision, former
 
-CAPTION_SOURCES = ("openmoji", "llava-pretrain", "hub-parquet", "caption-folder", "webdataset", "url-list")
+SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE; takes precedence over the key `folder`
 
 
 class Images(Record):
     """Settings that all data sets share: which images are taken."""
 
+    # What other code asks about a source; nothing of it can be set in a configuration.
+    module: ClassVar[str]  # dotted name of the module with `listing` and `reader`
+    has_captions: ClassVar[bool] = False  # questions otherwise
+    read_options: ClassVar[tuple[str, ...]] = ()  # settings that decide which bytes `reader` gives for an image
+    more_images: ClassVar[str] = "give the source more images"  # what helps where too few images are usable
+
     min_side: PositiveInt = Field(8, description="Shortest side in pixels; smaller images are rejected.")
     max_pixels: PositiveInt = Field(50_000_000, le=50_000_000, description="Most pixels; larger ones are rejected.")
+
+    def local_tables(self) -> list[Path]:
+        """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
+        return []
 
 
 class Captions(Images):
     """Settings that all image-caption data share."""
+
+    has_captions = True
 
     sizes: list[PositiveInt] = Field(
         min_length=1,
@@ -58,21 +78,75 @@ class Captions(Images):
         return self
 
 
+SOURCES: dict[str, type[Images]] = {}  # settings classes by the value of `source`
+
+Source = TypeVar("Source", bound=type[Images])
+
+
+def data_source(settings: Source) -> Source:
+    """Register the settings class of a source, under the one value of its field `source`.
+
+    Raises:
+        ValueError: another class has that value.
+    """
+    (name,) = get_args(settings.model_fields["source"].annotation)
+    if name in SOURCES:
+        raise ValueError(f"source {name!r} is registered already, by {SOURCES[name].__name__}")
+    SOURCES[name] = settings
+    return settings
+
+
+def caption_sources() -> list[str]:
+    """Names of the sources that have captions."""
+    return [name for name, settings in SOURCES.items() if settings.has_captions]
+
+
+@cache
+def _union(classes: tuple[type[Images], ...]) -> TypeAdapter:
+    return TypeAdapter(Annotated[Union[classes], Field(discriminator="source")])  # noqa: UP007 - made of a tuple
+
+
+class _AnySource:
+    """Validation and JSON schema of a data set of any registered source, looked up whenever one is asked for."""
+
+    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: _union(tuple(SOURCES.values())).validate_python(value)
+        )
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(_union(tuple(SOURCES.values())).core_schema)
+
+
+Dataset = Annotated[Images, _AnySource()]
+
+
+@data_source
 class OpenMojiCaptions(Captions):
     """Drawings composed into images with captions (embedded default); concepts are held out."""
+
+    module = "triptych.data.sources.embedded.openmoji"
 
     source: Literal["openmoji"]
 
 
+@data_source
 class LlavaPretrainCaptions(Captions):
     """A subset of LLaVA-Pretrain (558k captioned web images) from the hub."""
+
+    module = "triptych.data.sources.llava_pretrain"
+    read_options = ("revision",)
 
     source: Literal["llava-pretrain"]
     revision: Revision
 
 
+@data_source
 class HubParquetCaptions(Captions):
     """A hub data set of Parquet files with an image and a caption in each row."""
+
+    module = "triptych.data.sources.hub_parquet"
+    read_options = ("repo", "revision", "files", "image_column")
 
     source: Literal["hub-parquet"]
     repo: str = Field(description="Hub id of the data set.")
@@ -82,8 +156,12 @@ class HubParquetCaptions(Captions):
     caption_column: str = Field("caption", description="Column of captions; of a list, the first is taken.")
 
 
+@data_source
 class FolderCaptions(Captions):
     """Your own captioned images: a folder with a table (CSV, JSON, JSONL, Parquet) and the images it names."""
+
+    module = "triptych.data.sources.caption_folder"
+    read_options = ("folder", "image_column")
 
     source: Literal["caption-folder"]
     folder: str = Field(description="Folder that holds the table and the images.")
@@ -91,9 +169,17 @@ class FolderCaptions(Captions):
     image_column: str = Field("image", description="Column or key of the image's file name below the folder.")
     caption_column: str = Field("caption", description="Column or key of the caption.")
 
+    def local_tables(self) -> list[Path]:
+        """The table in the folder."""
+        return [Path(self.folder).expanduser() / self.table]
 
+
+@data_source
 class WebdatasetCaptions(Captions):
     """Tar shards in the webdataset layout: members `key.jpg` with `key.txt` or `key.json`."""
+
+    module = "triptych.data.sources.webdataset"
+    read_options = ("folder",)
 
     source: Literal["webdataset"]
     folder: str = Field(description="Folder that holds the shards.")
@@ -101,8 +187,13 @@ class WebdatasetCaptions(Captions):
     caption_key: str = Field("caption", description="Key of the caption where it is in `key.json`.")
 
 
+@data_source
 class UrlListCaptions(Captions):
     """A table of addresses and captions (as LAION-COCO); images are downloaded by the fetch step."""
+
+    module = "triptych.data.sources.url_list"
+    read_options = ("max_bytes",)
+    more_images = Captions.more_images + " (raise `oversample`, so that more are downloaded)"
 
     source: Literal["url-list"]
     table: str = Field(description="The table: .csv, .json, .jsonl or .parquet.")
@@ -113,9 +204,16 @@ class UrlListCaptions(Captions):
     retries: NonNegativeInt = Field(2, description="Further attempts after a failure that may pass.")
     max_bytes: PositiveInt = Field(20_000_000, description="Largest image in bytes.")
 
+    def local_tables(self) -> list[Path]:
+        """The table of addresses."""
+        return [Path(self.table).expanduser()]
 
+
+@data_source
 class EmbeddedVqa(Images):
     """Medical questions on real images out of pinned packages (embedded default)."""
+
+    module = "triptych.data.sources.embedded.medical"
 
     source: Literal["embedded-medical"]
 
@@ -133,8 +231,12 @@ class Vqa(Images):
     )
 
 
+@data_source
 class SlakeFolderVqa(Vqa):
     """SLAKE, or any data set in its layout, from a local folder."""
+
+    module = "triptych.data.sources.slake_folder"
+    read_options = ("folder",)
 
     source: Literal["slake-folder"]
     folder: str | None = Field(
@@ -142,26 +244,26 @@ class SlakeFolderVqa(Vqa):
         description="Folder with train.json, validation.json, test.json and imgs/; or set TRIPTYCH_SLAKE.",
     )
 
+    @property
+    def location(self) -> Path | None:
+        """The user's folder: TRIPTYCH_SLAKE, or else the key `folder`; None where neither is given."""
+        name = os.environ.get(SLAKE_VARIABLE) or self.folder
+        return Path(name).expanduser() if name else None
 
+    def local_tables(self) -> list[Path]:
+        """The tables of the three parts."""
+        return [self.location / f"{part}.json" for part in ("train", "validation", "test")] if self.location else []
+
+
+@data_source
 class SlakeHubVqa(Vqa):
     """SLAKE from the hub (BoKelvin/SLAKE), at a pinned revision."""
 
+    module = "triptych.data.sources.slake_hub"
+    read_options = ("revision",)
+
     source: Literal["slake-hub"]
     revision: Revision
-
-
-Dataset = Annotated[
-    OpenMojiCaptions
-    | LlavaPretrainCaptions
-    | HubParquetCaptions
-    | FolderCaptions
-    | WebdatasetCaptions
-    | UrlListCaptions
-    | EmbeddedVqa
-    | SlakeFolderVqa
-    | SlakeHubVqa,
-    Field(discriminator="source"),
-]
 
 
 class Folds(Record):
@@ -196,5 +298,5 @@ class Folds(Record):
 
 def expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
     """A data set's name with each of its sizes, or the name alone where it has none."""
-    sizes = [sizes] if isinstance(sizes, int) else sizes  # a fault, which is named elsewhere
+    sizes = [sizes] if isinstance(sizes, int) else sizes  # an error, which is reported elsewhere
     return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from triptych.config.base import FILE_NAME
-from triptych.config.datasets import CAPTION_SOURCES, expanded_names
+from triptych.config.datasets import caption_sources, expanded_names
 from triptych.config.settings import Settings
 
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
@@ -44,7 +44,7 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         )
     if folded is not None and str(folded) not in datasets:
         errors.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
-    elif folded is not None and mapping(datasets[str(folded)]).get("source") in CAPTION_SOURCES:
+    elif folded is not None and mapping(datasets[str(folded)]).get("source") in caption_sources():
         errors.append(f"folds.dataset: '{folded}' has captions; folds need questions")
     for name, stage in stages.items():
         if "data" in stage and str(stage["data"]) not in datasets:

@@ -12,18 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from triptych.config.arms import BASELINES
+from triptych.data.answers import normalise
 from triptych.data.duplicates import read_thumbnails, similar_pairs
+from triptych.data.lookups import Predictor, image_vectors
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.baselines import image_vectors
-from triptych.evaluate.metrics import scores
-from triptych.evaluate.predictions import answer_record
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
 
 PARTS = ("train", "validation", "test")
-
-
 SHOWN = 5  # leaked images named in an error
 
 
@@ -39,7 +36,7 @@ class Part:
 
 
 def overlap(first: Part, second: Part, threshold: float) -> dict:
-    """How many images and questions of `second` have a like in `first`.
+    """Count the images and questions of `second` that are, or look like, some of `first`.
 
     Returns:
         Counts: identical images, images that look alike without being identical, question strings; of how many.
@@ -59,7 +56,7 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
 
 
 def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
-    """Lines about images of a stage that all folds share which are, or look like, images of the held-out parts."""
+    """Describe images of a stage that all folds share which are, or look like, held-out images, a line for each."""
     owners = dict(zip(held_out.hashes, held_out.ids, strict=True))
     same = [
         f"{shared.name} {name} is the image {owners[sha256]} of {held_out.name}"
@@ -67,15 +64,15 @@ def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
         if sha256 in owners
     ]
     like = [
-        f"{shared.name} {shared.ids[first]} looks like {held_out.ids[second]} of {held_out.name} ({likeness:.3f})"
-        for first, second, likeness in similar_pairs(shared.thumbnails, held_out.thumbnails, threshold)
+        f"{shared.name} {shared.ids[first]} looks like {held_out.ids[second]} of {held_out.name} ({similarity:.3f})"
+        for first, second, similarity in similar_pairs(shared.thumbnails, held_out.thumbnails, threshold)
         if shared.hashes[first] != held_out.hashes[second]
     ]
     return same + like
 
 
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
-    """The parts of a data set's source by name, and `all` of it."""
+    """Read the parts of a data set's source by name, and `all` of it."""
     images, thumbnails = read_thumbnails(folder / "images")
     questions = read_table(folder / "questions.parquet", columns=["split", "question"])
     parts = {}
@@ -92,7 +89,7 @@ def _part(name: str, images: list[dict], thumbnails: np.ndarray, chosen: Sequenc
 
 
 def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
-    """Overlap of every fold's held-out and validation part with what the fold trains on."""
+    """Count the overlap of every fold's held-out and validation part with what the fold trains on."""
     images, thumbnails = read_thumbnails(folder / "images")
     position = {row["id"]: index for index, row in enumerate(images)}
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
@@ -109,7 +106,7 @@ def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
 
 
 def balance(folder: Path) -> list[dict]:
-    """Share of every modality and answer type, in per cent, of each fold's held-out part and of the whole."""
+    """Compute the share of every modality and answer type, in per cent, in each fold's held-out part and the whole."""
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
     members: dict[str, list[dict]] = {}
     for row in read_table(folder / "folds.parquet"):
@@ -132,7 +129,7 @@ def balance(folder: Path) -> list[dict]:
 
 
 def baseline_scores(folder: Path) -> list[dict]:
-    """Exact match of the untrained baselines: on the source's own parts, and on every fold's held-out part."""
+    """Score the look-ups by exact match: on the source's own parts, and on every fold's held-out part."""
     questions = read_table(folder / "questions.parquet")
     by_id = {row["question_id"]: row for row in questions}
     vectors = image_vectors(folder)
@@ -147,15 +144,22 @@ def baseline_scores(folder: Path) -> list[dict]:
         }
         trials.append((f"{fold} held out", parts["train"], parts["test"]))
     return [
-        {"part": part, "baseline": name, **found}
+        {"part": part, "baseline": name, **_exact_match(asked, baseline.load()(training, vectors))}
         for part, training, asked in trials
         if training and asked
         for name, baseline in BASELINES.items()
         if baseline.vectors != "features"  # features are made later
-        for predict in [baseline.load()(training, vectors)]
-        for answers in [[answer_record(row, name, part, None, predict(row)) for row in asked]]
-        for found in [scores(answers, ("all", "open", "closed"))]
     ]
+
+
+def _exact_match(asked: list[dict], predict: Predictor) -> dict[str, float | None]:
+    """Per cent of right answers to all, open and closed questions; None where there are none of a kind."""
+    right = [normalise(predict(row)) == normalise(row["answer"]) for row in asked]
+    found = {}
+    for kind, answer_type in (("all", None), ("open", "OPEN"), ("closed", "CLOSED")):
+        values = [hit for row, hit in zip(asked, right, strict=True) if answer_type in (None, row["answer_type"])]
+        found[kind] = 100 * sum(values) / len(values) if values else None
+    return found
 
 
 def _split(questions: Iterable[dict], split: str) -> list[dict]:
@@ -163,7 +167,7 @@ def _split(questions: Iterable[dict], split: str) -> list[dict]:
 
 
 def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshold: float) -> tuple[dict, list[str]]:
-    """The whole audit, and a line for every leak.
+    """Make the whole audit, and a line for every leak.
 
     Args:
         folders: folder of every data set by name.
@@ -186,7 +190,7 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         for kind, part in parts[folded].items()
         if kind != "all"
     ]
-    record = {
+    result = {
         "threshold": threshold,
         "overlaps": [overlap(first, second, threshold) for first, second in pairs],
         "fold_overlaps": fold_overlaps(folders[folded], threshold),
@@ -195,11 +199,11 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         "baselines": baseline_scores(folders[folded]),
         "data": {name: read_json(folder / "manifest.json")["counts"] for name, folder in folders.items()},
     }
-    return record, found
+    return result, found
 
 
-def markdown(record: dict) -> str:
-    """The audit as a page of tables."""
+def markdown(result: dict) -> str:
+    """Write the audit as a page of tables."""
     lines = ["# Data audit", "", "## What was read", ""]
     lines += _table(
         ["data set", "images", "questions", "rejected images", "rejected questions"],
@@ -211,25 +215,25 @@ def markdown(record: dict) -> str:
                 counts["rejects"].get("image", 0),
                 counts["rejects"].get("question", 0),
             ]
-            for name, counts in record["data"].items()
+            for name, counts in result["data"].items()
         ],
     )
     lines += ["", "## Leaks into stages that all folds share", ""]
-    lines += [f"- {line}" for line in record["leaks"]] or ["None."]
+    lines += [f"- {line}" for line in result["leaks"]] or ["None."]
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
         lines += ["", f"## {heading}", ""]
-        lines += [f"Look alike: thumbnails correlate above {record['threshold']}.", ""]
+        lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
         lines += _table(
             ["seen", "part", "images", "identical", "look alike", "question strings", "seen before"],
-            [list(row.values()) for row in record[key]],
+            [list(row.values()) for row in result[key]],
         )
-    labels = sorted({label for row in record["balance"] for label in row["labels"]})
+    labels = sorted({label for row in result["balance"] for label in row["labels"]})
     lines += ["", "## Balance of the held-out parts, per cent of questions", ""]
     lines += _table(
         ["part", "questions", *labels],
         [
             [row["part"], row["questions"], *(f"{row['labels'].get(label, 0):.1f}" for label in labels)]
-            for row in record["balance"]
+            for row in result["balance"]
         ],
     )
     lines += ["", "## Untrained baselines, exact match in per cent", ""]
@@ -241,7 +245,7 @@ def markdown(record: dict) -> str:
                 row["baseline"],
                 *("-" if row[kind] is None else f"{row[kind]:.1f}" for kind in ("all", "open", "closed")),
             ]
-            for row in record["baselines"]
+            for row in result["baselines"]
         ],
     )
     return "\n".join(lines) + "\n"
@@ -257,13 +261,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of all data sets")
     parser.add_argument("--folded", required=True, help="name of the data set that is cut into folds")
     parser.add_argument("--shared", nargs="*", default=[], help="data sets of stages that all folds share")
-    parser.add_argument("--threshold", type=float, required=True, help="correlation of images that look alike")
+    parser.add_argument(
+        "--threshold", type=float, required=True, help="correlation of thumbnails above which images look alike"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     folders = {folder.name: folder for folder in arguments.data}
-    record, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold)
-    write_record(arguments.out / "audit.json", record)
-    text = markdown(record)
+    result, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold)
+    write_record(arguments.out / "audit.json", result)
+    text = markdown(result)
     write_text(arguments.out / "audit.md", text)
     print(text)
     if found:

@@ -1,9 +1,9 @@
 """Step: read and check the images of a source, in blocks that are kept and found again.
 
 A block is the outcome of `BLOCK` consecutive candidates: a table of the accepted images, whose footer says what was
-rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is never made twice, and
-one of other candidates or other checks is never met. Shards are processes that make blocks side by side; a block's
-bytes do not depend on which.
+rejected and why. Its file is named by a hash of the candidates and the checks, so that a block is never made twice,
+and never taken for other candidates or other checks. Shards are processes that make blocks side by side; a block's
+bytes do not depend on the shard.
 """
 
 import argparse
@@ -32,32 +32,22 @@ from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, write_record
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table
 
-BLOCK = 1000
-
-
+BLOCK = 1000  # candidates
 CHECKS = 5  # raise it whenever what is accepted, or what is written of it, changes
+FOOTER_KEY = b"triptych"  # of what a block's table says in its footer
 
-
-RECORD = b"triptych"  # key of a block's record in the footer of its table
-
-
-READ_BY = ("repo", "revision", "files", "folder", "image_column", "max_bytes")  # settings that the reader depends on
-
-
-# What an image's own path decides; any other fault of reading may pass, and must not be kept.
+# Errors that an image's own path decides; any other error of reading may pass, and is not kept.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
-
-
-FLAT = 3  # grey levels between the darkest and the lightest part of an image that shows nothing
+FLAT = 3  # grey levels: an image whose darkest and lightest parts differ by less shows nothing
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block in the cache: a table of IMAGE_SCHEMA, with a record of what was rejected in its footer.
+    """One block in the cache: a table of IMAGE_SCHEMA, whose footer says what was rejected.
 
     Attributes:
         path: the table's file.
-        sha256: hash of all rows but for the images' bytes, which the rows' own hashes stand for.
+        sha256: hash of all rows; of the images' bytes, which are not in it, each row has a hash of its own.
         rejects: what was not accepted, by position among the block's candidates: (path, reason).
         complete: False where a file could not be opened: it is tried again.
     """
@@ -69,22 +59,22 @@ class Block:
 
 
 def block_path(candidates: list[dict], settings: Dataset, cache: Path) -> Path:
-    """File of a block's table: its name is a hash of its candidates and of the checks."""
+    """Name the file of a block's table: a hash of its candidates and of the checks."""
     checks = {"checks": CHECKS, "min_side": settings.min_side, "max_pixels": settings.max_pixels}
     checks |= {"source": settings.source, "placeholders": sorted(getattr(settings, "placeholders", []))}
-    checks |= {name: getattr(settings, name) for name in READ_BY if hasattr(settings, name)}
+    checks |= {name: getattr(settings, name) for name in settings.read_options}
     key = sha256_json({**checks, "candidates": candidates})
     return cache / "blocks" / key[:2] / f"{key}.parquet"
 
 
 def row_facts(row: dict) -> list:
-    """What a row of IMAGE_SCHEMA says, without the image's bytes, which its sha256 stands for."""
+    """List the values of a row of IMAGE_SCHEMA in order, without the image's bytes, whose sha256 is among them."""
     facts = [row[name] for name in ("id", "width", "height", "sha256", "source", "group", "split", "caption", "boxes")]
     return [*facts, row["image"]["path"]]
 
 
 def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Path) -> tuple[Block, Callable[[], None]]:
-    """Make one block where it is not there yet, or is damaged, or lacks a file that was missing.
+    """Make a block that is missing, is damaged, or lacks a file that was missing when it was made.
 
     Args:
         candidates: the block's rows of `candidates.parquet`.
@@ -93,8 +83,8 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
         path: the block's file.
 
     Returns:
-        The block, and what waits for the disk and puts the file in its place: to be called, in any thread, before the
-        block is read.
+        The block, and a function that waits for the disk and puts the file in its place: to be called, in any thread,
+        before the block is read.
 
     Raises:
         TriptychError: an image cannot be read for a reason that may pass.
@@ -113,10 +103,10 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
             rejects |= {start + position: why for position, why in refused.items()}
             complete = complete and not missing
         block = Block(path, sha256_json(facts), rejects, complete)
-        told = {str(position): why for position, why in rejects.items()}
-        record = {"sha256": block.sha256, "rejects": told, "complete": complete}
+        reasons = {str(position): why for position, why in rejects.items()}
+        footer = {"sha256": block.sha256, "rejects": reasons, "complete": complete}
         # In the table's own file: two processes that make one block cannot mix what they found.
-        table.writer.add_key_value_metadata({RECORD: canonical_json(record)})
+        table.writer.add_key_value_metadata({FOOTER_KEY: canonical_json(footer)})
         return block, stack.pop_all().close
 
 
@@ -124,24 +114,24 @@ def _read_block(path: Path) -> Block | None:
     """A block that is there and whole; None where it must be made."""
     try:
         with open_table(path) as table:
-            record = json.loads(table.metadata.metadata[RECORD])
-        rejects = {int(position): tuple(why) for position, why in record["rejects"].items()}
-        return Block(path, record["sha256"], rejects, record["complete"])
+            footer = json.loads(table.metadata.metadata[FOOTER_KEY])
+        rejects = {int(position): tuple(why) for position, why in footer["rejects"].items()}
+        return Block(path, footer["sha256"], rejects, footer["complete"])
     except (TriptychError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def block_fault(path: Path, sha256: str | None = None) -> str | None:
-    """What is wrong with a block, every byte of it read; None where nothing is.
+def block_error(path: Path, sha256: str | None = None) -> str | None:
+    """Read every byte of a block, and say what is wrong with it; None where nothing is.
 
     Args:
         path: the block's table, or another one of IMAGE_SCHEMA.
-        sha256: hash of its rows; without it, that of the block's own record.
+        sha256: hash of its rows; None for the one in its footer.
     """
     if sha256 is None:
         block = _read_block(path)
         if block is None:
-            return f"{path}: its record cannot be read"
+            return f"{path}: its footer cannot be read"
         sha256 = block.sha256
     facts = []
     try:
@@ -157,7 +147,7 @@ def block_fault(path: Path, sha256: str | None = None) -> str | None:
 
 
 class Candidates:
-    """The candidates that `sources.fetch` listed in a folder, in the order in which they are chosen, block by block."""
+    """The candidates that the fetch step listed in a folder, in the order in which they are chosen, block by block."""
 
     def __init__(self, source: Path, settings: Dataset):
         """Open the table.
@@ -169,7 +159,7 @@ class Candidates:
         with open_table(source / "candidates.parquet") as table:
             self._table = table.read()
         self.blocks = -(-len(self._table) // BLOCK)
-        wanted = min(len(self._table), settings.wanted) if isinstance(settings, Captions) else len(self._table)
+        wanted = min(len(self._table), settings.wanted) if settings.has_captions else len(self._table)
         self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and oversample, all of a question set
 
     def block(self, number: int) -> list[dict]:
@@ -180,7 +170,7 @@ class Candidates:
 def _checked(
     candidates: list[dict], settings: Dataset, read: Read
 ) -> tuple[list[dict], dict[int, tuple[str, str]], bool]:
-    """Rows of IMAGE_SCHEMA in the order of `candidates`; by position what is refused; whether files are missing.
+    """Read and check candidates: rows of IMAGE_SCHEMA, rejects by position, and whether files are missing.
 
     Images are read in the order of their places, which suits archives.
 
@@ -195,7 +185,7 @@ def _checked(
             data = read(candidate["place"])
             found = inspect(data, settings.min_side, settings.max_pixels)
             sha256 = sha256_bytes(data)
-            if isinstance(settings, Captions):
+            if settings.has_captions:
                 _require_content(found, sha256, settings)
         except OSError as error:
             if error.errno not in LASTING:
@@ -225,7 +215,11 @@ def _checked(
 
 
 def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:
-    """Refuse images that stand for a missing one."""
+    """Refuse an image that takes the place of a missing one.
+
+    Raises:
+        TriptychError: it is a placeholder, or shows nothing.
+    """
     if sha256 in settings.placeholders:
         raise TriptychError("a placeholder: its sha256 is among `placeholders`")
     if int(found.thumbnail.max()) - int(found.thumbnail.min()) < FLAT:
@@ -236,9 +230,9 @@ def main() -> None:
     """Make one shard's blocks: every n-th of those that the data set needs at first."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--source", type=Path, required=True, help="folder that the fetch step wrote")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
-    parser.add_argument("--shard", required=True, help="which share: <number>-of-<all>")
+    parser.add_argument("--shard", required=True, help="which of how many: <number>-of-<all>")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write: the shard's blocks")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
@@ -251,8 +245,8 @@ def main() -> None:
         for number in mine:
             rows = candidates.block(number)
             path = block_path(rows, settings, arguments.cache)
-            if path.exists() and (fault := block_fault(path)):
-                print(f"{fault}; it is made again", flush=True)
+            if path.exists() and (error := block_error(path)):
+                print(f"{error}; it is made again", flush=True)
                 path.unlink(missing_ok=True)
             block, finish = ensure_block(rows, settings, read, path)
             if finished:

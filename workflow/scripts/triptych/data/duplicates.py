@@ -9,9 +9,12 @@ import numpy as np
 from triptych.data.images import THUMBNAIL
 from triptych.io.parquet import read_table
 
+PHASH_BITS = 10  # near-duplicates differ in at most this many of 64
+CORRELATION = 0.98  # and their thumbnails correlate more than this
+
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """pHash of each thumbnail: which of the 8 x 8 lowest frequencies of its cosine transform exceed their median.
+    """Compute the pHash of thumbnails: which of the 8 x 8 lowest frequencies of a cosine transform exceed their median.
 
     Zauner (2010), "Implementation and benchmarking of perceptual image hash functions", with the ImageHash package's
     choice of frequencies.
@@ -30,7 +33,7 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def normalised(thumbnails: np.ndarray) -> np.ndarray:
-    """Thumbnails (N, 32, 32) as rows (N, 1024) of mean 0 and length 1: their products are correlations.
+    """Bring thumbnails (N, 32, 32) into rows (N, 1024) of mean 0 and length 1, whose products are correlations.
 
     An image of one flat grey becomes zeros: it correlates with nothing.
     """
@@ -41,7 +44,7 @@ def normalised(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def similar_pairs(first: np.ndarray, second: np.ndarray, threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Positions (in `first`, in `second`) of thumbnails that correlate above `threshold`, and by how much.
+    """Find pairs of thumbnails that correlate above `threshold`: their positions, and the correlation.
 
     Args:
         first: (N, 32, 32) grey values.
@@ -51,14 +54,14 @@ def similar_pairs(first: np.ndarray, second: np.ndarray, threshold: float) -> It
     rows, columns = normalised(first), normalised(second)
     step = max(1, 20_000_000 // max(1, len(columns)))  # keeps the products below 80 MB
     for start in range(0, len(rows), step):
-        likeness = rows[start : start + step] @ columns.T
-        for position, other in np.argwhere(likeness > threshold):
+        similarity = rows[start : start + step] @ columns.T
+        for position, other in np.argwhere(similarity > threshold):
             if second is not first or start + position < other:
-                yield int(start + position), int(other), float(likeness[position, other])
+                yield int(start + position), int(other), float(similarity[position, other])
 
 
 def read_thumbnails(table: Path) -> tuple[list[dict], np.ndarray]:
-    """Rows (id, sha256, group, split) of an `images/`, and thumbnails (N, 32, 32), uint8.
+    """Read rows (id, sha256, group, split) and thumbnails (N, 32, 32), uint8, of an `images/`.
 
     Raises:
         TriptychError: the table cannot be read.
@@ -66,12 +69,6 @@ def read_thumbnails(table: Path) -> tuple[list[dict], np.ndarray]:
     rows = read_table(table, columns=["id", "sha256", "group", "split", "thumbnail"])
     values = np.frombuffer(b"".join(row.pop("thumbnail") for row in rows), np.uint8)
     return rows, values.reshape(-1, THUMBNAIL, THUMBNAIL)
-
-
-PHASH_BITS = 10  # near-duplicates differ in at most this many of 64
-
-
-CORRELATION = 0.98  # and their thumbnails correlate more than this
 
 
 class SeenBefore:
@@ -90,7 +87,7 @@ class SeenBefore:
         self.thumbnails = np.zeros((1024, THUMBNAIL * THUMBNAIL), np.uint8)
 
     def reason(self, row: dict) -> str | None:
-        """Why `row` is a duplicate; None where it is new, and it is remembered then."""
+        """Say why `row` is a duplicate; None where it is new, and then it is remembered."""
         self.captions[row["sha256"]].add(row["caption"] or "")
         if first := self.by_hash.get(row["sha256"]):
             return f"the same image as {first}"
@@ -102,9 +99,9 @@ class SeenBefore:
             if near.any():
                 near = np.flatnonzero(near)
                 rows = normalised(np.concatenate([thumbnail[None], self.thumbnails[near]]))
-                likeness = rows[1:] @ rows[0]
-                if likeness.max() > CORRELATION:
-                    self.by_hash[row["sha256"]] = first = self.ids[near[int(likeness.argmax())]]
+                similarity = rows[1:] @ rows[0]
+                if similarity.max() > CORRELATION:
+                    self.by_hash[row["sha256"]] = first = self.ids[near[int(similarity.argmax())]]
                     return f"nearly the same image as {first}"
         if number == len(self.hashes):
             self.hashes = np.concatenate([self.hashes, np.zeros_like(self.hashes)])
@@ -116,10 +113,10 @@ class SeenBefore:
         return None
 
     def suspects(self) -> Iterator[str]:
-        """Lines about images that stand under three captions or more: they often mean "not available"."""
+        """Describe images that have three captions or more, a line for each: they often mean "not available"."""
         for sha256, captions in self.captions.items():
             if len(captions) > 2:
                 yield (
-                    f"image {self.by_hash[sha256]} stands under {len(captions)} captions: is it a placeholder? "
+                    f"image {self.by_hash[sha256]} has {len(captions)} captions: is it a placeholder? "
                     f"Then add {sha256} to `placeholders`"
                 )

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from triptych.config.datasets import Captions, Dataset
-from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA, SPLITS
+from triptych.config.datasets import Dataset
+from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Item, Reject, clean_caption, hashed_split
-from triptych.data.sources.slake import local_folder
 from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import sha256_file, write_record
@@ -19,24 +18,15 @@ from triptych.io.parquet import write_table
 
 
 def local_tables(settings: Dataset) -> dict[str, str]:
-    """Hashes of the tables of a local source, by name: a changed table is noticed. Empty where there are none."""
-    if settings.source == "slake-folder":
-        try:
-            folder = local_folder(settings)
-        except TriptychError:  # reported by the step itself, which needs the folder
-            return {}
-        files = [folder / f"{split}.json" for split in SPLITS]
-    elif settings.source == "caption-folder":
-        files = [Path(settings.folder).expanduser() / settings.table]
-    elif settings.source == "url-list":
-        files = [Path(settings.table).expanduser()]
-    else:
-        return {}
-    return {file.name: sha256_file(file) for file in files if file.is_file()}
+    """SHA-256 of the table files of a local source, by name; empty where there are none.
+
+    The rule records it, so that a changed table is fetched again.
+    """
+    return {file.name: sha256_file(file) for file in settings.local_tables() if file.is_file()}
 
 
 def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of candidates, questions and rejects, in the order of `found`; captions are checked and cleaned."""
+    """Sort what a source lists into rows of candidates, questions and rejects, in its order; captions are cleaned."""
     candidates, questions, rejects = [], [], []
     seen: set[str] = set()
     for item in found:
@@ -46,8 +36,8 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
         caption = item.caption
         try:
             if item.id in seen:
-                raise TriptychError(f"{item.path}: the id {item.id} stands there twice")
-            if isinstance(settings, Captions):
+                raise TriptychError(f"{item.path}: the id {item.id} is there twice")
+            if settings.has_captions:
                 caption = clean_caption(item.caption, *settings.caption_length)
         except TriptychError as error:
             rejects.append({"kind": "image", "id": item.id, "reason": str(error)})
@@ -66,13 +56,15 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
     """List a data set into `out`; the manifest is written last.
 
     Raises:
-        TriptychError: the source cannot be had or read, or gave nothing.
+        TriptychError: the source is unavailable, cannot be read, or gave no image.
     """
     candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
     if not candidates:
         reasons = Counter(row["reason"] for row in rejects).most_common(3)
-        told = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
-        raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {told or 'no rows'}")
+        listed = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
+        raise TriptychError(
+            f"the source gave no usable image; {len(rejects)} rows were rejected: {listed or 'no rows'}"
+        )
     tables = {
         "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
         "questions.parquet": (questions, QUESTION_SCHEMA),

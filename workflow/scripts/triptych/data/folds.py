@@ -60,9 +60,9 @@ def assign(questions: list[dict], groups: dict[str, str], settings: Folds, cut: 
 
     Args:
         questions: rows with question_id, image_id, modality, answer_type and split; those of split `test` are left out.
-        groups: group of every image; not used with `group: row`, where every question stands for itself.
+        groups: group of every image; not used with `group: row`, where every question is a group of its own.
         settings: number of folds, share of validation, seed.
-        cut: stands before the folds' names, such as "row-".
+        cut: prefix of the folds' names, such as "row-".
 
     Raises:
         TriptychError: there are fewer groups than folds, or too few to keep one aside.
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--settings", required=True, help="`folds` settings as JSON")
-    parser.add_argument("--cut", default="", help="what stands before the folds' names")
+    parser.add_argument("--cut", default="", help="prefix of the folds' names")
     arguments = parser.parse_args()
     settings = Folds.model_validate_json(arguments.settings)
     questions = read_table(arguments.data / "questions.parquet")

@@ -37,7 +37,7 @@ class ImageTable:
         self.image_ids = [row["id"] for row in rows]
         self.hashes = [row["sha256"] for row in rows]
         self._path = path
-        self._mend = f"delete the folder {path.parent} and run again"
+        self._remedy = f"delete the folder {path.parent} and run again"
         files = [pq.ParquetFile(part, memory_map=True) for part in parts_of_table(path)]
         self._groups = [(file, group) for file in files for group in range(file.metadata.num_row_groups)]
         sizes = (file.metadata.row_group(group).num_rows for file, group in self._groups)
@@ -49,10 +49,10 @@ class ImageTable:
         return len(self.image_ids)
 
     def images(self, rows: Sequence[int]) -> Iterator[Image.Image]:
-        """The images of `rows` in RGB, each decoded when it is asked for: large ones are not held side by side.
+        """Give the images of `rows` in RGB, each decoded when it is asked for: large ones are not in memory together.
 
         Raises:
-            TriptychError: the table is damaged, or an image cannot be decoded or is not the one that its sha256 is of.
+            TriptychError: the table is damaged, or an image cannot be decoded or differs from its sha256.
         """
         with self._lock:
             files = [self._bytes(row) for row in rows]
@@ -66,8 +66,8 @@ class ImageTable:
                 table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
                 self._kept[group] = table.column("image").combine_chunks().field("bytes")
             except (pa.ArrowException, OSError, KeyError) as error:
-                told = " ".join(str(error).split())
-                raise TriptychError(f"{self._path}: cannot be read as Parquet ({told}); {self._mend}") from None
+                reason = " ".join(str(error).split())
+                raise TriptychError(f"{self._path}: cannot be read as Parquet ({reason}); {self._remedy}") from None
             if len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
@@ -81,4 +81,4 @@ class ImageTable:
                 return decode(data)
             except TriptychError as error:
                 reason = str(error)
-        raise TriptychError(f"{self._path}: image {self.image_ids[row]}: {reason}; {self._mend}")
+        raise TriptychError(f"{self._path}: image {self.image_ids[row]}: {reason}; {self._remedy}")

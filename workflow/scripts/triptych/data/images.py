@@ -13,29 +13,16 @@ from PIL import Image, ImageOps
 from triptych.errors import TriptychError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-
-
-MIN_SIDE = 8
-
-
-MAX_PIXELS = 50_000_000
-
-
+MIN_SIDE, MAX_PIXELS = 8, 50_000_000
 THUMBNAIL = 32  # side in pixels, as in pHash and in the nearest-neighbour baseline
-
-
+# EXIF: the tag, and what sets an image of each orientation upright.
 _ORIENTATION = 0x0112
-
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-
-
 _ON_THEIR_SIDE = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
-
 
 # What is often found under the name of an image; only for a better message.
 _STRANGERS = (

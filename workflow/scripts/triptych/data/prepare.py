@@ -7,7 +7,8 @@ answer to one fixed question.
 import argparse
 import json
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,8 +26,6 @@ from triptych.io.manifest import sha256_file, sha256_json, write_record
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
 
 IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
-
-
 FACTS = ["id", "sha256", "phash", "thumbnail", "split", "group", "caption"]  # what the choice needs to know
 
 
@@ -43,39 +42,13 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
     Raises:
         TriptychError: a caption source has fewer usable images than asked for, or a question set has none.
     """
-    is_captions = isinstance(settings, Captions)
-    wanted = settings.size if is_captions else None
-    questions = defaultdict(list)
-    for row in read_table(source / "questions.parquet"):
-        questions[row["image_id"]].append(row)
-    before = SeenBefore(settings.keep_near_duplicates) if is_captions else None
-    counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
-    reasons: Counter[str] = Counter()
+    wanted = settings.size if settings.has_captions else None
+    duplicates = SeenBefore(settings.keep_near_duplicates) if settings.has_captions else None
     parts: dict[str, str] = {}
-    seen = 0
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_directory(out / IMAGES))
-        asked, rejects = (
-            stack.enter_context(
-                TableWriter(stack.enter_context(atomic_path(out / table)), schema, BLOCK, compression="zstd")
-            )
-            for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
-        )
+        tables = stack.enter_context(_open_tables(source, out))
         read = stack.enter_context(source_module(settings).reader(settings, cache))
-
-        def reject(kind: str, name: str, reason: str) -> None:
-            rejects.add({"kind": kind, "id": name, "reason": reason})
-            counts["rejects"][kind] += 1
-
-        def reject_image(name: str, path: str, reason: str) -> None:
-            reject("image", name, f"{path}: {reason}")
-            reasons[reason.split(":")[0].split(" as ")[0]] += 1
-            for question in questions[name]:
-                reject("question", question["question_id"], f"its image {path} was rejected: {reason}")
-
-        for row in read_table(source / "rejects.parquet"):
-            reject(row["kind"], row["id"], row["reason"])
-            seen += row["kind"] == "image"
         candidates = Candidates(source, settings)
         for number in range(candidates.blocks):
             if number == candidates.planned:
@@ -83,53 +56,127 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             rows = candidates.block(number)
             block, finish = ensure_block(rows, settings, read, block_path(rows, settings, cache))
             finish()
-            facts = iter(read_table(block.path, FACTS))
-            taken = []
-            for position, candidate in enumerate(rows):
-                if counts["images"].total() == wanted:
-                    break
-                seen += 1
-                if position in block.rejects:
-                    reject_image(candidate["id"], *block.rejects[position])
-                    continue
-                row = next(facts)
-                if before and (reason := before.reason(row)):
-                    reject_image(row["id"], candidate["path"], reason)
-                    taken.append(False)
-                    continue
-                about = [_caption_question(row, settings)] if is_captions else questions[row["id"]]
-                for question in about:
-                    asked.add(question)
-                counts["images"][row["split"]] += 1
-                counts["questions"][row["split"]] += len(about)
-                taken.append(True)
-            taken += [False for _ in facts]
+            taken = _choose(block, rows, settings, duplicates, tables)
             if any(taken):
                 name = f"{number:05d}.parquet"
                 parts[name] = write_part(block, taken, folder / name)
-            if counts["images"].total() == wanted:
+            if tables.counts["images"].total() == wanted:
                 break
-        if wanted is not None and counts["images"].total() < wanted:
-            told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(4))
-            raise TriptychError(
-                f"{wanted} images were asked for, but only {counts['images'].total()} of {seen} could be used. "
-                f"Rejected: {told or 'none'}. Lower `sizes`, or give the source more images"
-                + (" (raise `oversample`, so that more are downloaded)" if settings.source == "url-list" else "")
-            )
-        if not counts["questions"]:
-            raise TriptychError(f"{out}: the source gave no usable question; {counts['rejects'].total()} were rejected")
-        for line in before.suspects() if before else ():
+        _require_enough(tables, settings, out)
+        for line in duplicates.suspects() if duplicates else ():
             print(f"warning: {line}", flush=True)
     files = {name: sha256_file(out / name) for name in (QUESTIONS, REJECTS)}
+    counts = {name: dict(sorted(counter.items())) for name, counter in tables.counts.items()}
     return {
-        "counts": {**{name: dict(sorted(counter.items())) for name, counter in counts.items()}, "seen": seen},
+        "counts": {**counts, "seen": tables.seen},
         "files": {IMAGES: sha256_json(parts), **files},
         "parts": parts,
     }
 
 
+class _Tables:
+    """The tables of questions and rejects while they are written.
+
+    Attributes:
+        counts: images and questions by split, rejects by kind.
+        seen: how many images were looked at.
+        reasons: how often images were rejected, by kind of reason.
+        questions: the source's questions by image.
+    """
+
+    def __init__(self, asked: TableWriter, rejects: TableWriter, questions: dict[str, list[dict]]):
+        self._asked, self._rejects = asked, rejects
+        self.questions = questions
+        self.counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+
+    def accept_image(self, row: dict, questions: list[dict]) -> None:
+        """Add an image's questions."""
+        for question in questions:
+            self._asked.add(question)
+        self.counts["images"][row["split"]] += 1
+        self.counts["questions"][row["split"]] += len(questions)
+
+    def reject(self, kind: str, name: str, reason: str) -> None:
+        """Add a reject."""
+        self._rejects.add({"kind": kind, "id": name, "reason": reason})
+        self.counts["rejects"][kind] += 1
+
+    def reject_image(self, name: str, path: str, reason: str) -> None:
+        """Add an image to the rejects, with all its questions."""
+        self.reject("image", name, f"{path}: {reason}")
+        self.reasons[reason.split(":")[0].split(" as ")[0]] += 1
+        for question in self.questions[name]:
+            self.reject("question", question["question_id"], f"its image {path} was rejected: {reason}")
+
+
+@contextmanager
+def _open_tables(source: Path, out: Path) -> Iterator[_Tables]:
+    """Open the tables in `out`, with what the fetch step rejected; they are put in place where the block ends well."""
+    questions = defaultdict(list)
+    for row in read_table(source / "questions.parquet"):
+        questions[row["image_id"]].append(row)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                TableWriter(stack.enter_context(atomic_path(out / table)), schema, BLOCK, compression="zstd")
+            )
+            for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
+        ]
+        tables = _Tables(*writers, questions)
+        for row in read_table(source / "rejects.parquet"):
+            tables.reject(row["kind"], row["id"], row["reason"])
+            tables.seen += row["kind"] == "image"
+        yield tables
+
+
+def _choose(
+    block: Block, candidates: list[dict], settings: Dataset, duplicates: SeenBefore | None, tables: _Tables
+) -> list[bool]:
+    """Choose among a block's images until there are as many as wanted; tell for each accepted one if it is taken."""
+    wanted = settings.size if settings.has_captions else None
+    accepted = iter(read_table(block.path, FACTS))
+    taken = []
+    for position, candidate in enumerate(candidates):
+        if tables.counts["images"].total() == wanted:
+            break
+        tables.seen += 1
+        if position in block.rejects:
+            tables.reject_image(candidate["id"], *block.rejects[position])
+            continue
+        row = next(accepted)
+        if duplicates and (reason := duplicates.reason(row)):
+            tables.reject_image(row["id"], candidate["path"], reason)
+            taken.append(False)
+            continue
+        tables.accept_image(
+            row, [_caption_question(row, settings)] if settings.has_captions else tables.questions[row["id"]]
+        )
+        taken.append(True)
+    return taken + [False for _ in accepted]
+
+
+def _require_enough(tables: _Tables, settings: Dataset, out: Path) -> None:
+    """Refuse a data set of too few captioned images, or without questions.
+
+    Raises:
+        TriptychError: it is one.
+    """
+    found = tables.counts["images"].total()
+    if settings.has_captions and found < settings.size:
+        listed = ", ".join(f"{reason} ({number})" for reason, number in tables.reasons.most_common(4))
+        raise TriptychError(
+            f"{settings.size} images were asked for, but only {found} of {tables.seen} could be used. "
+            f"Rejected: {listed or 'none'}. Lower `sizes`, or {settings.more_images}"
+        )
+    if not tables.counts["questions"]:
+        rejected = tables.counts["rejects"].total()
+        raise TriptychError(f"{out}: the source gave no usable question; {rejected} were rejected")
+
+
 def write_part(block: Block, taken: list[bool], path: Path) -> str:
-    """Write the taken images of a block to `path`; gives the hash of its rows.
+    """Write the taken images of a block to `path`, and give the hash of its rows.
 
     Args:
         block: the block.
@@ -165,17 +212,19 @@ def main() -> None:
     """Prepare one data set; its manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--source", type=Path, required=True, help="folder that sources.fetch wrote")
+    parser.add_argument("--source", type=Path, required=True, help="folder that the fetch step wrote")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
-    record = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
+    written = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
     card = getattr(source_module(settings), "card", None)
-    if card and (text := card(settings, arguments.cache, record["counts"])):
+    if card and (text := card(settings, arguments.cache, written["counts"])):
         write_text(arguments.out / "card.md", text)
-    write_record(arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json"), **record})
-    print(json.dumps(record["counts"]))
+    write_record(
+        arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json", by_alias=True), **written}
+    )
+    print(json.dumps(written["counts"]))
 
 
 if __name__ == "__main__":

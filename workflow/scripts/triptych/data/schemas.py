@@ -1,4 +1,4 @@
-"""Columns of every table that data steps write."""
+"""Columns of all tables, in the order in which the data flow."""
 
 import json
 
@@ -6,31 +6,28 @@ import pyarrow as pa
 
 from triptych.data.images import THUMBNAIL
 
-FOLD_SCHEMA = pa.schema(
-    [("fold", pa.string()), ("question_id", pa.string()), ("part", pa.string()), ("group", pa.string())]
-)
+
+def _text_columns(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, pa.string()) for name in names]
 
 
-QUESTION_COLUMNS = (
-    "question_id",
-    "image_id",
-    "group",
-    "question",
-    "answer_type",
-    "content_type",
-    "modality",
-    "location",
-)
+# Values of the column `split`: the parts of a source, and of each fold.
+SPLITS = ("train", "validation", "test")
 
+# What a source says of a question; `answer_type` is OPEN or CLOSED, and CAPTION for captions.
+QUESTION_FIELDS = ("question", "answer", "answer_type", "content_type", "modality", "location")
 
-RECORD_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("arm", "view", "split")]
-    + [("seed", pa.int64())]
-    + [(name, pa.string()) for name in (*QUESTION_COLUMNS, "gold", "prediction")]
-    + [("tokens", pa.int32()), ("logprob", pa.float32())]
-)
+# sources/<data set>/candidates.parquet, by `fetch`: the images that a source lists, in the order of the choice.
+CANDIDATE_SCHEMA = pa.schema(_text_columns("id", "path", "place", "split", "caption", "group", "boxes", "stamp"))
 
+# questions.parquet in sources/<data set>, by `fetch`, and in data/<data set>, by `prepare`: the questions, or the one
+# question that a caption answers.
+QUESTION_SCHEMA = pa.schema(_text_columns("question_id", "image_id", "group", "split", *QUESTION_FIELDS))
 
+# rejects.parquet beside either: what is not used; `kind` is image, question or boxes.
+REJECT_SCHEMA = pa.schema(_text_columns("kind", "id", "reason"))
+
+# Blocks in the cache, by `check`, and data/<data set>/images/, by `prepare`: the images as the source has them.
 IMAGE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -50,21 +47,28 @@ IMAGE_SCHEMA = pa.schema(
     metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
 
+# data/<data set>/folds.parquet, by `folds`: the part of every question in every fold.
+FOLD_SCHEMA = pa.schema(_text_columns("fold", "question_id", "part", "group"))
 
-SPLITS = ("train", "validation", "test")
-
-
-QUESTION_FIELDS = ("question", "answer", "answer_type", "content_type", "modality", "location")
-
-
-CANDIDATE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "path", "place", "split", "caption", "group", "boxes", "stamp")]
+# What a prediction repeats of its question.
+QUESTION_COLUMNS = (
+    "question_id",
+    "image_id",
+    "group",
+    "question",
+    "answer_type",
+    "content_type",
+    "modality",
+    "location",
 )
 
-
-QUESTION_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("question_id", "image_id", "group", "split", *QUESTION_FIELDS)]
+# predictions/, by `predict` and `baselines`: the answer of one arm to each question.
+RECORD_SCHEMA = pa.schema(
+    [
+        *_text_columns("arm", "view", "split"),
+        ("seed", pa.int64()),
+        *_text_columns(*QUESTION_COLUMNS, "gold", "prediction"),
+        ("tokens", pa.int32()),
+        ("logprob", pa.float32()),
+    ]
 )
-
-
-REJECT_SCHEMA = pa.schema([("kind", pa.string()), ("id", pa.string()), ("reason", pa.string())])

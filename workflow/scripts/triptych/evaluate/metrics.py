@@ -1,34 +1,11 @@
 """Scores: pure functions over records of questions, gold answers and predictions."""
 
-import re
-import string
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from triptych.data.answers import normalise
+
 ANSWER_TYPES = ("ALL", "OPEN", "CLOSED")
-
-
-_SIGNS = str.maketrans(dict.fromkeys(string.punctuation + "。，、；：？！（）《》【】「」～", " "))
-
-
-_YES = {"yes", "yeah", "yep", "true", "是", "是的", "有", "包含", "可以", "能", "会", "正常"}
-
-
-_NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "不能", "不会", "不可以", "不正常", "异常"}
-
-
-_SAME = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no"), "x ray": "xray"}
-
-
-def normalise(answer: str) -> str:
-    """An answer as exact match compares it, by the rule of lmms-eval's SLAKE tasks.
-
-    Lower case; brackets with what is in them, and punctuation, become blanks; an answer that is a word for yes or no is
-    that, and "x-ray" is "xray".
-    """
-    text = re.sub(r"\([^)]*\)|（[^）]*）", " ", answer.lower()).translate(_SIGNS)
-    text = " ".join(text.split())
-    return _SAME.get(text, text)
 
 
 def exact_match(record: dict) -> bool:

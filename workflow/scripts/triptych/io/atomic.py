@@ -23,12 +23,12 @@ def fsync_directory(path: Path) -> None:
 
 
 def _temporary_prefix(path: Path) -> str:
-    """Names the process that writes, so that what a killed one left can be told from work in progress."""
+    """Name the process that writes, so that the rest of a killed one is known from work in progress."""
     return f".{path.name}.{socket.gethostname()}-{os.getpid()}."
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes of this machine that no longer run left of earlier attempts to write `path`."""
+    """Remove what earlier attempts to write `path` left, of processes of this machine that no longer run."""
     start = f".{path.name}.{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(start)}*"):
         process = left.name.removeprefix(start).split(".")[0]
@@ -69,7 +69,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Give a file a second name, or copy it where the two are on different disks, or theirs knows no links."""
+    """Give a file a second name, or copy it where the two are on different disks, or on one without links."""
     try:
         os.link(source, path)
     except OSError:
@@ -115,7 +115,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def resolve_under(root: Path, name: str) -> Path:
-    """The path of `name` below `root`, links followed.
+    """Resolve `name` below `root`, links followed.
 
     Raises:
         TriptychError: `name` is absolute or leads out of `root`.

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
-
-
 SIZE = 4 << 20  # bytes written at a time; a multiple of every disk's block
 
 

@@ -1,4 +1,4 @@
-"""Hashes, and the JSON records that hold them."""
+"""Hashes, and the manifests (JSON) that hold them."""
 
 import hashlib
 import json
@@ -9,27 +9,27 @@ from typing import Any
 from triptych.errors import TriptychError
 from triptych.io.atomic import write_text
 
-SEAL = "seal"  # key of a record's own hash
+SEAL = "seal"  # key of a manifest's own hash
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hexadecimal SHA-256 of `data`."""
+    """Compute the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in blocks."""
+    """Compute the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text, whatever order they were written in."""
+    """Write JSON with sorted keys and no spaces: equal values give equal text, whatever order they were written in."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of key order."""
+    """Compute the SHA-256 of a JSON value, independent of key order."""
     return sha256_bytes(canonical_json(value).encode())
 
 
@@ -45,10 +45,10 @@ def write_record(path: Path, value: dict) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; of a record that `write_record` wrote, what was given to it.
+    """Read JSON; of what `write_record` wrote, the value that was given to it, after a check of its hash.
 
     Raises:
-        TriptychError: the file is missing, is not JSON, or is a record that has changed since it was written.
+        TriptychError: the file is missing, is not JSON, or has changed since `write_record` wrote it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -61,15 +61,15 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def require_files(folder: Path, files: Mapping[str, str], mend: str) -> None:
+def require_files(folder: Path, files: Mapping[str, str], remedy: str) -> None:
     """Compare files below `folder` with their sha256, by name.
 
     Raises:
-        TriptychError: one is missing or has changed; it ends with `mend`, what to do about it.
+        TriptychError: one is missing or has changed; it ends with `remedy`, what to do about it.
     """
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise TriptychError(f"{path}: missing, though manifest.json lists it; {mend}")
+            raise TriptychError(f"{path}: missing, though manifest.json lists it; {remedy}")
         if sha256_file(path) != expected:
-            raise TriptychError(f"{path}: differs from the hash in manifest.json; {mend}")
+            raise TriptychError(f"{path}: differs from the hash in manifest.json; {remedy}")

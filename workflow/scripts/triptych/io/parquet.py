@@ -15,10 +15,7 @@ from triptych.io.atomic import atomic_path
 from triptych.io.direct_file import DirectFile
 
 ROW_GROUP = 100  # rows: an image is read without its neighbours by the thousand
-
-
 CHECKED = {"write_page_checksum": True}  # a table's pages carry checksums, which readers compare
-
 
 # Images are compressed already, and hashes cannot be.
 IMAGE_TABLE = {"compression": "none", "use_dictionary": False, "write_page_index": True}
@@ -75,7 +72,7 @@ class TableWriter:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file whose rows are read as they are asked for; it is never held in memory as a whole.
+    """Open a Parquet file whose rows are read as they are asked for, never as a whole.
 
     Raises:
         TriptychError: the file is missing, or is damaged, which may show only when its rows are read.
@@ -90,12 +87,12 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
-        told = " ".join(str(error).split())  # Arrow's words may be several lines
-        raise TriptychError(f"{path}: cannot be read as Parquet ({told}); delete it and run again") from None
+        reason = " ".join(str(error).split())  # Arrow's messages may have several lines
+        raise TriptychError(f"{path}: cannot be read as Parquet ({reason}); delete it and run again") from None
 
 
 def parts_of_table(path: Path) -> list[Path]:
-    """The files of a table that is a folder of Parquet files, in order; of one that is a file, that file.
+    """List the files of a table: a folder's Parquet files in order, or the one file.
 
     Raises:
         TriptychError: the folder has none.

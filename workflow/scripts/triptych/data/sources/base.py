@@ -23,9 +23,7 @@ from triptych.io.atomic import resolve_under
 from triptych.io.manifest import sha256_bytes
 from triptych.utils.seeds import stable_order
 
-Read = Callable[[str], bytes]
-
-
+Read = Callable[[str], bytes]  # from an item's place to the image's bytes
 MAX_BYTES = 50_000_000  # of one image as a file: far above any that is used, far below a bomb
 
 
@@ -39,10 +37,10 @@ class Item:
         place: what `reader` finds the image by.
         split: train, validation or test; empty lets a hash of `path` decide between the first two.
         caption: raw text of a captioned image.
-        group: the patient or other unit that folds must not cut; empty where the image stands for itself.
+        group: the patient or other unit that folds must not cut; empty where the image is a group of its own.
         boxes: organ boxes as JSON, where the source has them.
         questions: rows of `QUESTION_FIELDS` and `question_id`.
-        stamp: changes with the image's bytes, as far as that can be told without reading them (size, time, CRC).
+        stamp: changes with the image's bytes, as far as that shows without reading them (size, time, CRC).
     """
 
     id: str
@@ -66,7 +64,7 @@ class Reject:
 
 
 def read_below(root: Path, name: str) -> bytes:
-    """The bytes of an image file below `root`.
+    """Read an image file below `root`.
 
     Raises:
         TriptychError: the name leads out of `root`, or is of no plain file, or of one that is too large.
@@ -84,12 +82,12 @@ def read_below(root: Path, name: str) -> bytes:
 
 
 def item_id(path: str, caption: str) -> str:
-    """Name of a captioned image whose source gives it none: a hash of what the source says of it."""
+    """Name a captioned image whose source gives it no id: a hash of what the source says of it."""
     return sha256_bytes(f"{path}\x1f{caption}".encode(errors="surrogatepass"))[:16]
 
 
 def selection_order(items: Iterable[Item], seed: int) -> list[Item]:
-    """Items in the order in which they are chosen: by a hash of seed, path and caption alone.
+    """Order items as they are chosen: by a hash of seed, path and caption alone.
 
     The order of the source does not matter, and a smaller set is the beginning of a larger one.
     """
@@ -97,7 +95,7 @@ def selection_order(items: Iterable[Item], seed: int) -> list[Item]:
 
 
 def chosen(items: Iterable[Item], seed: int) -> Iterator[Item | Reject]:
-    """Items in selection order; of those with one id the first is kept, whatever order the source names them in."""
+    """Give items in selection order; of those with one id the first is kept, whatever the order of the source."""
     seen = set()
     for item in selection_order(items, seed):
         if item.id in seen:
@@ -108,13 +106,13 @@ def chosen(items: Iterable[Item], seed: int) -> Iterator[Item | Reject]:
 
 
 def hashed_split(seed: int, name: str, validation_fraction: float) -> str:
-    """`validation` for about that share of all names, `train` for the others; by a hash of seed and name alone."""
+    """Assign `validation` to about that share of all names, `train` to the others, by a hash of seed and name alone."""
     share = int.from_bytes(stable_order(seed, "validation", name)[:8], "big") / 2**64
     return "validation" if share < validation_fraction else "train"
 
 
 def clean_caption(text: str | None, shortest: int, longest: int) -> str:
-    """The caption in Unicode's composed form, without control signs and repeated spaces; any language.
+    """Bring a caption into Unicode's composed form, without control characters and repeated spaces; any language.
 
     Args:
         text: the raw caption.
@@ -128,8 +126,8 @@ def clean_caption(text: str | None, shortest: int, longest: int) -> str:
         raise TriptychError("no caption")
     if "\N{REPLACEMENT CHARACTER}" in text or not is_utf8(text):
         raise TriptychError("the caption is not valid UTF-8")
-    if not text.isprintable():  # nearly all are, and looking at every sign takes long
-        text = "".join(sign if unicodedata.category(sign) not in ("Cc", "Cs", "Co", "Cn") else " " for sign in text)
+    if not text.isprintable():  # nearly all are, and looking at every character takes long
+        text = "".join(" " if unicodedata.category(sign) in ("Cc", "Cs", "Co", "Cn") else sign for sign in text)
     clean = " ".join(unicodedata.normalize("NFC", text).split())
     if not shortest <= len(clean) <= longest:
         raise TriptychError(f"the caption has {len(clean)} characters, not {shortest} to {longest}")

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from triptych.config.datasets import FolderCaptions
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id, read_below
-from triptych.data.sources.table_files import read_records
+from triptych.data.sources.table_files import read_rows
 
 
 def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Images of the table in selection order, whatever the order of its rows.
+    """List images of the table in selection order, whatever the order of its rows.
 
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
     """
     folder, items = Path(settings.folder).expanduser(), []
-    for position, row, reason in read_records(
-        folder / settings.table, (settings.image_column, settings.caption_column)
-    ):
+    for position, row, reason in read_rows(folder / settings.table, (settings.image_column, settings.caption_column)):
         if row is None:
             yield Reject("image", position, reason)
         else:

@@ -19,17 +19,15 @@ from triptych.download import huggingface
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_json, write_json
 
-DOWNLOADS = 8  # files at a time, as the hub's own client
-
-
+DOWNLOADS = 8  # files at a time, as in the hub's own client
 ROW_GROUPS = 2  # kept in memory by a reader: rows are asked for in the order of their places
 
 
 def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Rows in selection order; only captions and the images' names are read.
+    """List rows in selection order; only captions and the images' names are read.
 
     Raises:
-        TriptychError: the files cannot be had or read, or lack a column; it names the file and the column.
+        TriptychError: the files are unavailable, cannot be read, or lack a column; it names the file and the column.
     """
     rows = []
     for name, file in parquet_files(settings, cache).items():
@@ -56,7 +54,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
     """Read the image of a row; the last row groups stay in memory, so rows in order are quick.
 
     Raises:
-        TriptychError: the files cannot be had.
+        TriptychError: the files are unavailable.
     """
     files = parquet_files(settings, cache)
 
@@ -100,12 +98,12 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
 
 
 def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
-    """The data set's Parquet files by their names, in order of these; downloaded where they are not stored yet.
+    """Get the data set's Parquet files by their names, in the order of these; downloaded where they are not stored yet.
 
     The list of names is kept in the cache: with it and the files, no network is needed.
 
     Raises:
-        TriptychError: the pattern may match other files, none matches, or they cannot be had.
+        TriptychError: the pattern may match other files, none matches, or they are unavailable.
     """
     if not settings.files.endswith(".parquet"):
         raise TriptychError(f"files: {settings.files!r} must end in .parquet; no other files are downloaded")
@@ -114,7 +112,7 @@ def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
     if note.is_file():
         names = read_json(note)["names"]
     else:
-        # `**/` stands for any folders, also for none.
+        # `**/` matches any folders, also none.
         patterns = (settings.files, settings.files.replace("**/", ""))
         known = huggingface.list_files(settings.repo, settings.revision)
         names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -167,7 +165,7 @@ def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bo
 
 
 def _values(column: pa.Array) -> list:
-    """Cells as Python values; a text that is not UTF-8 keeps its bytes as halves of signs."""
+    """Cells as Python values; a text that is not UTF-8 becomes a lone surrogate."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -12,19 +12,15 @@ from triptych.download import huggingface
 from triptych.errors import TriptychError
 
 REPO = "liuhaotian/LLaVA-Pretrain"
-
-
 PAIRS = "blip_laion_cc_sbu_558k.json"
-
-
 IMAGES = "images.zip"
 
 
 def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Pairs in selection order; entries that lack a part or whose image is not in the archive are rejected.
+    """List pairs in selection order; entries that lack a part or whose image is not in the archive are rejected.
 
     Raises:
-        TriptychError: the two files cannot be had or read.
+        TriptychError: the two files are unavailable or cannot be read.
     """
     pairs = huggingface.download(REPO, PAIRS, settings.revision, cache)
     images = huggingface.download(REPO, IMAGES, settings.revision, cache)
@@ -51,7 +47,7 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
     """Read members of the archive; no more than the declared size of one is ever read out of it.
 
     Raises:
-        TriptychError: the archive cannot be had or read.
+        TriptychError: the archive is unavailable or cannot be read.
     """
     with huggingface.open_zip(huggingface.download(REPO, IMAGES, settings.revision, cache)) as archive:
 

@@ -5,60 +5,23 @@ docs/other-datasets.md says which field becomes which. Everything of the source 
 
 import argparse
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from triptych.data.sources.published_rows import HUB, HUB_PARTS, PARTS, Published, UnusableRowError, published
 from triptych.data.sources.table_files import is_utf8
 from triptych.errors import TriptychError, run_step
-from triptych.io.atomic import atomic_directory, resolve_under, write_text
+from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import sha256_bytes, write_json
 from triptych.utils.seeds import stable_order
 
-PARTS = ("train", "validation", "test")
-
-
 STRICTEST = ("test", "validation", "train")  # an image of several official parts goes to the first of these
-
-
-HUB = {"vqa-rad": "flaviagiammarino/vqa-rad", "path-vqa": "flaviagiammarino/path-vqa"}
-
-
-HUB_PARTS = {"vqa-rad": ("train", "test"), "path-vqa": PARTS}
-
-
 MODALITY = {"vqa-rad": "Radiology", "path-vqa": "Pathology"}
-
-
 UNKNOWN = "Unknown"
-
-
-OSF_JSON = "VQA_RAD Dataset Public.json"
-
-
-OSF_IMAGES = "VQA_RAD Image Folder"
-
-
-# VQA-RAD's read-me writes "paraphrase" where its file has "para".
-PHRASE_PARTS = dict.fromkeys(("freeform", "para", "paraphrase"), "train")
-
-
-PHRASE_PARTS |= {f"test_{phrase}": "test" for phrase in PHRASE_PARTS}
-
-
 SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
-
-
-BATCH = 32  # Parquet rows held at a time
-
-
 MANIFEST = "conversion.json"
 
 
@@ -80,36 +43,20 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Published:
-    """One row of a published data set, unchecked.
+class Question:
+    """A checked row.
 
     Attributes:
-        shown: what `rejects.json` shows of the row, so that it can be found again.
-        fields: question, answer and, where the source has them, qid, answer_type, question_type, image_organ.
+        shown: as `Published.shown`.
+        slake: the row in SLAKE's layout.
+        image: name of its image, which is written already.
         part: its official part.
-        fault: why the row cannot be used; empty where nothing is wrong so far.
-        read: gives the image's bytes.
     """
 
     shown: Any
-    fields: dict
-    part: str
-    fault: str
-    read: Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A checked row; its image is written already, under the name `image`."""
-
-    shown: Any
-    record: dict
+    slake: dict
     image: str
     part: str
-
-
-class _Unusable(Exception):
-    """One row cannot be used; the message is its reason in `rejects.json`."""
 
 
 def convert(name: str, source: Path, out: Path, split: Split) -> dict:
@@ -140,23 +87,23 @@ def convert(name: str, source: Path, out: Path, split: Split) -> dict:
         for row in rows:
             try:
                 questions.append(_checked(row, name, folder / "imgs"))
-            except _Unusable as reason:
+            except UnusableRowError as reason:
                 rejects.append({"row": row.shown, "reason": str(reason)})
         seen = len(questions) + len(rejects)
         questions, repeats = without_repeats(questions)
         rejects += repeats
         parts = assign_parts(questions, split, has_validation="validation" in HUB_PARTS[name])
-        records: dict[str, list[dict]] = {part: [] for part in PARTS}
+        tables: dict[str, list[dict]] = {part: [] for part in PARTS}
         for question in questions:
-            records[parts[question.image]].append(question.record)
-        for part, members in records.items():
+            tables[parts[question.image]].append(question.slake)
+        for part, members in tables.items():
             if not members:
                 raise TriptychError(
                     f"{source}: part '{part}' would be empty ({seen} rows, {len(rejects)} rejected"
                     + (f", for example: {rejects[0]['reason']}" if rejects else "")
                     + "); check the folder, or change --validation, --test or --seed"
                 )
-            write_json(folder / f"{part}.json", sorted(members, key=lambda record: (record["img_id"], record["qid"])))
+            write_json(folder / f"{part}.json", sorted(members, key=lambda row: (row["img_id"], row["qid"])))
         for path in (folder / "imgs").iterdir():
             if path.name not in parts:  # all its questions repeat others
                 path.unlink()
@@ -170,153 +117,32 @@ def convert(name: str, source: Path, out: Path, split: Split) -> dict:
     return summary
 
 
-def published(name: str, source: Path) -> tuple[str, Iterator[Published]]:
-    """The layout of a published folder, and its rows.
-
-    Raises:
-        TriptychError: the folder has no known layout, or only pickles; also while the rows are read.
-    """
-    if name == "vqa-rad" and (source / OSF_JSON).is_file():
-        return "osf", vqa_rad_rows(source)
-    shards = hub_shards(source, HUB_PARTS[name])
-    if shards:
-        return "hub", hub_rows(shards)
-    pickled = next((path for kind in ("*.pkl", "*.pickle") for path in sorted(source.rglob(kind))), None)
-    if pickled:
-        raise TriptychError(
-            f"{pickled}: is a pickle, and loading one may run any code, so Triptych never does; use the Parquet layout "
-            f"of the hub data set {HUB[name]} (data/train-*.parquet and so on) instead"
-        )
-    known = f"the hub data set {HUB[name]} with its data/train-*.parquet"
-    if name == "vqa-rad":
-        known = f"the OSF layout ('{OSF_JSON}' beside '{OSF_IMAGES}') or {known}"
-    raise TriptychError(f"{source}: --from must name a folder with {known}")
-
-
-def vqa_rad_rows(source: Path) -> Iterator[Published]:
-    """Rows of VQA-RAD's OSF layout: one JSON list and a folder of images.
-
-    Raises:
-        TriptychError: the JSON is not a list, or the folder of images is missing.
-    """
-    file = source / OSF_JSON
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise TriptychError(f"{file}: cannot be read as JSON ({error}); download it again") from None
-    if not isinstance(records, list):
-        raise TriptychError(f"{file}: must be a list of records, as VQA-RAD publishes it")
-    images = source / OSF_IMAGES
-    if not images.is_dir():
-        raise TriptychError(f"{images}: no such folder; it holds the images that {OSF_JSON} names")
-    for record in records:
-        fields = record if isinstance(record, dict) else {}
-        needed = ("qid", "phrase_type", "image_name", "question", "answer")
-        missing = [key for key in needed if fields.get(key) is None]
-        phrase = str(fields.get("phrase_type")).strip().lower()
-        fault = f"lacks {', '.join(missing)}" if missing else ""
-        if not fault and phrase not in PHRASE_PARTS:
-            fault = f"phrase_type {fields['phrase_type']!r} is none of {', '.join(PHRASE_PARTS)}"
-        read = partial(_read_named, images, fields.get("image_name"))
-        yield Published(record, fields, PHRASE_PARTS.get(phrase, ""), fault, read)
-
-
-def _read_named(images: Path, name: Any) -> bytes:
-    if not isinstance(name, str) or not name.strip():
-        raise _Unusable(f"image_name {name!r} is not a name")
-    try:
-        return resolve_under(images, name).read_bytes()
-    except TriptychError:
-        raise _Unusable(f"image_name {name!r} leads out of '{OSF_IMAGES}'") from None
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a ring of links
-        raise _Unusable(f"image_name {name!r}: {getattr(error, 'strerror', None) or 'not a usable name'}") from None
-
-
-def hub_shards(source: Path, parts: Iterable[str]) -> dict[str, list[Path]]:
-    """Parquet files of every part of a hub data set, in its folder or below `data/`; empty where there are none.
-
-    Raises:
-        TriptychError: some part, or a shard of one, is missing.
-    """
-    for folder in (source / "data", source):
-        shards = {part: sorted(folder.glob(f"{part}-*.parquet")) for part in parts}
-        if any(shards.values()):
-            break
-    else:
-        return {}
-    for part, files in shards.items():
-        if not files:
-            raise TriptychError(f"{folder}: has no {part}-*.parquet; download all parts of the data set")
-        numbers = [re.match(rf"{part}-(\d+)-of-(\d+)", file.name) for file in files]
-        if all(numbers):
-            found = sorted((int(number[1]), int(number[2])) for number in numbers if number)
-            if found != [(index, len(found)) for index in range(len(found))]:
-                raise TriptychError(
-                    f"{folder}: the shards of part '{part}' are not complete and of one kind: "
-                    f"{', '.join(file.name for file in files)}; download all of them into an empty folder"
-                )
-    return shards
-
-
-def hub_rows(shards: dict[str, list[Path]]) -> Iterator[Published]:
-    """Rows of Parquet files with the columns image {bytes, path}, question and answer; some at a time.
-
-    Raises:
-        TriptychError: a file is not Parquet or lacks a column.
-    """
-    for part, files in shards.items():
-        for file in files:
-            for row in _parquet_rows(file):
-                image = row["image"] or {}
-                data = image.get("bytes")
-                shown = {"part": part, "image": image.get("path"), "question": row["question"], "answer": row["answer"]}
-                if data:
-                    shown["sha256"] = sha256_bytes(data)
-                missing = [key for key in ("question", "answer") if row[key] is None] + ["image"] * (not data)
-                fault = f"lacks {', '.join(missing)}" if missing else ""
-                yield Published(shown, row, part, fault, lambda data=data: data)
-
-
-def _parquet_rows(file: Path) -> Iterator[dict]:
-    columns = ["image", "question", "answer"]
-    try:
-        # Without a buffer, or with pre_buffer, Arrow would hold whole row groups of images, or all of them.
-        with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
-            schema = table.schema_arrow
-            for column in columns:
-                if column not in schema.names:
-                    raise TriptychError(f"{file}: has no column '{column}', only {', '.join(schema.names)}")
-            image = schema.field("image").type
-            if not pa.types.is_struct(image) or "bytes" not in [field.name for field in image]:
-                raise TriptychError(f"{file}: column 'image' is {image}, not a struct with the field 'bytes'")
-            for batch in table.iter_batches(batch_size=BATCH, columns=columns):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise TriptychError(f"{file}: cannot be read as Parquet ({error}); download it again") from None
-
-
 def _checked(row: Published, name: str, images: Path) -> Question:
-    """The row as a record of SLAKE's layout; its image is written unless it is there already."""
-    if row.fault:
-        raise _Unusable(row.fault)
+    """Check a row and bring it into SLAKE's layout; its image is written unless it is there already.
+
+    Raises:
+        UnusableRowError: the row cannot be used.
+    """
+    if row.error:
+        raise UnusableRowError(row.error)
     question, answer = (_text(row.fields, key) for key in ("question", "answer"))
     for key, text in (("question", question), ("answer", answer)):
         if not text:
-            raise _Unusable(f"{key} is empty")
+            raise UnusableRowError(f"{key} is empty")
     answer_type = _text(row.fields, "answer_type").upper()
     if answer_type not in ("", "OPEN", "CLOSED"):
-        raise _Unusable(f"answer_type {answer_type!r} is neither OPEN nor CLOSED")
+        raise UnusableRowError(f"answer_type {answer_type!r} is neither OPEN nor CLOSED")
     content_type, location = (_text(row.fields, key).upper() or UNKNOWN for key in ("question_type", "image_organ"))
     qid = _text(row.fields, "qid")
     data = row.read()
     suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), None)
     if suffix is None:
-        raise _Unusable("the image is neither JPEG nor PNG")
+        raise UnusableRowError("the image is neither JPEG nor PNG")
     image_id = sha256_bytes(data)[:16]
     path = images / f"{image_id}{suffix}"
     if not path.exists():
         path.write_bytes(data)
-    record = {
+    slake = {
         "qid": qid or sha256_bytes("\x1f".join([image_id, question, answer]).encode())[:16],
         "img_id": image_id,
         "img_name": path.name,
@@ -330,7 +156,7 @@ def _checked(row: Published, name: str, images: Path) -> Question:
         "content_type": content_type,
         "triple": ["vhead", "_", "_"],
     }
-    return Question(row.shown, record, path.name, row.part)
+    return Question(row.shown, slake, path.name, row.part)
 
 
 def _text(fields: dict, key: str) -> str:
@@ -339,10 +165,10 @@ def _text(fields: dict, key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise _Unusable(f"{key} is not text")
+        raise UnusableRowError(f"{key} is not text")
     text = " ".join(str(value).split())
     if not is_utf8(text):
-        raise _Unusable(f"{key} is not valid Unicode")
+        raise UnusableRowError(f"{key} is not valid Unicode")
     return text
 
 
@@ -353,10 +179,10 @@ def without_repeats(questions: list[Question]) -> tuple[list[Question], list[dic
     """
 
     def triplet(question: Question) -> tuple[str, str, str]:
-        return question.image, question.record["question"], question.record["answer"]
+        return question.image, question.slake["question"], question.slake["answer"]
 
     def order(question: Question) -> tuple:
-        qid = question.record["qid"]
+        qid = question.slake["qid"]
         return *triplet(question), STRICTEST.index(question.part), len(qid), qid, _sortable(question.shown)
 
     kept: list[Question] = []
@@ -364,7 +190,7 @@ def without_repeats(questions: list[Question]) -> tuple[list[Question], list[dic
     triplets: set[tuple] = set()
     qids: set[str] = set()
     for question in sorted(questions, key=order):
-        qid = question.record["qid"]
+        qid = question.slake["qid"]
         if triplet(question) in triplets:
             rejects.append({"row": question.shown, "reason": "repeats image, question and answer of another row"})
         elif qid in qids:

@@ -1,4 +1,4 @@
-"""Tables of records that users bring: CSV, JSON, JSON lines and Parquet, read as text row by row.
+"""Tables of the user's: CSV, JSON, JSON lines and Parquet, read as text row by row.
 
 A row that cannot be used costs that row alone; a table that cannot be read stops the run.
 """
@@ -17,7 +17,7 @@ from triptych.errors import TriptychError
 Row = tuple[str, dict[str, str] | None, str]
 
 
-def read_records(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Read some columns of a table as text.
 
     Args:
@@ -42,7 +42,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             if not reason:
                 rows += 1
                 known |= {name for name in columns if name in found}
-                reason = next(filter(None, (_text_fault(name, found.get(name)) for name in columns)), "")
+                reason = next(filter(None, (_text_error(name, found.get(name)) for name in columns)), "")
             yield f"{path.name}:{number}", None if reason else {name: found[name] for name in columns}, reason
     except OSError as error:  # ArrowInvalid of a broken Parquet file comes as one in places
         raise TriptychError(f"{path}: cannot be read ({error}); restore the file") from None
@@ -51,7 +51,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def first_text(cell: Any) -> str | None:
-    """The text of a cell; of a list or mapping the first text in it that is not blank, None where there is none."""
+    """Find the text of a cell: of a list or mapping the first that is not blank, None where there is none."""
     if isinstance(cell, str):
         return cell
     parts = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list | tuple) else ()
@@ -59,7 +59,7 @@ def first_text(cell: Any) -> str | None:
 
 
 def is_utf8(text: str) -> bool:
-    """False for text with halves of signs, which stand for bytes that could not be decoded."""
+    """Tell whether a text is free of lone surrogates, which bytes that are not UTF-8 are read as."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -67,7 +67,7 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _text_fault(name: str, value: Any) -> str:
+def _text_error(name: str, value: Any) -> str:
     if value is None:
         return f"{name!r} is missing or null"
     if not isinstance(value, str):
@@ -77,12 +77,12 @@ def _text_fault(name: str, value: Any) -> str:
     return "" if is_utf8(value) else f"{name!r} is not valid UTF-8"
 
 
-# Bytes that are not UTF-8 are read as halves of signs, so that only the row that has them is refused.
+# Bytes that are not UTF-8 are read as lone surrogates, so that only the row that has them is refused.
 
 
 def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | None, str]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        # Strict, so that a quote that is never closed is a fault and no caption of many lines.
+        # Strict, so that a quote that is never closed is an error, not a caption of many lines.
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])

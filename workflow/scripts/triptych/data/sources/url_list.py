@@ -17,44 +17,31 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2
 from PIL import Image
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.images import FORMATS
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import read_records
+from triptych.data.sources.table_files import read_rows
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import sha256_bytes, write_json
 
 MAX_REDIRECTS = 5
-
-
-FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
-
-
-LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left alone
-
-
-PATIENCE = 15  # an attempt may take this many times the setting `timeout`, which is about silence only
-
-
-LOOK_AHEAD = 16  # downloads under way or waiting to be used, for each connection
-
-
-UNREACHABLE = 100  # servers in a row that cannot be reached: then there is no network
-
-
-PROGRESS_SECONDS = 10
-
+REDIRECTS = (301, 302, 303, 307, 308)
 
 # Not every failure lasts: a server may be busy (5xx, 429) or slow (408, 425).
 PASSING_STATUS = (408, 425, 429)
-
-
-REDIRECTS = (301, 302, 303, 307, 308)
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
+LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left alone
+PATIENCE = 15  # an attempt may take this many times the setting `timeout`, which is about silence only
+LOOK_AHEAD = 16  # downloads under way or waiting to be used, for each connection
+UNREACHABLE = 100  # servers in a row that cannot be reached: then there is no network
+PROGRESS_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,14 @@ class Outcome:
 
 
 class _FailedError(Exception):
-    """An attempt gave no image."""
+    """An attempt gave no image.
+
+    Attributes:
+        reason: why.
+        passing: whether a further attempt may succeed.
+        after: seconds that the server asks to wait for.
+        unreachable: whether no connection to the server was made.
+    """
 
     def __init__(self, reason: str, passing: bool = False, after: float = 0.0, unreachable: bool = False):
         super().__init__(reason)
@@ -82,9 +76,9 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
     """
     items = []
     table = Path(settings.table).expanduser()
-    for position, row, reason in read_records(table, (settings.url_column, settings.caption_column)):
+    for position, row, reason in read_rows(table, (settings.url_column, settings.caption_column)):
         url = row[settings.url_column].strip() if row else ""
-        if reason := reason or _address_fault(url):
+        if reason := reason or _address_error(url):
             yield Reject("image", position, reason)
         else:
             caption = row[settings.caption_column]
@@ -99,7 +93,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
     progress, stop = _Progress(settings.wanted), threading.Event()
     with (
         _downloader(settings, cache / "downloads", stop) as get,
-        closing(_in_order(candidates, settings, get, stop, lambda: progress.tell(done, failed))) as outcomes,
+        closing(_in_order(candidates, settings, get, stop, lambda: progress.report(done, failed))) as outcomes,
     ):
         for item, outcome in outcomes:
             if not outcome.reason:
@@ -114,7 +108,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
                     f"{table}: {unreachable} servers in a row cannot be reached; run the fetch step where there is "
                     "internet (on a cluster: the login node). What is downloaded already is kept"
                 )
-    progress.tell(done, failed, last=True)
+    progress.report(done, failed, last=True)
 
 
 @contextmanager
@@ -139,7 +133,7 @@ def _in_order(
     settings: UrlListCaptions,
     get: Callable[[str], Outcome],
     stop: threading.Event,
-    tell: Callable[[], None],
+    report: Callable[[], None],
 ) -> Iterator[tuple[Item, Outcome]]:
     """Each candidate with its outcome, in order, up to the last one that is wanted.
 
@@ -164,8 +158,8 @@ def _in_order(
                     return
                 item, future = queue.popleft()
                 while not wait([future], PROGRESS_SECONDS).done:
-                    tell()
-                tell()
+                    report()
+                report()
                 missing -= not future.result().reason
                 yield item, future.result()
         finally:  # also when the caller stops early
@@ -183,12 +177,12 @@ class _Progress:
 
     def __init__(self, wanted: int):
         self.wanted, self.start = wanted, time.monotonic()
-        self.told = self.start
+        self.reported = self.start
 
-    def tell(self, done: int, failed: int, last: bool = False) -> None:
+    def report(self, done: int, failed: int, last: bool = False) -> None:
         now = time.monotonic()
-        if last or now - self.told >= PROGRESS_SECONDS:
-            self.told = now
+        if last or now - self.reported >= PROGRESS_SECONDS:
+            self.reported = now
             rate = (done + failed) / max(now - self.start, 1e-3)
             print(f"{done} of {self.wanted} images, {failed} addresses failed, {rate:.1f}/s", flush=True)
 
@@ -206,31 +200,52 @@ def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -
         limits=httpx2.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections),
     )
 
+    retrying = _retrying(settings.retries, stop)
+
     def get(url: str) -> Outcome:
         path = store / _place(url)
         if known := _known(path, settings.max_bytes):
             return known
-        wait_for = FIRST_WAIT
-        for attempt in range(1, settings.retries + 2):
-            try:
-                data = _attempt(client, url, settings, stop)
-            except _FailedError as failure:
-                if not failure.passing:
-                    _note(path, failure.reason, settings.max_bytes)
-                    return Outcome(reason=failure.reason)
-                pause = max(wait_for, failure.after)
-                wait_for *= 2
-                if attempt <= settings.retries and pause <= LONGEST_WAIT and not stop.wait(pause):
-                    continue
-                times = "1 attempt" if attempt == 1 else f"{attempt} attempts"
-                return Outcome(reason=f"{failure.reason} after {times}", unreachable=failure.unreachable)
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(data)
-            return Outcome(len(data))
-        raise AssertionError("the last attempt returns")
+        try:
+            data = retrying(_attempt, client, url, settings, stop)
+        except _FailedError as failure:
+            if not failure.passing:
+                _note(path, failure.reason, settings.max_bytes)
+            return Outcome(reason=failure.reason, unreachable=failure.unreachable)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+        return Outcome(len(data))
 
     with client:
         yield get
+
+
+def _retrying(retries: int, stop: threading.Event) -> Retrying:
+    """Attempts that follow a failure which may pass, after exponentially longer pauses.
+
+    The last failure is raised with the number of attempts in its reason. `stop` ends a pause, and no attempt follows.
+    """
+    exponential = wait_exponential(multiplier=FIRST_WAIT)
+
+    def pause(state: RetryCallState) -> float:
+        return max(exponential(state), state.outcome.exception().after)
+
+    def give_up(state: RetryCallState) -> NoReturn:
+        failure, attempts = state.outcome.exception(), state.attempt_number
+        reason = f"{failure.reason} after {attempts} attempt{'s' if attempts > 1 else ''}"
+        raise _FailedError(reason, passing=True, unreachable=failure.unreachable) from None
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise _FailedError("stopped", passing=True)
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, _FailedError) and error.passing),
+        wait=pause,
+        stop=stop_after_attempt(retries + 1) | (lambda state: state.upcoming_sleep > LONGEST_WAIT),
+        sleep=sleep,
+        retry_error_callback=give_up,
+    )
 
 
 def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: threading.Event) -> bytes:
@@ -246,8 +261,8 @@ def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: t
             with client.stream("GET", url) as response:
                 if response.status_code in REDIRECTS and "location" in response.headers:
                     url = str(response.url.join(response.headers["location"]))
-                    if fault := _address_fault(url):
-                        raise _FailedError(f"redirected: {fault}")
+                    if error := _address_error(url):
+                        raise _FailedError(f"redirected: {error}")
                     continue
                 _require_ok(response)
                 data, length = bytearray(), response.headers.get("content-length", "")
@@ -291,7 +306,7 @@ def _is_image(data: bytes | bytearray) -> bool:
         return False
 
 
-def _address_fault(url: str) -> str:
+def _address_error(url: str) -> str:
     """Why an address is not used; empty where nothing speaks against it. Never holds the address itself."""
     try:
         address = httpx2.URL(url)

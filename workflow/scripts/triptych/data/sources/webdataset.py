@@ -13,16 +13,12 @@ from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-
-
 MAX_CAPTION_BYTES = 1_000_000
-
-
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject]:
-    """Images of all shards in selection order; only the tar headers and the captions are read.
+    """List images of all shards in selection order; only the tar headers and the captions are read.
 
     Raises:
         TriptychError: there are no shards, or one is compressed, cut off or damaged; it names the shard.
@@ -116,7 +112,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
 
 
 def _shown(shard: str, member: str) -> str:
-    """Name of a member for messages, whatever its bytes are."""
+    """The name of a member for messages, whatever its bytes are."""
     return f"{shard}/{member}".encode(errors="replace").decode()
 
 
@@ -127,10 +123,10 @@ def _refuse_compressed(path: Path, start: bytes) -> None:
 
 
 def _require_end(path: Path, offset: int) -> None:
-    """tarfile takes a header that it cannot read for the end: make sure that there is one.
+    """Require the end of an archive at `offset`: tarfile takes a header that it cannot read for the end.
 
     Raises:
-        TriptychError: at `offset` is neither an empty block nor the end of the file.
+        TriptychError: neither an empty block nor the end of the file is there.
     """
     with path.open("rb") as file:
         file.seek(offset)

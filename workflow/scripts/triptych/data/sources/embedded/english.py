@@ -4,7 +4,6 @@ import re
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 
-
 _IRREGULAR = {
     "person": "people", "child": "children", "mouse": "mice", "foot": "feet", "goose": "geese", "tooth": "teeth",
     "ox": "oxen", "die": "dice", "knife": "knives", "leaf": "leaves", "loaf": "loaves", "wolf": "wolves",
@@ -15,13 +14,11 @@ _IRREGULAR = {
     "shrimp": "shrimp", "blowfish": "blowfish", "jellyfish": "jellyfish", "buffalo": "buffalo",
 }  # fmt: skip
 
-
 # The head noun of a phrase ends before a preposition, or before the participle that says what someone does.
 _HEAD_END = re.compile(
     r" (of|with|without|in|on|at|behind|beside|under|over|crossed with)\b"
     r"|\b(person|man|woman|hand|face|glass|leaf|couple|globe|triangle|airplane)(?= (mountain )?[a-z-]+ing\b)"
 )
-
 
 # Parts of names that lack their article: "face with medical mask" is made "face with a medical mask".
 _NEEDS_ARTICLE = re.compile(
@@ -34,19 +31,19 @@ _NEEDS_ARTICLE = re.compile(
 
 
 def article(words: str) -> str:
-    """`a` or `an`, by the sound that `words` begins with."""
+    """Choose `a` or `an` by the sound that `words` begins with."""
     if re.match(r"X-|8|hour|honest|heir", words):
         return "an"
     return "an" if re.match(r"(?!uni(?!dent)|eu|ewe|one\b|use|ute)[aeiou]", words, re.IGNORECASE) else "a"
 
 
 def add_articles(name: str) -> str:
-    """The noun phrase with the articles that short names lack: "face with a medical mask"."""
+    """Add the articles that short names lack: "face with a medical mask"."""
     return _NEEDS_ARTICLE.sub(lambda match: f"{match[1]} {article(match[2])} ", name)
 
 
 def plural(name: str) -> str:
-    """Plural of a noun phrase: its head noun changes ("slices of pizza", "people running", "wolves")."""
+    """Give the plural of a noun phrase: its head noun changes ("slices of pizza", "people running", "wolves")."""
     match = _HEAD_END.search(name)
     end = len(name) if not match else match.start() if match[0].startswith(" ") else match.end()
     start = name.rfind(" ", 0, end) + 1
@@ -64,5 +61,5 @@ def _plural_word(word: str) -> str:
 
 
 def noun_phrase(name: str, count: int) -> str:
-    """The noun phrase with its article or number, up to four: "an apple", "two apples"."""
+    """Give a noun phrase its article or number, up to four: "an apple", "two apples"."""
     return f"{article(name)} {name}" if count == 1 else f"{_NUMBERS[count]} {plural(name)}"

@@ -1,48 +1,40 @@
-"""Real medical images with known facts, cut out of volumes with lesion masks and out of brain templates.
-
-Volumes are held in RAS+ order: the first index grows towards the patient's right, the second towards the
-front (anterior), the third towards the head (superior). Images follow the radiological convention: the
-patient's right is on the image's left, the front of the body is up in transverse images and on the left
-in sagittal ones, the head is up in the others.
-"""
+"""Real medical images with known facts, cut out of volumes with lesion masks and out of brain templates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import nrrd
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
+from triptych.data.sources.embedded.medical_volumes import (
+    AXES,
+    Volume,
+    cut,
+    largest_part_box,
+    pixel_size,
+    read_nrrd,
+    to_bytes,
+    to_isotropic,
+    window,
+)
 from triptych.errors import TriptychError
 
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+# The part of each subject; all others are for training.
+PARTS = ("train", "validation", "test")
+VALIDATION = ("brain2", "head-ct", "pelvis-us")
+TEST = ("cq500-310", "pancreas-ct", "liver-mr", "echo-cine", "leg-x-ray", "shoulder-mr")
 
-
-MAX_SIDE = 256  # pixels; the images' longest side
-
-
-WINDOWS = {  # name: (centre, width) in Hounsfield units
-    "lung": (-600, 1500),
-    "soft tissue": (40, 400),
-    "brain": (40, 100),
-    "bone": (500, 2500),
-}
-
-
+# What makes a clear "yes" or "no"; nothing is asked about what lies between.
 MIN_LESION_MM2 = 40.0  # a smaller cut of the mask is neither "yes" nor "no"
-
-
 LESION_MARGIN_MM = 13.0  # so far from every labelled slice the answer is "no"
-
-
 CLEAR_SIDE = 0.06  # of the image's side: a centroid nearer to the middle has no clear side
-
-
 LUNG_YES_CM2, LUNG_NO_CM2 = 15.0, 0.5
+REGION_MARGIN_MM = 4  # a structure this near to a slice is not clearly absent from it
+
+# Structure: (cm2 that make a clear "yes", its masks on one grid, one for each atlas that knows it).
+Regions = dict[str, tuple[float, list[np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -59,114 +51,13 @@ class MedicalImage:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A 3-D array in RAS+ order with its voxel-to-world matrix (4x4, mm, RAS)."""
-
-    data: np.ndarray
-    affine: np.ndarray
-
-    @property
-    def spacing(self) -> np.ndarray:
-        """Voxel size in mm along the three axes."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-
-    def cropped(self, box: tuple[slice, slice, slice]) -> "Volume":
-        """The part inside `box`, at the same place in the world."""
-        affine = self.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-        return Volume(self.data[box], affine)
-
-    def index_of(self, plane: str, millimetres: float) -> int:
-        """The slice of `plane` that lies at a world coordinate along its axis."""
-        axis = AXES[plane]
-        return round((millimetres - self.affine[axis, 3]) / self.affine[axis, axis])
-
-
-def to_ras(data: np.ndarray, affine: np.ndarray) -> Volume:
-    """Reorder a volume with an RAS-world `affine` into RAS+ order.
-
-    Raises:
-        TriptychError: the volume's axes are oblique, so its planes are not anatomical ones.
-    """
-    image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
-    turned = np.asarray(image.affine)
-    if np.abs(turned[:3, :3] - np.diag(np.diag(turned[:3, :3]))).max() > 1e-3:
-        raise TriptychError("a volume's axes are oblique; only volumes along the body's axes can be used")
-    return Volume(np.asarray(image.dataobj), turned)
-
-
-def read_nrrd(path: Path) -> Volume:
-    """Read an NRRD volume of the space left-posterior-superior into RAS+ order.
-
-    Raises:
-        TriptychError: the file is missing or says another space.
-    """
-    try:
-        data, header = nrrd.read(str(path))
-    except (OSError, nrrd.NRRDError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
-    if header.get("space") != "left-posterior-superior":
-        raise TriptychError(f"{path}: space is {header.get('space')!r}, expected left-posterior-superior")
-    affine = np.eye(4)
-    affine[:3, :3] = np.asarray(header["space directions"]).T
-    affine[:3, 3] = header["space origin"]
-    return to_ras(data, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
-
-
-def read_nifti(path: Path) -> Volume:
-    """Read a NIfTI volume into RAS+ order.
-
-    Raises:
-        TriptychError: the file is missing or damaged.
-    """
-    try:
-        image = nib.load(path)
-        return to_ras(np.asarray(image.dataobj), image.affine)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
-
-
-def cut(data: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """The slice `index` of an RAS+ array (any dtype) as rows and columns in radiological convention."""
-    return data[(slice(None),) * AXES[plane] + (index,)][::-1, ::-1].T
-
-
-def pixel_size(spacing: np.ndarray, plane: str) -> tuple[float, float]:
-    """Height and width in mm of one pixel of `cut`."""
-    columns, rows = np.delete(spacing, AXES[plane])
-    return float(rows), float(columns)
-
-
-def to_isotropic(section: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    """Resample a uint8 section (pixels of `size` mm) to square pixels, the longest side at most `MAX_SIDE`."""
-    extent = np.array(section.shape) * size
-    step = max(min(size), extent.max() / MAX_SIDE)
-    height, width = (max(1, round(side / step)) for side in extent)
-    return np.asarray(Image.fromarray(section).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low`..`high` to 0..255, clipped."""
-    return np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-
-
-def window(values: np.ndarray, name: str) -> np.ndarray:
-    """A CT window of `WINDOWS` as uint8."""
-    centre, width = WINDOWS[name]
-    return to_bytes(values, centre - width / 2, centre + width / 2)
-
-
-def largest_part_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Bounding box of the largest connected part of a 3-D mask."""
-    labels, _ = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return ndimage.find_objects((labels == sizes.argmax()).astype(np.int8))[0]
+def part_of(subject: str) -> str:
+    """Name the part (train, validation or test) that a whole subject belongs to."""
+    return "test" if subject in TEST else "validation" if subject in VALIDATION else "train"
 
 
 def lung_mask(hounsfield: np.ndarray, voxel_mm3: float) -> np.ndarray:
-    """Lungs (with the windpipe) in a chest CT in RAS+ order: air inside the body, in large connected parts.
+    """Find the lungs (with the windpipe) in a chest CT in RAS+ order: air inside the body, in large connected parts.
 
     Air that reaches the edge of its transverse slice is outside the body; small parts and the nearly pure
     gas of stomach and bowel are left out.
@@ -183,7 +74,7 @@ def lung_mask(hounsfield: np.ndarray, voxel_mm3: float) -> np.ndarray:
 
 
 def lung_facts(section: np.ndarray, body: np.ndarray, size: tuple[float, float], plane: str) -> dict[str, Any]:
-    """What a slice's lung mask says: lung present, how many lungs, the main organ.
+    """Tell what a slice's lung mask says: lung present, how many lungs, the main organ.
 
     `section` and `body` are masks as `cut` gives them: the patient's right is on the left.
     """
@@ -206,7 +97,7 @@ def lung_facts(section: np.ndarray, body: np.ndarray, size: tuple[float, float],
 
 
 def lesion_facts(mask: np.ndarray, plane: str, index: int, spacing: np.ndarray, doubtful: bool) -> dict[str, Any]:
-    """What a lesion mask (RAS+, cropped to the body) says about one slice; empty where it is not clear.
+    """Tell what a lesion mask (RAS+, cropped to the body) says about one slice; empty where it is not clear.
 
     `doubtful` slices never get a "no": something unlabelled there could be taken for the lesion.
     """
@@ -234,7 +125,7 @@ def lesion_facts(mask: np.ndarray, plane: str, index: int, spacing: np.ndarray, 
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
-    """`count` slice numbers evenly spread from `first` to `last`, both included."""
+    """Give `count` slice numbers evenly spread from `first` to `last`, both included."""
     return sorted({round(value) for value in np.linspace(first, last, count)})
 
 
@@ -252,7 +143,11 @@ class Scan:
 
 
 def scan_images(scan: Scan, folder: Path) -> Iterator[MedicalImage]:
-    """Images of one pyradiomics volume in three planes, with facts from its mask and its intensities."""
+    """Cut images of one pyradiomics volume in three planes, with facts from its mask and its intensities.
+
+    Raises:
+        TriptychError: a file cannot be read, or the mask is not on the grid of the image.
+    """
     image = read_nrrd(folder / f"{scan.subject}_image.nrrd")
     mask = read_nrrd(folder / f"{scan.subject}_label.nrrd")
     if image.data.shape != mask.data.shape or not np.allclose(image.affine, mask.affine):
@@ -280,7 +175,7 @@ def scan_images(scan: Scan, folder: Path) -> Iterator[MedicalImage]:
                 if lung.sum() * size[0] * size[1] > 3000:
                     facts["lung_colour"] = "Black" if np.median(pixels[lung]) < 30 else "Gray"
                 elif plane == "axial":
-                    # Few lung: below it is the abdomen, above it the shoulders, which no single word names.
+                    # Little lung: below it is the abdomen, above it the shoulders, which no single word names.
                     facts["part"] = "Abdomen" if index < values.shape[2] // 2 else None
                 if plane == "sagittal":
                     facts |= _lung_side(lung, index, values.shape[0])
@@ -341,13 +236,6 @@ def _midline(millimetres: float) -> dict[str, Any]:
     return {"midline": True} if abs(millimetres) < 7 else {"midline": False} if abs(millimetres) > 22 else {}
 
 
-# Structure: (cm2 that make a clear "yes", its masks on one grid, one for each atlas that knows it).
-Regions = dict[str, tuple[float, list[np.ndarray]]]
-
-
-REGION_MARGIN_MM = 4  # a structure this near to a slice is not clearly absent from it
-
-
 @dataclass(frozen=True)
 class Template:
     """An averaged brain: its file's stem, its package, and the world coordinates (mm) of its slices per plane."""
@@ -358,18 +246,8 @@ class Template:
     slices: dict[str, tuple[int, ...]]
 
 
-def on_grid(volume: Volume, grid: Volume) -> np.ndarray:
-    """`volume`'s nearest values at the voxels of `grid` (both RAS+); zero outside `volume`."""
-    picks = []
-    for axis, (length, limit) in enumerate(zip(grid.data.shape, volume.data.shape, strict=True)):
-        world = np.arange(length) * grid.affine[axis, axis] + grid.affine[axis, 3]
-        index = np.round((world - volume.affine[axis, 3]) / volume.affine[axis, axis]).astype(int)
-        picks.append(np.where((index >= 0) & (index < limit), index, limit))
-    return np.pad(volume.data, [(0, 1)] * 3)[np.ix_(*picks)]
-
-
 def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) -> dict[str, bool]:
-    """The structures that all atlases show clearly in a slice (True) or nowhere near it (False)."""
+    """Find the structures that all atlases show clearly in a slice (True) or nowhere near it (False)."""
     height, width = pixel_size(spacing, plane)
     near = round(REGION_MARGIN_MM / spacing[AXES[plane]])
     slab = (slice(None),) * AXES[plane] + (slice(max(0, index - near), index + near + 1),)
@@ -385,7 +263,7 @@ def region_facts(regions: Regions, plane: str, index: int, spacing: np.ndarray) 
 def template_images(
     template: Template, image: Volume, regions: Regions, gray: np.ndarray, white: np.ndarray
 ) -> Iterator[MedicalImage]:
-    """Images of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
+    """Cut images of an averaged, skull-stripped brain; all masks lie on the grid of `image`."""
     box = largest_part_box(image.data > 0)
     spacing, inner = image.spacing, image.cropped(box)
     regions = {name: (least, [mask[box] for mask in masks]) for name, (least, masks) in regions.items()}

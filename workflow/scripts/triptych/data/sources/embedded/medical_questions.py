@@ -13,19 +13,10 @@ from triptych.data.sources.embedded.medical_images import MedicalImage
 from triptych.utils.seeds import stable_order
 
 SEED = 20250221
-
-
 PLANES = {"axial": "Transverse Plane", "coronal": "Coronal Plane", "sagittal": "Sagittal Plane"}
-
-
 MODALITIES = {"CT": "a CT", "MRI": "an MRI", "X-Ray": "an X-Ray", "Ultrasound": "an ultrasound"}
-
-
 MAX_SHARE = {"CLOSED": 0.6, "OPEN": 0.66}  # of the commonest answer to one question string
-
-
 MAX_QUESTIONS = 8  # for one image
-
 
 PHRASES = {
     "modality": (
@@ -56,7 +47,6 @@ PHRASES = {
     "tissue": ("Which is bigger in this image, gray matter or white matter?",),
 }
 
-
 # Facts that are asked about as they are: content type, answer type.
 PLAIN = {
     "part": ("Position", "OPEN"),
@@ -74,12 +64,8 @@ PLAIN = {
     "tissue": ("Size", "CLOSED"),
 }
 
-
 CONTAINS = "Does the picture contain {}?"
-
-
 BROAD = {CONTAINS.format(name) for name in ("brain", "lung", "skull")}
-
 
 # Kinds that are alike and how many of them one image gets, the most wanted first; all others come before them.
 FAMILIES = (
@@ -103,7 +89,7 @@ class Question:
 
 
 def candidates(image: MedicalImage) -> list[Question]:
-    """Every question that the image's facts answer, one phrasing of each."""
+    """Ask every question that the image's facts answer, in one phrasing of each."""
     name, found = image.name, []
 
     def ask(kind: str, question: str, answer: object, content_type: str, answer_type: str) -> None:
@@ -130,7 +116,7 @@ def candidates(image: MedicalImage) -> list[Question]:
 
 
 def answer_text(answer: object) -> str:
-    """A fact as SLAKE writes answers: Yes and No, words with a capital."""
+    """Write a fact as SLAKE writes answers: Yes and No, words with a capital."""
     if isinstance(answer, bool):
         return "Yes" if answer else "No"
     text = str(answer)
@@ -138,7 +124,7 @@ def answer_text(answer: object) -> str:
 
 
 def choose(images: Iterable[MedicalImage]) -> list[Question]:
-    """The questions of the data set: few for each image, and no question string with a dominant answer."""
+    """Choose the questions of the data set: few for each image, and no question string with a dominant answer."""
     found = _trimmed([question for image in images for question in candidates(image)])
     by_image: dict[str, list[Question]] = defaultdict(list)
     for question in found:
@@ -148,7 +134,7 @@ def choose(images: Iterable[MedicalImage]) -> list[Question]:
 
 
 def blind_accuracy(questions: Iterable[tuple[str, str]]) -> float:
-    """Share of right answers when every question string gets its commonest answer; images are not looked at.
+    """Compute the share of right answers when every question string gets its commonest answer, without the images.
 
     `questions` are pairs (question, answer) of the set on which it is both counted and measured.
     """
