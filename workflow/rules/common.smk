@@ -203,7 +203,15 @@ def training_job(wildcards):
 def prediction_job(wildcards):
     """All that a prediction is told, as text that depends on nothing else."""
     told = settings.evaluation.model_dump(include={"max_new_tokens", "batch_size"})
+    if settings.evaluation.max_questions:
+        told["limit"] = settings.evaluation.max_questions
     return canonical_json({"precision": settings.training.precision, "view": VIEWS[wildcards.view], **told})
+
+
+def baseline_view(wildcards):
+    """What a baseline is asked; without a limit the view alone, which is what Snakemake recorded of finished studies."""
+    limit = settings.evaluation.max_questions
+    return VIEWS[wildcards.view] + (f" --limit {limit}" if limit else "")
 
 
 def caption_stage(wildcards):

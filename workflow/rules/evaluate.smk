@@ -70,9 +70,9 @@ rule predict_baseline:
     conda:
         "../envs/triptych.yaml"
     params:
-        view=lambda wildcards: VIEWS[wildcards.view],
+        view=baseline_view,
     message:
-        "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
+        "Answer questions of {wildcards.fold} with {wildcards.baseline}: {params.view}"
     shell:
         "python -m triptych.evaluate.baselines --baseline {wildcards.baseline} --data $(dirname {input.folds})"
         " --features $(dirname {input.features}) --split {wildcards.fold} --view {params.view}"

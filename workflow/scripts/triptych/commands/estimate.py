@@ -137,7 +137,7 @@ def prediction_cost(settings: Settings, results: Path, prefix: str) -> Cost:
     """The same of one prediction of a fold's held-out part."""
     model = model_sizes(settings, results, prefix)
     number, images = questions(settings, results, settings.folds.dataset)
-    held_out = number / max(2, settings.folds.number)
+    held_out = min(number, settings.evaluation.max_questions or number) / max(2, settings.folds.number)
     tokens = shown_tokens(settings, model, prefix) * images / number + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 

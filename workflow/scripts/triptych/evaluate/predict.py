@@ -10,7 +10,7 @@ from PIL import Image
 
 from triptych.config.base import Precision, Record
 from triptych.config.jobs import View
-from triptych.data.questions import asked_questions, limited
+from triptych.data.questions import asked_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.generate import ReadFeatures, generate
@@ -35,7 +35,7 @@ class Job(Record):
     max_new_tokens: int
     batch_size: int
     view: View
-    limit: int | None = None  # of the questions that are asked
+    limit: int | None = None  # see `asked_questions`
 
 
 def other_images(image_ids: Sequence[str]) -> dict[str, str]:
@@ -98,7 +98,7 @@ def main() -> None:
     model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
     prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))
-    questions = limited(asked_questions(arguments.data, manifest["split"], job.view), job.limit, seed=0)
+    questions = asked_questions(arguments.data, manifest["split"], job.view, job.limit)
     samples = tokenise(questions, prompt)
     images = [row["image_id"] for row in questions]
     look = shown(job.view, images, features, arguments.vision_encoder, device)
