@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 export PYTHONPATH := workflow/scripts
 export PIP_PROGRESS_BAR := off
 
-.PHONY: install demo test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
+.PHONY: install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch format lock schema clean
 
 ## install: only make .venv; the other targets do it by themselves
 install: $(VENV)/.installed
@@ -19,6 +19,11 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
 	@cat results/tables/schedules.md
+
+## taste: runs everything in small, in minutes; its numbers mean nothing
+taste: $(VENV)/.installed
+	$(SNAKEMAKE) --profile profiles/local --configfile config/taste.yaml
+	@cat results/taste/tables/schedules.md
 
 ## test: unit tests and a toy run of the whole grid
 test: $(VENV)/.installed
