@@ -25,9 +25,12 @@ taste: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/taste.yaml
 	@cat results/taste/tables/schedules.md
 
+# Tests on a cluster mostly wait: two processes run the others beside them.
+TEST_PROCESSES ?= 3
+
 ## test: unit tests and a toy run of the whole grid
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 SEED ?= 0
 MINUTES ?= 8

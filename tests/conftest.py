@@ -40,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
 # For the tests on SLAKE alone: a variable of the user's must not reach the toy studies, which come before it.
 SLAKE = os.environ.pop(SLAKE_VARIABLE, None)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: torch collapses where its threads outnumber cores
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 WORDS = [
     "[UNK]", "</s>", "user", "assistant", "image", "is", "this", "a", "an", "the", "what", "colour", "square", "?",
@@ -47,6 +48,23 @@ WORDS = [
 ]  # fmt: skip
 PROMPT = "user <image> {question} assistant "
 HIDDEN, FEATURES, TOKENS = 32, 16, 4
+
+
+GROUPS = ("slurm", "study")  # of tests that share what takes minutes to make; the first mostly wait
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Let pytest-xdist run tests of one group, or else of one file, in one process, the longest groups first."""
+
+    def marked(item) -> str | None:
+        mark = item.get_closest_marker("xdist_group")
+        return mark.args[0] if mark else None
+
+    items.sort(key=lambda item: GROUPS.index(marked(item)) if marked(item) else len(GROUPS))
+    for item in items:
+        if marked(item) is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def test_what_was_compared_takes_the_place_of_the_assumptions(settings, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
+    "name", ["config", "demo", "taste", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
 )
 def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
