@@ -30,7 +30,7 @@ TEST_PROCESSES ?= 3
 
 ## test: unit tests and a toy run of the whole grid
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES)
 
 SEED ?= 0
 MINUTES ?= 8

@@ -50,21 +50,28 @@ PROMPT = "user <image> {question} assistant "
 HIDDEN, FEATURES, TOKENS = 32, 16, 4
 
 
-GROUPS = ("slurm", "study")  # of tests that share what takes minutes to make; the first mostly wait
+# Files by what their tests share and what takes minutes to make; the first mostly wait.
+SHARED = {"test_slurm.py": "a cluster", "test_workflow.py": "the finished study", "test_chaos.py": "the finished study"}
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Let pytest-xdist run tests of one group, or else of one file, in one process, the longest groups first."""
+    """Begin with what takes longest, so that no process is left with it alone in the end."""
+    order = list(SHARED)
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in SHARED else len(order))
 
-    def marked(item) -> str | None:
-        mark = item.get_closest_marker("xdist_group")
-        return mark.args[0] if mark else None
 
-    items.sort(key=lambda item: GROUPS.index(marked(item)) if marked(item) else len(GROUPS))
-    for item in items:
-        if marked(item) is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Run the tests of one file, or of files that share something, in one of pytest-xdist's processes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return SHARED.get(Path(file).name, file)
+
+    config.option.loadscopereorder = False  # the order above holds
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 
-pytestmark = pytest.mark.xdist_group("study")
 HASHED = sorted(set(chaos.FILES) - {"table", "log", "saved state", "answers under way", "cached block"})
 
 

@@ -22,13 +22,10 @@ import yaml
 from conftest import ROOT, toy_config
 from triptych.commands.resume import left_steps, other_snakemakes
 
-pytestmark = [
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("slurmctld") is None,
-        reason="SLURM is not installed here; `tools/slurm.sh install`, as root, does that",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("slurmctld") is None,
+    reason="SLURM is not installed here; `tools/slurm.sh install`, as root, does that",
+)
 
 AIRE, LOCAL = ROOT / "profiles/aire", ROOT / "profiles/local"
 OVERLAY = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]

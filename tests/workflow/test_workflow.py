@@ -15,7 +15,6 @@ from triptych.commands.jobs import survey
 from triptych.config.study import read_study
 from triptych.io.manifest import read_json, sha256_file
 
-pytestmark = pytest.mark.xdist_group("study")
 TRAININGS = {
     "1/shared",
     *(f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3", "2", "2-3") for fold in (0, 1)),
