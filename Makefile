@@ -10,7 +10,7 @@ CODE := workflow/scripts tests benchmarks tools
 
 export PIP_PROGRESS_BAR := off
 
-.PHONY: help install demo test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
+.PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
 	format lock schema clean
 
 ## help: list the targets
@@ -25,9 +25,17 @@ demo: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
 	@cat results/tables/schedules.md
 
+## taste: runs everything in small, in minutes; its numbers mean nothing
+taste: $(VENV)/.installed
+	$(SNAKEMAKE) --profile profiles/local --configfile config/taste.yaml
+	@cat results/taste/tables/schedules.md
+
+# Tests on a cluster mostly wait: two processes run the others beside them.
+TEST_PROCESSES ?= 3
+
 ## test: unit tests and a toy run of the whole grid
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES)
 
 SEED ?= 0
 MINUTES ?= 8

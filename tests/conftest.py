@@ -40,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
 # For the tests on SLAKE alone: a variable of the user's must not reach the toy studies, which come before it.
 SLAKE = os.environ.pop(SLAKE_VARIABLE, None)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: torch collapses where its threads outnumber cores
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 WORDS = [
     "[UNK]", "</s>", "user", "assistant", "image", "is", "this", "a", "an", "the", "what", "colour", "square", "?",
@@ -47,6 +48,30 @@ WORDS = [
 ]  # fmt: skip
 PROMPT = "user <image> {question} assistant "
 HIDDEN, FEATURES, TOKENS = 32, 16, 4
+
+
+# Files by what their tests share and what takes minutes to make; the first mostly wait.
+SHARED = {"test_slurm.py": "a cluster", "test_workflow.py": "the finished study", "test_chaos.py": "the finished study"}
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that no process is left with it alone in the end."""
+    order = list(SHARED)
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in SHARED else len(order))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Run the tests of one file, or of files that share something, in one of pytest-xdist's processes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return SHARED.get(Path(file).name, file)
+
+    config.option.loadscopereorder = False  # the order above holds
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,7 @@ plan() {
     "$snakemake" --dry-run --directory "$folder" "$@" >"$folder/plan.txt" 2>&1 || { cat "$folder/plan.txt"; return 1; }
     sed -n '/^Job stats:/,/^total/p; /^total/q' "$folder/plan.txt"
 }
-for config in config/config.yaml config/demo.yaml config/slake-cpu.yaml config/slake-official.yaml config/original.yaml \
-    config/ablations.yaml config/slake-leak.yaml; do
+for config in config/*.yaml; do
     plan --profile profiles/local --configfile "$config"
 done
 plan --profile profiles/aire

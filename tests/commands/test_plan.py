@@ -128,7 +128,7 @@ def test_what_was_compared_takes_the_place_of_the_assumptions(study):
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "demo", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
+    "name", ["config", "demo", "taste", "slake-cpu", "slake-official", "slake-leak", "original", "ablations"]
 )
 def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -89,7 +89,7 @@ def test_an_ablation_trains_with_its_own_settings_and_all_else_as_the_base_does(
     assert {**base, "lora": other["lora"], "prefix": other["prefix"]} == other
 
 
-@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "slake-leak", "slake-official"])
+@pytest.mark.parametrize("name", ["config", "demo", "original", "slake-cpu", "slake-leak", "slake-official", "taste"])
 def test_the_trainings_of_a_plain_study_are_what_they_were_before_there_were_ablations(name):
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     found = load_study(config)

@@ -59,9 +59,9 @@ rule predict_baseline:
     conda:
         "../envs/triptych.yaml"
     params:
-        view=lambda wildcards: views[wildcards.view],
+        view=baseline_view,
     message:
-        "Answer the {params.view} questions of {wildcards.fold} with {wildcards.baseline}"
+        "Answer questions of {wildcards.fold} with {wildcards.baseline}: {params.view}"
     shell:
         "python -m triptych.evaluate.baselines --baseline {wildcards.baseline} --data {input.data}"
         " --features {input.features} --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"

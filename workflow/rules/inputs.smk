@@ -94,6 +94,12 @@ def prediction_job(wildcards):
     return jobs.PredictionJob.of(study, views[wildcards.view]).text()
 
 
+def baseline_view(wildcards):
+    """What a baseline is asked; without a limit the view alone, which is what Snakemake recorded of finished studies."""
+    limit = settings.evaluation.max_questions
+    return views[wildcards.view] + (f" --limit {limit}" if limit else "")
+
+
 def models_of(wildcards):
     """Both models of a prefix."""
     return {role: model_of(role, wildcards.prefix) for role in ROLES}

@@ -125,7 +125,7 @@ def prediction_cost(study: Study, prefix: str) -> Cost:
     """The same of one prediction of a fold's held-out part."""
     model = model_sizes(study, prefix)
     number, images = questions(study, study.settings.folds.dataset)
-    held_out = number / max(2, study.settings.folds.number)
+    held_out = min(number, study.settings.evaluation.max_questions or number) / max(2, study.settings.folds.number)
     tokens = shown_tokens(study, model, prefix) * images / number + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 

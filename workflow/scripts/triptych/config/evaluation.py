@@ -45,6 +45,11 @@ class Evaluation(Record):
 
     max_new_tokens: PositiveInt = Field(32, description="Longest answer in tokens; never taken from the gold answer.")
     batch_size: PositiveInt = Field(64, description="Questions answered at a time.")
+    max_questions: PositiveInt | None = Field(
+        None,
+        description="Most questions that are asked, of all folds together, in every view: whole images, chosen by a "
+        "seeded hash, the same for every arm; null: all. For a quick trial of a configuration.",
+    )
     captions: PositiveInt | None = Field(
         200, description="Validation captions that stages on captions are scored on, by generating them; null: none."
     )

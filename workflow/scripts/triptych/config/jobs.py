@@ -75,18 +75,18 @@ class PredictionJob(JobSettings):
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
     view: View
-    limit: PositiveInt | None = None  # of the questions that are asked
+    limit: PositiveInt | None = None  # see `data.questions.asked_questions`
 
     @classmethod
     def of(cls, study: Study, view: str) -> Self:
-        """Build the job of a view; only captions are limited."""
+        """Build the job of a view."""
         evaluation = study.settings.evaluation
         return cls(
             precision=study.settings.training.precision,
             max_new_tokens=evaluation.max_new_tokens,
             batch_size=evaluation.batch_size,
             view=view,
-            limit=evaluation.captions if view == CAPTIONS else None,
+            limit=evaluation.captions if view == CAPTIONS else evaluation.max_questions,
         )
 
     def text(self) -> str:

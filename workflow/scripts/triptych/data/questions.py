@@ -42,12 +42,31 @@ def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
     return [row for row in rows if row["question_id"] in kept]
 
 
-def asked_questions(data: Path, split: str, view: View) -> list[dict]:
+def asked_questions(data: Path, split: str, view: View, limit: int | None = None) -> list[dict]:
     """The questions of a view: of a part of the source, or what `split` holds out.
 
+    Args:
+        data: folder of the data set.
+        split: the fold, or `shared`.
+        view: which questions.
+        limit: most questions of the source's part, or of all folds of one kind together; the same questions are asked
+            on folds of every kind.
+
     Raises:
-        TriptychError: as `load_questions`.
+        TriptychError: as `load_questions`, or the limit leaves none in the fold.
     """
     if view == "captions":
-        return load_questions(data, SHARED, "validation")
-    return load_questions(data, SHARED if view == "test" else split, "test")
+        return limited(load_questions(data, SHARED, "validation"), limit, seed=0)
+    if view == "test":
+        return limited(load_questions(data, SHARED, "test"), limit, seed=0)
+    held_out = load_questions(data, split, "test")
+    if limit is None:
+        return held_out
+    folds = read_table(data / f"{folds_name(split)}.parquet")
+    members = {row["question_id"] for row in folds if row["part"] == "test"}
+    pool = [row for row in read_table(data / "questions.parquet") if row["question_id"] in members]
+    kept = {row["question_id"] for row in limited(pool, limit, seed=0)}
+    chosen = [row for row in held_out if row["question_id"] in kept]
+    if not chosen:
+        raise TriptychError(f"evaluation.max_questions: {limit} leaves no question in {split}; set a larger number")
+    return chosen

@@ -41,10 +41,11 @@ def main() -> None:
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--split", required=True, help="the fold")
     parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions to answer")
+    parser.add_argument("--limit", type=int, help="most questions that are asked, of all folds together; default: all")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
     training = load_questions(arguments.data, arguments.split, "train")
-    asked = asked_questions(arguments.data, arguments.split, arguments.view)
+    asked = asked_questions(arguments.data, arguments.split, arguments.view, arguments.limit)
     baseline, vectors = BASELINES[arguments.baseline], {}
     if baseline.vectors == "features":
         vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))

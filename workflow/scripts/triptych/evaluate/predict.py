@@ -6,7 +6,7 @@ from pathlib import Path
 
 from triptych.config.arms import CONTROLS
 from triptych.config.jobs import PredictionJob
-from triptych.data.questions import asked_questions, limited
+from triptych.data.questions import asked_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
 from triptych.evaluate.generate import generate
@@ -42,7 +42,7 @@ def main() -> None:
     model = checkpoint.load(base, arguments.checkpoint, dtype, device)
     tokenizer = load_tokenizer(arguments.language_model)
     prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))
-    questions = limited(asked_questions(arguments.data, manifest["split"], job.view), job.limit, seed=0)
+    questions = asked_questions(arguments.data, manifest["split"], job.view, job.limit)
     samples = tokenise(questions, prompt)
     images = [row["image_id"] for row in questions]
     shown = features
