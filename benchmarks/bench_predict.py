@@ -87,7 +87,7 @@ class Enough(Exception):
     """The connector is trained."""
 
 
-class Keeper:
+class Autosaver:
     """Ends a training after some steps, and keeps nothing."""
 
     def __init__(self, steps: int):
@@ -99,7 +99,7 @@ class Keeper:
     def save(self, state: object) -> None:
         """Keep nothing."""
 
-    def ask(self, capture: object, place: str) -> None:
+    def save_if_due(self, capture: object, place: str) -> None:
         """Called after every step."""
         self.left -= 1
         if not self.left:
@@ -125,9 +125,9 @@ def teach(folder: Path, language_model: str, image_tokens: int, steps: int, thre
     model, prompt = build(folder, language_model, image_tokens), load_prompt_tokens(folder)
     samples = slake_samples(prompt)[0]
     features = stored_features(folder, image_tokens)
-    keeper = Keeper(steps)
+    autosaver = Autosaver(steps)
     with suppress(Enough), redirect_stdout(sys.stderr):
-        list(train(model, samples, samples[:1], features, prompt, stage, settings.training, 0, ["predict"], keeper))
+        list(train(model, samples, samples[:1], features, prompt, stage, settings.training, 0, ["predict"], autosaver))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.connector.state_dict().items()}
     save_file(state, folder / f"connector-{image_tokens}.safetensors")
 

@@ -149,7 +149,7 @@ class Finished(Exception):
 
 
 class Clock:
-    """Stands where a training's keeper does: reads the clock after every step, and ends the training."""
+    """Stands where a training's autosaver does: reads the clock after every step, and ends the training."""
 
     def __init__(self, task: Task):
         self.first, self.last = task.warm_up, task.warm_up + task.steps
@@ -166,7 +166,7 @@ class Clock:
     def save(self, state: Any) -> None:
         """Keep nothing."""
 
-    def ask(self, capture: Callable[[], Any], place: str) -> None:
+    def save_if_due(self, capture: Callable[[], Any], place: str) -> None:
         """Called once before the first step, by its validation of one batch, and then after each."""
         step = len(self.times)
         if step == 1:

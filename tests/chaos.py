@@ -152,8 +152,8 @@ class Ledger:
             cell = f"{prefix}/{split}/seed{seed}"
             log = study.results / f"logs/train_stage/{cell}.log"
             text = log.read_text(errors="replace") if log.exists() else ""
-            if "is put back" in text:
-                self.counts["trainings put back as they were"] += 1
+            if "its checkpoint is restored" in text:
+                self.counts["finished trainings restored"] += 1
             elif "resuming at" in text:
                 self.counts["trainings resumed"] += 1
             elif re.search(r"^epoch |\"epoch\": |trainable", text, re.MULTILINE):

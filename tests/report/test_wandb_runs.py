@@ -15,7 +15,7 @@ from triptych.io.manifest import read_json
 from triptych.report import wandb_runs
 from triptych.report.wandb_runs import NAMES, group_name, write_runs
 from triptych.train import __main__ as training
-from triptych.train.autosave import Keeper, Paused
+from triptych.train.autosave import Autosaver, Interrupted
 from triptych.train.history import read_training
 
 KEYS = {"WANDB_API_KEY": "5ec2e7" * 6 + "5ec2", "HF_TOKEN": "hf_" + "5ec2e7" * 6}
@@ -33,8 +33,8 @@ def inputs(world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train(inputs, monkeypatch):
-    """Trains a small job in this process; told to stop after a question of its keeper, it is saved and leaves."""
-    monkeypatch.setattr(Keeper, "listen", lambda self: None)
+    """Trains a small job in this process; told to stop after a call of its autosaver, it is saved and leaves."""
+    monkeypatch.setattr(Autosaver, "handle_signals", lambda self: None)
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
 
@@ -45,7 +45,7 @@ def train(inputs, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("sys.argv", ["train", f"--job={json.dumps(job)}", *folders, f"--out={out}"])
             if stop:
-                patch.setattr(Keeper, "ask", stop_in_epoch_2)
+                patch.setattr(Autosaver, "save_if_due", stop_in_epoch_2)
                 with pytest.raises(SystemExit, match="75"):
                     training.main()
             else:
@@ -57,7 +57,7 @@ def train(inputs, monkeypatch):
 def stop_in_epoch_2(self, capture, place):
     if place.startswith("epoch 2"):
         self.save(capture())
-        raise Paused("told to stop")
+        raise Interrupted("told to stop")
 
 
 def read_run(folder: Path) -> dict:
@@ -174,7 +174,7 @@ def test_damaged_metrics_are_named(train, tmp_path):
     train(tmp_path / "checkpoint")
     file = tmp_path / "checkpoint/metrics.jsonl"
     file.write_text(file.read_text() + "{broken\n")
-    with pytest.raises(TriptychError, match=r"metrics\.jsonl: line 4 is no record of an epoch; delete"):
+    with pytest.raises(TriptychError, match=r"metrics\.jsonl: line 4 is not the metrics of an epoch; delete"):
         read_training(tmp_path / "checkpoint")
     assert read_json(tmp_path / "checkpoint/manifest.json")["prefix"] == "1"
 

@@ -18,7 +18,7 @@ from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_file, write_json
 from triptych.train import autosave
-from triptych.train.autosave import EXIT_STATUS, Keeper, Paused
+from triptych.train.autosave import EXIT_STATUS, Autosaver, Interrupted
 from triptych.train.guards import GradientGuard
 from triptych.train.state import State, load_state, pack_tensors, save_state, unpack_tensors
 
@@ -39,7 +39,7 @@ JOB |= {"connector": Connector().model_dump(), "lora": Lora(rank=2, alpha=4, dro
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "workflow" / "scripts")}
 
 
-class Trainer:
+class TrainingCommands:
     """Trainings of one small job, by its command line or in forks."""
 
     def __init__(self, world: Path, folder: Path):
@@ -85,7 +85,7 @@ class Trainer:
 def trainer(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     make_inputs(world, folder / "inputs")
-    trainer = Trainer(folder / "inputs", folder)
+    trainer = TrainingCommands(folder / "inputs", folder)
     yield trainer
     trainer.stop()
 
@@ -228,14 +228,14 @@ def test_a_time_limit_saves_and_asks_to_be_run_again(trainer, undisturbed):
     assert contents(out) == undisturbed
 
 
-def test_a_finished_checkpoint_is_put_back_where_nothing_has_changed(trainer, undisturbed):
+def test_a_finished_checkpoint_is_restored_where_nothing_has_changed(trainer, undisturbed):
     out = trainer.folder / "again"
     assert trainer.train(out, save_minutes=10) == 0
     assert [path.name for path in (out / "last").iterdir()] == ["finished"], "the saved states are gone"
     for name in undisturbed.keys() - {"adapter.safetensors"}:
         (out / name).unlink()  # as Snakemake does with the outputs that it knows of
     assert trainer.train(out, save_minutes=10) == 0
-    assert contents(out) == undisturbed and "its checkpoint is put back" in log_of(out)
+    assert contents(out) == undisturbed and "its checkpoint is restored" in log_of(out)
     flip(out / "connector.safetensors")
     (out / "manifest.json").unlink()
     assert trainer.train(out, save_minutes=10) == 0
@@ -243,7 +243,7 @@ def test_a_finished_checkpoint_is_put_back_where_nothing_has_changed(trainer, un
     assert contents(out) == undisturbed
     other = {**JOB, "stage": {**STAGE, "weight_decay": 0.1}}
     assert trainer.train(out, job=other, save_minutes=10) == 0
-    assert log_of(out).count("put back") == 1 and contents(out) != undisturbed
+    assert log_of(out).count("is restored") == 1 and contents(out) != undisturbed
 
 
 def test_another_prompt_trains_again(trainer, undisturbed):
@@ -257,7 +257,7 @@ def test_another_prompt_trains_again(trainer, undisturbed):
         assert trainer.train(out, save_minutes=10) == 0
     finally:
         model.write_text(before)
-    assert "put back" not in log_of(out)
+    assert "is restored" not in log_of(out)
     assert read_json(out / "manifest.json")["prompt"] == "assistant <image> {question} "
     assert contents(out)["metrics.jsonl"] != undisturbed["metrics.jsonl"]
 
@@ -359,29 +359,29 @@ class Clock:
         return self.now
 
 
-def test_a_keeper_saves_in_time_and_stops_before_the_limit(tmp_path, monkeypatch):
+def test_an_autosaver_saves_in_time_and_stops_before_the_limit(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(autosave, "time", clock)
-    keeper = Keeper(tmp_path / "last", {"data": "a"}, save_minutes=0.5, deadline=100.0)
+    autosaver = Autosaver(tmp_path / "last", {"data": "a"}, save_minutes=0.5, deadline=100.0)
     saved = []
 
     def capture() -> State:
         saved.append(clock.now)
         return state(1)
 
-    with pytest.raises(Paused, match=r"the time limit is near.*epoch 1, step 9"):
+    with pytest.raises(Interrupted, match=r"the time limit is near.*epoch 1, step 9"):
         for step in range(1, 20):
             clock.now = 10.0 * step
-            keeper.ask(capture, f"epoch 1, step {step}")
+            autosaver.save_if_due(capture, f"epoch 1, step {step}")
     assert saved == [30, 60, 90], "every half minute, and before the next step could pass the limit"
 
 
 def test_the_gradient_guard_goes_on_with_what_it_saw():
     guard = GradientGuard({"w": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2))})
-    guard.go_on(1, ["w"])
+    guard.resume(1, ["w"])
     with pytest.raises(TriptychError, match="no gradient reaches b;"):
         guard.check_change()  # after the second step
-    guard.go_on(7, ["w"])
+    guard.resume(7, ["w"])
     guard.check_change()
 
 

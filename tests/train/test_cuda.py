@@ -3,9 +3,8 @@
 import pytest
 import torch
 from conftest import FEATURES, HIDDEN, TOKENS, make_llama, make_questions
-from test_trainer import Interrupted, same, weights
-from test_training import FP32, FULL_LORA, stage
 from textbook import unpacked_loss
+from trainings import FP32, FULL_LORA, InterruptedAfterCalls, same, stage, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 from triptych.config.stages import Connector, FeatureSettings, Lora, Training
 from triptych.evaluate.generate import generate
@@ -16,7 +15,7 @@ from triptych.model.packing import pack
 from triptych.model.tokens import tokenise
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.activation_checkpointing import activation_bytes
-from triptych.train.autosave import Paused
+from triptych.train.autosave import Interrupted
 from triptych.train.trainer import train
 from triptych.utils.device import attention_kind, best_device, compute_dtype, free_memory, mixed_precision
 
@@ -108,10 +107,10 @@ def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, t
     samples = tokenise(make_questions(images=40, seed=6), prompt)
     settings = stage(("connector", "lora"), rate=1e-3, epochs=2, batch_size=16)
 
-    def attempt(keeper):
+    def attempt(autosaver):
         model = larger(device, tokenizer)
         training = Training(gradient_checkpointing=checkpointing)
-        rows = train(model, samples, samples, larger_features, prompt, settings, training, 0, KEY, keeper)
+        rows = train(model, samples, samples, larger_features, prompt, settings, training, 0, KEY, autosaver)
         return list(rows), weights(model)
 
     rows, undisturbed = attempt(None)
@@ -119,8 +118,8 @@ def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, t
     while found is None:
         attempts += 1
         try:
-            found = attempt(Interrupted(tmp_path / "last", 5))
-        except Paused:
+            found = attempt(InterruptedAfterCalls(tmp_path / "last", 5))
+        except Interrupted:
             assert attempts < 50
     assert attempts > 2
     assert found[0] == rows and same(found[1], undisturbed)

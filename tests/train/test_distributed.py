@@ -15,21 +15,21 @@ import torch
 from conftest import make_inputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_autosave import ENVIRONMENT, JOB, STAGE, Trainer, contents, kill, log_of, newest, wait_for
+from test_autosave import ENVIRONMENT, JOB, STAGE, TrainingCommands, contents, kill, log_of, newest, wait_for
 from triptych.config.stages import Lora
 from triptych.data.questions import load_questions
 from triptych.errors import TriptychError
 from triptych.features.shards import TENSOR, checksum
 from triptych.model.tokens import tokenise
 from triptych.train import distributed
-from triptych.train.sampling import shares
+from triptych.train.sampling import partition_for_ranks
 
 KILLS = 6
 PREFIX = 7  # tokens
 SHORT = {**JOB, "stage": {**STAGE, "max_samples": 80}}  # 80 steps
 
 
-class Together(Trainer):
+class ParallelCommands(TrainingCommands):
     """Trainings in several processes, in forks or with `torchrun`."""
 
     def start(self, out: Path, processes: int = 2, timeout: float = 60, job: dict = SHORT, **settings) -> list[int]:
@@ -50,7 +50,7 @@ class Together(Trainer):
 def trainer(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     make_inputs(world, folder / "inputs")
-    trainer = Together(folder / "inputs", folder)
+    trainer = ParallelCommands(folder / "inputs", folder)
     yield trainer
     trainer.stop()
 
@@ -97,22 +97,22 @@ def test_several_processes_give_what_one_gives(trainer, parts, regularised):
                 assert torch.allclose(other_files[file][name], tensor, rtol=1e-3, atol=1e-5), name
 
 
-def test_shares_hold_whole_images_once_and_about_as_many_tokens(prompt, trainer):
+def test_each_rank_gets_whole_images_once_and_about_as_many_tokens(prompt, trainer):
     samples = tokenise(load_questions(trainer.world / "data", "shared", "train"), prompt)[:100]
-    assert shares(samples, PREFIX, 1) == [samples]
+    assert partition_for_ranks(samples, PREFIX, 1) == [samples]
     for processes in (2, 3, 7):
-        parts = shares(samples, PREFIX, processes)
-        assert parts == shares(samples, PREFIX, processes) and len(parts) == processes
+        parts = partition_for_ranks(samples, PREFIX, processes)
+        assert parts == partition_for_ranks(samples, PREFIX, processes) and len(parts) == processes
         assert sorted(s.question_id for part in parts for s in part) == sorted(s.question_id for s in samples)
         images = [{sample.image_id for sample in part} for part in parts]
-        assert len(set.union(*images)) == sum(map(len, images)), "no image is in two shares"
+        assert len(set.union(*images)) == sum(map(len, images)), "no image is on two ranks"
         loads = [
             PREFIX * len(names) + sum(len(sample.text) for sample in part)
             for names, part in zip(images, parts, strict=True)
         ]
         one = max(PREFIX + sum(len(s.text) for s in samples if s.image_id == name) for name in set.union(*images))
         assert max(loads) - min(loads) <= one
-    assert [len(part) for part in shares(samples[:1], PREFIX, 3)] == [1, 0, 0]
+    assert [len(part) for part in partition_for_ranks(samples[:1], PREFIX, 3)] == [1, 0, 0]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -120,15 +120,17 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(number))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(TriptychError, match=r"training\.processes: 3 processes, but 2 GPUs"), distributed.joined():
+    message = r"training\.processes: 3 processes, but 2 GPUs"
+    with pytest.raises(TriptychError, match=message), distributed.process_group():
         pass
 
 
 def test_alone_nothing_is_exchanged():
     parameter = torch.nn.Parameter(torch.ones(2))
-    with distributed.joined(), distributed.together():
+    with distributed.process_group(), distributed.fail_together():
         distributed.sum_gradients([parameter])
-    assert parameter.grad is None and distributed.gather("a") == ["a"] and distributed.total([1, 2.5]) == [1, 2.5]
+    assert parameter.grad is None and distributed.all_gather("a") == ["a"]
+    assert distributed.all_reduce_sum([1, 2.5]) == [1, 2.5]
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 

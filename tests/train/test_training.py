@@ -5,31 +5,22 @@ from functools import partial
 import pytest
 import torch
 from conftest import TOKENS, make_model, make_questions
-from triptych.config.stages import Lora, Stage, Training
+from trainings import (
+    FULL_LORA,
+    run,
+    stage,
+)
+from triptych.config.stages import Lora, Training
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import generate
 from triptych.model.packing import pack
 from triptych.model.tokens import tokenise
 from triptych.model.vlm import add_lora
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
-from triptych.train.optimizer import learning_rate_factor
 from triptych.train.parameters import set_trainable
 from triptych.train.sampling import epoch_batches
 from triptych.train.trainer import train
-from triptych.train.validation import validate
-
-FP32 = Training(precision="fp32")
-ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FULL_LORA = Lora(rank=8, alpha=16, dropout=0.0, target_modules=ALL_LINEAR)
-
-
-def stage(parts=("connector",), rate=1e-2, **settings):
-    settings = {"data": "toy", "epochs": 1, "batch_size": 4, **settings}
-    return Stage(train=list(parts), learning_rate=dict.fromkeys(parts, rate), **settings)
-
-
-def run(model, samples, features, prompt, settings):
-    return list(train(model, samples, samples, features, prompt, settings, FP32, 0, ["fold0", "2"]))
+from triptych.train.validation import score_samples
 
 
 def snapshot(model):
@@ -150,9 +141,9 @@ def test_bf16_trains_what_fp32_trains(samples, features, prompt):
 
 def test_validation_does_not_depend_on_its_batches(model, samples, features, prompt, monkeypatch):
     to_batch = partial(pack, features=features, prompt=prompt, image_tokens=TOKENS)
-    whole = validate(model, samples, to_batch, "fp32")
+    whole = score_samples(model, samples, to_batch, "fp32")
     monkeypatch.setattr("triptych.train.validation.VALIDATION_BATCH", 3)
-    parts = validate(model, samples, to_batch, "fp32")
+    parts = score_samples(model, samples, to_batch, "fp32")
     assert parts.mean_loss == pytest.approx(whole.mean_loss, rel=1e-5)
     assert parts.exact == whole.exact
 
@@ -192,11 +183,3 @@ def test_batches_have_the_asked_size_and_cover_every_sample_once(samples):
     assert [s.question_id for b in other for s in b] != [s.question_id for b in batches for s in b]
     backwards = epoch_batches(samples[::-1], 3, seed=0, key=["fold0", "2", "1"])
     assert backwards == batches, "the order of the table does not matter"
-
-
-def test_the_learning_rate_rises_and_falls():
-    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[9] == pytest.approx(1.0) and max(factors) == pytest.approx(1.0)
-    assert factors[55] == pytest.approx(0.5, abs=0.01) and factors[-1] < 0.01
-    assert learning_rate_factor(0, 1, 0.0) == 1.0

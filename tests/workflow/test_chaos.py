@@ -76,4 +76,4 @@ def test_damaged_and_killed_it_ends_with_the_same_bytes(study, damaged):
     chaos.complete(damaged, ledger, False)
     assert ledger.faults == [] and chaos.compare(study, damaged) == []
     # It ran to its end though its Snakemake was killed, which believed it unfinished and deleted its outputs.
-    assert ledger.begun == {"2-3/fold0/seed0": 1} and ledger.counts["trainings put back as they were"] == 1
+    assert ledger.begun == {"2-3/fold0/seed0": 1} and ledger.counts["finished trainings restored"] == 1

@@ -135,7 +135,8 @@ def _named_stages(manifest: dict) -> list[tuple[str, dict]]:
 def _stage_rows(stages: Sequence[tuple[str, dict]]) -> list[list[object]]:
     """Return a row for each stage; its last cell has every setting that is not the default."""
     shown = {"data", "train", "learning_rate", "epochs", "batch_size"}
-    defaults = Stage.model_construct(data="", train=[]).model_dump()
+    stage = Stage.model_construct(data="", train=[])
+    defaults = stage.model_dump() | stage.model_dump(by_alias=True)  # manifests keep the names of version 0.1
     rows = []
     for name, stage in stages:
         rates = ", ".join(f"{part} {rate:g}" for part, rate in sorted(stage["learning_rate"].items()))

@@ -1,7 +1,7 @@
-"""Attention of packed rows on a CPU: block by block, so that nothing is computed that the mask would hide.
+"""Blockwise attention of packed rows, for CPUs: nothing is computed that the mask would hide.
 
-transformers knows it by the name BLOCKWISE. A row of many images then costs what its blocks cost, and needs no padding.
-Given no blocks, as when answers are generated, it is plain attention.
+It is registered with transformers under the name BLOCKWISE. A row of many images costs what its blocks cost, and needs
+no padding. Without blocks, as when answers are generated, it is plain attention.
 """
 
 import sys
@@ -19,28 +19,28 @@ BLOCKWISE = "triptych_blockwise"
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Where the blocks of a packed batch stand, and what may be seen in them.
+    """The blocks of a packed batch: where each begins and ends, and its mask.
 
     Attributes:
-        spans: of each row, one behind the other: first place, place after the last, and the additive mask (G * S, S) of
-            the block's S tokens, for the G heads that share keys; None for padding.
+        spans: for each row, its blocks from left to right: start, stop (exclusive), and the additive mask (G * S, S) of
+            the block's S tokens, for the G heads that share a key; None for padding.
     """
 
     spans: list[list[tuple[int, int, torch.Tensor | None]]]
 
 
 def row_tokens(model: PreTrainedModel) -> int:
-    """How long packed rows should be: one row of all blocks where attention is block by block, else ROW_TOKENS."""
+    """Choose the length of packed rows: one row of all blocks for blockwise attention, otherwise ROW_TOKENS."""
     return sys.maxsize if is_blockwise(model) else ROW_TOKENS
 
 
 def is_blockwise(model: PreTrainedModel) -> bool:
-    """Whether a model computes attention block by block."""
+    """Tell whether a model computes blockwise attention."""
     return model.config._attn_implementation == BLOCKWISE
 
 
 def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blocks:
-    """The blocks of a batch, with masks in `dtype` for a model's heads."""
+    """Find the blocks of a batch, with masks in `dtype` for a model's heads."""
     config = model.config.get_text_config()
     shared = config.num_attention_heads // config.num_key_value_heads
     rows = []
@@ -59,7 +59,7 @@ def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blo
     return Blocks(rows)
 
 
-@torch.compiler.disable  # lengths differ from step to step: compiled code would be made again and again
+@torch.compiler.disable  # lengths differ from step to step: it would be recompiled again and again
 def blockwise_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -71,15 +71,15 @@ def blockwise_attention(
     blocks: Blocks | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it: queries (R, H, L, D), keys and values (R, K, L, D) -> (R, L, H, D).
+    """Compute attention as transformers calls it: queries (R, H, L, D), keys and values (R, K, L, D) -> (R, L, H, D).
 
     Args:
         module: the layer.
-        query, key, value: of all tokens; heads h * H / K to (h + 1) * H / K - 1 share the h-th key.
-        attention_mask: additive (R, 1, L, L), where there are no blocks; None shows everything.
-        scaling: of the products.
-        dropout: of the weights, while training.
-        blocks: what the rows are made of.
+        query, key, value: of all tokens; query heads h * H / K to (h + 1) * H / K - 1 share the h-th key.
+        attention_mask: additive (R, 1, L, L), used where there are no blocks; None masks nothing.
+        scaling: factor of the products of queries and keys.
+        dropout: of the attention weights, in training mode.
+        blocks: of the rows.
     """
     rate = dropout if module.training else 0.0
     with torch.autocast(query.device.type, enabled=False):
@@ -108,7 +108,7 @@ def _attend(
 ) -> torch.Tensor:
     """Queries (H, S, D), keys and values (K, T, D), mask (H / K * S, T) -> (S, H, D)."""
     heads, length, size = query.shape
-    grouped = query.reshape(len(key), -1, size)  # the queries of heads that share keys, one behind the other
+    grouped = query.reshape(len(key), -1, size)  # the queries of heads that share a key, stacked
     keys = key.transpose(1, 2)
     if mask is None:
         weights = torch.bmm(grouped, keys) * scaling
@@ -119,6 +119,4 @@ def _attend(
 
 
 AttentionInterface.register(BLOCKWISE, blockwise_attention)
-
-
 AttentionMaskInterface.register(BLOCKWISE, eager_mask)

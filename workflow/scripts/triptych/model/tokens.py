@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Sample:
-    """One question as tokens; the answer ends with the end-of-sequence token, once."""
+    """One question and its answer as tokens; the answer ends with one end-of-sequence token."""
 
     question_id: str
     image_id: str
@@ -17,13 +17,13 @@ class Sample:
 
     @property
     def text(self) -> tuple[int, ...]:
-        """Question and answer as they stand in a row."""
+        """Question and answer, as a packed row holds them."""
         return self.question + self.answer
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The fixed text around image and question, as tokens."""
+    """The fixed text around image and question, as tokens, and functions that encode the rest."""
 
     before_image: tuple[int, ...]
     encode_question: Callable[[str], tuple[int, ...]]
@@ -32,7 +32,7 @@ class PromptTokens:
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptTokens:
-    """Cut a prompt at <image>; the two sides are tokenised apart, in training and in prediction alike."""
+    """Split a prompt at <image>; its two sides are tokenised separately, in training as in prediction."""
     before, after = prompt.split("<image>")
 
     def encode(text: str) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptToke
 
 
 def tokenise(rows: Sequence[dict], prompt: PromptTokens) -> list[Sample]:
-    """Rows of a question table (question_id, image_id, question, answer) as samples, in the same order."""
+    """Tokenise rows of a question table (question_id, image_id, question, answer), in order."""
     return [
         Sample(
             row["question_id"],
@@ -60,7 +60,7 @@ def tokenise(rows: Sequence[dict], prompt: PromptTokens) -> list[Sample]:
 
 
 def by_image(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    """Places of each image's samples in `samples`; images in the order in which they first come."""
+    """Group samples by image: the indices of each image's samples; images in order of first appearance."""
     places: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         places.setdefault(sample.image_id, []).append(index)

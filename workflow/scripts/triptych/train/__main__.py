@@ -5,8 +5,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+import torch
 
 from triptych.config.base import Switch
 from triptych.config.jobs import TrainingJob
@@ -17,19 +21,26 @@ from triptych.features.store import Features
 from triptych.io.manifest import read_json, sha256_file
 from triptych.model import checkpoint
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.model.tokens import prompt_tokens, tokenise
-from triptych.train.autosave import EXIT_STATUS, Keeper, Paused
-from triptych.train.distributed import Elsewhere, joined, only_the_first_prints, rank, together, world_size
-from triptych.train.parameters import describe
-from triptych.train.trainer import train
+from triptych.model.tokens import PromptTokens, Sample, prompt_tokens, tokenise
+from triptych.model.vlm import VisionLanguageModel
+from triptych.train.autosave import EXIT_STATUS, Autosaver, Interrupted
+from triptych.train.distributed import (
+    FailedElsewhere,
+    fail_together,
+    print_on_first_rank,
+    process_group,
+    rank,
+    world_size,
+)
+from triptych.train.parameters import count_parameters
+from triptych.train.trainer import Trainer
 from triptych.train.validation import chosen_epoch
 from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, compute_dtype
 
 
-def main() -> None:
-    """Train one stage and write its checkpoint; exit status 75: saved before it was done, to be run again."""
-    started = time.monotonic()
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="the training's settings as JSON")
     parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a fresh connector")
@@ -37,97 +48,182 @@ def main() -> None:
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=folder, required=True, help="folder of the checkpoint")
-    # Not part of the job: they change nothing in what is trained.
+    # Not part of the job, because they do not change what is trained.
     parser.add_argument(
         "--save-minutes", type=float, default=Training().save_minutes, help="minutes between two saved states"
     )
     parser.add_argument("--time-limit-minutes", type=float, help="save and stop before so many minutes are over")
-    how = {"choices": get_args(Switch)}
+    switch = {"choices": get_args(Switch)}
     parser.add_argument(
         "--gradient-checkpointing",
         default=Training().gradient_checkpointing,
         help="compute layers again in the backward pass",
-        **how,
+        **switch,
     )
-    parser.add_argument("--compile", default=Training().compile, help="compile the language model's layers", **how)
-    arguments = parser.parse_args()
+    parser.add_argument("--compile", default=Training().compile, help="compile the language model's layers", **switch)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train one stage and write its checkpoint; exit status 75: interrupted and saved, to be run again."""
+    started = time.monotonic()
+    arguments = parse_arguments()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     limit = arguments.time_limit_minutes
-    with joined(), only_the_first_prints():
+    with process_group(), print_on_first_rank():
         try:
             run(arguments, limit and started + 60 * limit)
-        except Paused as pause:
-            print(f"{pause} (exit status {EXIT_STATUS})", flush=True)
+        except Interrupted as interruption:
+            print(f"{interruption} (exit status {EXIT_STATUS})", flush=True)
             sys.exit(EXIT_STATUS)
-        except Elsewhere:
+        except FailedElsewhere:
             sys.exit(1)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a training is made from, loaded.
+
+    Attributes:
+        features: vision features by image id.
+        base: the frozen models.
+        model: at the start of the stage, on its device.
+        prompt: the fixed text.
+        training: samples to learn from.
+        validation: samples to validate on.
+        device: where the model runs.
+        dtype: of the frozen weights and of matrix products.
+    """
+
+    features: Features
+    base: checkpoint.Base
+    model: VisionLanguageModel
+    prompt: PromptTokens
+    training: list[Sample]
+    validation: list[Sample]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def precision(self) -> str:
+        """Name of the dtype."""
+        return str(self.dtype).removeprefix("torch.")
+
+
 def run(arguments: argparse.Namespace, deadline: float | None) -> None:
-    """What `main` does, as one of the processes that train together, by `deadline` as told by `time.monotonic()`."""
+    """Do what `main` says as one of the processes that train together.
+
+    Args:
+        arguments: of the command line.
+        deadline: when the training must have stopped, on the clock of `time.monotonic()`; None for no limit.
+    """
     job = TrainingJob.model_validate_json(arguments.job)
     options = {"gradient_checkpointing": arguments.gradient_checkpointing, "compile": arguments.compile}
     settings = job.training.model_copy(update=options)
-    with together():
-        device = best_device()
-        dtype = compute_dtype(job.training.precision, device)
-        features = Features(arguments.features)
-        base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
-        model = checkpoint.build(
-            base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
-        )
-        prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
-        limits = {"train": job.stage.max_samples, "validation": job.training.validation_limit}
-        training, validation = (
-            tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
-            for part, limit in limits.items()
-        )
+    with fail_together():
+        inputs = load_inputs(arguments, job)
+    print_start(job, inputs, arguments.parent)
+    manifest = start_manifest(arguments, job, inputs)
+    dependencies = list_dependencies(arguments, inputs, manifest)
+    autosaver = Autosaver(arguments.out / "last", dependencies, arguments.save_minutes, deadline, manifest)
+    if autosaver.restore_finished():
+        print("finished before, and nothing that it depends on has changed: its checkpoint is restored", flush=True)
+        return
+    autosaver.handle_signals()
+    samples = inputs.training, inputs.validation, inputs.features, inputs.prompt
+    key = [job.split, job.stage_name]
+    trainer = Trainer(inputs.model, *samples, job.stage, settings, job.seed, key, autosaver)
+    trainer.setup()
+    rows = list(trainer.run())
+    if rank() == 0:
+        write_checkpoint(arguments.out, job, inputs.model, rows, manifest, autosaver)
+
+
+def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
+    """Load the features, the model at the start of the stage, and the samples.
+
+    Raises:
+        TriptychError: an input is missing or damaged, or does not belong to this training.
+    """
+    device = best_device()
+    dtype = compute_dtype(job.training.precision, device)
+    features = Features(arguments.features)
+    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
+    model = checkpoint.build(
+        base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
+    )
+    prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
+    limits = {"train": job.stage.max_samples, "validation": job.training.validation_limit}
+    training, validation = (
+        tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
+        for part, limit in limits.items()
+    )
+    return Inputs(features, base, model, prompt, training, validation, device, dtype)
+
+
+def print_start(job: TrainingJob, inputs: Inputs, parent: Path | None) -> None:
+    """Print the first line of the log."""
     several = f", {world_size()} processes" if world_size() > 1 else ""
     print(
-        f"{job.prefix} {job.split} seed {job.seed}: {len(training)} training and {len(validation)} validation samples; "
-        f"{device.type}, {str(dtype).removeprefix('torch.')}{several}; parent: {arguments.parent or 'none'}",
+        f"{job.prefix} {job.split} seed {job.seed}: {len(inputs.training)} training and {len(inputs.validation)} "
+        f"validation samples; {inputs.device.type}, {inputs.precision}{several}; parent: {parent or 'none'}",
         flush=True,
     )
+
+
+def start_manifest(arguments: argparse.Namespace, job: TrainingJob, inputs: Inputs) -> dict:
+    """Give the checkpoint's manifest as far as it is known before the training."""
     parent = read_json(arguments.parent) if arguments.parent else None
-    manifest = {
+    # By alias, under the names that settings had in version 0.1, so that manifests keep their keys.
+    stage = job.stage.model_dump(by_alias=True)
+    return {
         "prefix": job.prefix,
         "split": job.split,
         "seed": job.seed,
-        "stages": [*(parent["stages"] if parent else []), {job.stage_name: job.stage.model_dump()}],
+        "stages": [*(parent["stages"] if parent else []), {job.stage_name: stage}],
         "connector": job.connector.model_dump(),
         "lora": job.lora.model_dump() if job.lora else parent and parent["lora"],
         "blind": job.stage.blind,
         "parent": sha256_file(arguments.parent) if arguments.parent else None,
         "data": read_json(arguments.data / "manifest.json")["files"],
-        "features": features.manifest["files"],
-        **base.identity,
-        "precision": str(dtype).removeprefix("torch."),
-        "samples": {"train": len(training), "validation": len(validation)},
+        "features": inputs.features.manifest["files"],
+        **inputs.base.identity,
+        "precision": inputs.precision,
+        "samples": {"train": len(inputs.training), "validation": len(inputs.validation)},
     }
-    facts = {
+
+
+def list_dependencies(arguments: argparse.Namespace, inputs: Inputs, manifest: dict) -> dict:
+    """Give all that the training's result depends on, by name; a saved state is used only where all of it is equal."""
+    return {
         "settings": json.loads(arguments.job),
-        **{name: manifest[name] for name in ("parent", "data", *base.identity, "precision")},
-        "features": features.manifest,
-        "device": device.type,
-        "questions": [[sample.question_id for sample in part] for part in (training, validation)],
+        **{name: manifest[name] for name in ("parent", "data", *inputs.base.identity, "precision")},
+        "features": inputs.features.manifest,
+        "device": inputs.device.type,
+        "questions": [[sample.question_id for sample in part] for part in (inputs.training, inputs.validation)],
     }
-    keeper = Keeper(arguments.out / "last", facts, arguments.save_minutes, deadline, manifest)
-    if keeper.put_back():
-        print("finished before, and nothing that it depends on has changed: its checkpoint is put back", flush=True)
-        return
-    keeper.listen()
-    key = [job.split, job.stage_name]
-    epochs = train(model, training, validation, features, prompt, job.stage, settings, job.seed, key, keeper)
-    rows = list(epochs)
-    if rank() > 0:
-        return
+
+
+def write_checkpoint(
+    out: Path, job: TrainingJob, model: VisionLanguageModel, rows: Sequence[dict], manifest: dict, autosaver: Autosaver
+) -> None:
+    """Write the finished checkpoint, and keep it in place of the saved states.
+
+    Args:
+        out: folder of the checkpoint.
+        job: the training's settings.
+        model: with the weights of the epoch that the stage selects.
+        rows: metrics of all epochs.
+        manifest: from `start_manifest`.
+        autosaver: of the training.
+    """
     epoch = chosen_epoch(rows, job.stage.select)
     print(f"the checkpoint holds epoch {epoch} of {rows[-1]['epoch']}", flush=True)
-    manifest |= {"parameters": describe(model.named_parameters()), "epoch": epoch, "metrics": rows[epoch]}
-    if keeper.codes[:-1]:
-        manifest["earlier_code"] = keeper.codes[:-1]  # versions of Triptych that made the saved states
-    checkpoint.save(model, arguments.out, manifest, "".join(json.dumps(row) + "\n" for row in rows))
-    keeper.finish()
+    manifest |= {"parameters": count_parameters(model.named_parameters()), "epoch": epoch, "metrics": rows[epoch]}
+    if autosaver.codes[:-1]:
+        manifest["earlier_code"] = autosaver.codes[:-1]  # versions of Triptych that made the saved states
+    checkpoint.save(model, out, manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    autosaver.keep_finished()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Whether a training keeps what its layers computed for the backward pass, or computes it again to save memory."""
+"""Gradient checkpointing: whether layers keep their activations for the backward pass, or compute them again."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,82 +13,91 @@ from triptych.model.tokens import Sample, by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.utils.device import free_memory
 
-USABLE = 0.8  # of the free memory; the rest is for what the estimate leaves out
+USABLE_MEMORY = 0.8  # of the free memory; the rest is for what the estimate leaves out
+
+
+class PassSize(NamedTuple):
+    """Size of one forward and backward pass: tokens, tokens that attention sees at once, and answer tokens."""
+
+    tokens: int
+    attended: int
+    answers: int
 
 
 def largest_pass(
-    samples: Sequence[Sample], prefix: int, batch_size: int, step_tokens: int, model: VisionLanguageModel
-) -> tuple[int, int, int]:
-    """At most how many tokens, tokens that attention looks at together, and answer tokens one pass over samples has.
+    samples: Sequence[Sample], prefix_tokens: int, batch_size: int, step_tokens: int, model: VisionLanguageModel
+) -> PassSize:
+    """Bound the size of any pass over the samples from above.
 
     Args:
         samples: of the training.
-        prefix: tokens of an image prefix.
+        prefix_tokens: length of an image's shared prefix.
         batch_size: samples of a step.
-        step_tokens: what a step is cut into.
+        step_tokens: tokens of a pass, where an image has no more by itself.
         model: whose decoder computes.
     """
     texts = sorted((len(sample.text) for sample in samples), reverse=True)[:batch_size]
     answers = sorted((len(sample.answer) for sample in samples), reverse=True)[:batch_size]
     images = by_image(samples).values()
-    block = prefix + max(sum(len(samples[index].text) for index in indices) for indices in images)
-    tokens = min(len(texts) * prefix + sum(texts), max(step_tokens, block))
+    block = prefix_tokens + max(sum(len(samples[index].text) for index in indices) for indices in images)
+    tokens = min(len(texts) * prefix_tokens + sum(texts), max(step_tokens, block))
     if is_blockwise(model.decoder):
-        return tokens, block, min(tokens, sum(answers))
+        return PassSize(tokens, block, min(tokens, sum(answers)))
     row = max(ROW_TOKENS, block)
-    return -(-tokens // row) * row, row, min(tokens, sum(answers))
+    return PassSize(-(-tokens // row) * row, row, min(tokens, sum(answers)))
 
 
-def activation_bytes(model: VisionLanguageModel, size: tuple[int, int, int], width: int) -> int:
-    """Memory that a forward pass leaves for the backward one.
+def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> int:
+    """Estimate the memory that a forward pass keeps for the backward pass, in bytes.
 
     Of each layer, what frozen layers must keep, counted in numbers a token: 4 times the hidden size in the compute
     dtype, and 2.5 times in fp32 (norms); 3 times the feed-forward size; before each adapter, its input, twice
     (dropout), once in fp32; and, with plain attention, its weights, one for each head and token of the row, in fp32
-    and, where it is another, in the compute dtype; with attention block by block, in that alone, for each token of the
+    and, where it is another, in the compute dtype; with blockwise attention, in that alone, for each token of the
     block. Once, the mask. Of the output head, three fp32 numbers for each answer token and word.
 
     Args:
         model: whose decoder computes.
-        size: from `largest_pass`.
+        size: of the pass.
         width: bytes of a number of the compute dtype.
     """
-    tokens, row, answers = size
+    tokens, attended, answers = size
     config = model.language_model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     layer = hidden * (4 * width + 10) + 3 * width * getattr(config, "intermediate_size", 4 * hidden)
     if config._attn_implementation == "eager":
-        layer += config.num_attention_heads * row * (4 if width == 4 else 4 + width)
+        layer += config.num_attention_heads * attended * (4 if width == 4 else 4 + width)
     elif config._attn_implementation == BLOCKWISE:
-        layer += config.num_attention_heads * row * width
+        layer += config.num_attention_heads * attended * width
     adapted = [m for name, m in model.language_model.named_modules() if name.endswith(".lora_A.default")]
     adapters = (4 + width) * sum(module.in_features for module in adapted if isinstance(module, nn.Linear))
-    return tokens * (layers * layer + adapters + width * row) + answers * config.vocab_size * (12 + width)
+    return tokens * (layers * layer + adapters + width * attended) + answers * config.vocab_size * (12 + width)
 
 
-def choose_checkpointing(setting: Switch, model: VisionLanguageModel, size: tuple[int, int, int], width: int) -> str:
+def configure_checkpointing(setting: Switch, model: VisionLanguageModel, size: PassSize, width: int) -> str:
     """Switch gradient checkpointing of the decoder on or off; gives the choice in words.
 
     Args:
         setting: `auto` switches it on where the estimate is above 0.8 of the device's free memory.
         model: on its device.
-        size: from `largest_pass`.
+        size: of the largest pass.
         width: bytes of a number of the compute dtype.
 
     Raises:
-        TriptychError: it is asked for, and this language model cannot do it.
+        TriptychError: the setting is `always`, and this language model does not support it.
     """
     network = model.language_model.get_base_model() if model.has_lora else model.language_model
     device = next(model.parameters()).device
     needed, free = activation_bytes(model, size, width), free_memory(device)
-    able = network.supports_gradient_checkpointing
-    if setting == "always" and not able:
-        raise TriptychError("training.gradient_checkpointing: this language model cannot do it; use auto or never")
-    on = setting == "always" or (setting == "auto" and able and free is not None and needed > USABLE * free)
+    supported = network.supports_gradient_checkpointing
+    if setting == "always" and not supported:
+        raise TriptychError(
+            "training.gradient_checkpointing: this language model does not support it; use auto or never"
+        )
+    on = setting == "always" or (setting == "auto" and supported and needed > USABLE_MEMORY * free)
     if on:
         network.activation_checkpointing_enable({"use_reentrant": False})
-    elif able:
+    elif supported:
         network.activation_checkpointing_disable()
-    known = "" if free is None else f" of {free / 1e9:.1f} GB free"
-    done = "they are computed again in the backward pass (checkpointing)" if on else "they are kept"
-    return f"activations take about {needed / 1e9:.2g} GB{known}; {done}"
+    chosen = "they are computed again in the backward pass (gradient checkpointing)" if on else "they are kept"
+    return f"activations take about {needed / 1e9:.2g} GB of {free / 1e9:.1f} GB free; {chosen}"

@@ -1,8 +1,9 @@
-"""A training in progress on disk, so that one that was killed or sent away goes on where it was.
+"""Saves a training as it goes, so that one that was killed or interrupted resumes where it was.
 
-States are folders `state-<number>` in `last/`, beside the checkpoint to be: tensors, a record in JSON and, last, a
-manifest with the hashes of both. A state appears under its name only when it is complete and synced. The newest two are
-kept, so that a damaged one costs no more than the time between two. A training that is over leaves `last/finished/`.
+States are folders `state-<number>` in `last/`, beside the checkpoint that the training will write: tensors, a record
+in JSON and, last, a manifest with the hashes of both. A state gets its name only when it is complete and synced. The
+newest two are kept, so that a damaged one costs no more than the time between two. A finished training leaves
+`last/finished/`.
 """
 
 import signal
@@ -15,70 +16,66 @@ from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory, fsync_directory, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_json, write_record
 from triptych.model.checkpoint import code_version
-from triptych.train.distributed import gather, rank, together
+from triptych.train.distributed import all_gather, fail_together, rank
 from triptych.train.state import MANIFEST, State, load_state, save_state
 
 FINISHED, JOB = "finished", "job.json"
-
-
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
-
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Paused(Exception):
-    """The training was told to stop and is saved; running it again goes on."""
+class Interrupted(Exception):
+    """The training had to stop and is saved; running it again resumes it."""
 
 
-class Keeper:
-    """Decides when a training is saved and when it stops; it is asked after every step, by all processes at once.
+class Autosaver:
+    """Decides when a training is saved and when it stops; all its processes call it after every step.
 
-    A state is saved every `save_minutes`, and when the training must stop: on SIGTERM, SIGINT and SIGUSR1, or when its
-    time is about to end.
+    A state is saved every `save_minutes`, and when the training must stop: on SIGTERM, SIGINT and SIGUSR1, or shortly
+    before its deadline.
     """
 
     def __init__(
         self,
         folder: Path,
-        facts: Mapping[str, object],
+        dependencies: Mapping[str, object],
         save_minutes: float,
         deadline: float | None = None,
         about: Mapping[str, object] | None = None,
     ):
-        """Set up for one training.
+        """Prepare to save one training.
 
         Args:
-            folder: where its states are, `last/` of the checkpoint.
-            facts: all that the training depends on, by name: a state made with others is not taken up.
+            folder: of the training's states, `last/` of the checkpoint.
+            dependencies: all that the training's result depends on, by name: a state with others is not used.
             save_minutes: time between two states.
-            deadline: when the training must have stopped, as told by `time.monotonic()`.
-            about: what those who look at a state may want to know; it decides nothing.
+            deadline: when the training must have stopped, on the clock of `time.monotonic()`.
+            about: the checkpoint's manifest as far as it is known, for readers of an unfinished training.
         """
         self.about = about or {}
         self.folder = folder
-        self.job = {name: sha256_json(value) for name, value in facts.items()}
+        self.job = {name: sha256_json(value) for name, value in dependencies.items()}
         self.codes = [code_version()]  # all versions of Triptych that took part, this one last
         self._interval = 60 * save_minutes
         self._deadline = deadline
         self._good: Path | None = None  # the state that was saved or loaded last
         self._signal: str | None = None
-        self._asked = self._saved = time.monotonic()
-        self._longest = 0.0  # time from one question to the next
+        self._called = self._saved = time.monotonic()
+        self._longest = 0.0  # seconds between two calls
 
-    def listen(self) -> None:
+    def handle_signals(self) -> None:
         """Let SIGTERM, SIGINT and SIGUSR1 stop the training after its current step; a second SIGINT stops at once."""
         for number in SIGNALS:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
 
     def load(self) -> State | None:
-        """The state to go on from, if there is one."""
-        with together():  # and nobody goes on, and saves, while another still reads
+        """Load the newest state that can be used; None where there is none."""
+        with fail_together():  # and no process goes on, and saves, while another is still reading
             found = load_state(self.folder, self.job)
         if found is None:
             return None
@@ -92,40 +89,40 @@ class Keeper:
     def save(self, state: State) -> None:
         """Write a state now."""
         state = State(state.tensors, {**state.record, "codes": self.codes, "about": self.about})
-        with together():
+        with fail_together():
             if rank() == 0:
                 self._good = save_state(self.folder, self.job, state, self._good)
         self._saved = time.monotonic()
 
-    def ask(self, capture: Callable[[], State], place: str) -> None:
-        """Save if it is time to; called where a training may stop: after a step, and within a validation.
+    def save_if_due(self, state_dict: Callable[[], State], place: str) -> None:
+        """Save if it is time to; called where a training may stop: after a step, and between batches of a validation.
 
         Args:
-            capture: gives the training's state.
-            place: where the training is, in words.
+            state_dict: gives the training's state.
+            place: epoch and step of the training, in words.
 
         Raises:
-            Paused: the training must stop; it is saved.
+            Interrupted: the training must stop, and is saved.
         """
         now = time.monotonic()
-        self._longest = max(self._longest, now - self._asked)
-        self._asked = now
+        self._longest = max(self._longest, now - self._called)
+        self._called = now
         reason = self._signal
         # The next step, with a save in it, may take as long as the longest so far, and then this state is to be saved.
         if reason is None and self._deadline is not None and now + 2 * self._longest > self._deadline:
             reason = "the time limit is near"
-        asked = gather((reason, now - self._saved >= self._interval))  # all stop and save where one must
-        reason = next((other for other, _ in asked if other), None)
-        if reason is not None or any(due for _, due in asked):
-            self.save(capture())
+        wishes = all_gather((reason, now - self._saved >= self._interval))  # one process's wish is done in all
+        reason = next((other for other, _ in wishes if other), None)
+        if reason is not None or any(due for _, due in wishes):
+            self.save(state_dict())
         if reason is not None:
-            raise Paused(f"stopped ({reason}) and saved at {place}; run it again to go on")
+            raise Interrupted(f"stopped ({reason}) and saved at {place}; run it again to go on")
 
-    def finish(self) -> None:
-        """Put the finished checkpoint in place of all states: links to its files, which take no room of their own.
+    def keep_finished(self) -> None:
+        """Replace all states by the finished checkpoint: links to its files, which take no space of their own.
 
         Snakemake deletes the outputs of what it believes unfinished: of a training that ended after the Snakemake that
-        began it was killed, or of one whose parent was made again, with the same bytes.
+        started it was killed, or of one whose parent was made again, with the same bytes.
         """
         files = [*read_json(self.folder.parent / MANIFEST)["files"], MANIFEST]
         with atomic_directory(self.folder) as temporary:
@@ -134,18 +131,22 @@ class Keeper:
                 link_or_copy(self.folder.parent / name, temporary / FINISHED / name)
             write_record(temporary / FINISHED / JOB, {"job": dict(self.job), "code": self.codes[-1]})
 
-    def put_back(self) -> bool:
-        """Put back the checkpoint that `finish` kept, if it is this training's, of this version, and whole."""
+    def restore_finished(self) -> bool:
+        """Restore the checkpoint that `keep_finished` kept, if it is this training's, by this version, and undamaged.
+
+        Returns:
+            Whether it was restored.
+        """
         kept = self.folder / FINISHED
         try:
-            about = read_json(kept / JOB)
-            if about != {"job": dict(self.job), "code": self.codes[-1]}:
+            job = read_json(kept / JOB)
+            if job != {"job": dict(self.job), "code": self.codes[-1]}:
                 return False
             files = read_json(kept / MANIFEST)["files"]
             require_files(kept, files, "it is not used")
-        except TriptychError as fault:
+        except TriptychError as error:
             if (kept / JOB).exists():
-                print(f"last/{FINISHED} is not used: {fault}", flush=True)
+                print(f"last/{FINISHED} is not used: {error}", flush=True)
             return False
         if rank() == 0:
             (self.folder.parent / MANIFEST).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whether the language model's layers are compiled: faster steps, after a start that costs about a minute."""
+"""Compilation of the language model's layers: faster steps, after a start that takes about a minute."""
 
 import os
 import shutil
@@ -15,34 +15,44 @@ from triptych.model.vlm import VisionLanguageModel
 WORTHWHILE = 1.3e13
 
 
-def planned_work(model: VisionLanguageModel, samples: Sequence[Sample], prefix: int, epochs: int) -> int:
-    """Parameters of the decoder's layers times tokens of a training, with an image prefix of `prefix` tokens."""
-    tokens = prefix * len({sample.image_id for sample in samples}) + sum(len(sample.text) for sample in samples)
+def parameter_tokens(model: VisionLanguageModel, samples: Sequence[Sample], prefix_tokens: int, epochs: int) -> int:
+    """Multiply the parameters of the decoder's layers by the tokens of a training, a measure of its work.
+
+    Args:
+        model: whose decoder is meant.
+        samples: of one epoch.
+        prefix_tokens: length of an image's shared prefix.
+        epochs: number of epochs.
+    """
+    tokens = prefix_tokens * len({sample.image_id for sample in samples}) + sum(len(one.text) for one in samples)
     return epochs * tokens * sum(parameter.numel() for parameter in model.decoder.parameters())
 
 
-def choose_compilation(setting: Switch, model: VisionLanguageModel, work: int) -> bool:
-    """Have each of the decoder's layers compiled at its first use; says whether.
+def compile_layers(setting: Switch, model: VisionLanguageModel, work: int) -> bool:
+    """Have the decoder's layers compiled at their first use, where the setting or the work says so.
 
-    Layers are alike, so that one of them is compiled for all; shapes stay free, so that it is done once, and not for
-    every length of rows again.
+    Layers are alike, so that one of them is compiled for all; shapes are dynamic, so that it is done once, and not
+    again for every length of rows.
 
     Args:
         setting: `auto` compiles on a CPU, where there is a C++ compiler, a training of more work than WORTHWHILE.
         model: on its device.
-        work: from `planned_work`.
+        work: from `parameter_tokens`.
+
+    Returns:
+        Whether the layers are compiled.
 
     Raises:
-        TriptychError: it is asked for, and cannot be done here.
+        TriptychError: the setting is `always`, and layers or compiler are missing.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     layers = getattr(model.decoder, "layers", None)
-    lacking = "this language model's layers are not known" if layers is None else None
+    obstacle = "this language model has no list of layers that Triptych knows" if layers is None else None
     if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
-        lacking = "there is no C++ compiler (g++, or what CXX names)"
-    if setting == "always" and lacking:
-        raise TriptychError(f"training.compile: {lacking}; use auto or never")
-    if lacking or not (setting == "always" or (setting == "auto" and on_cpu and work > WORTHWHILE)):
+        obstacle = "there is no C++ compiler (g++, or what CXX names)"
+    if setting == "always" and obstacle:
+        raise TriptychError(f"training.compile: {obstacle}; use auto or never")
+    if obstacle or not (setting == "always" or (setting == "auto" and on_cpu and work > WORTHWHILE)):
         return False
     for layer in layers:
         layer.compile(dynamic=True)

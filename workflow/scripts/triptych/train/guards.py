@@ -1,4 +1,4 @@
-"""Guards that are always on: each stops a training that would have gone wrong in silence."""
+"""Guards that are always on: each stops a training that would otherwise go wrong unnoticed."""
 
 import hashlib
 import math
@@ -9,27 +9,20 @@ import torch
 from torch import nn
 
 from triptych.errors import TriptychError
-from triptych.train.distributed import gather
+from triptych.train.distributed import all_gather
 
 # Projected image tokens against text embeddings. Healthy connectors reach 10 to 40 with small text embeddings, so the
 # bounds only catch a collapse or an explosion.
 NORM_RATIO_BOUNDS = (1e-3, 1e4)
 
-
-SPIKE_WINDOW = 64  # steps that a step's loss is compared with
-
-
-SPIKE_LEAST_STEPS = 16  # before so many, nothing is called a spike
-
-
+SPIKE_WINDOW = 64  # steps before a step, with whose losses its own is compared
+SPIKE_MIN_STEPS = 16  # before so many, nothing is called a spike
 SPIKE_DEVIATIONS = 6.0
-
-
-SPIKE_LEAST_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fitting, make no spikes
+SPIKE_MIN_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fitting, make no spikes
 
 
 def frozen_hash(model: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer that does not train."""
+    """Compute the SHA-256 over every parameter and buffer that does not train."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in trained}
     return _hash(frozen)
@@ -44,13 +37,13 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_same_everywhere(trained: Mapping[str, nn.Parameter]) -> None:
-    """Stop when processes that train together have come to different weights.
+def check_same_on_all_ranks(trained: Mapping[str, nn.Parameter]) -> None:
+    """Compare the weights of the processes that train together.
 
     Raises:
-        TriptychError: they have.
+        TriptychError: the weights differ.
     """
-    if len(set(gather(_hash(trained)))) > 1:
+    if len(set(all_gather(_hash(trained)))) > 1:
         raise TriptychError("the weights differ between the processes of this training; use training.processes: 1")
 
 
@@ -68,15 +61,15 @@ class GradientGuard:
         self.reached: set[str] = set()
         self.seen = 0
 
-    def go_on(self, step: int, reached: Sequence[str]) -> None:
-        """Take up a watch that saw `step` steps, in which a gradient reached these parameters."""
+    def resume(self, step: int, reached: Sequence[str]) -> None:
+        """Resume after `step` steps, in which a non-zero gradient reached the parameters named `reached`."""
         self.seen = step
         self.reached = set(reached)
         if step >= self.STEPS:
             self.start.clear()
 
     def check_gradients(self) -> None:
-        """Call between the backward pass and the optimiser's step.
+        """Check the gradients between the backward pass and the optimiser's step.
 
         Raises:
             TriptychError: a gradient is not finite.
@@ -94,7 +87,7 @@ class GradientGuard:
                 self.reached.add(name)
 
     def check_change(self) -> None:
-        """Call after the optimiser's step.
+        """Check that parameters have changed, after the optimiser's step.
 
         Raises:
             TriptychError: after two steps, a trainable tensor has had no gradient, or has not moved.
@@ -111,23 +104,23 @@ class GradientGuard:
 
 
 def spike_ratio(loss: float, recent: Sequence[float]) -> float | None:
-    """A step's loss over the highest one that is usual; above 1 it is a spike. None while too few steps are known.
+    """Divide a step's loss by the highest one that is usual; above 1 it is a spike. None while too few steps are known.
 
     Usual is up to mean + 6 standard deviations of the recent steps' losses, both estimated from medians (the standard
     deviation as 1.4826 times the median distance from the median), so that one spike does not hide the next.
     """
-    if len(recent) < SPIKE_LEAST_STEPS:
+    if len(recent) < SPIKE_MIN_STEPS:
         return None
     middle = statistics.median(recent)
     deviation = 1.4826 * statistics.median(abs(value - middle) for value in recent)
-    return loss / (middle + SPIKE_DEVIATIONS * max(deviation, SPIKE_LEAST_DEVIATION))
+    return loss / (middle + SPIKE_DEVIATIONS * max(deviation, SPIKE_MIN_DEVIATION))
 
 
 def check_finite(name: str, value: float, step: int, question_ids: Sequence[str]) -> None:
-    """Stop at once when a number is not finite.
+    """Check that a number is finite.
 
     Raises:
-        TriptychError: names the number, the step and the batch's questions.
+        TriptychError: it is not; the message names the number, the step and the questions.
     """
     if not math.isfinite(value):
         where = f"; questions in the batch: {', '.join(question_ids)}" if question_ids else ""
@@ -135,7 +128,7 @@ def check_finite(name: str, value: float, step: int, question_ids: Sequence[str]
 
 
 def check_norm_ratio(ratio: float) -> None:
-    """Stop when projected image tokens have lost the scale of text embeddings.
+    """Check that projected image tokens have the scale of text embeddings.
 
     Raises:
         TriptychError: the ratio of mean norms is outside NORM_RATIO_BOUNDS.

@@ -1,4 +1,4 @@
-"""What the trainings of a study have left on disk: metrics of each, finished or under way. Reads small files only."""
+"""The trainings of a study as they are on disk, finished or under way, with their metrics; reads small files only."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from triptych.io.manifest import read_json, require_files, sha256_json
 
 METRICS = "metrics.jsonl"
 
-
-# What makes a training this one and no other; known when it begins, and kept when it is resumed.
+# Keys of a manifest that identify a training; known at its start, and unchanged when it is resumed.
 IDENTITY = (
     *("prefix", "split", "seed", "stages", "connector", "lora", "blind", "precision", "samples"),
     *("parent", "data", "features", "language_model", "prompt", "vision_encoder"),
@@ -20,26 +19,26 @@ IDENTITY = (
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what it is, and the metrics of its epochs, epoch 0 being the state at its start."""
+    """One training, and the metrics of its epochs; epoch 0 is the state at its start."""
 
     folder: Path
-    manifest: dict  # the checkpoint's, or, while it is under way, what is known of it so far
+    manifest: dict  # of the checkpoint; of a training under way, what is known so far
     rows: list[dict]
     finished: bool
 
     @property
     def cell(self) -> Checkpoint:
-        """Its place in the grid."""
+        """The training's cell of the grid."""
         return Checkpoint(*(self.manifest[name] for name in ("prefix", "split", "seed")))
 
     @property
     def identity(self) -> str:
-        """Names the training: the same when it is resumed, another when its settings, data or parent change."""
+        """A name that stays when the training is resumed, and changes with its settings, data or parent."""
         return sha256_json({name: self.manifest.get(name) for name in IDENTITY})[:16]
 
 
 def read_training(folder: Path) -> Training | None:
-    """The training of one checkpoint's folder; None where none has measured anything yet.
+    """Read the training of one checkpoint's folder; None where nothing has been measured yet.
 
     Raises:
         TriptychError: a finished training's metrics are missing or damaged.
@@ -50,7 +49,7 @@ def read_training(folder: Path) -> Training | None:
         if METRICS in manifest.get("files", {}):
             require_files(folder, {METRICS: manifest["files"][METRICS]}, "delete the folder and run again")
         return Training(folder, manifest, rows, True)
-    # States come and go while we look: one that is gone, or not whole, is passed over.
+    # The training replaces its states meanwhile: one that is gone, or incomplete, is skipped.
     for state in sorted(folder.glob("last/state-*"), reverse=True):
         try:
             record = read_json(state / "record.json")
@@ -62,10 +61,10 @@ def read_training(folder: Path) -> Training | None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`.
+    """Read the rows of a `metrics.jsonl`.
 
     Raises:
-        TriptychError: it is missing, or a line of it is no record.
+        TriptychError: the file is missing, or one of its lines is not the metrics of an epoch.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -77,6 +76,6 @@ def read_metrics(path: Path) -> list[dict]:
             rows.append(json.loads(line))
             rows[-1]["epoch"]
         except (ValueError, KeyError, TypeError):
-            text = f"{path}: line {number} is no record of an epoch"
+            text = f"{path}: line {number} is not the metrics of an epoch"
             raise TriptychError(f"{text}; delete the checkpoint's folder and run again") from None
     return rows

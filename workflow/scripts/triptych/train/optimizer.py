@@ -1,4 +1,4 @@
-"""AdamW and the schedule of its rate."""
+"""AdamW, and the schedule of its learning rate."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,9 +15,9 @@ from triptych.train.parameters import part_of
 def make_optimiser(
     trained: Mapping[str, nn.Parameter], stage: Stage, steps: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with a group for each part, and the schedule of their rates over `steps` steps.
+    """Build AdamW with a group for each part, and the schedule of the groups' learning rates over `steps` steps.
 
-    What a regularisation adds trains as the connector does.
+    A regularisation's head trains with the settings of the connector.
     """
     groups, factors = [], []
     for part in dict.fromkeys(map(part_of, trained)):
@@ -38,9 +38,9 @@ def make_optimiser(
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, kind: LrSchedule = "cosine") -> float:
-    """Share of the peak rate at `step` of `steps`: linear rise over the first `warmup` share, then as `kind` says.
+    """Give the learning rate at `step` of `steps` as a fraction of its peak.
 
-    cosine and linear end at zero.
+    It rises linearly over the first `warmup` share of the steps; then cosine and linear fall to zero, constant stays.
     """
     rising = round(steps * warmup)
     if step < rising:

@@ -1,4 +1,4 @@
-"""The parts of a model: which of them train, at what rate, and how many parameters they have."""
+"""The parts of a model: which of them train, and how many parameters they have."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from triptych.model.vlm import VisionLanguageModel
 
 
 def part_of(parameter_name: str) -> str:
-    """Which part a parameter belongs to: connector, lora, regularisation or base."""
+    """Name the part that a parameter belongs to: connector, lora, regularisation or base."""
     for part in ("connector", "regularisation"):
         if parameter_name.startswith(f"{part}."):
             return part
@@ -17,7 +17,7 @@ def part_of(parameter_name: str) -> str:
 
 
 def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Let exactly `parts` train; gives their parameters by name.
+    """Make exactly `parts` trainable; gives their parameters by name.
 
     Raises:
         TriptychError: a part has no parameters in this model.
@@ -31,8 +31,8 @@ def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str,
     return trained
 
 
-def describe(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[str, int]]:
-    """Number of trained and frozen parameters per part, from parameters and their names."""
+def count_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[str, int]]:
+    """Count the trained and the frozen parameters of each part."""
     counts: dict[str, dict[str, int]] = {}
     for name, parameter in parameters:
         state = "trained" if parameter.requires_grad else "frozen"
@@ -41,8 +41,8 @@ def describe(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[s
     return counts
 
 
-def as_table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """The numbers of `describe` for people to read; the base is the language model."""
+def parameter_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Format the counts of `count_parameters` as aligned text; the base is the language model."""
     rows = [("part", "trained", "frozen")]
     for part, states in counts.items():
         name = "language model" if part == "base" else part

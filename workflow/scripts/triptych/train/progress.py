@@ -1,4 +1,4 @@
-"""How far a training has come, the statistics of its epochs, and how both are shown while it runs."""
+"""The progress of a training: steps done, statistics of its epochs, and the lines or bar that show it."""
 
 import sys
 import time
@@ -10,19 +10,17 @@ from triptych.train.validation import Score
 from triptych.utils.terminal import bar, duration
 
 SECONDS_BETWEEN_LINES = 10.0  # in a log
-
-
 SECONDS_BETWEEN_BARS = 0.2  # on a terminal
 
 
 @dataclass
 class Progress:
-    """How far a training has come: all of it that is not in tensors, for saved states."""
+    """Progress of a training: all of a saved state that is not in tensors. Names of fields are keys on disk."""
 
-    step: int = 0  # steps done; with the number of epochs, this is the place in the order of samples
-    rows: list[dict] = field(default_factory=list)  # metrics of the epochs that are over, epoch 0 first
-    recent: list[float] = field(default_factory=list)  # losses of the last steps, which the next is compared with
-    # Of the epoch that is under way, a number for each step:
+    step: int = 0  # steps done, in all epochs
+    rows: list[dict] = field(default_factory=list)  # metrics of finished epochs, epoch 0 first
+    recent: list[float] = field(default_factory=list)  # losses of the last steps, with which the next is compared
+    # Of the current epoch; lists hold a number for each step.
     learnt: Score = field(default_factory=Score)
     gradient_norms: list[float] = field(default_factory=list)
     spike_ratios: list[float] = field(default_factory=list)
@@ -30,16 +28,16 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way; 0 is the measurement before the first."""
+        """The current epoch; 0 is the validation before the first."""
         return len(self.rows)
 
     def end_step(self, loss: float, gradient_norm: float, cosine_term: float | None) -> None:
-        """Count a step; warns where its loss is far above those before it."""
+        """Record a step; prints a warning where its loss is far above those before it."""
         ratio = spike_ratio(loss, self.recent)
         if ratio is not None:
             self.spike_ratios.append(ratio)
             if ratio > 1:
-                usual = f"{ratio:.2f} times the most that is usual after the {len(self.recent)} steps before it"
+                usual = f"{ratio:.2f} times the highest that is usual after the {len(self.recent)} steps before it"
                 print(f"warning: step {self.step}: the loss is {loss:.4f}, {usual}", flush=True)
         self.recent = [*self.recent, loss][-SPIKE_WINDOW:]
         self.gradient_norms.append(gradient_norm)
@@ -48,7 +46,7 @@ class Progress:
         self.step += 1
 
     def end_epoch(self, held_out: Score, token_norm_ratio: float | None) -> dict:
-        """Close the epoch, whose validation gave `held_out`; gives its metrics."""
+        """End the current epoch, whose validation gave `held_out`; gives the epoch's metrics."""
         learnt = self.learnt
         metrics = {
             "epoch": self.epoch,
@@ -71,21 +69,21 @@ class Progress:
 
 
 class Meter:
-    """Shows how far a training is: a line in a log every ten seconds, or, on a terminal, a bar that moves."""
+    """Shows the progress of a training: a line in a log every ten seconds or, on a terminal, a bar."""
 
     def __init__(self, steps: int, epoch_steps: int, done: int):
         """Start the clock.
 
         Args:
-            steps: of the whole training.
-            epoch_steps: of one epoch.
-            done: steps that an earlier attempt has done.
+            steps: number of steps of the whole training.
+            epoch_steps: number of steps of an epoch.
+            done: number of steps that an earlier attempt has done.
         """
         self._steps, self._epoch_steps, self._first = steps, epoch_steps, done
         self._start = self._shown = time.monotonic()
 
     def show(self, epoch: int, step: int, loss: float) -> None:
-        """Say how far it is after `step` steps, if it is time to; always after the last one."""
+        """Show progress after `step` steps, if it is time to; always after the last one."""
         terminal = sys.stdout.isatty()
         now = time.monotonic()
         # On a terminal, each epoch's bar is ended, because its metrics are printed below it.

@@ -1,4 +1,4 @@
-"""The cosine terms beside the loss: what they add to a training, and what they measure."""
+"""Regularisation of the connector: a cosine term beside the loss, and the head that the term needs."""
 
 import torch
 from torch import nn
@@ -12,15 +12,16 @@ from triptych.model.vlm import VisionLanguageModel
 def build_head(
     settings: Regularisation, model: VisionLanguageModel, features: torch.Tensor | None, seed: int
 ) -> nn.Module | None:
-    """The layer that a term needs, in fp32 on the model's device, its weights depending on `seed` alone; None for none.
+    """Build the head that a term needs, in fp32 on the model's device; None without a term.
 
-    It is no part of the model: it trains beside the connector for one stage, and no checkpoint holds it.
+    Its weights depend on `seed` alone. It is no part of the model: it trains with the connector for one stage, and no
+    checkpoint holds it.
 
     Args:
         settings: which term.
         model: whose connector is regularised.
-        features: some vision features (B, N, D), for their width; not used without a term.
-        seed: of the weights.
+        features: any vision features (B, N, D), for their width D; not used without a term.
+        seed: of the initial weights.
     """
     if not settings.active:
         return None
@@ -36,16 +37,16 @@ def build_head(
 def cosine_term(
     kind: str, model: VisionLanguageModel, head: nn.Module, features: torch.Tensor, image: torch.Tensor
 ) -> torch.Tensor:
-    """1 - cos, as a mean over an image's tokens and a sum over images.
+    """Compute 1 - cos, as a mean over an image's tokens and a sum over images.
 
-    Gradients flow into both sides of self-distillation, as in the definition.
+    In self-distillation, gradients flow into both sides.
 
     Args:
         kind: `reconstruct` or `self-distillation`.
         model: whose connector is regularised.
         head: from `build_head`.
         features: vision features (B, N, D).
-        image: their image tokens (B, I, H), with their graph.
+        image: their image tokens (B, I, H), with the graph that made them.
     """
     image = image.float()
     target = pool_tokens(features, model.connector.pool) if kind == "reconstruct" else image

@@ -1,4 +1,4 @@
-"""The order of training samples: it depends on seed, split, stage and epoch alone, so it can be taken up anywhere."""
+"""The order of training samples, which depends on seed, split, stage and epoch alone: any step can be recomputed."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from triptych.utils.seeds import derive_seed
 
 
 def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence[str]) -> list[list[Sample]]:
-    """Batches of exactly `size` samples (the last may be smaller).
+    """Shuffle samples into batches of exactly `size`; the last may be smaller.
 
     Images come in a random order, and an image's questions, in a random order, follow each other, so that they share
     its tokens; a batch is cut by samples, so its size does not depend on how many questions an image has.
@@ -25,24 +25,25 @@ def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def shares(samples: Sequence[Sample], prefix: int, processes: int) -> list[list[Sample]]:
-    """A step's samples cut into a share for each process: whole images, about as many tokens in each, some maybe empty.
+def partition_for_ranks(samples: Sequence[Sample], prefix_tokens: int, processes: int) -> list[list[Sample]]:
+    """Divide a step's samples among processes: whole images, about as many tokens for each process.
 
-    The image with the most tokens comes first, and each goes where there are fewest; within a share, order is kept.
+    Greedy: the images with most tokens first, each to the process with fewest tokens so far. The order of samples is
+    kept within a process; with fewer images than processes, some get none.
 
     Args:
         samples: those of one optimiser step.
-        prefix: tokens of an image prefix.
-        processes: how many shares.
+        prefix_tokens: length of an image's shared prefix.
+        processes: number of processes.
     """
     images = list(by_image(samples).values())
-    tokens = [prefix + sum(len(samples[index].text) for index in indices) for indices in images]
+    tokens = [prefix_tokens + sum(len(samples[index].text) for index in indices) for indices in images]
     loads = [0] * processes
     owner = [0] * len(images)
     for image in sorted(range(len(images)), key=lambda image: -tokens[image]):
         owner[image] = loads.index(min(loads))
         loads[owner[image]] += tokens[image]
     return [
-        [samples[index] for image, indices in enumerate(images) if owner[image] == share for index in indices]
-        for share in range(processes)
+        [samples[index] for image, indices in enumerate(images) if owner[image] == process for index in indices]
+        for process in range(processes)
     ]

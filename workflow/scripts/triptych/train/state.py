@@ -1,4 +1,4 @@
-"""Saved states of a training under way."""
+"""Saved states of a training under way: written, found again, and turned into tensors and back."""
 
 import json
 import re
@@ -14,30 +14,28 @@ from torch import nn
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import read_json, sha256_file
-from triptych.train.distributed import gather, rank
+from triptych.train.distributed import all_gather, rank
 
-FORMAT = 1  # raise it when the meaning of a state changes: older ones are then left alone
-
-
+FORMAT = 1  # raise it when the meaning of a state changes: states of another format are not used
 TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json"
 
 
 @dataclass(frozen=True)
 class State:
-    """A training between two steps: `tensors` by name, and `record`, whatever JSON can hold."""
+    """A training between two steps: `tensors` by name, and `record`, anything that JSON can hold."""
 
     tensors: dict[str, torch.Tensor]
     record: dict
 
 
-def save_state(folder: Path, job: Mapping[str, str], state: State, before: Path | None) -> Path:
-    """Write a state as the newest one in `folder`; of the others only `before` is kept.
+def save_state(folder: Path, job: Mapping[str, str], state: State, previous: Path | None) -> Path:
+    """Write a state as the newest one in `folder`; of the others, only `previous` is kept.
 
     Args:
-        folder: where the states of this training are.
+        folder: of the states of this training.
         job: hashes of all that the training depends on, by name.
-        state: what to keep.
-        before: the state that this process wrote or loaded last: the one known to be good.
+        state: to write.
+        previous: the state that this process wrote or loaded last, which is known to be undamaged.
 
     Returns:
         The new state's folder.
@@ -45,32 +43,32 @@ def save_state(folder: Path, job: Mapping[str, str], state: State, before: Path 
     path = folder / f"state-{max(map(number, states(folder)), default=0) + 1:06d}"
     with atomic_directory(path) as temporary:
         save_file(state.tensors, temporary / TENSORS)
-        # The order of keys is kept: metrics must come back as they went.
+        # The order of keys is kept, because metrics are written again in it.
         (temporary / RECORD).write_text(json.dumps(state.record, ensure_ascii=False), encoding="utf-8")
         files = {name: sha256_file(temporary / name) for name in (TENSORS, RECORD)}
         manifest = {"format": FORMAT, "job": dict(job), "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for other in folder.iterdir():
-        if other not in (path, before):
+        if other not in (path, previous):
             shutil.rmtree(other, ignore_errors=True)
     return path
 
 
 def load_state(folder: Path, job: Mapping[str, str]) -> tuple[Path, State] | None:
-    """The newest state in `folder` that is whole and belongs to `job`; says which are passed over, and why."""
+    """Load the newest undamaged state of `job` in `folder`; prints which states are skipped, and why."""
     for path in sorted(states(folder), key=number, reverse=True):
         try:
             return path, _read(path, job)
-        except TriptychError as fault:
-            print(f"{path.parent.name}/{path.name} is not used: {fault}", flush=True)
+        except TriptychError as error:
+            print(f"{path.parent.name}/{path.name} is not used: {error}", flush=True)
     return None
 
 
 def _read(path: Path, job: Mapping[str, str]) -> State:
-    """One state, checked.
+    """Read a state and check it.
 
     Raises:
-        TriptychError: it is damaged, or belongs to another job.
+        TriptychError: the state is damaged, or belongs to another job.
     """
     try:
         manifest = read_json(path / MANIFEST)
@@ -82,7 +80,7 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
         differing = [name for name in sorted({*job, *manifest["job"]}) if job.get(name) != manifest["job"].get(name)]
         if differing:
             raise TriptychError(f"it belongs to a training with other {', '.join(differing)}")
-        # Clones, because safetensors maps the file into memory, and it is soon deleted.
+        # Clones, because safetensors maps the file into memory, and the file is soon deleted.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
         return State(tensors, read_json(path / RECORD))
     except (OSError, KeyError, TypeError) as error:
@@ -100,7 +98,7 @@ def number(path: Path) -> int:
 
 
 def pack_tensors(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All tensors that a training goes on from: what trains, its optimiser's state, the random generators' states."""
+    """Collect the tensors of a state: weights that train, the optimiser's, and the random generators'."""
     tensors = {f"weight/{name}": parameter for name, parameter in trained.items()}
     for name, parameter in trained.items():
         # AdamW has nothing for a parameter before its first gradient.
@@ -110,7 +108,7 @@ def pack_tensors(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Opt
     device = next((parameter.device for parameter in trained.values()), torch.device("cpu"))
     if device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(device)
-    for process, states in enumerate(gather(generators)):
+    for process, states in enumerate(all_gather(generators)):
         tensors |= {_random(process, kind): state for kind, state in states.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
@@ -118,7 +116,7 @@ def pack_tensors(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Opt
 def unpack_tensors(
     tensors: Mapping[str, torch.Tensor], trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Put back what `pack_tensors` took.
+    """Restore what `pack_tensors` collected, in place.
 
     Raises:
         TriptychError: the state is that of a model with other tensors.
@@ -132,17 +130,17 @@ def unpack_tensors(
             "and run again"
         )
     indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimiser))}
-    held: dict[int, dict[str, torch.Tensor]] = {}
+    optimiser_state: dict[int, dict[str, torch.Tensor]] = {}
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"weight/{name}"])
             start = f"optimiser/{name}/"
             values = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
             if values:
-                held[indices[id(parameter)]] = values
-    # By way of the optimiser, which knows which of its tensors belong on the parameter's device.
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": held})
-    # A process that was not there when the state was saved goes on with the generators that it has.
+                optimiser_state[indices[id(parameter)]] = values
+    # Through the optimiser's own method, which knows which of its tensors belong on the parameter's device.
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": optimiser_state})
+    # A process beyond those that saved the state keeps the generators that it has.
     if (state := tensors.get(_random(rank(), "cpu"))) is not None:
         torch.set_rng_state(state)
     if (state := tensors.get(_random(rank(), "cuda"))) is not None:

@@ -1,4 +1,4 @@
-"""The training loop of one stage: teacher forcing, mean cross-entropy over the answer tokens of a step."""
+"""The training of one stage: teacher forcing, mean cross-entropy over the answer tokens of each optimiser step."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,196 +17,300 @@ from triptych.model.attention import row_tokens
 from triptych.model.packing import Batch, pack, split_by_image
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
-from triptych.train.activation_checkpointing import choose_checkpointing, largest_pass
-from triptych.train.autosave import Keeper
-from triptych.train.compilation import choose_compilation, planned_work
-from triptych.train.distributed import rank, sum_gradients, together, total, world_size
-from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_everywhere, frozen_hash
+from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
+from triptych.train.autosave import Autosaver
+from triptych.train.compilation import compile_layers, parameter_tokens
+from triptych.train.distributed import all_reduce_sum, fail_together, rank, sum_gradients, world_size
+from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_on_all_ranks, frozen_hash
 from triptych.train.optimizer import make_optimiser
-from triptych.train.parameters import as_table, describe, set_trainable
+from triptych.train.parameters import count_parameters, parameter_table, set_trainable
 from triptych.train.progress import Meter, Progress
 from triptych.train.regularisation import build_head, cosine_term
-from triptych.train.sampling import epoch_batches, shares
+from triptych.train.sampling import epoch_batches, partition_for_ranks
 from triptych.train.state import State, pack_tensors, unpack_tensors
-from triptych.train.validation import Score, chosen_epoch, norm_ratio, validate
+from triptych.train.validation import Score, chosen_epoch, norm_ratio, score_samples
 from triptych.utils.device import compute_dtype, mixed_precision
 from triptych.utils.prefetch import map_ahead
 from triptych.utils.seeds import derive_seed
 
 CLIP_NORM = 1.0
+STEP_TOKENS = 8192  # of one forward and backward pass; a step with more accumulates gradients over several passes
+REFERENCE_SAMPLES = 8  # whose images and text show the scale of image tokens beside that of text
+BEST = "best/"  # prefix of names in a saved state: the weights of the best epoch so far
 
 
-STEP_TOKENS = 8192  # of one forward and backward pass; a larger step is added up from several
+class Trainer:
+    """Trains one stage of a model in place.
 
+    `setup` prepares the training and takes up what an earlier attempt has saved, `run` trains it to its end. On the
+    same kind of processor, a training that was interrupted and resumed ends with the same bits as one that was not.
+    Several processes (`train/distributed.py`) divide every step among them; dropout apart, the result is that of one
+    process up to rounding.
 
-BEST = "best/"  # in a saved state: weights of the best epoch so far
-
-
-def train(
-    model: VisionLanguageModel,
-    training: Sequence[Sample],
-    validation: Sequence[Sample],
-    features: Callable[[Sequence[str]], torch.Tensor],
-    prompt: PromptTokens,
-    stage: Stage,
-    settings: Training,
-    seed: int,
-    key: Sequence[str],
-    keeper: Keeper | None = None,
-) -> Iterator[dict]:
-    """Train one stage in place; yields the metrics of each epoch, epoch 0 being the state at the start.
-
-    On the same kind of processor, a training that was stopped and taken up again ends with the same bits as one that
-    was not. Several processes (`train/parallel.py`) share every step; dropout apart, the result is that of one process
-    but for rounding.
-
-    Args:
-        model: on its device; what trains in fp32, the rest frozen.
-        training: samples to learn from.
-        validation: samples to measure on.
-        features: image ids -> vision features (R, N, D).
-        prompt: the fixed text.
-        stage: what trains and how.
-        settings: precision, checkpointing and compilation.
-        seed: the run's seed.
-        key: names that, with the seed, fix the order of samples and the dropout.
-        keeper: saves the training as it goes, and has what an earlier attempt saved; None keeps nothing.
-
-    Raises:
-        TriptychError: a guard stopped the training.
-        Paused: the keeper stopped it, and has saved it.
+    Attributes:
+        trained: the trainable parameters by name, with those of a regularisation's head.
+        progress: steps done and metrics so far.
+        best: with `select: best`, the model's weights after the best epoch so far, on the CPU.
     """
-    device = next(model.parameters()).device
-    model.blind = stage.blind
-    trained = set_trainable(model, stage.train)
-    some = training[:8]
-    some_features = None if stage.blind else features(list({sample.image_id: None for sample in some}))
-    some_tokens = torch.tensor([token for sample in some for token in sample.text])
-    image_tokens = 0 if stage.blind else model.image_tokens(some_features)
-    prefix = len(prompt.before_image) + image_tokens
-    rows = row_tokens(model.decoder)
-    to_batch = partial(pack, features=features, prompt=prompt, image_tokens=image_tokens, row_tokens=rows)
 
-    term = stage.regularisation
-    head = build_head(term, model, some_features, derive_seed(seed, "regularisation", *key))
-    added = {f"regularisation.{name}": weight for name, weight in head.named_parameters()} if head else {}
-    trained |= added
-    epochs = stage.epochs or 0  # none where nothing trains
-    epoch_steps = -(-len(training) // stage.batch_size)
-    steps = epochs * epoch_steps
-    shown = f"{image_tokens} image tokens an image" if image_tokens else "no images"
-    print(as_table(describe([*model.named_parameters(), *added.items()])))
-    print(f"{steps} steps of {stage.batch_size} samples in {epochs} epochs; {shown}", flush=True)
-    if steps:
-        width = compute_dtype(settings.precision, device).itemsize
-        size = largest_pass(training, prefix, stage.batch_size, STEP_TOKENS, model)
-        print(choose_checkpointing(settings.gradient_checkpointing, model, size, width), flush=True)
-        if choose_compilation(settings.compile, model, planned_work(model, training, prefix, epochs)):
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        training: Sequence[Sample],
+        validation: Sequence[Sample],
+        features: Callable[[Sequence[str]], torch.Tensor],
+        prompt: PromptTokens,
+        stage: Stage,
+        settings: Training,
+        seed: int,
+        key: Sequence[str],
+        autosaver: Autosaver | None = None,
+    ):
+        """Hold what a training is given; nothing is computed before `setup`.
+
+        Args:
+            model: on its device; what trains in fp32, the rest frozen.
+            training: samples to learn from.
+            validation: samples to validate on after every epoch.
+            features: function from image ids to vision features (R, N, D).
+            prompt: the fixed text.
+            stage: what trains, and how.
+            settings: precision, gradient checkpointing and compilation.
+            seed: the run's seed.
+            key: names that, with the seed, fix the order of samples and the dropout.
+            autosaver: saves the training as it goes, and holds what an earlier attempt saved; None saves nothing.
+        """
+        self.model, self.training, self.validation = model, training, validation
+        self.features, self.prompt, self.stage, self.settings = features, prompt, stage, settings
+        self.seed, self.key, self.autosaver = seed, key, autosaver
+        self.device = next(model.parameters()).device
+        self.epochs = stage.epochs or 0  # none where nothing trains
+        self.epoch_steps = -(-len(training) // stage.batch_size)
+        self.steps = self.epochs * self.epoch_steps
+        self.progress = Progress()
+        self.best: dict[str, torch.Tensor] = {}
+
+    def setup(self) -> None:
+        """Choose what trains, build the optimiser and the guards, and resume from the newest saved state, if any.
+
+        Raises:
+            TriptychError: the stage trains a part that the model lacks, or asks for what cannot be done here.
+        """
+        self.model.blind = self.stage.blind
+        self.trained = set_trainable(self.model, self.stage.train)
+        self._measure_images()
+        self._add_regularisation()
+        self._print_plan()
+        if self.steps:
+            self._fit_to_the_machine()
+        self.optimiser, self.lr_scheduler = make_optimiser(self.trained, self.stage, self.steps)
+        self.frozen_hash = frozen_hash(self.model)
+        self.guard = GradientGuard(self.trained)
+        process = [f"process {rank()}"] if rank() else []
+        torch.manual_seed(derive_seed(self.seed, "dropout", *self.key, *process))
+        if self.autosaver and (state := self.autosaver.load()):
+            self.load_state_dict(state)
+            epoch, step = min(self.progress.epoch, self.epochs), self.progress.step
+            print(f"resuming at epoch {epoch}, step {step} of {self.steps}", flush=True)
+
+    def _measure_images(self) -> None:
+        """Find out how many tokens an image takes, and prepare packing accordingly."""
+        reference = self.training[:REFERENCE_SAMPLES]
+        image_ids = list({sample.image_id: None for sample in reference})
+        self.reference_features = None if self.stage.blind else self.features(image_ids)
+        self.reference_tokens = torch.tensor([token for sample in reference for token in sample.text])
+        self.image_tokens = 0 if self.stage.blind else self.model.image_tokens(self.reference_features)
+        self.prefix_tokens = len(self.prompt.before_image) + self.image_tokens
+        self.pack = partial(
+            pack,
+            features=self.features,
+            prompt=self.prompt,
+            image_tokens=self.image_tokens,
+            row_tokens=row_tokens(self.model.decoder),
+        )
+
+    def _add_regularisation(self) -> None:
+        """Build the head of the stage's regularisation, which trains with the connector and is in no checkpoint."""
+        seed = derive_seed(self.seed, "regularisation", *self.key)
+        self.head = build_head(self.stage.regularisation, self.model, self.reference_features, seed)
+        named = self.head.named_parameters() if self.head else ()
+        self.head_parameters = {f"regularisation.{name}": parameter for name, parameter in named}
+        self.trained |= self.head_parameters
+
+    def _print_plan(self) -> None:
+        images = f"{self.image_tokens} image tokens an image" if self.image_tokens else "no images"
+        steps = f"{self.steps} steps of {self.stage.batch_size} samples in {self.epochs} epochs"
+        print(parameter_table(count_parameters([*self.model.named_parameters(), *self.head_parameters.items()])))
+        print(f"{steps}; {images}", flush=True)
+
+    def _fit_to_the_machine(self) -> None:
+        """Choose gradient checkpointing and compilation, which change speed and memory."""
+        width = compute_dtype(self.settings.precision, self.device).itemsize
+        size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
+        print(configure_checkpointing(self.settings.gradient_checkpointing, self.model, size, width), flush=True)
+        work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
+        if compile_layers(self.settings.compile, self.model, work):
             print("the language model's layers are compiled", flush=True)
-    optimiser, schedule = make_optimiser(trained, stage, steps)
-    frozen = frozen_hash(model)
-    guard = GradientGuard(trained)
-    torch.manual_seed(derive_seed(seed, "dropout", *key, *([f"process {rank()}"] if rank() else [])))
-    progress = Progress()
-    best: dict[str, torch.Tensor] = {}
-    if keeper and (state := keeper.load()):
-        record = dict(state.record)
-        unpack_tensors(state.tensors, trained, optimiser)
-        best = {name.removeprefix(BEST): kept for name, kept in state.tensors.items() if name.startswith(BEST)}
-        schedule.load_state_dict(record["schedule"])
-        for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        guard.go_on(record["progress"]["step"], record["reached"])
-        progress = Progress(**{**record["progress"], "learnt": Score(**record["progress"]["learnt"])})
-        print(f"resuming at epoch {min(progress.epoch, epochs)}, step {progress.step} of {steps}", flush=True)
 
-    def capture() -> State:
-        record = {
-            "progress": asdict(progress),
-            "schedule": schedule.state_dict(),
-            "reached": sorted(guard.reached),
-        }
-        kept = {f"{BEST}{name}": weight for name, weight in best.items()}
-        return State(pack_tensors(trained, optimiser) | kept, record)
+    def run(self) -> Iterator[dict]:
+        """Train to the end; after the last epoch, the model holds the weights that the stage selects.
 
-    def may_stop() -> None:
-        if keeper:
-            keeper.ask(capture, f"epoch {progress.epoch}, step {progress.step} of {steps}")
+        Yields:
+            The metrics of each epoch, those of an earlier attempt included; epoch 0 is the state at the start.
 
-    def measure() -> dict:
-        nonlocal best
-        check_same_everywhere(trained)
-        held_out = validate(model, validation, to_batch, settings.precision, may_stop)
-        check_finite("the validation loss", held_out.mean_loss, progress.step, [])
-        ratio = None if stage.blind else norm_ratio(model, some_features, some_tokens)
-        if ratio is not None:
-            check_norm_ratio(ratio)
-        metrics = progress.end_epoch(held_out, ratio)
-        print(json.dumps(metrics), flush=True)
-        if stage.select == "best" and chosen_epoch(progress.rows, "best") == metrics["epoch"]:
-            best = {name: weight.detach().cpu().clone() for name, weight in trained.items() if name not in added}
-        if keeper:
-            keeper.save(capture())
-        return metrics
+        Raises:
+            TriptychError: a guard stopped the training.
+            Interrupted: the autosaver stopped the training, and has saved it.
+        """
+        yield from self.progress.rows
+        if not self.progress.rows:
+            yield self.validate()
+        meter = Meter(self.steps, self.epoch_steps, self.progress.step)
+        while self.progress.epoch <= self.epochs:
+            self.train_epoch(meter)
+            yield self.validate()
+        self._check_frozen()
+        self._select_best()
 
-    def own_pieces(chosen: Sequence[Sample]) -> list[list[Sample]]:
-        """What this process computes of a step, in passes; maybe nothing."""
-        return split_by_image(shares(chosen, prefix, world_size())[rank()], prefix, STEP_TOKENS)
+    def train_epoch(self, meter: Meter) -> None:
+        """Do the steps that are left of the current epoch."""
+        epoch = self.progress.epoch
+        self.model.train()
+        steps = epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
+        steps = steps[self.progress.step - (epoch - 1) * self.epoch_steps :]
+        passes = [self._own_passes(samples) for samples in steps]
+        # A thread packs the next batch, and reads its features, while the current one is computed.
+        with closing(map_ahead(self.pack, chain.from_iterable(passes), 1)) as batches:
+            for samples, own in zip(steps, passes, strict=True):
+                self.train_step(samples, own, batches)
+                meter.show(epoch, self.progress.step, self.progress.learnt.mean_loss)
+                self._save_if_due()
 
-    def learn(chosen: Sequence[Sample], pieces: Sequence[Sequence[Sample]], batches: Iterator[Batch]) -> None:
-        """One step of the optimiser; `batches` gives those of the pieces next."""
-        # Means are over the answer tokens and images of the whole step, in however many pieces it is computed.
-        answer_tokens = sum(len(sample.answer) for sample in chosen)
-        images = len({sample.image_id for sample in chosen})
+    def _own_passes(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Cut this process's part of a step into forward and backward passes; there may be none."""
+        own = partition_for_ranks(samples, self.prefix_tokens, world_size())[rank()]
+        return split_by_image(own, self.prefix_tokens, STEP_TOKENS)
+
+    def train_step(
+        self, samples: Sequence[Sample], passes: Sequence[Sequence[Sample]], batches: Iterator[Batch]
+    ) -> None:
+        """Do one step of the optimiser.
+
+        Args:
+            samples: of the whole step, in all processes.
+            passes: of these, the samples of each forward and backward pass of this process.
+            batches: gives the packed batches of `passes` next.
+        """
+        # Means are over the answer tokens and images of the whole step, however many passes and processes compute it.
+        answer_tokens = sum(len(sample.answer) for sample in samples)
+        images = len({sample.image_id for sample in samples})
         score = Score()
         step_loss = step_term = 0.0
-        with together():
-            for piece in pieces:
-                batch = next(batches).to(device)
-                with mixed_precision(settings.precision, device):
-                    image = model.project(batch.features) if head else None
-                    logits = model.answer_logits(batch, image)
-                    cosine = cosine_term(term.kind, model, head, batch.features, image) / images if head else None
-                loss = score.add(logits, batch.targets, batch.target_samples, len(piece)) / answer_tokens
+        with fail_together():
+            for own in passes:
+                batch = next(batches).to(self.device)
+                logits, cosine = self._forward(batch)
+                loss = score.add(logits, batch.targets, batch.target_samples, len(own)) / answer_tokens
                 if cosine is not None:
-                    loss = loss + term.weight * cosine
-                    step_term += cosine.item()
+                    loss = loss + self.stage.regularisation.weight * (cosine / images)
+                    step_term += (cosine / images).item()
                 step_loss += loss.item()
-                check_finite("the loss", step_loss, progress.step, [sample.question_id for sample in piece])
+                check_finite("the loss", step_loss, self.progress.step, [sample.question_id for sample in own])
                 loss.backward()
-        progress.learnt += score.over_processes()
-        step_loss, step_term = total([step_loss, step_term])
-        sum_gradients(trained.values())
-        with together():
-            guard.check_gradients()
-            norm = float(nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM))
-            check_finite("the gradient's norm", norm, progress.step, [sample.question_id for sample in chosen])
-            optimiser.step()
-            optimiser.zero_grad()
-            guard.check_change()
-            schedule.step()
-        progress.end_step(step_loss, norm, step_term if head else None)
+        self.progress.learnt += score.over_processes()
+        step_loss, step_term = all_reduce_sum([step_loss, step_term])
+        gradient_norm = self._update_weights(samples)
+        self.progress.end_step(step_loss, gradient_norm, step_term if self.head else None)
 
-    yield from progress.rows
-    if not progress.rows:
-        yield measure()
-    meter = Meter(steps, epoch_steps, progress.step)
-    while progress.epoch <= epochs:
-        epoch = progress.epoch
-        model.train()
-        todo = epoch_batches(training, stage.batch_size, seed, [*key, str(epoch)])
-        todo = todo[progress.step - (epoch - 1) * epoch_steps :]
-        pieces = [own_pieces(chosen) for chosen in todo]
-        # A thread packs the next batch, and reads its features, while this one is computed.
-        with closing(map_ahead(to_batch, chain.from_iterable(pieces), 1)) as batches:
-            for chosen, own in zip(todo, pieces, strict=True):
-                learn(chosen, own, batches)
-                meter.show(epoch, progress.step, progress.learnt.mean_loss)
-                may_stop()
-        yield measure()
-    with together():
-        if frozen_hash(model) != frozen:
-            raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
-    with torch.no_grad():
-        for name, weight in best.items():
-            trained[name].copy_(weight)
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute the logits (T, V) of a batch's answer tokens and, where there is one, its regularisation term."""
+        with mixed_precision(self.settings.precision, self.device):
+            image = self.model.project(batch.features) if self.head else None
+            logits = self.model.answer_logits(batch, image)
+            if self.head is None:
+                return logits, None
+            kind = self.stage.regularisation.kind
+            return logits, cosine_term(kind, self.model, self.head, batch.features, image)
+
+    def _update_weights(self, samples: Sequence[Sample]) -> float:
+        """Sum the processes' gradients, clip them and let the optimiser step; gives the norm before clipping."""
+        sum_gradients(self.trained.values())
+        with fail_together():
+            self.guard.check_gradients()
+            norm = float(nn.utils.clip_grad_norm_(self.trained.values(), CLIP_NORM))
+            question_ids = [sample.question_id for sample in samples]
+            check_finite("the gradient's norm", norm, self.progress.step, question_ids)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            self.guard.check_change()
+            self.lr_scheduler.step()
+        return norm
+
+    def validate(self) -> dict:
+        """End an epoch: measure the model on the validation samples, and save; gives the epoch's metrics."""
+        check_same_on_all_ranks(self.trained)
+        held_out = score_samples(self.model, self.validation, self.pack, self.settings.precision, self._save_if_due)
+        check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
+        ratio = None
+        if not self.stage.blind:
+            ratio = norm_ratio(self.model, self.reference_features, self.reference_tokens)
+            check_norm_ratio(ratio)
+        metrics = self.progress.end_epoch(held_out, ratio)
+        print(json.dumps(metrics), flush=True)
+        if self.stage.select == "best" and chosen_epoch(self.progress.rows, "best") == metrics["epoch"]:
+            of_model = {name: weight for name, weight in self.trained.items() if name not in self.head_parameters}
+            self.best = {name: weight.detach().cpu().clone() for name, weight in of_model.items()}
+        if self.autosaver:
+            self.autosaver.save(self.state_dict())
+        return metrics
+
+    def _save_if_due(self) -> None:
+        if self.autosaver:
+            place = f"epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}"
+            self.autosaver.save_if_due(self.state_dict, place)
+
+    def state_dict(self) -> State:
+        """Give all that resuming from here takes: weights, optimiser, random generators, progress, best weights.
+
+        On a CPU, tensors are the training's own, not copies: write them, or stop this training, before they are used.
+        """
+        best = {f"{BEST}{name}": weight for name, weight in self.best.items()}
+        record = {
+            "progress": asdict(self.progress),
+            "schedule": self.lr_scheduler.state_dict(),
+            "reached": sorted(self.guard.reached),
+        }
+        return State(pack_tensors(self.trained, self.optimiser) | best, record)
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what `state_dict` gave, in a training that `setup` has prepared.
+
+        Raises:
+            TriptychError: the state is that of a model with other tensors.
+        """
+        unpack_tensors(state.tensors, self.trained, self.optimiser)
+        best = {name: weight for name, weight in state.tensors.items() if name.startswith(BEST)}
+        self.best = {name.removeprefix(BEST): weight for name, weight in best.items()}
+        self.lr_scheduler.load_state_dict(state.record["schedule"])
+        for group, rate in zip(self.optimiser.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        progress = dict(state.record["progress"])
+        self.progress = Progress(**{**progress, "learnt": Score(**progress["learnt"])})
+        self.guard.resume(self.progress.step, state.record["reached"])
+
+    def _check_frozen(self) -> None:
+        with fail_together():
+            if frozen_hash(self.model) != self.frozen_hash:
+                raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
+
+    def _select_best(self) -> None:
+        with torch.no_grad():
+            for name, weight in self.best.items():
+                self.trained[name].copy_(weight)
+
+
+def train(*arguments: Any, **options: Any) -> Iterator[dict]:
+    """Set up a `Trainer` with these arguments and run it; yields the metrics of each epoch."""
+    trainer = Trainer(*arguments, **options)
+    trainer.setup()
+    yield from trainer.run()

@@ -4,6 +4,6 @@ from pathlib import Path
 
 
 def folder(text: str) -> Path:
-    """Give the folder of a step's input or output, which rules name by a file in it: its manifest, or its folds."""
+    """Parse the folder of a step's input or output; rules name it by a file in it, such as its manifest."""
     path = Path(text)
     return path.parent if path.name == "manifest.json" or path.is_file() else path

@@ -1,22 +1,22 @@
-"""What this machine can do, found out when a step starts."""
+"""What this machine can compute: its device, precision, free memory and cores, found out when a step starts."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
+import psutil
 import torch
 
 from triptych.config.base import Precision
 
 
 def best_device() -> torch.device:
-    """CUDA where there is a GPU, otherwise the CPU."""
-    # With its number, because in a thread without one it would be the first GPU, whichever this process uses.
+    """Choose CUDA where there is a GPU, otherwise the CPU."""
+    # With its index: without one, a thread would use the first GPU, whichever this process uses.
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of frozen weights and matrix products: bf16 where the hardware multiplies it natively."""
+    """Choose the dtype of frozen weights and matrix products: with `auto`, bf16 where the hardware supports it."""
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bf16()
@@ -28,45 +28,41 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def mixed_precision(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """Autocast to `compute_dtype`; nothing for fp32."""
+    """Give autocast to `compute_dtype`; for fp32, a context that does nothing."""
     dtype = compute_dtype(precision, device)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free for tensors: of the GPU, or of the whole machine; None where it does not say."""
+def free_memory(device: torch.device) -> int:
+    """Measure the memory that is free for tensors, of the GPU or of the machine, in bytes."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return psutil.virtual_memory().available
 
 
 def attention_kind(device: torch.device) -> str:
-    """How transformers should compute attention here.
+    """Name the implementation of attention for transformers.
 
-    On a CPU block by block (`model/attention.py`): nothing is computed that the mask of a packed row would hide. On a
-    GPU, where many small products would wait for each other, torch's fused kernel takes the mask as a tensor.
-    FlexAttention, which would skip masked blocks, is not used: it must be compiled,
-    its blocks are of 128 tokens while rows are of about 160, and it has no backward pass on a CPU to be tested with.
+    On a CPU, attention is blockwise (`model/attention.py`): nothing is computed that the mask of a packed row would
+    hide. On a GPU, where many small products would wait for each other, torch's fused kernel takes the mask as a
+    tensor. FlexAttention, which would skip masked blocks, is not used: it must be compiled, its blocks are of 128
+    tokens while rows are of about 160, and it has no backward pass on a CPU to be tested with.
     """
     return "sdpa" if device.type == "cuda" else "triptych_blockwise"
 
 
 def encoder_batch(device: torch.device) -> int:
-    """Images in one pass of a frozen encoder: few on a CPU, where a small network's maps then stay in the caches."""
+    """Choose the batch size of a frozen encoder: few images on a CPU, so that activations stay in its caches."""
     return 64 if device.type == "cuda" else 4
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def loading_threads(device: torch.device) -> int:
-    """Threads that decode images beside the encoder: the cores that it leaves, at least one, at most eight."""
+    """Choose the number of threads that decode images: the cores that the encoder leaves, at least 1, at most 8."""
     busy = 1 if device.type == "cuda" else torch.get_num_threads()
     return min(max(cores() - busy, 1), 8)

@@ -1,4 +1,4 @@
-"""Work done ahead of time in threads, in a fixed order and with bounded memory."""
+"""Prefetching: work done ahead of time in threads, in a fixed order and with bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -6,16 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`function` of each item, in the order of `items`, while whoever asks for them works on earlier ones.
+    """Map a function over items in threads, ahead of the caller, who works on earlier results meanwhile.
 
-    At most `threads` + 1 results wait. `items` is read in the calling thread. What `function` raises is raised here,
-    where its result would have been.
+    Results come in the order of `items`, which is read in the calling thread; at most `threads` + 1 are held. What
+    `function` raises is raised here, in place of its result.
     """
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()

@@ -1,0 +1,53 @@
+"""Compiled layers."""
+
+from functools import partialmethod
+
+import pytest
+import torch
+from conftest import make_model, make_questions
+from trainings import (
+    lora_model,
+    stage,
+    weights,
+)
+from triptych.config.stages import Training
+from triptych.errors import TriptychError
+from triptych.model.tokens import tokenise
+from triptych.train.compilation import compile_layers, parameter_tokens
+from triptych.train.trainer import train
+
+
+def test_compiled_layers_give_the_same_numbers(samples, features, prompt, capsys, monkeypatch):
+    held_out = tokenise(make_questions(images=6, seed=9), prompt)
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # all of it but the C++ compiler's minute
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    results = []
+    for setting in ("auto", "always"):  # auto: so small a training is not worth it
+        torch._dynamo.reset()
+        model = lora_model()
+        training = Training(precision="fp32", compile=setting)
+        settings = stage(("connector", "lora"), rate=3e-3, epochs=2, batch_size=3)
+        rows = list(train(model, samples, held_out, features, prompt, settings, training, 0, ["2"]))
+        results.append((rows, weights(model)))
+        assert ("layers are compiled" in capsys.readouterr().out) == (setting == "always")
+    (rows, plain), (compiled_rows, compiled) = results
+    for row, other in zip(rows, compiled_rows, strict=True):
+        for name in ("validation_loss", "train_loss", "gradient_norm_max"):
+            assert other[name] == (row[name] and pytest.approx(row[name], rel=1e-3))
+    assert plain.keys() == compiled.keys(), "no tensor has another name"
+    assert all(torch.allclose(compiled[name], tensor, atol=2e-3) for name, tensor in plain.items())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 6, "layers and shapes share what is compiled"
+
+
+def test_compiling_needs_a_compiler_and_enough_work(samples, monkeypatch):
+    model = make_model()
+    assert parameter_tokens(model, samples, 5, 2) == 2 * parameter_tokens(model, samples, 5, 1)
+    assert parameter_tokens(model, samples, 6, 1) - parameter_tokens(model, samples, 5, 1) == 4 * sum(
+        parameter.numel() for parameter in model.decoder.parameters()
+    )
+    assert not compile_layers("never", model, 10**18) and not compile_layers("auto", model, 10**9)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compile_layers("auto", model, 10**18)
+    with pytest.raises(TriptychError, match="there is no C"):
+        compile_layers("always", model, 0)
