@@ -16,18 +16,20 @@ from triptych.features.shards import SHARD, TORCH, Shard, encoder_hashes, is_com
 from triptych.features.store import compute_tokens, load_pixels, shards_folder
 from triptych.io.manifest import read_json, write_record
 from triptych.model import vision
+from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, cores, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
+from triptych.utils.terminal import duration
 
-REPORT = 10  # seconds between lines of progress
+SECONDS_BETWEEN_LINES = 10
 
 
 def encode(
     data: Path, models: Path, out: Path, settings: FeatureSettings, device: torch.device, shard_size: int = SHARD
 ) -> dict:
-    """Make the shards of one data set that are not there yet, and write its manifest, the last thing of all.
+    """Compute the shards of one data set that are missing, then write its manifest.
 
-    Above the budget no shard is made, and the manifest says `on_the_fly`.
+    Above the budget no shard is written, and the manifest says `on_the_fly`.
 
     Args:
         data: folder of the data set.
@@ -41,14 +43,14 @@ def encode(
         The manifest.
 
     Raises:
-        TriptychError: an image cannot be decoded, or is not the one the table says.
+        TriptychError: an image cannot be decoded, or differs from its hash in the table.
     """
     table = ImageTable(data / "images")
     identity = encoder_hashes(models)
     shards = plan(table.hashes, identity, settings.dtype, shard_size)
     store = shards_folder(out)
-    # The last comes first: of two data sets that begin alike and are encoded side by side, the larger one finds the
-    # shards that both need already made when it gets there.
+    # The last shard comes first: of two data sets that begin alike and are encoded at the same time, the larger one
+    # finds the shards that both need already written when it gets there.
     missing = [shard for shard in reversed(shards) if not is_complete(store / shard.file, shard.key)]
     record = {
         "dtype": settings.dtype,
@@ -57,22 +59,22 @@ def encode(
     }
     if missing:
         encoder = vision.load(models, device)
-        size = settings.batch_size or encoder_batch(device)
-        shape, rate = try_out(encoder, table, missing[0].rows[:size], settings, device)
+        batch_size = settings.batch_size or encoder_batch(device)
+        shape, rate = time_one_batch(encoder, table, missing[0].rows[:batch_size], settings, device)
     else:
         shape, rate = read_header(store / shards[0].file, shards[0].key).shape[1:], None
     gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9
     on_the_fly = gigabytes > settings.budget_gb
-    todo = sum(len(shard.rows) for shard in missing)
-    print(estimate(len(table), shape, settings, gigabytes, todo, rate), flush=True)
+    left = sum(len(shard.rows) for shard in missing)
+    print(estimate(len(table), shape, settings, gigabytes, left, rate), flush=True)
     record |= {"shape": list(shape), "on_the_fly": on_the_fly}
     if on_the_fly:
-        # Relative, so that results may be moved as a whole.
+        # Relative paths, so that results can be moved as a whole.
         folders = {"data": os.path.relpath(data, out), "vision_encoder": os.path.relpath(models, out)}
         record |= {"files": {}, "batch_size": settings.batch_size, **folders}
     else:
         if missing:
-            make_shards(encoder, table, missing, store, shape, settings.dtype, size, device)
+            write_shards(encoder, table, missing, store, shape, settings.dtype, batch_size, device)
         record["files"] = {shard.file: read_header(store / shard.file, shard.key).sha256 for shard in shards}
         record["shards"] = [
             {"file": shard.file, "images": table.image_ids[shard.rows.start : shard.rows.stop]} for shard in shards
@@ -81,10 +83,10 @@ def encode(
     return record
 
 
-def try_out(
+def time_one_batch(
     encoder: vision.Encoder, table: ImageTable, rows: Sequence[int], settings: FeatureSettings, device: torch.device
 ) -> tuple[list[int], float]:
-    """Encode one batch, and then again against the clock.
+    """Encode one image to warm up, then time one batch.
 
     Returns:
         Shape (N, D) of an image's tokens, and the images per second to expect.
@@ -95,35 +97,36 @@ def try_out(
     loaded = time.perf_counter()
     tokens = compute_tokens(encoder, pixels, settings.dtype, device)
     loading, computing = loaded - start, time.perf_counter() - loaded
-    # Images are loaded beside the encoder where it leaves a core, and in its time where it leaves none.
+    # Images are loaded while the encoder computes where it leaves a core free, and in its own time where it does not.
     beside = device.type == "cuda" or cores() > torch.get_num_threads()
     seconds = max(loading / loading_threads(device), computing) if beside else loading + computing
     return list(tokens.shape[1:]), len(rows) / seconds
 
 
 def estimate(
-    images: int, shape: Sequence[int], settings: FeatureSettings, gigabytes: float, todo: int, rate: float | None
+    images: int, shape: Sequence[int], settings: FeatureSettings, gigabytes: float, left: int, rate: float | None
 ) -> str:
-    """One line: what will be made, how large it is, and how long it takes."""
+    """Say in one line what will be computed, how large it is, and how long it takes.
+
+    Args:
+        images: number of images.
+        shape: (N, D) of an image's tokens.
+        settings: of the features.
+        gigabytes: size of all tokens.
+        left: number of images whose tokens are missing.
+        rate: images per second to expect; None where none is missing.
+    """
     size = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
     line = f"{images} images x {shape[0]} tokens x {shape[1]}: {size} in {settings.dtype}"
     if gigabytes > settings.budget_gb:
         return f"{line}, above features.budget_gb ({settings.budget_gb:g}): nothing is stored, on_the_fly"
-    if rate is None or not todo:
-        return f"{line}, all made before"
-    before = f", {images - todo} images made before" if todo < images else ""
-    return f"{line}{before}, about {duration(todo / rate)} at {rate:.0f}/s"
+    if rate is None or not left:
+        return f"{line}, all computed before"
+    before = f", {images - left} images computed before" if left < images else ""
+    return f"{line}{before}, about {duration(left / rate)} at {rate:.0f}/s"
 
 
-def duration(seconds: float) -> str:
-    """A length of time in words."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def make_shards(
+def write_shards(
     encoder: vision.Encoder,
     table: ImageTable,
     shards: Sequence[Shard],
@@ -135,32 +138,32 @@ def make_shards(
 ) -> None:
     """Write `shards` into folder `store`: threads load images, one computes (two feed a GPU), this one writes.
 
-    Order, batches and so the bytes are the same on every run; a few batches are in memory.
+    Order and batches, and so the bytes, are the same on every run; only a few batches are in memory.
     """
 
-    def parts() -> Iterator[tuple[Shard, range]]:
+    def batches_of_rows() -> Iterator[tuple[Shard, range]]:
         for shard in shards:
-            if not is_complete(store / shard.file, shard.key):  # another data set's run may have made it meanwhile
+            if not is_complete(store / shard.file, shard.key):  # another data set's run may have written it meanwhile
                 yield from ((shard, shard.rows[at : at + batch_size]) for at in range(0, len(shard.rows), batch_size))
 
-    def load(part: tuple[Shard, range]) -> tuple[Shard, torch.Tensor]:
-        return part[0], load_pixels(encoder, table, part[1], device)
+    def load(batch: tuple[Shard, range]) -> tuple[Shard, torch.Tensor]:
+        return batch[0], load_pixels(encoder, table, batch[1], device)
 
-    def compute(part: tuple[Shard, torch.Tensor]) -> tuple[Shard, torch.Tensor]:
-        return part[0], compute_tokens(encoder, part[1], dtype, device)
+    def compute(batch: tuple[Shard, torch.Tensor]) -> tuple[Shard, torch.Tensor]:
+        return batch[0], compute_tokens(encoder, batch[1], dtype, device)
 
-    loaded = map_ahead(load, parts(), loading_threads(device))
+    loaded = map_ahead(load, batches_of_rows(), loading_threads(device))
     computed = map_ahead(compute, loaded, 2 if device.type == "cuda" else 1)
-    report = progress(sum(len(shard.rows) for shard in shards))
-    for shard, batches in groupby(computed, key=lambda part: part[0]):
+    report = progress_printer(sum(len(shard.rows) for shard in shards))
+    for shard, batches in groupby(computed, key=lambda batch: batch[0]):
         with new_shard(store / shard.file, shard.key, [len(shard.rows), *shape], dtype) as add:
             for _, tokens in batches:
                 add(tokens)
                 report(len(tokens))
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """A function that is told how many images more are done, and now and then prints rate and time left."""
+def progress_printer(total: int) -> Callable[[int], None]:
+    """Give a function that counts images as they are done, and now and then prints their rate and the time left."""
     start = shown = time.monotonic()
     done = 0
 
@@ -168,7 +171,7 @@ def progress(total: int) -> Callable[[int], None]:
         nonlocal done, shown
         done += more
         now = time.monotonic()
-        if now - shown >= REPORT or done == total:
+        if now - shown >= SECONDS_BETWEEN_LINES or done == total:
             rate = done / max(now - start, 1e-9)
             print(f"{done}/{total} images, {rate:.0f}/s, {duration((total - done) / rate)} left", flush=True)
             shown = now
@@ -180,9 +183,9 @@ def main() -> None:
     """Encode one data set's images; the manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", default="{}", help="settings of the features as JSON")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--encoder", type=Path, required=True, help="folder of the vision encoder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the manifest into")
+    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
+    parser.add_argument("--encoder", type=folder, required=True, help="folder of the vision encoder")
+    parser.add_argument("--out", type=folder, required=True, help="folder to write the manifest into")
     parser.add_argument("--shard-size", type=int, default=SHARD, help="images in a shard")
     arguments = parser.parse_args()
     settings = FeatureSettings.model_validate_json(arguments.settings)

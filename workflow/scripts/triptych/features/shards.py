@@ -1,7 +1,7 @@
-"""Shards of vision features: each holds the tokens of consecutive images, and is named by all that decides them.
+"""Shards of vision features: each holds the tokens of consecutive images, and is named by a hash of what decides them.
 
-A data set that begins with the images of another one finds the other's shards, a run that was killed finds those that
-it had finished, and a change of encoder, layer, preprocessing or images finds none.
+A data set that begins with the images of another one reuses the other's shards; a run that was killed reuses those that
+it had finished; after a change of encoder, layer, preprocessing or images, no shard is reused.
 """
 
 import hashlib
@@ -22,33 +22,20 @@ from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, read_json, sha256_json
 
 SHARD = 1024  # images in a file: 128 MB at 49 x 1280 tokens in bf16
-
-
 LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 images, 8,500
-
-
 TENSOR = "features"
-
-
 # Part of every key. Raise it when the code's decoding, preprocessing or choice of tokens changes: new shards are made.
 CODE = 1
-
-
-_PLACES = ("folder", "package", "repo", "revision")  # say where an encoder's files came from; hashes say what they are
-
+_ORIGIN = ("folder", "package", "repo", "revision")  # settings that say where an encoder came from, no part of its key
 
 Dtype = Literal["bf16", "fp32"]
-
-
 TORCH = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
 _STORED = {"bf16": "BF16", "fp32": "F32"}  # names in a safetensors header
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a data set: its key, and the rows of `images/` that it holds."""
+    """One shard of a data set: its key, and the rows of `images/` whose tokens it holds."""
 
     key: str
     rows: range
@@ -60,14 +47,14 @@ class Shard:
 
 
 def encoder_hashes(folder: Path) -> dict[str, str]:
-    """What an encoder is: sha256 of each of its files and of its settings (layer, size of the images, ...)."""
+    """Identify an encoder: sha256 of each of its files and of its settings (layer, size of the images, ...)."""
     manifest = read_json(folder / "manifest.json")
-    settings = {name: value for name, value in manifest["settings"].items() if name not in _PLACES}
+    settings = {name: value for name, value in manifest["settings"].items() if name not in _ORIGIN}
     return {**manifest["files"], "settings": sha256_json(settings)}
 
 
 def plan(images: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int = SHARD) -> list[Shard]:
-    """Cut a data set into shards.
+    """Divide a data set into shards.
 
     Args:
         images: sha256 of the images, in the order of the table.
@@ -76,22 +63,26 @@ def plan(images: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int
         size: images in a shard; the last may hold fewer.
     """
     rows = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+    # "pictures" is the key's former word for images: another word would make every shard again.
     parts = {"code": CODE, "encoder": encoder, "dtype": dtype}
     return [Shard(sha256_json({**parts, "pictures": list(images[part.start : part.stop])}), part) for part in rows]
 
 
 @contextmanager
 def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Write a shard part by part, so that it is never in memory as a whole; it gets its name when it is complete.
+    """Write a shard batch by batch, so that it is never in memory as a whole; it gets its name when it is complete.
 
     Args:
-        path: the shard's file.
-        key: its key.
-        shape: (R, N, D) of the whole.
+        path: of the shard.
+        key: of the shard.
+        shape: (R, N, D) of the whole shard.
         dtype: of the tokens.
 
     Yields:
         A function that appends tokens (B, N, D) of that dtype, on the CPU.
+
+    Raises:
+        ValueError: other tokens were appended than the shape says.
     """
     digest, checksums = hashlib.sha256(), []
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -112,20 +103,20 @@ def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Itera
 
 @dataclass(frozen=True)
 class Header:
-    """What a finished shard says of itself: shape (R, N, D); of the tokens' bytes, sha256 and a checksum an image."""
+    """Header of a finished shard: shape (R, N, D), sha256 of the tokens, and a CRC-32 for each image's tokens."""
 
     shape: list[int]
     sha256: str
-    checksums: list[int] | None  # None in shards of Triptych before they were kept
+    checksums: list[int] | None  # None in shards of earlier versions
 
 
 def read_header(path: Path, key: str) -> Header:
-    """The header of a finished shard.
+    """Read the header of a finished shard, but not its tokens.
 
-    Shards get their names only when complete, so its key and its length tell that it is whole; tokens are not read.
+    Shards get their names only when complete, so key and length tell that a shard is whole.
 
     Raises:
-        TriptychError: the file is missing, cut short, or another shard.
+        TriptychError: the file is missing, truncated, or another shard.
     """
     try:
         with path.open("rb") as file:
@@ -134,8 +125,8 @@ def read_header(path: Path, key: str) -> Header:
             stored, facts = header["__metadata__"], header[TENSOR]
             if stored["key"] != key or os.fstat(file.fileno()).st_size != 8 + length + facts["data_offsets"][1]:
                 raise ValueError("its key or length is not the one it was written with")
-            told = stored.get("crc32")
-            checksums = None if told is None else [int(told[at : at + 8], 16) for at in range(0, len(told), 8)]
+            text = stored.get("crc32")
+            checksums = None if text is None else [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
             if checksums is not None and len(checksums) != facts["shape"][0]:
                 raise ValueError("its checksums are not one for each image")
             return Header(facts["shape"], stored["sha256"], checksums)
@@ -146,10 +137,10 @@ def read_header(path: Path, key: str) -> Header:
 
 
 def require_whole(path: Path, key: str) -> None:
-    """Read all of a shard and compare its tokens with their sha256.
+    """Read a whole shard and compare its tokens with their sha256.
 
     Raises:
-        TriptychError: it is missing or damaged.
+        TriptychError: the shard is missing or damaged.
     """
     header = read_header(path, key)
     with path.open("rb") as file:
@@ -159,7 +150,7 @@ def require_whole(path: Path, key: str) -> None:
 
 
 def is_complete(path: Path, key: str) -> bool:
-    """Tell whether a shard is there and undamaged; one that is not is named on stdout."""
+    """Tell whether a shard exists and is undamaged; a damaged one is named on stdout."""
     if not path.exists():
         return False
     try:
@@ -171,7 +162,7 @@ def is_complete(path: Path, key: str) -> bool:
 
 
 def checksum(tokens: torch.Tensor) -> int:
-    """CRC-32 of one image's tokens (N, D) as they are stored."""
+    """Compute the CRC-32 of one image's tokens (N, D) as they are stored."""
     return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy().data)
 
 
@@ -180,7 +171,7 @@ def _size(shape: Sequence[int], dtype: Dtype) -> int:
 
 
 def _header(key: str, sha256: str, checksums: Sequence[int], shape: Sequence[int], dtype: Dtype) -> bytes:
-    """Start of a safetensors file: length, then JSON padded to whole words; as long for any hashes."""
+    """Build the start of a safetensors file: length, then JSON, padded; its length is the same for any hashes."""
     facts = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [0, _size(shape, dtype)]}
     about = {"key": key, "sha256": sha256, "crc32": "".join(f"{value:08x}" for value in checksums)}
     text = canonical_json({"__metadata__": about, TENSOR: facts}).encode()

