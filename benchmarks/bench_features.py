@@ -28,7 +28,7 @@ from llava import VIT_BASE
 from photographs import photograph
 from triptych.config.base import Record
 from triptych.config.models import FolderEncoder, PackageEncoder
-from triptych.config.stages import Features
+from triptych.config.stages import FeatureSettings
 from triptych.download.packages import default_cache
 from triptych.features.encode import encode
 from triptych.features.store import compute_tokens
@@ -108,7 +108,7 @@ def step_rate(data: Path, models: Path, images: int, device: torch.device) -> tu
     scratch = tempfile.TemporaryDirectory(dir=data.parent)
     with scratch, redirect_stdout(io.StringIO()), patch("triptych.features.encode.compute_tokens", watched):
         start = time.perf_counter()
-        encode(data, models, Path(scratch.name) / "features" / "photographs", Features(), device)
+        encode(data, models, Path(scratch.name) / "features" / "photographs", FeatureSettings(), device)
         whole = time.perf_counter() - start
     return images / whole, images / (whole - waited)
 

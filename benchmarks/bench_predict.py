@@ -37,12 +37,12 @@ from llava import (
     apart,
     image_numbers,
     image_tokens_of,
-    images,
     load_llava,
     load_prompt_tokens,
     normalised,
     peak_memory,
     prepare,
+    random_images,
     settings_of,
     slake_samples,
     stored_features,
@@ -87,8 +87,8 @@ class Enough(Exception):
     """The connector is trained."""
 
 
-class Autosaver:
-    """Ends a training after some steps, and keeps nothing."""
+class StopsAfter:
+    """Takes the place of a training's autosaver: ends the training after some steps, and saves nothing."""
 
     def __init__(self, steps: int):
         self.left = steps + 1  # it is called once before the first
@@ -97,9 +97,9 @@ class Autosaver:
         """No earlier attempt."""
 
     def save(self, state: object) -> None:
-        """Keep nothing."""
+        """Save nothing."""
 
-    def save_if_due(self, capture: object, place: str) -> None:
+    def save_if_due(self, state_dict: object, place: str) -> None:
         """Called after every step."""
         self.left -= 1
         if not self.left:
@@ -125,7 +125,7 @@ def teach(folder: Path, language_model: str, image_tokens: int, steps: int, thre
     model, prompt = build(folder, language_model, image_tokens), load_prompt_tokens(folder)
     samples = slake_samples(prompt)[0]
     features = stored_features(folder, image_tokens)
-    autosaver = Autosaver(steps)
+    autosaver = StopsAfter(steps)
     with suppress(Enough), redirect_stdout(sys.stderr):
         list(train(model, samples, samples[:1], features, prompt, stage, settings.training, 0, ["predict"], autosaver))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.connector.state_dict().items()}
@@ -158,7 +158,7 @@ def measure(task: Task) -> Found:
         connector = load_file(task.folder / f"connector-{task.image_tokens}.safetensors")
         model.model.multi_modal_projector.load_state_dict(connector)
         model.eval()
-        pixels = images(task.image_tokens)
+        pixels = random_images(task.image_tokens)
         if cached := task.contender == "generate, cached":
             model.model.vision_tower = CachedTower()
             features = stored_features(task.folder, task.image_tokens)

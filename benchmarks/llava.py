@@ -141,7 +141,7 @@ def load_prompt_tokens(folder: Path) -> PromptTokens:
     return prompt_tokens(load_tokenizer(folder / "language_model"), load_prompt(folder / "language_model"))
 
 
-def pictures(image_tokens: int) -> torch.Tensor:
+def random_images(image_tokens: int) -> torch.Tensor:
     """Random images (IMAGES, 3, side, side), bytes."""
     side = TOWERS[image_tokens][1]
     size = (IMAGES, 3, side, side)
@@ -154,7 +154,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def image_numbers(image_ids: Sequence[str]) -> list[int]:
-    """Which image each image shows."""
+    """Number of the random image that stands for each image of SLAKE."""
     return [int(image_id) % IMAGES for image_id in image_ids]
 
 
@@ -187,7 +187,7 @@ def write_llava(folder: Path, image_tokens: int, connector: Connector) -> None:
     model.save_pretrained(folder / f"llava-{image_tokens}")
     save_file(dict(link.state_dict()), folder / f"fresh-{image_tokens}.safetensors")
     with torch.inference_mode(), mixed_precision("auto", device):
-        shown = normalised(pictures(image_tokens)).to(device)
+        shown = normalised(random_images(image_tokens)).to(device)
         states = model.model.vision_tower(shown, output_hidden_states=True).hidden_states
     tokens = states[config.vision_feature_layer].to(dtype).cpu().contiguous()
     save_file({"tokens": tokens}, folder / f"features-{image_tokens}.safetensors")

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 import psutil
 import torch
 
-from triptych.config.base import Precision
-
 
 def best_device() -> torch.device:
     """Choose CUDA where there is a GPU, otherwise the CPU."""
@@ -15,8 +13,13 @@ def best_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Choose the dtype of frozen weights and matrix products: with `auto`, bf16 where the hardware supports it."""
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Choose the dtype of frozen weights and matrix products.
+
+    Args:
+        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware multiplies it natively.
+        device: that computes.
+    """
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bf16()
@@ -27,7 +30,7 @@ def _cpu_multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def mixed_precision(precision: Precision, device: torch.device) -> AbstractContextManager:
+def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager:
     """Give autocast to `compute_dtype`; for fp32, a context that does nothing."""
     dtype = compute_dtype(precision, device)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
