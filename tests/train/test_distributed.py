@@ -194,7 +194,7 @@ def test_a_state_of_two_processes_is_taken_up_by_another_number(trainer):
     assert log_of(out).count("resuming at epoch") == 2
 
 
-# Faults
+# Failures
 
 
 def test_a_guard_that_fails_in_one_process_stops_all_with_one_message(trainer):

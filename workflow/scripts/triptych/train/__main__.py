@@ -82,7 +82,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training is made from, loaded.
+    """The loaded inputs of a training.
 
     Attributes:
         features: vision features by image id.
@@ -111,7 +111,7 @@ class Inputs:
 
 
 def run(arguments: argparse.Namespace, deadline: float | None) -> None:
-    """Do what `main` says as one of the processes that train together.
+    """Train the stage, as one of the processes that train together.
 
     Args:
         arguments: of the command line.
@@ -172,7 +172,7 @@ def print_start(job: TrainingJob, inputs: Inputs, parent: Path | None) -> None:
 
 
 def start_manifest(arguments: argparse.Namespace, job: TrainingJob, inputs: Inputs) -> dict:
-    """Give the checkpoint's manifest as far as it is known before the training."""
+    """Build the checkpoint's manifest, as far as it is known before the training."""
     parent = read_json(arguments.parent) if arguments.parent else None
     # By alias, under the names that settings had in version 0.1, so that manifests keep their keys.
     stage = job.stage.model_dump(by_alias=True)
@@ -194,7 +194,7 @@ def start_manifest(arguments: argparse.Namespace, job: TrainingJob, inputs: Inpu
 
 
 def list_dependencies(arguments: argparse.Namespace, inputs: Inputs, manifest: dict) -> dict:
-    """Give all that the training's result depends on, by name; a saved state is used only where all of it is equal."""
+    """List all that the training's result depends on, by name; only a state with the same dependencies is resumed."""
     return {
         "settings": json.loads(arguments.job),
         **{name: manifest[name] for name in ("parent", "data", *inputs.base.identity, "precision")},

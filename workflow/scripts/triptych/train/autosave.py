@@ -111,7 +111,7 @@ class Autosaver:
         # The next step, with a save in it, may take as long as the longest so far, and then this state is to be saved.
         if reason is None and self._deadline is not None and now + 2 * self._longest > self._deadline:
             reason = "the time limit is near"
-        wishes = all_gather((reason, now - self._saved >= self._interval))  # one process's wish is done in all
+        wishes = all_gather((reason, now - self._saved >= self._interval))  # all processes do what one of them must
         reason = next((other for other, _ in wishes if other), None)
         if reason is not None or any(due for _, due in wishes):
             self.save(state_dict())

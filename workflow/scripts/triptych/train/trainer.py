@@ -35,20 +35,20 @@ from triptych.utils.seeds import derive_seed
 
 CLIP_NORM = 1.0
 STEP_TOKENS = 8192  # of one forward and backward pass; a step with more accumulates gradients over several passes
-REFERENCE_SAMPLES = 8  # whose images and text show the scale of image tokens beside that of text
+REFERENCE_SAMPLES = 8  # samples on which the norms of image tokens and text embeddings are compared
 BEST = "best/"  # prefix of names in a saved state: the weights of the best epoch so far
 
 
 class Trainer:
     """Trains one stage of a model in place.
 
-    `setup` prepares the training and takes up what an earlier attempt has saved, `run` trains it to its end. On the
-    same kind of processor, a training that was interrupted and resumed ends with the same bits as one that was not.
-    Several processes (`train/distributed.py`) divide every step among them; dropout apart, the result is that of one
-    process up to rounding.
+    `setup` prepares the training and restores what an earlier attempt saved; `run` trains to the end. On the same kind
+    of processor, a training that was interrupted and resumed ends with the same bits as one that was not. Several
+    processes (`train/distributed.py`) divide every step among them; dropout apart, the result is that of one process
+    up to rounding.
 
     Attributes:
-        trained: the trainable parameters by name, with those of a regularisation's head.
+        trained: the trainable parameters by name, those of a regularisation's head included.
         progress: steps done and metrics so far.
         best: with `select: best`, the model's weights after the best epoch so far, on the CPU.
     """
@@ -66,7 +66,7 @@ class Trainer:
         key: Sequence[str],
         autosaver: Autosaver | None = None,
     ):
-        """Hold what a training is given; nothing is computed before `setup`.
+        """Store the inputs of a training; nothing is computed before `setup`.
 
         Args:
             model: on its device; what trains in fp32, the rest frozen.
@@ -78,7 +78,7 @@ class Trainer:
             settings: precision, gradient checkpointing and compilation.
             seed: the run's seed.
             key: names that, with the seed, fix the order of samples and the dropout.
-            autosaver: saves the training as it goes, and holds what an earlier attempt saved; None saves nothing.
+            autosaver: saves the training as it goes, and loads what an earlier attempt saved; None: nothing is saved.
         """
         self.model, self.training, self.validation = model, training, validation
         self.features, self.prompt, self.stage, self.settings = features, prompt, stage, settings
@@ -94,7 +94,8 @@ class Trainer:
         """Choose what trains, build the optimiser and the guards, and resume from the newest saved state, if any.
 
         Raises:
-            TriptychError: the stage trains a part that the model lacks, or asks for what cannot be done here.
+            TriptychError: the stage trains a part that the model lacks; a setting is not possible on this machine; the
+                saved state is that of another model.
         """
         self.model.blind = self.stage.blind
         self.trained = set_trainable(self.model, self.stage.train)
@@ -102,7 +103,7 @@ class Trainer:
         self._add_regularisation()
         self._print_plan()
         if self.steps:
-            self._fit_to_the_machine()
+            self._configure_execution()
         self.optimiser, self.lr_scheduler = make_optimiser(self.trained, self.stage, self.steps)
         self.frozen_hash = frozen_hash(self.model)
         self.guard = GradientGuard(self.trained)
@@ -114,7 +115,7 @@ class Trainer:
             print(f"resuming at epoch {epoch}, step {step} of {self.steps}", flush=True)
 
     def _measure_images(self) -> None:
-        """Find out how many tokens an image takes, and prepare packing accordingly."""
+        """Count the tokens that an image takes, and prepare packing for them."""
         reference = self.training[:REFERENCE_SAMPLES]
         image_ids = list({sample.image_id: None for sample in reference})
         self.reference_features = None if self.stage.blind else self.features(image_ids)
@@ -143,8 +144,8 @@ class Trainer:
         print(parameter_table(count_parameters([*self.model.named_parameters(), *self.head_parameters.items()])))
         print(f"{steps}; {images}", flush=True)
 
-    def _fit_to_the_machine(self) -> None:
-        """Choose gradient checkpointing and compilation, which change speed and memory."""
+    def _configure_execution(self) -> None:
+        """Choose gradient checkpointing and compilation, which change memory and speed only."""
         width = compute_dtype(self.settings.precision, self.device).itemsize
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         print(configure_checkpointing(self.settings.gradient_checkpointing, self.model, size, width), flush=True)
@@ -173,7 +174,7 @@ class Trainer:
         self._select_best()
 
     def train_epoch(self, meter: Meter) -> None:
-        """Do the steps that are left of the current epoch."""
+        """Do the remaining steps of the current epoch."""
         epoch = self.progress.epoch
         self.model.train()
         steps = epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
@@ -187,7 +188,7 @@ class Trainer:
                 self._save_if_due()
 
     def _own_passes(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """Cut this process's part of a step into forward and backward passes; there may be none."""
+        """Split this process's samples of a step into forward and backward passes; there may be none."""
         own = partition_for_ranks(samples, self.prefix_tokens, world_size())[rank()]
         return split_by_image(own, self.prefix_tokens, STEP_TOKENS)
 
@@ -247,7 +248,11 @@ class Trainer:
         return norm
 
     def validate(self) -> dict:
-        """End an epoch: measure the model on the validation samples, and save; gives the epoch's metrics."""
+        """Validate at the end of an epoch, and save; gives the epoch's metrics.
+
+        Raises:
+            TriptychError: the loss is not finite, image tokens have lost their scale, or processes differ.
+        """
         check_same_on_all_ranks(self.trained)
         held_out = score_samples(self.model, self.validation, self.pack, self.settings.precision, self._save_if_due)
         check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
@@ -270,7 +275,7 @@ class Trainer:
             self.autosaver.save_if_due(self.state_dict, place)
 
     def state_dict(self) -> State:
-        """Give all that resuming from here takes: weights, optimiser, random generators, progress, best weights.
+        """Collect what resuming from here needs: weights, optimiser, random generators, progress, best weights.
 
         On a CPU, tensors are the training's own, not copies: write them, or stop this training, before they are used.
         """
@@ -283,7 +288,7 @@ class Trainer:
         return State(pack_tensors(self.trained, self.optimiser) | best, record)
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from what `state_dict` gave, in a training that `setup` has prepared.
+        """Restore what `state_dict` collected, after `setup`.
 
         Raises:
             TriptychError: the state is that of a model with other tensors.
