@@ -27,20 +27,18 @@ from triptych.evaluate.statistics import (
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text
+from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, write_csv
 
-LEVEL = 0.95
-
+LEVEL = 0.95  # of intervals
 
 READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
 
-
-COLUMNS = [
-    "first", "second", "questions", "groups", "runs", "folds", "seeds", "first_accuracy", "second_accuracy",
-    "effect", "low", "high", "standard_error", "df", "p", "p_holm", "bootstrap_low", "bootstrap_high", "margin",
-    "probability_below", "probability_equal", "probability_above", "detectable", "mcnemar_p", "verdict",
-]  # fmt: skip
-
+COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
+COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
+COLUMNS |= {"df": INTEGER}
+COLUMNS |= dict.fromkeys(("p", "p_holm", "bootstrap_low", "bootstrap_high", "equivalence_margin"), NUMBER)
+COLUMNS |= dict.fromkeys(("probability_below", "probability_equal", "probability_above"), NUMBER)
+COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, "verdict": TEXT}
 
 Run = tuple[str, int]  # split and seed
 
@@ -258,8 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for other in others
         ]
     )  # fmt: skip
-    table = [{name: row[name] for name in COLUMNS} for row in rows]
-    write_text(arguments.out / "comparison.csv", csv_text(table, COLUMNS, decimals=4))
+    write_csv(arguments.out / "comparison.csv", make_table(rows, COLUMNS))
     write_text(arguments.out / "comparison.md", as_markdown(rows))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
     settings = {
