@@ -49,7 +49,7 @@ def f1_of(rows, kind):
 
 @pytest.mark.parametrize("kind", probe.PROBES)
 @pytest.mark.parametrize("attribute", ["modality", "organ"])
-def test_what_tokens_hold_is_found_and_what_is_dealt_out_is_not(kind, attribute):
+def test_labels_that_tokens_hold_are_found_and_shuffled_labels_are_not(kind, attribute):
     if attribute == "organ":
         draw = np.random.default_rng(3)
         labels = {image: [name for name in ("heart", "liver") if draw.random() < 0.5] for image in IMAGES}
@@ -161,24 +161,24 @@ def test_an_interval_holds_the_change_and_is_nothing_for_equal_answers():
 
 
 @pytest.mark.parametrize(
-    ("change", "low", "high", "regime", "word"),
+    ("change", "low", "high", "trained", "word"),
     [
-        (-25, -30, -20, "projection only", "as there, it falls"),
-        (-4, -6, -2, "projection only", "it falls, by less than there"),
-        (-40, -45, -30, "end to end", "it falls, by more than there"),
-        (5, 1, 9, "end to end", "the opposite of what is there"),
-        (-1, -6, 4, "projection only", "none as large as there is supported"),
+        (-25, -30, -20, "projection only", "it falls, as in the paper"),
+        (-4, -6, -2, "projection only", "it falls, by less than in the paper"),
+        (-40, -45, -30, "end to end", "it falls, by more than in the paper"),
+        (5, 1, 9, "end to end", "it rises, the opposite of the paper"),
+        (-1, -6, 4, "projection only", "a fall as large as the paper's is ruled out"),
         (-9, -25, 6, "projection only", "is not ruled out"),
     ],
 )
-def test_the_verdict_says_what_the_interval_allows(change, low, high, regime, word):
+def test_the_verdict_says_what_the_interval_allows(change, low, high, trained, word):
     row = {"representation": "1-2", "attribute": "modality", "probe": "mlp", "reference": "1"}
     row |= {"change": change, "change_low": low, "change_high": high}
-    [said] = probes.verdicts(make_table([row], probes.COLUMNS), ["1"], {"1-2": regime})
+    [said] = probes.verdicts(make_table([row], probes.COLUMNS), ["1"], {"1-2": trained})
     assert word in said and f"{change:+.1f} %" in said
 
 
 def test_without_a_stage_on_general_data_there_is_no_verdict():
     row = {"representation": "2", "attribute": "modality", "probe": "mlp", "reference": "random-connector"}
     [said] = probes.verdicts(make_table([row], probes.COLUMNS), [], {"2": "projection only"})
-    assert "nothing to hold against it" in said
+    assert "cannot be compared with the paper" in said

@@ -191,7 +191,7 @@ def test_differences_are_taken_run_by_run():
 def test_arms_that_answered_other_questions_cannot_be_compared():
     with pytest.raises(TriptychError, match="answered different questions"):
         summarise(A + B[:-1], ["1-2-3", "2-3"])
-    with pytest.raises(TriptychError, match="know other gold answers"):
+    with pytest.raises(TriptychError, match="have other gold answers"):
         summarise([*A, *B[:-1], {**B[-1], "gold": "another"}], ["1-2-3", "2-3"])
 
 
@@ -199,7 +199,7 @@ def test_the_page_shows_means_spreads_and_paired_differences():
     table = summarise(A + B + MAJORITY, ["1-2-3", "2-3", "majority"])
     text = schedules_markdown(table, A + B + MAJORITY, ["1-2-3", "2-3"])
     assert "| **1-2-3**" in text and "62.5 ± 17.7" in text
-    assert "`1-2-3` less `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in text
+    assert "`1-2-3` minus `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in text
     assert_frame_equal(summarise((A + B)[::-1], ["1-2-3", "2-3"]), summarise(A + B, ["1-2-3", "2-3"]))
 
 

@@ -60,7 +60,7 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
     representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
     assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
     assert set(probed["images"]) == {18} and set(probed["folds"]) == {2}
-    verdict = (study.results / "tables/probe.md").read_text().split("## Against the paper")[1]
+    verdict = (study.results / "tables/probe.md").read_text().split("## Comparison with the paper")[1]
     assert "`1-2` (projection only) after `1`" in verdict and "`1-2-3` (end to end) after `1`" in verdict
     captions = pandas.read_csv(study.results / "tables/captions.csv", dtype={"prefix": str}).set_index("prefix")
     described = pandas.read_parquet(study.results / "predictions/1/shared/seed0.parquet")
@@ -128,7 +128,7 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
     assert {what: found[0] for what, found in hours.items()} == jobs
     found = read_json(study.results / "data/audit.json")["fold_overlaps"]
     fields = ("seen", "part", "images", "identical_images", "similar_images")
-    assert rows("asked about") == [[str(row[field]) for field in fields] for row in found]
+    assert rows("evaluated part") == [[str(row[field]) for field in fields] for row in found]
     for name in ("connector.safetensors", "adapter.safetensors"):
         assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
 

@@ -12,6 +12,7 @@ import pandas
 import vl_convert
 import yaml
 
+from triptych.config.arms import CONTROLS
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.errors import run_step
@@ -46,7 +47,7 @@ def as_json(value: object) -> str:
 def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     """Render the page, and give it with its charts by name; `made` names the study's tables."""
     gathered = gather(study, made)
-    arms = study.grid.schedules
+    arms, controls = study.grid.schedules, gathered["controls"]
     charts = all_charts(gathered, study.grid.used_stages, arms, [BLIND, LOOKUP])
     specifications = {name: chart.to_dict() for name, (chart, _) in charts.items()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -57,6 +58,9 @@ def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     tables = {name: rows_of(gathered[name]) for name in ("schedules", "controls", "captions", "leak")}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         **(gathered | tables),
+        views={
+            view: control for view, control in CONTROLS.items() if gathered["controls"][f"{view}_mean"].notna().any()
+        },
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},
         numbers=numbers(gathered, arms, [BLIND, LOOKUP]),

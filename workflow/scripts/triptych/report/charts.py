@@ -46,7 +46,7 @@ def paired(runs: pandas.DataFrame, arms: Sequence[str]) -> altair.LayerChart:
 def effects(comparison: Sequence[Mapping]) -> altair.LayerChart:
     """Draw the difference of each pair of schedules with its 95 % interval, over the region that counts as none."""
     rows = [
-        {"pair": f"{row['first']} less {row['second']}", **{name: row.get(name) for name in ("effect", "low", "high")}}
+        {"pair": f"{row['first']} minus {row['second']}", **{name: row.get(name) for name in ("effect", "low", "high")}}
         for row in comparison
     ]
     margin = comparison[0]["equivalence_margin"]
@@ -154,15 +154,15 @@ def leak(table: pandas.DataFrame) -> altair.LayerChart:
 
 # Name, what it is, title of its axis, field of `metrics.jsonl`, which value of all runs.
 CURVES = (
-    ("training_loss", "Training loss per stage", "nats a token", "train_loss", "mean"),
-    ("validation_loss", "Validation loss per stage", "nats a token", "validation_loss", "mean"),
+    ("training_loss", "Training loss per stage", "nats per token", "train_loss", "mean"),
+    ("validation_loss", "Validation loss per stage", "nats per token", "validation_loss", "mean"),
     ("training_accuracy", "Training accuracy per stage", "exact match", "train_accuracy", "mean"),
     ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
 )
 HEALTH = (
     ("gradient_norms", "Largest gradient norm of an epoch", "gradient norm", "gradient_norm_max", "max"),
-    ("token_norms", "Length of image tokens over that of words", "ratio", "token_norm_ratio", "mean"),
-    ("loss_spikes", "Most loss spikes in an epoch", "spikes", "loss_spikes", "max"),
+    ("token_norms", "Norm of image tokens relative to word tokens", "ratio", "token_norm_ratio", "mean"),
+    ("loss_spikes", "Loss spikes in an epoch, at most", "spikes", "loss_spikes", "max"),
 )
 CONTENT = ("modality", "content_type")  # the aspects that are drawn
 
@@ -184,9 +184,9 @@ def all_charts(gathered: dict, stages: Sequence[str], arms: Sequence[str], looku
             found[aspect] = (chart, f"Exact match by {aspect.replace('_', ' ')}")
     if len(probe):
         chart = probe_chart(probe, list(probe["representation"].unique()))
-        found["probe"] = (chart, "What image tokens hold: macro-F1 of probes")
+        found["probe"] = (chart, "Macro-F1 of probes of image tokens")
     if gathered["leak"]["inflation"].notna().any():
-        found["leak"] = (leak(gathered["leak"]), "Points that leaking folds add")
+        found["leak"] = (leak(gathered["leak"]), "Points added by leaking folds")
     return found
 
 

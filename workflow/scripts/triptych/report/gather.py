@@ -29,7 +29,7 @@ LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
-LOOKS = 2  # points: a model that loses fewer with another image hardly looks at it
+LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
 
 # Metrics that tell whether a training is healthy.
 HEALTH = dict.fromkeys(("gradient_norm_max", "token_norm_ratio", "loss_spikes"), NUMBER)
@@ -143,7 +143,7 @@ def limitations(
     return [
         *_few_runs(study.settings),
         *_baselines_ahead(arms),
-        *_models_that_hardly_look(controls),
+        *_unused_images(controls),
         *_leaking_folds(study.settings),
         *_hidden_differences(comparison),
         *_unused_test_part(study),
@@ -162,7 +162,10 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
     reached = dict(zip(arms["arm"], arms["all_mean"], strict=True))
     trained = arms[arms["trained"]]
     best = trained["arm"].iloc[trained["all_mean"].argmax()]
-    for name, what in ((LOOKUP, "a look-up of the three images most alike"), (BLIND, "the commonest answer")):
+    for name, what in (
+        (LOOKUP, "a look-up in the three most similar images"),
+        (BLIND, "the most common answer to the same question"),
+    ):
         if name in reached and reached[name] >= reached[best]:
             yield (
                 f"No schedule beats {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
@@ -170,16 +173,16 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
             )
 
 
-def _models_that_hardly_look(controls: pandas.DataFrame) -> Iterator[str]:
+def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
     known = controls.dropna(subset=["swapped_lost_mean"])
     for arm, lost in zip(known["arm"], known["swapped_lost_mean"], strict=True):
         if lost < LOOKS:
-            yield f"`{arm}` loses {lost:.1f} points only with another image: it hardly looks."
+            yield f"`{arm}` loses {lost:.1f} points only with another image: it hardly uses the image."
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:
     if settings.folds.group == "row":
-        yield "Folds cut rows: images were seen in training, and all numbers are too high."
+        yield "Folds are by row: images of held-out questions were seen in training, and all scores are too high."
 
 
 def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
@@ -187,20 +190,20 @@ def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
     if len(hidden) > 3:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
         yield (
-            f"{len(hidden)} of {len(comparison)} comparisons would find differences of {least:.1f} to {most:.1f} "
-            "points in 4 cases of 5; smaller ones stay hidden."
+            f"In {len(hidden)} of {len(comparison)} comparisons the minimum detectable effect at 80 % power is "
+            f"{least:.1f} to {most:.1f} points; smaller differences stay hidden."
         )
         return
     for row in hidden:
         yield (
-            f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
-            "in 4 cases of 5; smaller ones stay hidden."
+            f"`{row['first']}` against `{row['second']}`: the minimum detectable effect at 80 % power is "
+            f"{row['detectable']:.1f} points; smaller differences stay hidden."
         )
 
 
 def _unused_test_part(study: Study) -> Iterator[str]:
     if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
-        yield "The source's own test part has not been looked at yet (`snakemake test`)."
+        yield "The official test part has not been used yet (`snakemake test`)."
 
 
 def rejects(study: Study, name: str) -> list[dict]:

@@ -21,7 +21,7 @@ COLUMNS |= {f"{name}_{of}_{part}": NUMBER for name in MEASURES for of in REFEREN
 
 
 def with_others(records: Sequence[dict]) -> list[dict]:
-    """Give the same predictions, each with the caption of another image as gold answer: what shared style is worth."""
+    """Give the same predictions, each with the caption of another image as gold answer: what shared style scores."""
     order = sorted(records, key=lambda record: stable_order(0, "caption", record["question_id"]))
     return [{**record, "gold": other["gold"]} for record, other in zip(order, order[1:] + order[:1], strict=True)]
 
@@ -43,7 +43,9 @@ def summarise(records: Sequence[dict]) -> pandas.DataFrame:
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     heading = ["stages", "captions", "seeds"]
-    heading += [f"{title}{' to another' if of == 'other' else ''}" for title in MEASURES.values() for of in REFERENCES]
+    heading += [
+        f"{title}{', another image' if of == 'other' else ''}" for title in MEASURES.values() for of in REFERENCES
+    ]
     lines = [
         [row["prefix"], str(row["captions"]), str(row["seeds"])]
         + [cell(row[f"{name}_{of}_mean"], row[f"{name}_{of}_sd"]) for name in MEASURES for of in REFERENCES]
@@ -60,8 +62,8 @@ def main() -> None:
     arguments = parser.parse_args()
     table = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
     about = (
-        "Captions generated for images of the validation part, in per cent, mean ± standard deviation over seeds: "
-        "beside each measure, the same against another image's caption, which is what knowing the style is worth."
+        "Generated captions of validation images, in per cent, mean ± standard deviation over seeds. Each metric is "
+        "given against the caption of the image itself and of another image: the second is what shared style scores."
     )
     write_table(arguments.out / "captions", table, shown(table), "Captions", about)
 

@@ -1,8 +1,8 @@
-"""Step: the table of the leak study. How many points do folds add that cut what belongs together?
+"""Step: the table of the leak study: how far do folds inflate scores that separate what belongs together?
 
-The same questions are answered by the same arm, trained on folds of several kinds. Where rows are cut, a question's
-image was seen in training, with other questions; where images are cut, images that look alike were. What an arm
-gains by it is no ability to answer questions on new images.
+The same questions are answered by the same arm, trained on folds of several kinds. Folds by row let an arm train on
+the image of a held-out question, with other questions; folds by image let it train on near-duplicates. The points that
+it gains do not generalise to new images.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
             inflation = f"{row['inflation']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
         lines.append([row["arm"], row["folds_by"], runs_text(row), cell(row["mean"], row["sd"]), inflation])
     strictest = table["folds_by"].iloc[-1]
-    heading = ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 %)"]
+    heading = ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 % interval)"]
     return pandas.DataFrame(lines, columns=heading)
 
 
@@ -86,12 +86,11 @@ def main() -> None:
     records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
     table = summarise(records, splits)
     about = (
-        f"What folds add that cut what belongs together: exact match in per cent on the same "
-        f"{table['questions'].iloc[0]} held-out questions, mean ± standard deviation over runs (folds x seeds), and "
-        f"points above folds by {table['folds_by'].iloc[-1]}, paired by question, with an interval over groups of "
-        "images."
+        f"Inflation by leaking folds: exact match in per cent on the same {table['questions'].iloc[0]} held-out "
+        "questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
+        f"{table['folds_by'].iloc[-1]}, paired by question, with an interval over groups of images."
     )
-    write_table(arguments.out / "leak", table, shown(table), "The leak study", about)
+    write_table(arguments.out / "leak", table, shown(table), "Leak study", about)
 
 
 if __name__ == "__main__":

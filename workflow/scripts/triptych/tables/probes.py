@@ -141,46 +141,47 @@ class Score:
         return {"reference": reference, "change": change, "change_low": low, "change_high": high}
 
 
-def verdicts(table: pandas.DataFrame, shared: Sequence[str], regimes: Mapping[str, str]) -> list[str]:
+def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapping[str, str]) -> list[str]:
     """Say whether the MLP probe's changes agree with those of arXiv 2402.16832, a sentence for each.
 
     Args:
         table: of `summarise`.
         shared: prefixes trained on general data alone, which all folds share.
-        regimes: prefix -> "projection only" or "end to end", the training that followed a shared checkpoint.
+        trained_parts: prefix -> "projection only" or "end to end", the training that followed a shared checkpoint.
     """
     said = []
     for row in rows_of(table):
         if row["probe"] != "mlp" or row["reference"] not in shared:
             continue
-        regime = regimes[row["representation"]]
-        deepest, mildest = PAPER[regime]
+        trained = trained_parts[row["representation"]]
+        deepest, mildest = PAPER[trained]
         low, high = row["change_low"], row["change_high"]
         if high < 0:
             agrees = low <= mildest and high >= deepest
-            word = "as there, it falls" if agrees else f"it falls, by {'less' if low > mildest else 'more'} than there"
+            less = "less" if low > mildest else "more"
+            word = "it falls, as in the paper" if agrees else f"it falls, by {less} than in the paper"
         elif low > 0:
-            word = "the opposite of what is there: it rises"
+            word = "it rises, the opposite of the paper"
         elif low > mildest:
-            word = "no change is shown, and none as large as there is supported"
+            word = "no change is shown, and a fall as large as the paper's is ruled out"
         else:
-            word = "no change is shown, and a fall as large as there is not ruled out"
+            word = "no change is shown, and a fall as large as the paper's is not ruled out"
         said.append(
-            f"`{row['representation']}` ({regime}) after `{row['reference']}`, {row['attribute']}: "
-            f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; there {deepest:+.1f} to {mildest:+.1f}): {word}."
+            f"`{row['representation']}` ({trained}) after `{row['reference']}`, {row['attribute']}: "
+            f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; paper {deepest:+.1f} to {mildest:+.1f}): {word}."
         )
     if not said:
         said.append(
-            "The paper compares with a model that was trained on general data only; no schedule here starts with a "
-            "stage on such data, so there is nothing to hold against it."
+            "The paper's reference is a model trained on general data only; no schedule here starts with a stage on "
+            "such data, so this study cannot be compared with the paper."
         )
     return said
 
 
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
-    heading = ["attribute", "probe", "representation", "macro-F1 (95 %)", "± seeds", "shuffled"]
-    heading += ["change, % (95 %)", "to"]
+    heading = ["attribute", "probe", "representation", "macro-F1 (95 % interval)", "SD over seeds"]
+    heading += ["shuffled labels", "change, % (95 % interval)", "reference"]
     lines = []
     for row in rows_of(table):
         change = ""
@@ -217,7 +218,7 @@ def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
         height = altair.Step(14)
         panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
     title = altair.Title(
-        "What image tokens hold", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
+        "Probes of image tokens", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
     )
     return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
 
@@ -229,20 +230,22 @@ def main() -> None:
     parser.add_argument("--order", nargs="+", required=True, help="the representations, in order")
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
     parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
-    parser.add_argument("--regimes", "--ways", required=True, help="prefix -> projection only, or end to end, as JSON")
+    parser.add_argument(
+        "--trained-parts", "--ways", required=True, help="prefix -> projection only, or end to end, as JSON"
+    )
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
     parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     records = [row for path in sorted(arguments.probes) for row in read_table(path)]
     table = summarise(records, arguments.order, json.loads(arguments.references))
     about = (
-        f"Macro-F1 in per cent of probes on held-out images: {table['images'].iloc[0]} images, "
-        f"{table['folds'].iloc[0]} folds, {table['seeds'].max()} seeds (before projection there is one), "
-        f"{table['probe_seeds'].iloc[0]} probes each. Intervals cover the choice of images; sd is over seeds and "
-        "probes; shuffled labels show chance."
+        f"Macro-F1 in per cent of probes on held-out images ({table['images'].iloc[0]} images in "
+        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection: 1; seeds of each probe: "
+        f"{table['probe_seeds'].iloc[0]}). Intervals cover the choice of images; SD is over seeds and seeds of the "
+        "probes; shuffled labels give chance level."
     )
-    said = verdicts(table, arguments.shared, json.loads(arguments.regimes))
-    against = "\n## Against the paper\n\n"
+    said = verdicts(table, arguments.shared, json.loads(arguments.trained_parts))
+    against = "\n## Comparison with the paper\n\n"
     against += (
         "Change of the MLP probe's macro-F1, beside that of arXiv 2402.16832 (range over its four data sets):\n\n"
     )

@@ -22,7 +22,7 @@ OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "
 HEADINGS = {
     "all": "all questions", "open": "open", "closed": "closed", "yes_no": "yes/no", "token_f1": "token F1",
     "recall": "recall", "bleu_1": "BLEU-1", "llava_med_open": "LLaVA-Med open", "llava_med_closed": "LLaVA-Med closed",
-    "llava_med_ceiling": "its ceiling",
+    "llava_med_ceiling": "LLaVA-Med ceiling",
 }  # fmt: skip
 
 CONTROL_COLUMNS = {"arm": TEXT, **SIZES, "true_mean": NUMBER, "true_sd": NUMBER}
@@ -37,14 +37,14 @@ def _is_trained(runs: dict[Run, list[dict]]) -> bool:
 
 
 def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
-    """Score arms: a row for each, in the order of `arms`, with every measure in per cent, mean and sd over runs.
+    """Score arms: a row for each, in the order of `arms`, with every metric in per cent, mean and sd over runs.
 
     Raises:
         TriptychError: an arm has no records, or two arms did not answer the same questions, with the same gold answers.
     """
     grouped = group_runs(records)
     if missing := [arm for arm in arms if arm not in grouped]:
-        raise TriptychError(f"there are no predictions of {missing[0]}; predict them")
+        raise TriptychError(f"there are no predictions of {missing[0]}; run them")
     asked = {
         arm: {(record["question_id"], record["gold"]) for run in grouped[arm].values() for record in run}
         for arm in arms
@@ -53,7 +53,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
     for arm in arms:
         if asked[arm] != asked[arms[0]]:
             raise TriptychError(
-                f"{arm} and {arms[0]} answered different questions, or know other gold answers; predict both again"
+                f"{arm} and {arms[0]} answered different questions, or have other gold answers; predict both again"
             )
         runs = grouped[arm]
         found = [scores(run) for run in runs.values()]
@@ -65,7 +65,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
 
 
 def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: Sequence[str]) -> pandas.DataFrame:
-    """Score trained arms with each question's own image, with another and with a blank one, and what is lost, paired.
+    """Score trained arms with each question's own image, with another and with a blank one, and the paired drop.
 
     Args:
         records: answers with each question's own image.
@@ -145,11 +145,11 @@ def schedules_markdown(table: pandas.DataFrame, records: Sequence[dict], schedul
         spread = f" ± {sd:.1f}" if sd is not None else ""
         runs = ", ".join(f"{value:+.1f}" for value in differences)
         text += [
-            f"`{schedules[0]}` less `{other}`, paired by run: {mean:+.1f}{spread} points ({runs}). "
+            f"`{schedules[0]}` minus `{other}`, paired by run: {mean:+.1f}{spread} points ({runs}). "
             "The ± is the spread of the runs, not a confidence interval.",
             "",
         ]
-    text += ["Other measures in per cent, each by its own rule:", "", markdown(shown_arms(table, OTHER)), ""]
+    text += ["Other metrics in per cent:", "", markdown(shown_arms(table, OTHER)), ""]
     return "\n".join(text)
 
 
@@ -163,7 +163,7 @@ def shown_controls(table: pandas.DataFrame) -> pandas.DataFrame:
     ]
     heading = ["arm", "runs", "own image"]
     for view in views:
-        heading += [CONTROLS[view].heading, "lost"]
+        heading += [CONTROLS[view].heading, "drop"]
     return pandas.DataFrame(lines, columns=heading)
 
 
@@ -203,15 +203,18 @@ def main() -> None:
     write_text(out / "schedules.md", schedules_markdown(table, records, arguments.schedules))
     write_text(out / "schedules.tex", latex(shown_arms(table, MAIN), f"Exact match in per cent on {questions} {of}."))
 
-    about = f"Exact match in per cent by what is asked about; {of}: {runs_text(table.iloc[0])}."
+    about = (
+        f"Exact match in per cent by modality, body part, content and answer type; {of}: {runs_text(table.iloc[0])}."
+    )
     table = by_content(records, arms)
     write_table(out / "by_content", table, shown_content(table, arms), "By content", about)
 
     if any(by_view[view] for view in CONTROLS):
         table = controls(records, {view: by_view[view] for view in CONTROLS}, arguments.schedules)
+        others = ", and with ".join(control.note for view, control in CONTROLS.items() if by_view[view])
         about = (
-            "Does the model look? Exact match in per cent with each question's own image, with another one, and with "
-            f"a grey one; what is lost is paired by run. {questions} {of}."
+            f"Does the model use the image? Exact match in per cent with each question's own image, with {others}; "
+            f"drops are paired by run. {questions} {of}."
         )
         write_table(out / "controls", table, shown_controls(table), "Controls", about)
 

@@ -17,7 +17,9 @@ RUN = {"schedule": TEXT, "stage": TEXT, "prefix": TEXT, "split": TEXT, "seed": I
 MEASURES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 COLUMNS = {**RUN, "epoch": INTEGER, **dict.fromkeys(MEASURES, NUMBER)}
 
-ABOUT = "Loss, and accuracy in per cent, after the last epoch of every stage: means over runs (folds x seeds)."
+ABOUT = (
+    "Loss in nats per token and accuracy in per cent after the last epoch of every stage: means over folds and seeds."
+)
 
 
 def collect(
@@ -65,7 +67,7 @@ def chart(table: pandas.DataFrame, stages: Sequence[str]) -> altair.VConcatChart
     )
     last = int(table["epoch"].max())
     epochs = altair.Axis(values=list(range(0, last + 1, max(1, last // 6))), format="d")
-    names = {"validation_loss": "validation loss (nats a token)", "validation_accuracy": "validation exact match"}
+    names = {"validation_loss": "validation loss (nats per token)", "validation_accuracy": "validation exact match"}
     bands = []
     for field, title in names.items():
         columns = []
