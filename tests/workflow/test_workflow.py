@@ -10,7 +10,7 @@ import time
 import pandas
 import pytest
 from browser import CHROMIUM, opened
-from conftest import KEY, Study, toy_config
+from conftest import KEY, ROOT, Study, toy_config
 from triptych.commands.jobs import job_states
 from triptych.config.study import read_study
 from triptych.io.manifest import read_json, sha256_file
@@ -133,12 +133,18 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
         assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
 
 
-def test_snakemakes_own_report_carries_the_page(study):
+def test_snakemakes_own_report_carries_page_tables_and_figures_with_captions(study):
     out = study.folder / "snakemake-report.html"
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
-    page = (study.results / "report.html").read_bytes()
-    assert base64.b64encode(page).decode() in carried
+    tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
+    shown = ["report.html", "figures/stages.svg", "figures/probe.svg", *(f"tables/{name}.csv" for name in tables)]
+    for name in shown:
+        assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name
+    for caption in (ROOT / "workflow/report").glob("*.rst"):
+        words = caption.read_text(encoding="utf-8").split()[:4]
+        assert (" ".join(words) in carried) == (caption.stem != "test"), f"{caption.name}: the test part was not scored"
+    assert all(category in carried for category in ("Tables", "Figures", "Report"))
     out.unlink()
 
 

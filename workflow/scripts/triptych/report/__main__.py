@@ -58,9 +58,7 @@ def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     tables = {name: rows_of(gathered[name]) for name in ("schedules", "controls", "captions", "leak")}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         **(gathered | tables),
-        views={
-            view: control for view, control in CONTROLS.items() if gathered["controls"][f"{view}_mean"].notna().any()
-        },
+        views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},
         numbers=numbers(gathered, arms, [BLIND, LOOKUP]),
