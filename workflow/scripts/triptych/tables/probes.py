@@ -231,7 +231,10 @@ def main() -> None:
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
     parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
     parser.add_argument(
-        "--trained-parts", "--ways", required=True, help="prefix -> projection only, or end to end, as JSON"
+        "--ways",
+        dest="trained_parts",
+        required=True,
+        help="prefix -> projection only, or end to end, as JSON",
     )
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
     parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
