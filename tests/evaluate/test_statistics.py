@@ -216,22 +216,22 @@ def about(effect, half):
 VERDICTS = [
     (
         (0.1, 0.7, 1),
-        "a less b is +0.1 points (95 % interval -0.6 to +0.8): no difference larger than 1 point is supported.",
+        "a minus b is +0.1 points (95 % interval -0.6 to +0.8): no difference larger than 1 point is supported.",
     ),
-    ((-0.6, 0.3, 1), "no difference larger than 1 point is supported, but b is ahead by a little."),
+    ((-0.6, 0.3, 1), "no difference larger than 1 point is supported, but b is slightly better."),
     (
         (3.0, 1.5, 1),
-        "a is better than b: a less b is +3.0 points (95 % interval +1.5 to +4.5), a difference larger than 1 point.",
+        "a is better than b: a minus b is +3.0 points (95 % interval +1.5 to +4.5), a difference larger than 1 point.",
     ),
     (
         (-3.0, 2.5, 1),
-        "b is better than a: a less b is -3.0 points (95 % interval -5.5 to -0.5); whether the difference is larger "
-        "than 1 point stays open.",
+        "b is better than a: a minus b is -3.0 points (95 % interval -5.5 to -0.5); whether the difference is larger "
+        "than 1 point remains open.",
     ),
     (
         (0.5, 2.0, 1),
-        "No difference between a and b is shown: a less b is +0.5 points (95 % interval -1.5 to +2.5). One of up to "
-        "2.5 points is not ruled out; this comparison would find one of 2.8 points in 4 cases of 5.",
+        "No difference between a and b is shown: a minus b is +0.5 points (95 % interval -1.5 to +2.5). A difference "
+        "of up to 2.5 points is not ruled out; the minimum detectable effect at 80 % power is 2.8 points.",
     ),
     ((3.0, 2.9, 3), "No difference between a and b is shown, after correction for the number of comparisons"),
 ]
@@ -329,12 +329,12 @@ def test_on_a_common_test_part_every_run_answers_every_question():
     assert (row["folds"], row["overlap_factor"]) == (1, 1)
 
 
-def test_one_pair_of_runs_gets_mcnemar_and_no_word_on_the_schedules():
+def test_one_pair_of_runs_gets_mcnemar_and_no_verdict_on_the_schedules():
     rows = records("a", [1] * 9 + [0] * 3) + records("b", [0] * 9 + [1] + [0] * 2)
     (row,) = comparison.conclude([comparison.compare("a", "b", comparison.pair(rows, "a", "b"), 1.0, 0)])
     assert row["p"] == row["p_holm"] == row["mcnemar_p"] == pytest.approx(22 / 1024)
     assert row["low"] is None and row["probability_equal"] is None
-    assert "says nothing of the schedules" in row["verdict"]
+    assert "says nothing about the schedules" in row["verdict"]
     assert "0.021" in comparison.as_markdown([row])
     json.dumps(row)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pandas
 import pytest
 import vl_convert
 from browser import CHROMIUM
@@ -16,7 +17,9 @@ from triptych.config.study import load_study
 from triptych.io.atomic import write_text
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
-from triptych.report.gather import planned_and_used, questions_and_answers, weaknesses
+from triptych.report.gather import limitations, planned_and_used, questions_and_answers
+from triptych.tables import schedules
+from triptych.tables.format import make_table
 
 
 def record(question, arm, prediction, gold="liver", seed=0):
@@ -39,23 +42,31 @@ def test_every_question_stands_once_with_each_arms_first_answer():
     ]
 
 
-def test_weaknesses_are_said_where_the_numbers_show_them(world, tmp_path):
+def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
     study = replace(load_study(toy_config(world)), results=tmp_path)
-    arms = [("1-2-3", "True", 50.0), ("2-3", "True", 52.0), ("nearest-images", "False", 60.0)]
+    arms = [("1-2-3", True, 50.0), ("2-3", True, 52.0), ("nearest-images", False, 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
-    controls = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
-    said = " ".join(weaknesses(study, rows, comparison, controls))
-    assert "One seed" in said and "Only 2 folds" in said and "difference of 7.5 points" in said
+    lost = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
+    controls = make_table(lost, schedules.CONTROL_COLUMNS)
+
+    def sentences(comparison):
+        return " ".join(limitations(study, make_table(rows, schedules.COLUMNS), comparison, controls))
+
+    said = sentences(comparison)
+    assert "One seed" in said and "Only 2 folds" in said and "at 80 % power is 7.5 points" in said
     assert "No schedule beats a look-up" in said and "the best is `2-3` with 52.0 %" in said
     assert "`1-2-3` loses 0.5 points only" in said and "`2-3` loses" not in said
-    assert "test part has not been looked at" in said
+    assert "test part has not been used" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
-    said = " ".join(weaknesses(study, rows, many, controls))
-    assert "4 of 5 comparisons would find differences of 3.5 to 6.5 points" in said and "`v4.0`" not in said
+    said = sentences(many)
+    assert (
+        "In 4 of 5 comparisons the minimum detectable effect at 80 % power is 3.5 to 6.5 points" in said
+        and "`v4.0`" not in said
+    )
     rows[1]["all_mean"] = 80.0
-    assert "No schedule beats" not in " ".join(weaknesses(study, rows, comparison, controls))
+    assert "No schedule beats" not in sentences(comparison)
 
 
 def test_answers_cannot_break_out_of_the_page():
@@ -97,13 +108,14 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
 
     rows = [row(schedule, "1", "1", epoch, 2.0) for schedule in ("1-2", "1-3") for epoch in (0, 1)]
     rows += [row("1-3", "3", "1-3", epoch, 1.0) for epoch in (0, 1)]
-    drawn = per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
+    drawn = per_stage(pandas.DataFrame(rows), ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
     panels = [drawn["datasets"][panel["layer"][0].get("data", panel.get("data"))["name"]] for panel in drawn["concat"]]
     points = [[(point["schedule"], point["epoch"]) for point in panel] for panel in panels]
     assert points == [[("1-3", 0), ("1-3", 1)]] * 2
     assert drawn["resolve"] == {"scale": {"y": "shared"}}
     rows += [{**row("1-3", "1", "1", 0, 10.0), "split": "fold1"}]
-    image = vl_convert.vegalite_to_svg(per_stage(rows, ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict())
+    chart = per_stage(pandas.DataFrame(rows), ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats")
+    image = vl_convert.vegalite_to_svg(chart.to_dict())
     assert ">10<" in image and "e+" not in image
     assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
 
@@ -111,8 +123,9 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
 def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
     rows = [{"run": "fold0", "arm": "a", "accuracy": 50.0}, {"run": "fold0", "arm": "b", "accuracy": 25.25}]
     rows += [{"run": "fold1", "arm": "b", "accuracy": 0.0}]
-    header, lines = pivot(rows, "run", "arm", "accuracy", ["b", "a"])
-    assert (header, lines) == (["run", "b", "a"], [["fold0", "25.2", "50.0"], ["fold1", "0.0", ""]])
+    shown = pivot(pandas.DataFrame(rows), "run", "arm", "accuracy", ["b", "a"])
+    assert list(shown.columns) == ["run", "b", "a"]
+    assert shown.to_numpy().tolist() == [["fold0", "25.2", "50.0"], ["fold1", "0.0", ""]]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")

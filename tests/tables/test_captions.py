@@ -2,6 +2,7 @@
 
 import pytest
 from triptych.tables.captions import summarise, with_others
+from triptych.tables.format import rows_of
 
 
 def record(number, prediction, seed=0):
@@ -12,18 +13,18 @@ def record(number, prediction, seed=0):
 
 def test_right_captions_are_worth_more_than_their_style():
     right = [record(number, f"a photograph of thing{number}", seed) for number in range(6) for seed in (0, 1)]
-    [row] = summarise(right)
+    [row] = rows_of(summarise(right))
     assert row["captions"] == 6 and row["seeds"] == 2
     assert row["rouge_l_own_mean"] == row["token_f1_own_mean"] == 100 and row["rouge_l_own_sd"] == 0
     assert row["rouge_l_other_mean"] == row["token_f1_other_mean"] == pytest.approx(75)  # three words of four
 
 
 def test_a_caption_that_is_always_the_same_gains_nothing_over_another_image():
-    [row] = summarise([record(number, "a photograph of something") for number in range(6)])
+    [row] = rows_of(summarise([record(number, "a photograph of something") for number in range(6)]))
     assert row["rouge_l_own_mean"] == row["rouge_l_other_mean"]
 
 
-def test_no_caption_is_held_against_its_own_image():
+def test_no_caption_is_compared_with_that_of_its_own_image():
     records = [record(number, "x") for number in range(20)]
     own = {row["question_id"]: row["gold"] for row in records}
     others = with_others(records)

@@ -6,6 +6,7 @@ from triptych.config.grid import Checkpoint, folds_name
 from triptych.config.study import load_study
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError
+from triptych.tables.format import rows_of
 from triptych.tables.leakage import summarise
 
 SPLITS = {"row": ["row-fold0", "row-fold1"], "image": ["fold0", "fold1"]}
@@ -24,23 +25,23 @@ def answers(rights, kind, seed=0):
 
 def test_inflation_is_the_mean_difference_on_the_same_questions():
     records = answers([1, 1, 1, 1, 1, 0, 1, 1], "row") + answers([1, 0, 1, 0, 1, 0, 0, 1], "image")
-    row, image = summarise(records, SPLITS)
+    row, image = rows_of(summarise(records, SPLITS))
     assert (row["folds_by"], image["folds_by"]) == ("row", "image")
     assert row["mean"] == pytest.approx(100 * 7 / 8) and image["mean"] == pytest.approx(50)
     assert row["inflation"] == pytest.approx(37.5) and row["low"] < 37.5 < row["high"]
-    assert "inflation" not in image
+    assert image["inflation"] is None
     assert row["questions"] == 8 and row["folds"] == 2 and row["seeds"] == 1
 
 
 def test_seeds_are_averaged_question_by_question():
     records = answers([1] * 8, "row", 0) + answers([0] * 8, "row", 1) + answers([0] * 8, "image", 0)
-    row, _ = summarise(records + answers([0] * 8, "image", 1), SPLITS)
+    row, _ = rows_of(summarise(records + answers([0] * 8, "image", 1), SPLITS))
     assert row["inflation"] == row["low"] == row["high"] == pytest.approx(50)
 
 
 def test_what_is_not_trained_has_runs_of_folds_and_no_seeds():
     records = answers([1] * 8, "row", None) + answers([0] * 8, "image", None)
-    row, image = summarise(records, SPLITS)
+    row, image = rows_of(summarise(records, SPLITS))
     assert (row["runs"], row["folds"], row["seeds"], row["sd"]) == (2, 2, 0, 0)
     assert row["inflation"] == pytest.approx(100) and image["mean"] == 0
 

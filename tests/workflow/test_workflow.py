@@ -10,7 +10,7 @@ import time
 import pandas
 import pytest
 from browser import CHROMIUM, opened
-from conftest import KEY, Study, toy_config
+from conftest import KEY, ROOT, Study, toy_config
 from triptych.commands.jobs import job_states
 from triptych.config.study import read_study
 from triptych.io.manifest import read_json, sha256_file
@@ -60,7 +60,7 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
     representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
     assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
     assert set(probed["images"]) == {18} and set(probed["folds"]) == {2}
-    verdict = (study.results / "tables/probe.md").read_text().split("## Against the paper")[1]
+    verdict = (study.results / "tables/probe.md").read_text().split("## Comparison with the paper")[1]
     assert "`1-2` (projection only) after `1`" in verdict and "`1-2-3` (end to end) after `1`" in verdict
     captions = pandas.read_csv(study.results / "tables/captions.csv", dtype={"prefix": str}).set_index("prefix")
     described = pandas.read_parquet(study.results / "predictions/1/shared/seed0.parquet")
@@ -128,17 +128,23 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
     assert {what: found[0] for what, found in hours.items()} == jobs
     found = read_json(study.results / "data/audit.json")["fold_overlaps"]
     fields = ("seen", "part", "images", "identical_images", "similar_images")
-    assert rows("asked about") == [[str(row[field]) for field in fields] for row in found]
+    assert rows("evaluated part") == [[str(row[field]) for field in fields] for row in found]
     for name in ("connector.safetensors", "adapter.safetensors"):
         assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page
 
 
-def test_snakemakes_own_report_carries_the_page(study):
+def test_snakemakes_own_report_carries_page_tables_and_figures_with_captions(study):
     out = study.folder / "snakemake-report.html"
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
-    page = (study.results / "report.html").read_bytes()
-    assert base64.b64encode(page).decode() in carried
+    tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
+    shown = ["report.html", "figures/stages.svg", "figures/probe.svg", *(f"tables/{name}.csv" for name in tables)]
+    for name in shown:
+        assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name
+    for caption in (ROOT / "workflow/report").glob("*.rst"):
+        words = caption.read_text(encoding="utf-8").split()[:4]
+        assert (" ".join(words) in carried) == (caption.stem != "test"), f"{caption.name}: the test part was not scored"
+    assert all(category in carried for category in ("Tables", "Figures", "Report"))
     out.unlink()
 
 

@@ -97,7 +97,15 @@ rule tabulate:
         predictions("", BASELINES),
         [predictions(f"-{view}", grid.schedules) for view in settings.evaluation.controls],
     output:
-        tables(paths.TABLE, *main_tables),
+        [
+            report(
+                table,
+                caption=f"../report/{Path(table).stem}.rst",
+                category="Tables",
+                subcategory=Path(table).stem.replace("_", " ").capitalize(),
+            )
+            for table in tables(paths.TABLE, *main_tables)
+        ],
     log:
         "<results>/logs/tabulate.log",
     localrule: True
@@ -121,7 +129,12 @@ use rule tabulate as tabulate_test with:
         predictions(f"-{TEST}", grid.schedules),
         predictions(f"-{TEST}", BASELINES),
     output:
-        tables(paths.TEST_TABLE, "schedules", "by_content"),
+        report(
+            tables(paths.TEST_TABLE, "schedules", "by_content"),
+            caption="../report/test.rst",
+            category="Tables",
+            subcategory="Test part",
+        ),
     log:
         "<results>/logs/tabulate_test.log",
     params:
@@ -144,7 +157,12 @@ rule compare_schedules:
     input:
         predictions("", grid.schedules),
     output:
-        multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
+        report(
+            multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
+            caption="../report/comparison.rst",
+            category="Tables",
+            subcategory="Comparison",
+        ),
     log:
         "<results>/logs/compare_schedules.log",
     localrule: True
@@ -165,9 +183,24 @@ rule tabulate_probe:
     input:
         probes,
     output:
-        csv=result(paths.TABLE, table="probe.csv"),
-        tables=multiext(result(paths.TABLE, table="probe"), ".md", ".tex"),
-        svg=result(paths.FIGURE, figure="probe.svg"),
+        csv=report(
+            result(paths.TABLE, table="probe.csv"),
+            caption="../report/probe.rst",
+            category="Tables",
+            subcategory="Probes",
+        ),
+        tables=report(
+            multiext(result(paths.TABLE, table="probe"), ".md", ".tex"),
+            caption="../report/probe.rst",
+            category="Tables",
+            subcategory="Probes",
+        ),
+        svg=report(
+            result(paths.FIGURE, figure="probe.svg"),
+            caption="../report/probe.rst",
+            category="Figures",
+            subcategory="Probes",
+        ),
         png=result(paths.FIGURE, figure="probe.png"),
     log:
         "<results>/logs/tabulate_probe.log",
@@ -198,7 +231,12 @@ rule tabulate_leak:
             if settings.evaluation.leak.schedules
         ],
     output:
-        multiext(result(paths.TABLE, table="leak"), ".csv", ".md", ".tex"),
+        report(
+            multiext(result(paths.TABLE, table="leak"), ".csv", ".md", ".tex"),
+            caption="../report/leak.rst",
+            category="Tables",
+            subcategory="Leak study",
+        ),
     log:
         "<results>/logs/tabulate_leak.log",
     localrule: True
@@ -217,7 +255,12 @@ rule tabulate_captions:
     input:
         captioned,
     output:
-        multiext(result(paths.TABLE, table="captions"), ".csv", ".md", ".tex"),
+        report(
+            multiext(result(paths.TABLE, table="captions"), ".csv", ".md", ".tex"),
+            caption="../report/captions.rst",
+            category="Tables",
+            subcategory="Captions",
+        ),
     log:
         "<results>/logs/tabulate_captions.log",
     localrule: True

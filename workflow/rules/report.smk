@@ -6,9 +6,24 @@ rule plot_stages:
         manifests=all_checkpoints(paths.CHECKPOINT),
         metrics=all_checkpoints(paths.METRICS),
     output:
-        csv=result(paths.TABLE, table="stages.csv"),
-        tables=multiext(result(paths.TABLE, table="stages"), ".md", ".tex"),
-        svg=result(paths.FIGURE, figure="stages.svg"),
+        csv=report(
+            result(paths.TABLE, table="stages.csv"),
+            caption="../report/stages.rst",
+            category="Tables",
+            subcategory="Stages",
+        ),
+        tables=report(
+            multiext(result(paths.TABLE, table="stages"), ".md", ".tex"),
+            caption="../report/stages.rst",
+            category="Tables",
+            subcategory="Stages",
+        ),
+        svg=report(
+            result(paths.FIGURE, figure="stages.svg"),
+            caption="../report/stages.rst",
+            category="Figures",
+            subcategory="Stages",
+        ),
         png=result(paths.FIGURE, figure="stages.png"),
     log:
         "<results>/logs/plot_stages.log",
@@ -34,7 +49,7 @@ rule report:
         metrics=all_checkpoints(paths.METRICS),
         tables=final_tables,
     output:
-        report(result(paths.REPORT), category="Study"),
+        report(result(paths.REPORT), caption="../report/report.rst", category="Report"),
     log:
         "<results>/logs/report.log",
     localrule: True

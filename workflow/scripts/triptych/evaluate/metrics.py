@@ -1,4 +1,4 @@
-"""Scores: pure functions over records of questions, gold answers and predictions."""
+"""Metrics: pure functions of records with a question, its gold answer and a prediction."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -9,12 +9,12 @@ ANSWER_TYPES = ("ALL", "OPEN", "CLOSED")
 
 
 def exact_match(record: dict) -> bool:
-    """True when the normalised prediction equals the normalised gold answer."""
+    """Tell whether the normalised prediction equals the normalised gold answer."""
     return normalise(record["prediction"]) == normalise(record["gold"])
 
 
 def _words(record: dict) -> tuple[list[str], list[str], int]:
-    """Words of prediction and gold answer, and how many they share (each as often as both have it)."""
+    """Give the words of prediction and gold answer, and how many they share, counted with repetition."""
     said, gold = normalise(record["prediction"]).split(), normalise(record["gold"]).split()
     return said, gold, (Counter(said) & Counter(gold)).total()
 
@@ -24,21 +24,21 @@ def _f1(shared: int, said: int, gold: int) -> float:
 
 
 def token_f1(record: dict) -> float:
-    """Harmonic mean of precision and recall of words, 0 to 1; two empty answers are equal."""
+    """Give the harmonic mean of precision and recall of words, 0 to 1; two empty answers score 1."""
     said, gold, shared = _words(record)
     return _f1(shared, len(said), len(gold))
 
 
 def token_recall(record: dict) -> float:
-    """Share of the gold answer's words that the prediction has, 0 to 1."""
+    """Give the share of the gold answer's words that the prediction has, 0 to 1."""
     said, gold, shared = _words(record)
     return shared / len(gold) if gold else float(not said)
 
 
 def bleu_1(record: dict) -> float:
-    """Share of the prediction's words that the gold answer has, times the penalty for being shorter, 0 to 1.
+    """Give the share of the prediction's words that the gold answer has, times the brevity penalty, 0 to 1.
 
-    Papineni et al. (2002), "BLEU", sentence by sentence and with single words only.
+    BLEU (Papineni et al., ACL 2002) of single sentences with unigrams only.
     """
     said, gold, shared = _words(record)
     if not said:
@@ -48,7 +48,7 @@ def bleu_1(record: dict) -> float:
 
 
 def rouge_l(record: dict) -> float:
-    """F1 of the longest common subsequence of words, 0 to 1: for captions. Lin (2004), "ROUGE"."""
+    """Give the F1 of the longest common subsequence of words, 0 to 1: ROUGE-L (Lin, 2004), for captions."""
     said, gold, _ = _words(record)
     row = [0] * (len(gold) + 1)
     for word in said:
@@ -59,9 +59,9 @@ def rouge_l(record: dict) -> float:
 
 
 def llava_med_closed(record: dict) -> bool:
-    """LLaVA-Med's rule for closed questions: the prediction has "yes" or "no" in it, and the gold answer.
+    """Score by LLaVA-Med's rule for closed questions: the prediction contains "yes" or "no", and the gold answer.
 
-    Of closed questions that offer choices ("Is it the left or the right lung?") it counts even right answers as wrong.
+    On closed questions that offer choices ("Is it the left or the right lung?") even right answers count as wrong.
     """
     said, gold = record["prediction"].lower(), record["gold"].lower()
     return ("yes" in said or "no" in said) and gold in said
@@ -83,7 +83,7 @@ def _is_yes_no(record: dict) -> bool:
     return _is_closed(record) and normalise(record["gold"]) in ("yes", "no")
 
 
-# Every measure by the name of its column: the score of one record, and of which records it is the mean.
+# Every metric by the name of its column: the score of one record, and which records its mean is over.
 MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
     "all": (exact_match, lambda record: True),
     "open": (exact_match, _is_open),
@@ -100,7 +100,7 @@ MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
 
 
 def scores(records: Iterable[dict], measures: Iterable[str] = tuple(MEASURES)) -> dict[str, float | None]:
-    """Means in per cent by measure; None where no record counts for one."""
+    """Give the mean of each metric in per cent; None for a metric that no record counts for."""
     records = list(records)
     found = {}
     for name in measures:

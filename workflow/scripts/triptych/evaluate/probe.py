@@ -1,11 +1,11 @@
-"""Step: what can still be read from an image once it is projected? Probes of image tokens, before and after.
+"""Step: probes of image tokens before and after projection: which attributes of an image can still be read from them?
 
 The question is that of "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual
 Space" (arXiv 2402.16832): a classifier learns an attribute of the image from its mean-pooled tokens, and its macro-F1
-on other images says how much of the attribute the tokens hold. What that work left open is held fixed here: every
-representation, raw features and a random connector among them, is brought to one width, meets the same two probes, and
-is tested on the images that its fold holds out, which neither the probe nor the connector has seen. Probes also learn
-labels that were dealt out at random: what they reach there is chance.
+on other images tells how much of the attribute the tokens hold. Variables that the paper leaves open are fixed here:
+every representation, raw features and a random connector among them, is reduced to one width, is given the same two
+probes, and is tested on the held-out images of its fold, which neither the probe nor the connector has seen. Probes
+also learn shuffled labels, whose score is chance level.
 """
 
 import argparse
@@ -40,16 +40,10 @@ from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
 
 ATTRIBUTES = ("modality", "location", "organ")
-
-
 PROBES = ("linear", "mlp")
-
-
 TASKS = ("labels", "shuffled")
 
-
 AT_ONCE = 64  # images projected at a time
-
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("representation", "split")]
@@ -60,16 +54,19 @@ SCHEMA = pa.schema(
 
 
 def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
-    """Attribute -> image id -> its values: one of modality and of location, any number of organs.
+    """Label images for the probes, by attribute: one modality and one location each, any number of organs.
 
-    An image's modality and location are what most of its questions say; values of fewer than `rare` images become
-    "other". Organs are those of its boxes that at least `rare` images have and at least `rare` have not. An attribute
-    that does not tell two groups of so many images apart is left out, and so are images without a label.
+    Modality and location of an image are those that most of its questions name; values of fewer than `rare` images
+    become "other". Organs are those of its boxes that at least `rare` images have and at least `rare` have not. Images
+    without a label are left out, and so is an attribute without two values of at least `rare` images.
 
     Args:
         questions: rows with image_id, modality and location.
         images: rows with id and boxes (JSON, or None).
         rare: number of images.
+
+    Returns:
+        Attribute -> image id -> its values.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for attribute in ("modality", "location"):
@@ -94,7 +91,7 @@ def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -
 
 
 def random_subspace(width: int, kept: int, seed: int) -> np.ndarray:
-    """Orthonormal directions (width, kept), drawn at random: how representations are brought to one width."""
+    """Draw orthonormal directions (width, kept), onto which representations are projected to have one width."""
     drawn = np.random.default_rng(seed).normal(size=(width, kept))
     return np.linalg.qr(drawn)[0].astype(np.float32)
 
@@ -108,14 +105,14 @@ def fit_and_answer(
     hidden: int,
     seed: int,
 ) -> list[list[str]]:
-    """Fit one probe, and give its answers for `test`; a name that all of `train` have is answered without a fit.
+    """Fit one probe and give its answers for `test`; a label that all of `train` have is answered without a fit.
 
     Args:
         kind: logistic regression (L2, C = 1), or an MLP of one ReLU layer (Adam, 200 epochs).
-        train: (N, W) inputs; standardised here, by themselves.
-        labels: of the N.
-        test: (M, W) inputs, standardised as `train`.
-        single: exactly one label each, instead of any number.
+        train: (N, W) inputs, not standardised.
+        labels: (N,) labels of each.
+        test: (M, W) inputs, which are standardised by the statistics of `train`.
+        single: each input has exactly one label, instead of any number.
         hidden: width of the MLP.
         seed: of the MLP's weights and batches.
     """
@@ -149,7 +146,7 @@ def probe_fold(
     settings: Probe,
     width: int,
 ) -> list[dict]:
-    """Probe one fold: rows with probe_seed, attribute, probe, task, image_id, truth and answer of held-out images.
+    """Fit the probes on one fold, and give their answers for the held-out images.
 
     Args:
         tokens: (N, D) mean-pooled tokens.
@@ -157,7 +154,10 @@ def probe_fold(
         labels: see `image_labels`.
         held_out: image ids to test on; the others train.
         settings: number of seeds, width of the MLP.
-        width: that inputs are brought to, at most D.
+        width: of the probes' inputs, at most D.
+
+    Returns:
+        Rows with probe_seed, attribute, probe, task, image_id, truth and answer.
     """
     rows = []
     for probe_seed in range(settings.seeds):
@@ -165,10 +165,10 @@ def probe_fold(
         inputs = tokens @ random_subspace(tokens.shape[1], width, seed)
         for attribute, of_image in labels.items():
             images = sorted(of_image)
-            dealt = np.random.default_rng(seed).permutation(len(images))
+            shuffled = np.random.default_rng(seed).permutation(len(images))
             truth = {
                 "labels": dict(of_image),
-                "shuffled": {image: of_image[images[other]] for image, other in zip(images, dealt, strict=True)},
+                "shuffled": {image: of_image[images[other]] for image, other in zip(images, shuffled, strict=True)},
             }
             fit = [image for image in images if image not in held_out]
             tested = [image for image in images if image in held_out]
@@ -200,7 +200,7 @@ def probe_fold(
 
 @torch.inference_mode()
 def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn.Module | None) -> np.ndarray:
-    """Mean over an image's tokens (N, D), after the connector or, without one, before it."""
+    """Average the tokens of each image, (N, D): after the connector or, where it is None, before projection."""
     parts = []
     for start in range(0, len(images), AT_ONCE):
         tokens = features(images[start : start + AT_ONCE])
@@ -209,11 +209,11 @@ def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn
 
 
 def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
-    """The connector of each split: of the checkpoints given, or a fresh one, or None before projection.
+    """Load the connector of each split: of its checkpoint, or a random one, or None before projection.
 
     Args:
-        job: what is probed.
-        checkpoints: manifests; none for what is not trained.
+        job: names the representation.
+        checkpoints: manifests; none for a representation that is not trained.
         base: vision features and language model.
 
     Raises:
@@ -234,12 +234,12 @@ def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[s
 
 
 def text_width(base: Base) -> int:
-    """Size of the language model's hidden states, which connectors project to."""
+    """Give the size of the language model's hidden states, which connectors project to."""
     return AutoConfig.from_pretrained(base.language_model).get_text_config().hidden_size
 
 
 def main() -> None:
-    """Probe one representation on every fold, and keep the probes' answers."""
+    """Probe one representation on every fold, and store the answers of the probes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="representation and settings as JSON")
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="manifests, one for each split")
@@ -254,14 +254,14 @@ def main() -> None:
     questions = read_table(arguments.data / "questions.parquet")
     image_of = {row["question_id"]: row["image_id"] for row in questions}
     pool = {image_of[row["question_id"]] for row in folds}
-    pictures = read_table(arguments.data / "images", ["id", "group", "boxes"])
-    group = {row["id"]: row["group"] for row in pictures}
+    image_rows = read_table(arguments.data / "images", ["id", "group", "boxes"])
+    group = {row["id"]: row["group"] for row in image_rows}
     asked = [row for row in questions if row["image_id"] in pool]
-    labels = image_labels(asked, pictures, job.probe.rare)
+    labels = image_labels(asked, image_rows, job.probe.rare)
     if not labels:
         raise TriptychError(
-            f"{arguments.data}: no attribute tells {job.probe.rare} images from as many others, so there is nothing "
-            "to probe; set evaluation.probe: null"
+            f"{arguments.data}: no attribute has two values of at least {job.probe.rare} images each, so there is "
+            "nothing to probe; set evaluation.probe: null"
         )
 
     features = Features(arguments.features)

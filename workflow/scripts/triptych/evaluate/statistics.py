@@ -1,9 +1,9 @@
 """Statistics of a paired comparison of two arms, as pure functions.
 
-The data are differences, first arm less second, one for each question that a run of both arms answered. Runs (a fold
-and a seed) and groups (an image, or all images of one subject) are what varies; an image's questions are not
-independent of each other, and neither are the runs of one cross-validation, whose training parts overlap. All that the
-statistics need of the differences are their sums and numbers per run and group: the *cells*.
+The data are differences, first arm minus second, one for each question that a run of both arms answered. Runs (a fold
+and a seed) and groups (an image, or all images of one subject) are the units that vary; questions about one image are
+not independent of each other, and neither are the runs of one cross-validation, whose training parts overlap. The
+statistics need only the sums and counts of the differences per run and group: the *cells*.
 
 Cells fit both designs: with folds, a question is held out in one fold and only that fold's runs fill its group's cells;
 on a common test part, every run fills every cell.
@@ -19,11 +19,8 @@ from triptych.errors import TriptychError
 
 Number = float | np.ndarray
 
-
-DRAWS = 10_000
-
-
-DRAWS_AT_ONCE = 1000  # bounds the memory of the bootstrap
+DRAWS = 10_000  # of the bootstrap
+DRAWS_AT_ONCE = 1000  # bounds its memory
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference with what is known of it, in the unit of the differences.
+    """A mean difference with its uncertainty, in the unit of the differences.
 
     Numbers, or arrays where the cells have leading axes.
 
@@ -63,10 +60,10 @@ class Estimate:
 
 
 def tabulate(differences: Sequence[float], runs: Sequence[Hashable], groups: Sequence[Hashable]) -> Cells:
-    """Sums and counts by run and group; the order of the rows has no influence.
+    """Sum and count differences by run and group; the order of the rows has no influence.
 
     Args:
-        differences: (N,) first arm less second, one for each answered question.
+        differences: (N,) first arm minus second, one for each answered question.
         runs: (N,) the run of each, sortable.
         groups: (N,) the group of each, sortable.
 
@@ -84,7 +81,7 @@ def tabulate(differences: Sequence[float], runs: Sequence[Hashable], groups: Seq
 
 
 def overlap_factor(runs: int, folds: int) -> float:
-    """Factor of the runs' variance for training parts that overlap: 1 + runs / (folds - 1); 1 where nothing overlaps.
+    """Give the factor of the runs' variance for overlapping training parts: 1 + runs / (folds - 1); 1 without overlap.
 
     The corrected resampled t of Nadeau and Bengio (Machine Learning 52, 2003) adds n_test / n_train to 1 / runs, which
     under k-fold cross-validation is 1 / (k - 1).
@@ -97,14 +94,14 @@ def overlap_factor(runs: int, folds: int) -> float:
 
 
 def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estimate:
-    """t test and interval of the mean difference, clustered by run and by group.
+    """Test the mean difference by a t test clustered by run and by group, and give its interval.
 
     The variance is that of Cameron, Gelbach and Miller (Journal of Business & Economic Statistics 29, 2011), run term
     + group term - term of the cells, each with its G / (G - 1), where the run term is multiplied by `overlap_factor`.
-    The number of the rarer units, less one, gives the degrees of freedom.
+    The degrees of freedom are the number of runs or of groups, whichever is smaller, minus one.
 
     Where every answer differs by the same amount there is no spread: the standard error is 0, the interval is the
-    effect alone, and p is 1 for an effect of zero and 0 for any other. Who reports it must say so.
+    effect alone, and p is 1 for an effect of zero and 0 for any other. A report of such a result must say so.
 
     Args:
         cells: differences by run and group.
@@ -112,7 +109,7 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
         level: of the interval.
 
     Raises:
-        TriptychError: fewer than two runs or two groups, whose spread cannot be known.
+        TriptychError: fewer than two runs or two groups, whose spread cannot be estimated.
     """
     counts = cells.counts
     runs, groups = counts.shape
@@ -124,7 +121,7 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
     run_term = overlap_factor(runs, folds) * _cluster_variance(residuals.sum(-1), runs, counts)
     group_term = _cluster_variance(residuals.sum(-2), groups, counts)
     cell_term = _cluster_variance(residuals.reshape(*residuals.shape[:-2], -1), int((counts > 0).sum()), counts)
-    # By chance the sum of the three can be less than one of the first two alone, or even negative. In truth it is not.
+    # By chance the sum of the three can be smaller than one of the first two alone, or negative; the true one is not.
     variance = np.maximum(run_term + group_term - cell_term, np.maximum(run_term, group_term))
     error = np.sqrt(variance)
     scale = np.abs(cells.sums).max((-2, -1)) / counts.max()
@@ -140,7 +137,7 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
 
 
 def _cluster_variance(sums: np.ndarray, clusters: int, counts: np.ndarray) -> np.ndarray:
-    """Variance of the mean, from the sums of the residuals in each of several clusters: (..., clusters) to (...)."""
+    """Estimate the variance of the mean from the sums of residuals by cluster: (..., clusters) to (...)."""
     return clusters / (clusters - 1) * np.square(sums).sum(-1) / counts.sum() ** 2
 
 
@@ -150,10 +147,10 @@ def _need_groups(groups: int) -> None:
 
 
 def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean difference; runs and groups are drawn anew, each with replacement.
+    """Give a percentile interval of the mean difference: runs and groups are resampled, each with replacement.
 
-    The pigeonhole bootstrap of Owen (Annals of Applied Statistics 1, 2007). It knows nothing of overlapping training
-    parts, so with folds it is too narrow where overlap matters. With one run, the groups alone are drawn.
+    The pigeonhole bootstrap of Owen (Annals of Applied Statistics 1, 2007). It ignores the overlap of training parts,
+    so with folds it is too narrow where overlap matters. With one run, only groups are resampled.
 
     Args:
         cells: differences by run and group, without leading axes.
@@ -181,13 +178,13 @@ def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float
 
 
 def correlated_bayes_t(estimate: Estimate, margin: float) -> tuple[float, float, float]:
-    """Probabilities that the difference is below, inside and above the region of practical equivalence.
+    """Give the probabilities that the difference is below, inside and above the region of practical equivalence.
 
     The Bayesian correlated t test (Corani and Benavoli, Machine Learning 100, 2015; Benavoli et al., Journal of
     Machine Learning Research 18, 2017): under a flat prior, the true difference follows Student's t about the effect,
-    scaled by its standard error. Theirs is (1 / R + 1 / (k - 1)) times the variance of the runs' means; here the
-    two-way clustered one stands in its place. The two are equal where each group has one run and runs are equally long;
-    on a common test part, the choice of its images counts too. So probabilities and interval never contradict.
+    scaled by its standard error. Their variance is (1 / R + 1 / (k - 1)) times that of the runs' means; here the
+    two-way clustered variance takes its place. The two are equal where each group has one run and runs are equally
+    long; on a common test part, the choice of its images counts too. So probabilities and interval never contradict.
 
     Args:
         estimate: from `two_way_clustered_t`.
@@ -205,11 +202,11 @@ def correlated_bayes_t(estimate: Estimate, margin: float) -> tuple[float, float,
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided p value of McNemar's test (Psychometrika 12, 1947), for one run of each arm alone.
+    """Give the exact two-sided p value of McNemar's test (Psychometrika 12, 1947), for one run of each arm.
 
     Args:
-        first_only: questions that only the first arm answered right.
-        second_only: questions that only the second did.
+        first_only: number of questions that only the first arm answered right.
+        second_only: number of questions that only the second arm answered right.
     """
     if first_only + second_only == 0:
         return 1.0
@@ -217,7 +214,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    """Correct p values for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in the order given."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -226,7 +223,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_effect(standard_error: float, df: int, level: float = 0.95, power: float = 0.8) -> float:
-    """The smallest true difference that a comparison as precise as this one finds with probability `power`.
+    """Give the smallest true difference that a comparison of this precision finds with probability `power`.
 
     (t of the test + t of the power) x standard error (Bloom, Evaluation Review 19, 1995).
 
@@ -240,7 +237,7 @@ def minimum_detectable_effect(standard_error: float, df: int, level: float = 0.9
 
 
 def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: float, level: float = 0.95) -> str:
-    """What may be said of a comparison, in words and points.
+    """State what a comparison supports, in a sentence or two, in points.
 
     A difference is claimed only where the corrected p value allows it; equivalence only where the whole interval lies
     within the region.
@@ -256,31 +253,31 @@ def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: 
     effect, low, high = estimate.effect, estimate.low, estimate.high
     if estimate.standard_error == 0:
         return (
-            f"{first} less {second} is {effect:+.1f} points for every answer alike: without any spread, nothing can "
-            "be said of other runs or images."
+            f"{first} minus {second} is {effect:+.1f} points for every answer: without any spread, nothing can be said "
+            "about other runs or images."
         )
     size = points(margin)
     ahead, behind = (first, second) if effect > 0 else (second, first)
     interval = f"{effect:+.1f} points ({100 * level:g} % interval {low:+.1f} to {high:+.1f})"
     found = p_holm < 1 - level
     if max(-low, high) <= margin:
-        equal = f"{first} less {second} is {interval}: no difference larger than {size} is supported"
-        return f"{equal}, but {ahead} is ahead by a little." if found else f"{equal}."
+        equal = f"{first} minus {second} is {interval}: no difference larger than {size} is supported"
+        return f"{equal}, but {ahead} is slightly better." if found else f"{equal}."
     if found:
-        start = f"{ahead} is better than {behind}: {first} less {second} is {interval}"
+        start = f"{ahead} is better than {behind}: {first} minus {second} is {interval}"
         if min(abs(low), abs(high)) > margin:
             return f"{start}, a difference larger than {size}."
-        return f"{start}; whether the difference is larger than {size} stays open."
+        return f"{start}; whether the difference is larger than {size} remains open."
     detectable = round(minimum_detectable_effect(estimate.standard_error, estimate.df, level), 1)
     open_to = round(max(-low, high), 1)
     corrected = ", after correction for the number of comparisons" if low > 0 or high < 0 else ""
     return (
-        f"No difference between {first} and {second} is shown{corrected}: {first} less {second} is {interval}. One of "
-        f"up to {points(open_to)} is not ruled out; this comparison would find one of {points(detectable)} in 4 cases "
-        "of 5."
+        f"No difference between {first} and {second} is shown{corrected}: {first} minus {second} is {interval}. A "
+        f"difference of up to {points(open_to)} is not ruled out; the minimum detectable effect at 80 % power is "
+        f"{points(detectable)}."
     )
 
 
 def points(value: float) -> str:
-    """'1 point', '2.5 points'."""
+    """Write a number of points: '1 point', '2.5 points'."""
     return f"{value:g} point" if value == 1 else f"{value:g} points"

@@ -3,50 +3,51 @@
 import argparse
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import markupsafe
+import pandas
 import vl_convert
 import yaml
 
+from triptych.config.arms import CONTROLS
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
+from triptych.tables.format import rows_of
 from triptych.tables.plotting import write_figure
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
-
-
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 
-def answer(comparison: Sequence[dict], schedules: Sequence[dict]) -> str:
-    """The answer to the study's question in a sentence or two: the first comparison's, or what one schedule reaches."""
+def answer(comparison: Sequence[Mapping], arms: pandas.DataFrame) -> str:
+    """Answer the study's question in a sentence or two: the first verdict, or what the only schedule reaches."""
     if comparison:
         return comparison[0]["verdict"]
-    row = next(row for row in schedules if row["trained"] == "True")
-    return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']:.0f} held-out questions right."
+    row = arms[arms["trained"]].iloc[0]
+    return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions right."
 
 
 def named(text: str) -> markupsafe.Markup:
-    """Text as HTML, with what stands between backticks as code."""
+    """Write text as HTML, with what stands between backticks as code."""
     return markupsafe.Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def as_json(value: object) -> str:
-    """JSON that may stand inside a script element."""
+    """Write JSON that may stand inside a script element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
-    """The page, and its charts by name; `made` names the study's tables."""
+    """Render the page, and give it with its charts by name; `made` names the study's tables."""
     gathered = gather(study, made)
-    arms = study.grid.schedules
+    arms, controls = study.grid.schedules, gathered["controls"]
     charts = all_charts(gathered, study.grid.used_stages, arms, [BLIND, LOOKUP])
     specifications = {name: chart.to_dict() for name, (chart, _) in charts.items()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -54,8 +55,10 @@ def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     environment.filters["points"] = lambda value: "" if value is None else f"{value:+.1f}"
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
     browser = {**gathered["browser"], "thumbnails": gathered["thumbnails"]}
+    tables = {name: rows_of(gathered[name]) for name in ("schedules", "controls", "captions", "leak")}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        **gathered,
+        **(gathered | tables),
+        views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},
         numbers=numbers(gathered, arms, [BLIND, LOOKUP]),

@@ -1,25 +1,18 @@
-"""The report's charts, as Vega-Lite by way of Altair. Colours are Okabe and Ito's; the page sets light or dark."""
+"""The report's charts, in Vega-Lite, made with Altair. Colours are Okabe and Ito's; the page sets light or dark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair
 import pandas
 
 from triptych.tables.plotting import PALETTE
 from triptych.tables.probes import chart as probe_chart
-from triptych.tables.stages import stage_lines
+from triptych.tables.stages import shown as shown_stages
 
 WIDTH = 300
-
-
 PANELS = 3  # side by side; the page takes fewer where it is narrow
-
-
 # Beside colours, because there may be more schedules than colours that everybody tells apart.
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
-
-
-Table = tuple[list[str], list[list[str]]]  # header and lines
 
 
 def _shape(field: str, order: Sequence[str], title: str) -> altair.Shape:
@@ -33,15 +26,15 @@ def _color(field: str, order: Sequence[str], title: str) -> altair.Color:
     return altair.Color(f"{field}:N", scale=scale, legend=legend)
 
 
-def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
-    """Exact match of every run, a line for each fold and seed from schedule to schedule."""
+def paired(runs: pandas.DataFrame, arms: Sequence[str]) -> altair.LayerChart:
+    """Draw exact match of every run: a line for each fold and seed, from schedule to schedule."""
     many = len(arms) > 8 or max(map(len, arms)) > 12  # ablations, with names that would meet each other
     axis = altair.Axis(labelAngle=0 if len(arms) <= 4 and not many else -40, labelLimit=240)
-    base = altair.Chart(pandas.DataFrame(runs)).encode(
+    base = altair.Chart(runs).encode(
         x=altair.X("arm:N", sort=list(arms), title=None, axis=axis),
         y=altair.Y("accuracy:Q", title="exact match, %", scale=altair.Scale(zero=False)),
         detail="run:N",
-        color=_color("fold", sorted({run["fold"] for run in runs}), "fold"),
+        color=_color("fold", sorted(set(runs["fold"])), "fold"),
     )
     points = base.mark_point(filled=True, size=60).encode(
         tooltip=["run", "arm", altair.Tooltip("accuracy", format=".1f")]
@@ -50,12 +43,11 @@ def paired(runs: Sequence[dict], arms: Sequence[str]) -> altair.LayerChart:
     return (base.mark_line(opacity=0.6) + points).properties(width=width, height=240)
 
 
-def effects(comparison: Sequence[dict]) -> altair.LayerChart:
-    """The difference of each pair of schedules with its 95 % interval, over the region that counts as none."""
+def effects(comparison: Sequence[Mapping]) -> altair.LayerChart:
+    """Draw the difference of each pair of schedules with its 95 % interval, over the region that counts as none."""
     rows = [
-        {"pair": f"{row['first']} less {row['second']}", "effect": row["effect"], "low": low, "high": high}
+        {"pair": f"{row['first']} minus {row['second']}", **{name: row.get(name) for name in ("effect", "low", "high")}}
         for row in comparison
-        for low, high in [(row.get("low"), row.get("high"))]
     ]
     margin = comparison[0]["equivalence_margin"]
     region = altair.Chart(pandas.DataFrame([{"low": -margin, "high": margin}]))
@@ -74,15 +66,28 @@ def effects(comparison: Sequence[dict]) -> altair.LayerChart:
 
 
 def per_stage(
-    rows: Sequence[dict], stages: Sequence[str], arms: Sequence[str], field: str, title: str, over_runs: str = "mean"
+    curves: pandas.DataFrame,
+    stages: Sequence[str],
+    arms: Sequence[str],
+    field: str,
+    title: str,
+    over_runs: str = "mean",
 ) -> altair.ConcatChart:
-    """One metric epoch by epoch, a panel for each stage, on one scale: `over_runs` of all runs; means in a band of all.
+    """Draw one metric by epoch, a panel for each stage, on one scale: the mean of all runs in a band, or their maximum.
 
-    A stage that schedules share is drawn once, as the first one's.
+    A stage that schedules share is drawn once, under the first of them.
+
+    Args:
+        curves: rows of `stages.collect`.
+        stages: in order.
+        arms: the schedules, in order.
+        field: column of `curves`.
+        title: of the axis.
+        over_runs: `mean` or `max`.
     """
-    frame = pandas.DataFrame(rows).dropna(subset=[field])
-    frame["order"] = frame["schedule"].map(list(arms).index)
-    frame = frame.sort_values("order", kind="stable").drop_duplicates(["prefix", "split", "seed", "epoch"])
+    frame = curves.dropna(subset=[field])
+    order = frame["schedule"].map(list(arms).index).sort_values(kind="stable").index
+    frame = frame.loc[order].drop_duplicates(["prefix", "split", "seed", "epoch"])
     drawn = [arm for arm in arms if arm in set(frame["schedule"])]
     y = f"{over_runs}({field}):Q"
     scale = altair.Scale(zero=not field.endswith("loss"))
@@ -112,13 +117,11 @@ def per_stage(
     return altair.concat(*panels, columns=PANELS).resolve_scale(y="shared")
 
 
-def content(rows: Sequence[dict], aspect: str, arms: Sequence[str]) -> altair.Chart:
-    """Exact match by the values of one aspect, a point for each arm; values by number of questions."""
-    chosen = [row for row in rows if row["aspect"] == aspect and row["arm"] in arms]
-    frame = pandas.DataFrame(chosen)
-    frame["value"] = frame["value"].fillna("(none)").astype(str)
+def content(table: pandas.DataFrame, aspect: str, arms: Sequence[str]) -> altair.Chart:
+    """Draw exact match by the values of one aspect, most questions first, a point for each arm."""
+    frame = table[(table["aspect"] == aspect) & table["arm"].isin(list(arms))].fillna({"value": "(none)"})
     sizes = frame.groupby("value")["questions"].max()
-    frame["label"] = [f"{value} ({int(sizes[value])})" for value in frame["value"]]
+    frame = frame.assign(label=[f"{value} ({sizes[value]})" for value in frame["value"]])
     order = list(dict.fromkeys(frame.sort_values("questions", ascending=False)["label"]))
     return (
         altair.Chart(frame)
@@ -134,9 +137,9 @@ def content(rows: Sequence[dict], aspect: str, arms: Sequence[str]) -> altair.Ch
     )
 
 
-def leak(rows: Sequence[dict]) -> altair.LayerChart:
-    """Points that folds of each kind add, with their interval."""
-    frame = pandas.DataFrame([row for row in rows if row["inflation"] is not None])
+def leak(table: pandas.DataFrame) -> altair.LayerChart:
+    """Draw the points that folds of each kind add, with their interval."""
+    frame = table.dropna(subset=["inflation"])
     base = altair.Chart(frame).encode(
         y=altair.Y("arm:N", title=None, axis=altair.Axis(labelLimit=200)),
         yOffset="folds_by:N",
@@ -151,60 +154,58 @@ def leak(rows: Sequence[dict]) -> altair.LayerChart:
 
 # Name, what it is, title of its axis, field of `metrics.jsonl`, which value of all runs.
 CURVES = (
-    ("training_loss", "Training loss per stage", "nats a token", "train_loss", "mean"),
-    ("validation_loss", "Validation loss per stage", "nats a token", "validation_loss", "mean"),
+    ("training_loss", "Training loss per stage", "nats per token", "train_loss", "mean"),
+    ("validation_loss", "Validation loss per stage", "nats per token", "validation_loss", "mean"),
     ("training_accuracy", "Training accuracy per stage", "exact match", "train_accuracy", "mean"),
     ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
 )
-
-
 HEALTH = (
     ("gradient_norms", "Largest gradient norm of an epoch", "gradient norm", "gradient_norm_max", "max"),
-    ("token_norms", "Length of image tokens over that of words", "ratio", "token_norm_ratio", "mean"),
-    ("loss_spikes", "Most loss spikes in an epoch", "spikes", "loss_spikes", "max"),
+    ("token_norms", "Norm of image tokens relative to word tokens", "ratio", "token_norm_ratio", "mean"),
+    ("loss_spikes", "Loss spikes in an epoch, at most", "spikes", "loss_spikes", "max"),
 )
+CONTENT = ("modality", "content_type")  # the aspects that are drawn
 
 
 def all_charts(gathered: dict, stages: Sequence[str], arms: Sequence[str], lookups: Sequence[str]) -> dict:
-    """Name -> (chart, what it shows in words), in the order of the page; what there is nothing for is left out."""
+    """Draw the charts that there are data for, in the order of the page: name -> (chart, what it shows in words)."""
     found = {}
     if len(arms) > 1:
         found["paired"] = (paired(gathered["runs"], arms), "Exact match of every run, fold by fold")
-    if gathered["comparison"] and any(row.get("low") is not None for row in gathered["comparison"]):
+    if any(row.get("low") is not None for row in gathered["comparison"]):
         found["effects"] = (effects(gathered["comparison"]), "Differences of schedules with 95 % intervals")
+    curves, by_content, probe = gathered["curves"], gathered["by_content"], gathered["probe"]
     for name, what, title, field, over_runs in (*CURVES, *HEALTH):
-        if any(row[field] is not None for row in gathered["curves"]):
-            found[name] = (per_stage(gathered["curves"], stages, arms, field, title, over_runs), what)
-    for aspect in ("modality", "content_type"):
-        if any(row["aspect"] == aspect for row in gathered["by_content"]):
-            chart = content(gathered["by_content"], aspect, [*arms, *lookups])
+        if curves[field].notna().any():
+            found[name] = (per_stage(curves, stages, arms, field, title, over_runs), what)
+    for aspect in CONTENT:
+        if (by_content["aspect"] == aspect).any():
+            chart = content(by_content, aspect, [*arms, *lookups])
             found[aspect] = (chart, f"Exact match by {aspect.replace('_', ' ')}")
-    if gathered["probe"]:
-        order = list(dict.fromkeys(row["representation"] for row in gathered["probe"]))
-        found["probe"] = (probe_chart(gathered["probe"], order), "What image tokens hold: macro-F1 of probes")
-    if any(row["inflation"] is not None for row in gathered["leak"]):
-        found["leak"] = (leak(gathered["leak"]), "Points that leaking folds add")
+    if len(probe):
+        chart = probe_chart(probe, list(probe["representation"].unique()))
+        found["probe"] = (chart, "Macro-F1 of probes of image tokens")
+    if gathered["leak"]["inflation"].notna().any():
+        found["leak"] = (leak(gathered["leak"]), "Points added by leaking folds")
     return found
 
 
-def numbers(gathered: dict, arms: Sequence[str], lookups: Sequence[str]) -> dict[str, Table]:
-    """Name of a chart -> header and lines of a table that says what it shows, for those that cannot see it."""
+def numbers(gathered: dict, arms: Sequence[str], lookups: Sequence[str]) -> dict[str, pandas.DataFrame]:
+    """Give the numbers of charts as tables of text, by name of the chart, for readers that cannot see it."""
     found = {"paired": pivot(gathered["runs"], "run", "arm", "accuracy", arms)}
-    if gathered["curves"]:
-        found["training"] = stage_lines(gathered["curves"])
-    for aspect in ("modality", "content_type"):
-        rows = [row for row in gathered["by_content"] if row["aspect"] == aspect]
-        found[aspect] = pivot(rows, "value", "arm", "mean", [*arms, *lookups])
-    rows = [{**row, "of": f"{row['attribute']}, {row['probe']}"} for row in gathered["probe"]]
-    found["probe"] = pivot(rows, "representation", "of", "f1", list(dict.fromkeys(row["of"] for row in rows)))
+    if len(gathered["curves"]):
+        found["training"] = shown_stages(gathered["curves"])
+    for aspect in CONTENT:
+        part = gathered["by_content"][gathered["by_content"]["aspect"] == aspect]
+        found[aspect] = pivot(part.fillna({"value": "(none)"}), "value", "arm", "mean", [*arms, *lookups])
+    probe = gathered["probe"]
+    probe = probe.assign(of=probe["attribute"] + ", " + probe["probe"])
+    found["probe"] = pivot(probe, "representation", "of", "f1", list(probe["of"].unique()))
     return found
 
 
-def pivot(rows: Sequence[dict], line: str, column: str, value: str, columns: Sequence[str]) -> Table:
-    """Header and lines of a table with a line for each value of `line` and a column for each of `columns`."""
-    cells = {(row[line], row[column]): row[value] for row in rows}
-    shown = [
-        [str(name or "(none)"), *("" if cells.get((name, of)) is None else f"{cells[name, of]:.1f}" for of in columns)]
-        for name in dict.fromkeys(row[line] for row in rows)
-    ]
-    return [line, *columns], shown
+def pivot(table: pandas.DataFrame, line: str, column: str, value: str, columns: Sequence[str]) -> pandas.DataFrame:
+    """Give a table of text with a line for each value of `line` and a column for each of `columns`."""
+    cells = table.pivot(index=line, columns=column, values=value).reindex(table[line].unique(), columns=list(columns))
+    shown = cells.astype(object).map(lambda number: "" if pandas.isna(number) else f"{number:.1f}")
+    return shown.rename_axis(index=line, columns=None).reset_index()

@@ -1,66 +1,50 @@
-"""What the report shows, gathered from a study's results: tables, records of answers, metrics, images, provenance."""
+"""Everything that the report shows, gathered from a study's results: tables, answers, metrics, images, provenance."""
 
 import base64
-import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import pandas
 
 from triptych.commands import estimate
 from triptych.commands.jobs import WORK, jobs, seconds_taken
 from triptych.config import paths
 from triptych.config.arms import BASELINES
+from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.data.image_table import ImageTable
-from triptych.errors import TriptychError
-from triptych.evaluate.metrics import exact_match, scores
+from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
-from triptych.tables.runs import group_runs
-from triptych.tables.stages import COLUMNS, collect
+from triptych.tables import captions, leakage, probes, schedules, stages
+from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv
+from triptych.tables.runs import accuracy, group_runs
 
 THUMBNAIL = 96  # side in pixels of the images in the browser of questions
-
-
-MOST_IMAGES = 1500  # that are shown: about 4 MB
-
-
-MOST_REJECTS = 50  # of each data set that are listed
-
+MOST_IMAGES = 1500  # shown as thumbnails: about 4 MB
+MOST_REJECTS = 50  # listed of each data set
 
 LOOKUP = "nearest-images"
-
-
 BLIND = "majority-per-question"
 
+HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
+LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
 
-# Columns of words; all others are numbers.
-TEXT = {"arm", "trained", "aspect", "value", "representation", "attribute", "probe", "reference", "folds_by", "prefix"}
+# Metrics that tell whether a training is healthy.
+HEALTH = dict.fromkeys(("gradient_norm_max", "token_norm_ratio", "loss_spikes"), NUMBER)
 
-
-HEALTH = ("gradient_norm_max", "token_norm_ratio", "loss_spikes")
-
-
-def table(path: Path) -> list[dict]:
-    """Rows of a CSV table, numbers as numbers, empty cells as None.
-
-    Raises:
-        TriptychError: there is no such table.
-    """
-    if not path.exists():
-        raise TriptychError(f"{path}: missing; run the study first")
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _value(name: str, text: str) -> str | float | None:
-    if name in TEXT:  # where a stage may be called 1
-        return text
-    return float(text) if text else None
+# Tables that not every study has, with their columns.
+OPTIONAL: dict[str, Columns] = {
+    "controls": schedules.CONTROL_COLUMNS,
+    "probe": probes.COLUMNS,
+    "leak": leakage.COLUMNS,
+    "captions": captions.COLUMNS,
+}
 
 
 def read_records(study: Study) -> list[dict]:
-    """Answers of all schedules and baselines to their folds' held-out questions; not what earlier settings left."""
+    """Read the answers of all schedules and baselines to held-out questions; none that other settings left behind."""
     runs = [(arm, "untrained") for arm in BASELINES]
     runs += [(arm, f"seed{seed}") for arm in study.grid.schedules for seed in study.settings.seeds]
     return [
@@ -71,14 +55,37 @@ def read_records(study: Study) -> list[dict]:
     ]
 
 
-def read_curves(study: Study) -> list[dict]:
-    """Metrics of every epoch of every checkpoint, an entry for each schedule that passes through it."""
+def read_curves(study: Study) -> pandas.DataFrame:
+    """Read the metrics of every epoch of every checkpoint: a row for each schedule that the checkpoint belongs to."""
     manifests = [study.checkpoint(cell, paths.CHECKPOINT) for cell in study.grid.checkpoints]
-    return collect([path for path in manifests if path.exists()], study.grid.lineage, (*COLUMNS[5:], *HEALTH))
+    found = [path for path in manifests if path.exists()]
+    return stages.collect(found, study.grid.lineage, {**stages.COLUMNS, **HEALTH})
+
+
+def read_comparison(path: Path) -> list[dict]:
+    """Read the comparison in full precision, also one that version 0.1 wrote."""
+    return [current_names(row) for row in read_json(path)["comparisons"]]
+
+
+def read_audit(path: Path) -> dict:
+    """Read the audit of the data, also one that version 0.1 wrote."""
+    audit = read_json(path)
+    return {**audit, "fold_overlaps": [current_names(row) for row in audit["fold_overlaps"]]}
+
+
+def accuracy_of_runs(records: Sequence[dict], names: Collection[str]) -> pandas.DataFrame:
+    """Give exact match in per cent of every run of the arms named."""
+    rows = [
+        {"arm": arm, "run": f"{split}, seed {seed}", "fold": split, "accuracy": accuracy(answers)}
+        for arm, runs in group_runs(records).items()
+        if arm in names
+        for (split, seed), answers in runs.items()
+    ]
+    return pandas.DataFrame(rows)
 
 
 def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
-    """Every held-out question once, with the answer of each arm (of several seeds, the first one's).
+    """List every held-out question once, with the answer of each arm (of several seeds, that of the first).
 
     Returns:
         `arms`, and `rows`: question, gold answer, image, modality, content type, answers, which of them are right.
@@ -107,7 +114,7 @@ def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
 
 
 def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
-    """Small JPEGs of images by id, as data URLs; of the first MOST_IMAGES by id."""
+    """Make small JPEGs of the first MOST_IMAGES images by id, as data URLs by id."""
     table = ImageTable(data / "images")
     place = {image: row for row, image in enumerate(table.image_ids)}
     wanted = [image for image in sorted(set(images)) if image in place][:MOST_IMAGES]
@@ -122,66 +129,94 @@ def thumbnails(data: Path, images: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def weaknesses(
-    study: Study,
-    schedules: Sequence[dict],
-    comparison: Sequence[dict],
-    controls: Sequence[dict],
+def limitations(
+    study: Study, arms: pandas.DataFrame, comparison: Sequence[Mapping], controls: pandas.DataFrame
 ) -> list[str]:
-    """What a reader should hold against the study, in sentences, from its own numbers."""
-    found = []
-    by_arm = {row["arm"]: row for row in schedules}
-    trained = [row for row in schedules if row["trained"] == "True"]
-    best = max(trained, key=lambda row: row["all_mean"])
-    seeds = len(study.settings.seeds)
-    if seeds == 1:
-        found.append("One seed: how much a schedule varies from run to run is known over folds only.")
-    if study.settings.folds.number < 5:
-        parts = (
-            "one part is held out" if study.settings.folds.number == 1 else f"only {study.settings.folds.number} folds"
-        )
-        found.append(f"{parts[0].upper()}{parts[1:]}: the interval is wide, and the degrees of freedom are few.")
-    for name, what in ((LOOKUP, "a look-up of the three images most alike"), (BLIND, "the commonest answer")):
-        if name in by_arm and by_arm[name]["all_mean"] >= best["all_mean"]:
-            found.append(
-                f"No schedule beats {what} (`{name}`, {by_arm[name]['all_mean']:.1f} %): the best is `{best['arm']}` "
-                f"with {best['all_mean']:.1f} %."
+    """Say what limits the study's conclusions, in sentences, from its own numbers.
+
+    Args:
+        study: the study.
+        arms: the table `schedules`.
+        comparison: rows of `comparison.json`; none where one schedule stands alone.
+        controls: the table of controls; empty where there are none.
+    """
+    return [
+        *_few_runs(study.settings),
+        *_baselines_ahead(arms),
+        *_unused_images(controls),
+        *_leaking_folds(study.settings),
+        *_hidden_differences(comparison),
+        *_unused_test_part(study),
+    ]
+
+
+def _few_runs(settings: Settings) -> Iterator[str]:
+    if len(settings.seeds) == 1:
+        yield "One seed: how much a schedule varies from run to run is known over folds only."
+    if settings.folds.number < 5:
+        parts = "One part is held out" if settings.folds.number == 1 else f"Only {settings.folds.number} folds"
+        yield f"{parts}: the interval is wide, and the degrees of freedom are few."
+
+
+def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
+    reached = dict(zip(arms["arm"], arms["all_mean"], strict=True))
+    trained = arms[arms["trained"]]
+    best = trained["arm"].iloc[trained["all_mean"].argmax()]
+    for name, what in (
+        (LOOKUP, "a look-up in the three most similar images"),
+        (BLIND, "the most common answer to the same question"),
+    ):
+        if name in reached and reached[name] >= reached[best]:
+            yield (
+                f"No schedule beats {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
+                f"{reached[best]:.1f} %."
             )
-    for row in controls:
-        lost = row.get("swapped_lost_mean")
-        if lost is not None and lost < 2:
-            found.append(f"`{row['arm']}` loses {lost:.1f} points only with another image: it hardly looks.")
-    if study.settings.folds.group == "row":
-        found.append("Folds cut rows: images were seen in training, and all numbers are too high.")
-    hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > 3]
+
+
+def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
+    known = controls.dropna(subset=["swapped_lost_mean"])
+    for arm, lost in zip(known["arm"], known["swapped_lost_mean"], strict=True):
+        if lost < LOOKS:
+            yield f"`{arm}` loses {lost:.1f} points only with another image: it hardly uses the image."
+
+
+def _leaking_folds(settings: Settings) -> Iterator[str]:
+    if settings.folds.group == "row":
+        yield "Folds are by row: images of held-out questions were seen in training, and all scores are too high."
+
+
+def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
+    hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > HIDDEN]
     if len(hidden) > 3:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
-        found.append(
-            f"{len(hidden)} of {len(comparison)} comparisons would find differences of {least:.1f} to {most:.1f} "
-            "points in 4 cases of 5; smaller ones stay hidden."
+        yield (
+            f"In {len(hidden)} of {len(comparison)} comparisons the minimum detectable effect at 80 % power is "
+            f"{least:.1f} to {most:.1f} points; smaller differences stay hidden."
         )
-    else:
-        found += [
-            f"`{row['first']}` against `{row['second']}` would find a difference of {row['detectable']:.1f} points "
-            "in 4 cases of 5; smaller ones stay hidden."
-            for row in hidden
-        ]
+        return
+    for row in hidden:
+        yield (
+            f"`{row['first']}` against `{row['second']}`: the minimum detectable effect at 80 % power is "
+            f"{row['detectable']:.1f} points; smaller differences stay hidden."
+        )
+
+
+def _unused_test_part(study: Study) -> Iterator[str]:
     if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
-        found.append("The source's own test part has not been looked at yet (`snakemake test`).")
-    return found
+        yield "The official test part has not been used yet (`snakemake test`)."
 
 
 def rejects(study: Study, name: str) -> list[dict]:
-    """What was not used of a data set, with the reason: the first MOST_REJECTS; none where its tables are gone."""
+    """List what was rejected of a data set, with the reason: the first MOST_REJECTS; nothing without its tables."""
     path = study.path(paths.REJECTS, dataset=name)
     return read_table(path)[:MOST_REJECTS] if path.exists() else []
 
 
 def planned_and_used(study: Study) -> list[dict]:
-    """Hours of finished trainings by prefix, and of predictions: planned before anything ran, and used.
+    """Give hours planned and used, of finished trainings by prefix, and of predictions.
 
-    Planned is the plan's estimate at the rate that the configuration assumes; used is what Snakemake's benchmarks say,
-    which know the last attempt alone of a job that was resumed.
+    Planned is the estimate before anything ran, at the rate that the configuration assumes. Used is what Snakemake
+    measured: of a job that was resumed, its last attempt alone.
 
     Returns:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
@@ -200,9 +235,21 @@ def planned_and_used(study: Study) -> list[dict]:
     return [*found.values(), {"what": "all", **total}] if found else []
 
 
+def hours_by_step(results: Path) -> dict[str, tuple[int, float]]:
+    """Give number of jobs and hours by rule, from Snakemake's benchmarks."""
+    found: dict[str, tuple[int, float]] = {}
+    for path in sorted((results / "benchmarks").rglob("*.jsonl")):
+        rule = path.relative_to(results / "benchmarks").parts[0]
+        taken = seconds_taken(path)
+        if taken is not None:
+            number, seconds = found.get(rule, (0, 0.0))
+            found[rule] = (number + 1, seconds + taken)
+    return {rule: (number, seconds / 3600) for rule, (number, seconds) in found.items()}
+
+
 def provenance(study: Study) -> dict:
-    """Where the numbers come from: code, hashes of models, data and final checkpoints, times, the configuration."""
-    versions, hours, weights = set(), {}, {}
+    """Say where the numbers come from: code, hashes of models, data and final checkpoints, hours, configuration."""
+    versions, weights = set(), {}
     for cell in study.grid.checkpoints:
         path = study.checkpoint(cell, paths.CHECKPOINT)
         if path.exists():
@@ -210,12 +257,6 @@ def provenance(study: Study) -> dict:
             versions.add(manifest["code"])
             if cell.prefix in study.grid.schedules:
                 weights[paths.CHECKPOINT_FOLDER.format(**vars(cell))] = manifest["files"]
-    for path in sorted((study.results / "benchmarks").rglob("*.jsonl")):
-        rule = path.relative_to(study.results / "benchmarks").parts[0]
-        taken = seconds_taken(path)
-        if taken is not None:
-            jobs, seconds = hours.get(rule, (0, 0.0))
-            hours[rule] = (jobs + 1, seconds + taken)
     hashes = {}
     for kind in ("models", "data"):
         for path in sorted((study.results / kind).glob("*/manifest.json")):
@@ -223,7 +264,7 @@ def provenance(study: Study) -> dict:
             hashes[f"{kind}/{path.parent.name}"] = dict(sorted(manifest["files"].items()))
     return {
         "code": sorted(versions),
-        "hours": {rule: (jobs, seconds / 3600) for rule, (jobs, seconds) in hours.items()},
+        "hours": hours_by_step(study.results),
         "planned": planned_and_used(study),
         "unit": study.settings.plan.unit,
         "hashes": hashes | weights,
@@ -232,7 +273,7 @@ def provenance(study: Study) -> dict:
 
 
 def gather(study: Study, made: Collection[str]) -> dict:
-    """Everything that the page needs.
+    """Gather everything that the page needs: tables as data frames, the rest as plain values.
 
     Args:
         study: the study.
@@ -242,31 +283,28 @@ def gather(study: Study, made: Collection[str]) -> dict:
         TriptychError: a table, an answer or another record is missing.
     """
     folder = study.results / "tables"
-    some = ("controls", "probe", "leak", "captions")
-    optional = {name: table(folder / f"{name}.csv") if name in made else [] for name in some}
-    schedules = table(folder / "schedules.csv")
-    comparison = read_json(folder / "comparison.json")["comparisons"] if "comparison" in made else []
+    arms = read_csv(folder / "schedules.csv", schedules.COLUMNS)
+    comparison = read_comparison(folder / "comparison.json") if "comparison" in made else []
+    optional = {
+        name: read_csv(folder / f"{name}.csv", columns) if name in made else make_table([], columns)
+        for name, columns in OPTIONAL.items()
+    }
     records = read_records(study)
     names = study.grid.schedules
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
     data = study.path(paths.DATA, dataset=study.settings.folds.dataset).parent
-    audit = read_json(study.path(paths.AUDIT))
+    audit = read_audit(study.path(paths.AUDIT))
     return {
-        "schedules": schedules,
+        "schedules": arms,
         "comparison": comparison,
-        "runs": [
-            {"arm": arm, "run": f"{split}, seed {seed}", "fold": split, "accuracy": scores(answers, ["all"])["all"]}
-            for arm, runs in group_runs(records).items()
-            if arm in names
-            for (split, seed), answers in runs.items()
-        ],
+        "runs": accuracy_of_runs(records, names),
         "curves": read_curves(study),
         **optional,
-        "by_content": table(folder / "by_content.csv"),
+        "by_content": read_csv(folder / "by_content.csv", schedules.CONTENT_COLUMNS),
         "audit": audit,
         "rejects": {name: found for name in audit["data"] if (found := rejects(study, name))},
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
-        "weaknesses": weaknesses(study, schedules, comparison, optional["controls"]),
+        "limitations": limitations(study, arms, comparison, optional["controls"]),
         "provenance": provenance(study),
     }

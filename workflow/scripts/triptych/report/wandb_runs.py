@@ -1,7 +1,7 @@
 """Step: the trainings of a study as runs of Weights & Biases, one for each checkpoint.
 
-Runs are made from what a training keeps itself, its `metrics.jsonl`, and from nothing else: they can be made again at
-any time, a resumed training never leaves a run in pieces, and trainings need neither this package nor the internet.
+Runs are made from the `metrics.jsonl` of a training alone: they can be made again at any time, a resumed training never
+leaves a run in pieces, and trainings need neither this package nor the internet.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import read_json, sha256_json, write_json
 from triptych.train.history import Training, read_training
 
-# Our metrics by the names that charts of the original study have; others keep theirs.
+# Names of metrics in the charts of the original study; other metrics keep their own.
 NAMES = {
     "train_loss": "training_loss",
     "train_accuracy": "training_acc",
@@ -31,19 +31,13 @@ NAMES = {
     "validation_accuracy": "validate_acc",
 }
 
-
-MINUTES = 30  # for an upload: without an answer, `wandb sync` tries for ever
-
-
-# What W&B takes, which it says of some only when a run is uploaded.
-LONGEST_GROUP, LONGEST_TAG = 128, 64
-
-
-WRITTEN = "triptych.json"  # in a run's folder: what was written, to tell whether it must be written again
+MINUTES = 30  # limit of an upload: without an answer, `wandb sync` retries for ever
+LONGEST_GROUP, LONGEST_TAG = 128, 64  # limits of W&B, which it reports of some only when a run is uploaded
+WRITTEN = "triptych.json"  # in a run's folder: hash of the content, to tell whether it must be written again
 
 
 def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict:
-    """All that a run holds: id, name, group, job type, tags, config, and a row of metrics for each epoch."""
+    """Describe a run: id, name, group, job type, tags, config, and a row of metrics for each epoch."""
     manifest = training.manifest
     stages = [next(iter(stage)) for stage in manifest["stages"]]
     cell = training.cell
@@ -70,15 +64,15 @@ def describe(training: Training, schedules: Mapping[str, Sequence[str]]) -> dict
 
 
 def group_name(schedules: Sequence[str], cell: Checkpoint) -> str:
-    """The schedules that pass through a checkpoint, and its split; where these are too many to name, its prefix."""
+    """Name the group of a run: the schedules of the checkpoint and its split; its prefix if these are too many."""
     name = f"{', '.join(schedules) or cell.prefix} {cell.split}"
     return name if len(name) <= LONGEST_GROUP else f"{cell.prefix[: LONGEST_GROUP // 2]} {cell.split}"
 
 
 def write_run(run: dict, where: WeightsAndBiases, out: Path, temporary: Path) -> Path:
-    """Write one run, all of it, into `out`, over an earlier one with its id; gives its folder.
+    """Write one run into `out` in place of an earlier one with its id, and give its folder.
 
-    A run that is as it would be written is left alone, with its mark of having been uploaded.
+    A run whose content has not changed is left alone, with its mark of having been uploaded.
     """
     hashed = sha256_json({**run, "project": where.project, "entity": where.entity})
     earlier = _folders(out, run["id"])
@@ -92,7 +86,7 @@ def write_run(run: dict, where: WeightsAndBiases, out: Path, temporary: Path) ->
 
 
 def _offline_run(run: dict, where: WeightsAndBiases, temporary: Path) -> Path:
-    # Its own log files follow these, and would otherwise be in the home folder.
+    # These hold log files of wandb, which would otherwise be in the home folder.
     os.environ["WANDB_CACHE_DIR"] = os.environ["WANDB_DATA_DIR"] = str(temporary)
     import wandb  # here, because it takes a second, and because it reads the environment
 
@@ -134,15 +128,15 @@ def _written(folder: Path) -> str | None:
 
 
 def write_runs(trainings: Sequence[Training], job: WandbJob, out: Path) -> list[dict]:
-    """Write the runs of all trainings, and remove those of trainings that are no more; gives an entry for each."""
+    """Write the runs of all trainings, remove runs of trainings that are gone, and give an entry for each run."""
     runs = [describe(training, job.schedules) for training in trainings]
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         # Absolute, because the service behind `wandb` does not always have this process's working folder.
         folders = [write_run(run, job.wandb, out, Path(temporary).resolve()) for run in runs]
-    for left in out.glob(f"offline-run-*/{WRITTEN}"):
-        if left.parent not in folders:
-            shutil.rmtree(left.parent)
+    for stale in out.glob(f"offline-run-*/{WRITTEN}"):
+        if stale.parent not in folders:
+            shutil.rmtree(stale.parent)
     return [
         {**{name: run[name] for name in ("id", "name", "group")}, "epochs": len(run["rows"]) - 1, "folder": folder}
         for run, folder in zip(runs, folders, strict=True)
@@ -150,7 +144,7 @@ def write_runs(trainings: Sequence[Training], job: WandbJob, out: Path) -> list[
 
 
 def upload(folders: Sequence[Path]) -> None:
-    """Hand the runs that were not uploaded yet to `wandb sync`.
+    """Upload the runs that were not uploaded yet, with `wandb sync`.
 
     Raises:
         TriptychError: some could not be uploaded.
@@ -161,12 +155,12 @@ def upload(folders: Sequence[Path]) -> None:
     command = [sys.executable, "-m", "wandb", "sync", *map(str, waiting)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60 * MINUTES)
-    # Its status is 0 also where nobody is logged in; a mark beside each run is what tells.
-    left = [folder for folder in waiting if not _uploaded(folder)]
-    if left:
-        parent = left[0].parent
+    # The exit status is 0 even where nobody is logged in: only the mark beside each run tells.
+    pending = [folder for folder in waiting if not _uploaded(folder)]
+    if pending:
+        parent = pending[0].parent
         raise TriptychError(
-            f"{len(left)} of {len(folders)} runs in {parent} could not be uploaded; log in (`wandb login`, or "
+            f"{len(pending)} of {len(folders)} runs in {parent} could not be uploaded; log in (`wandb login`, or "
             f"WANDB_API_KEY) and run `wandb sync {parent}` where there is internet, or set wandb.mode: offline"
         )
 
@@ -209,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments.job:  # by hand, there may be more to come
         write_json(out / "runs.json", [{name: run[name] for name in run if name != "folder"} for run in runs])
     done = sum(training.finished for training in trainings)
-    print(f"{len(runs)} runs in {out}: {done} of finished trainings, {len(runs) - done} of trainings under way")
+    print(f"{len(runs)} runs in {out}: {done} of finished trainings, {len(runs) - done} of trainings in progress")
     print(f"upload them where there is internet: wandb sync {out}", flush=True)
     if job.wandb.mode == "online":
         upload([run["folder"] for run in runs])

@@ -4,58 +4,54 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
+
 from triptych.errors import run_step
 from triptych.evaluate.metrics import scores
-from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text, latex, markdown
+from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import cell, group_runs, mean_sd
 from triptych.utils.seeds import stable_order
 
 MEASURES = {"rouge_l": "ROUGE-L", "token_f1": "token F1"}
+REFERENCES = ("own", "other")  # the caption that a generated one is compared with: its image's, or another image's
 
-
-AGAINST = ("own", "other")
-
-
-COLUMNS = ["prefix", "captions", "seeds"]
-
-
-COLUMNS += [f"{name}_{against}_{part}" for name in MEASURES for against in AGAINST for part in ("mean", "sd")]
+COLUMNS = {"prefix": TEXT, "captions": INTEGER, "seeds": INTEGER}
+COLUMNS |= {f"{name}_{of}_{part}": NUMBER for name in MEASURES for of in REFERENCES for part in ("mean", "sd")}
 
 
 def with_others(records: Sequence[dict]) -> list[dict]:
-    """The same predictions, each held against the caption of another image: what likeness alone is worth."""
+    """Give the same predictions, each with the caption of another image as gold answer: what shared style scores."""
     order = sorted(records, key=lambda record: stable_order(0, "caption", record["question_id"]))
     return [{**record, "gold": other["gold"]} for record, other in zip(order, order[1:] + order[:1], strict=True)]
 
 
-def summarise(records: Sequence[dict]) -> list[dict]:
-    """One row for each prefix: ROUGE-L and token F1 in per cent, mean and sd over seeds, to own and other captions."""
+def summarise(records: Sequence[dict]) -> pandas.DataFrame:
+    """Score captions: a row for each prefix, with ROUGE-L and token F1 in per cent, mean and sd over seeds."""
     rows = []
     for prefix, runs in group_runs(records).items():
         row = {"prefix": prefix, "captions": len(next(iter(runs.values()))), "seeds": len(runs)}
         found = {"own": [scores(run, MEASURES) for run in runs.values()]}
         found["other"] = [scores(with_others(run), MEASURES) for run in runs.values()]
         for name in MEASURES:
-            for against in AGAINST:
-                mean, sd = mean_sd([score[name] for score in found[against]])
-                row |= {f"{name}_{against}_mean": mean, f"{name}_{against}_sd": sd}
+            for of in REFERENCES:
+                row[f"{name}_{of}_mean"], row[f"{name}_{of}_sd"] = mean_sd([score[name] for score in found[of]])
         rows.append(row)
-    return rows
+    return make_table(rows, COLUMNS)
 
 
-def lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table."""
-    header = ["stages", "captions", "seeds"]
-    header += [
-        f"{title}{' to another' if against == 'other' else ''}" for title in MEASURES.values() for against in AGAINST
+def shown(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table as text for people."""
+    heading = ["stages", "captions", "seeds"]
+    heading += [
+        f"{title}{', another image' if of == 'other' else ''}" for title in MEASURES.values() for of in REFERENCES
     ]
-    found = []
-    for row in rows:
-        cells = [cell(row[f"{name}_{to}_mean"], row[f"{name}_{to}_sd"]) for name in MEASURES for to in AGAINST]
-        found.append([row["prefix"], str(row["captions"]), str(row["seeds"]), *cells])
-    return header, found
+    lines = [
+        [row["prefix"], str(row["captions"]), str(row["seeds"])]
+        + [cell(row[f"{name}_{of}_mean"], row[f"{name}_{of}_sd"]) for name in MEASURES for of in REFERENCES]
+        for row in rows_of(table)
+    ]
+    return pandas.DataFrame(lines, columns=heading)
 
 
 def main() -> None:
@@ -64,14 +60,12 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    rows = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
-    write_text(arguments.out / "captions.csv", csv_text(rows, COLUMNS, decimals=4))
+    table = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
     about = (
-        "Captions generated for images of the validation part, in per cent, mean ± standard deviation over seeds: "
-        "beside each measure, the same against another image's caption, which is what knowing the style is worth."
+        "Generated captions of validation images, in per cent, mean ± standard deviation over seeds. Each metric is "
+        "given against the caption of the image itself and of another image: the second is what shared style scores."
     )
-    write_text(arguments.out / "captions.md", f"# Captions\n\n{about}\n\n{markdown(*lines(rows))}\n")
-    write_text(arguments.out / "captions.tex", latex(*lines(rows), about))
+    write_table(arguments.out / "captions", table, shown(table), "Captions", about)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Step: compare the first schedule with each of the others, on the same questions and runs, from prediction records."""
+"""Step: compare the first schedule with each of the others on the same questions and runs, from prediction records."""
 
 import argparse
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.metrics import ANSWER_TYPES, exact_match
@@ -27,20 +28,20 @@ from triptych.evaluate.statistics import (
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text
+from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, markdown, write_csv
 
-LEVEL = 0.95
-
+LEVEL = 0.95  # of intervals
 
 READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
 
+COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
+COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
+COLUMNS |= {"df": INTEGER}
+COLUMNS |= dict.fromkeys(("p", "p_holm", "bootstrap_low", "bootstrap_high", "equivalence_margin"), NUMBER)
+COLUMNS |= dict.fromkeys(("probability_below", "probability_equal", "probability_above"), NUMBER)
+COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, "verdict": TEXT}
 
-COLUMNS = [
-    "first", "second", "questions", "groups", "runs", "folds", "seeds", "first_accuracy", "second_accuracy",
-    "effect", "low", "high", "standard_error", "df", "p", "p_holm", "bootstrap_low", "bootstrap_high", "margin",
-    "probability_below", "probability_equal", "probability_above", "detectable", "mcnemar_p", "verdict",
-]  # fmt: skip
-
+HEADINGS = ["comparison", "effect", "95 % interval", "p (Holm)", "P(equivalent)", "minimum detectable effect"]
 
 Run = tuple[str, int]  # split and seed
 
@@ -70,18 +71,20 @@ class Paired:
 
 
 def pair(records: Sequence[dict], first: str, second: str) -> Paired:
-    """Answers of two arms side by side, in an order of their own.
+    """Pair the answers of two arms, sorted by split, seed and question.
 
     Raises:
         TriptychError: an arm has no records, answered a question twice in one run, lacks a run or question of the
-            other, or answered it when its gold answer was another one.
+            other arm, or has another gold answer to a question.
     """
     one, two = _by_question(records, first), _by_question(records, second)
     for arm, other, there, here in ((first, second, one, two), (second, first, two, one)):
         missing = sorted({(split, seed) for split, seed, _ in here} - {(split, seed) for split, seed, _ in there})
         if missing:
             split, seed = missing[0]
-            raise TriptychError(f"{other} has predictions of {split}, seed {seed}, but {arm} has none; predict them")
+            raise TriptychError(
+                f"{other} has predictions of {split}, seed {seed}, but {arm} has none; run its predictions"
+            )
     if one.keys() != two.keys():
         split, seed, question = min(one.keys() ^ two.keys())
         raise TriptychError(
@@ -90,7 +93,7 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
         )
     keys = sorted(one)
     if changed := [key[2] for key in keys if one[key]["gold"] != two[key]["gold"]]:
-        raise TriptychError(f"{first} and {second} know different gold answers to {changed[0]}; predict both again")
+        raise TriptychError(f"{first} and {second} have different gold answers to {changed[0]}; predict both again")
     return Paired(
         [(split, seed) for split, seed, _ in keys],
         [question for _, _, question in keys],
@@ -101,7 +104,7 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
 
 
 def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str], dict]:
-    """An arm's records by split, seed and question."""
+    """Index an arm's records by split, seed and question."""
     found: dict[tuple[str, int, str], dict] = {}
     for record in records:
         if record["arm"] != arm:
@@ -118,9 +121,9 @@ def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str]
 
 
 def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
-    """A row of the comparison, in points of accuracy; what one pair of runs cannot show is None.
+    """Compare two arms, in points of accuracy; statistics that need more than one run of each are None.
 
-    `p_holm` and `verdict` need all rows: see `conclude`.
+    `p_holm` and `verdict` depend on all rows: see `conclude`.
 
     Args:
         first: name of the first arm.
@@ -169,16 +172,16 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
 
 
 def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with p values corrected for their number, and with what may be said."""
+    """Add to the rows their p values corrected for the number of comparisons, and their verdicts."""
     concluded = []
     for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
         plain = {name: value for name, value in row.items() if name != "estimate"}
         if row["runs"] == 1:
             text = (
-                f"One run of each alone: {row['first']} less {row['second']} is {row['effect']:+.1f} points "
+                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points "
                 f"({100 * LEVEL:g} % interval over images {row['bootstrap_low']:+.1f} to "
-                f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). That tells these two models apart or "
-                "not, but says nothing of the schedules: other seeds or folds are needed."
+                f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). This compares the two models, and says "
+                "nothing about the schedules: more seeds or folds are needed."
             )
         else:
             text = verdict(row["first"], row["second"], row["estimate"], p_holm, row["equivalence_margin"], LEVEL)
@@ -186,37 +189,40 @@ def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return concluded
 
 
-def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The comparison for people."""
-    head = rows[0]
-    folds = "one training part" if head["folds"] == 1 else f"{head['folds']} folds"
-    lines = [
-        "# Comparison of schedules",
-        "",
-        f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} images or "
-        f"subjects; {head['runs']} {'run' if head['runs'] == 1 else 'runs'} ({folds}). "
-        f"Differences below {points(head['equivalence_margin'])} count as none.",
-        "",
-        "| comparison | effect | 95 % interval | p, corrected | equal in practice | detectable |",
-        "|---|---|---|---|---|---|",
-    ]
+def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+    """Give the comparison as text for people."""
+    lines = []
     for row in rows:
-        cells = [f"**{row['first']}** less **{row['second']}**", f"{row['effect']:+.1f}"]
+        line = [f"**{row['first']}** minus **{row['second']}**", f"{row['effect']:+.1f}"]
         if row["runs"] == 1:
-            cells += ["", p_text(row["p_holm"]), "", ""]
+            line += ["", p_text(row["p_holm"]), "", ""]
         else:
-            cells += [
+            line += [
                 f"{row['low']:+.1f} to {row['high']:+.1f}",
                 p_text(row["p_holm"]),
                 f"{100 * row['probability_equal']:.0f} %",
                 f"{row['detectable']:.1f}",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(line for row in rows for line in (row["verdict"], ""))])
+        lines.append(line)
+    return pandas.DataFrame(lines, columns=HEADINGS)
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Write the comparison as a page, with a verdict for each row."""
+    head = rows[0]
+    folds = "one training part" if head["folds"] == 1 else f"{head['folds']} folds"
+    about = (
+        f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} images or "
+        f"subjects; {head['runs']} {'run' if head['runs'] == 1 else 'runs'} ({folds}). "
+        f"Differences below {points(head['equivalence_margin'])} count as none. Minimum detectable effects are at "
+        "80 % power."
+    )
+    verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
+    return f"# Comparison of schedules\n\n{about}\n\n{markdown(shown(rows))}\n\n{verdicts[:-1]}"
 
 
 def p_text(p: float) -> str:
-    """A p value as it is printed: '0.031', '< 0.001'."""
+    """Write a p value: '0.031', '< 0.001'."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
@@ -229,7 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--schedules 1-2-3 2-3 --equivalence-margin 1.0 --answer-type OPEN --out open-questions",
     )
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
-    parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with each other")
+    parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with the others")
     parser.add_argument(
         "--equivalence-margin", type=float, required=True, help="points below which a difference counts as none"
     )
@@ -258,8 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for other in others
         ]
     )  # fmt: skip
-    table = [{name: row[name] for name in COLUMNS} for row in rows]
-    write_text(arguments.out / "comparison.csv", csv_text(table, COLUMNS, decimals=4))
+    write_csv(arguments.out / "comparison.csv", make_table(rows, COLUMNS))
     write_text(arguments.out / "comparison.md", as_markdown(rows))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
     settings = {

@@ -1,53 +1,119 @@
-"""Tables as text: columns of Markdown that line up, and LaTeX for a thesis."""
+"""Tables: a data frame with a type for each column, written as CSV, Markdown and LaTeX, and read back from the CSV.
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+A step makes two frames of its records: the *table*, whose columns hold typed values, and *shown*, whose cells are the
+text that people read. The CSV holds the first, Markdown and LaTeX the second.
+"""
 
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-def csv_text(rows: Iterable[dict], columns: list[str], decimals: int) -> str:
-    """Rows as CSV; fractions with a fixed number of decimals, nothing for None."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        cells = {name: f"{value:.{decimals}f}" if isinstance(value, float) else value for name, value in row.items()}
-        writer.writerow(cells)
-    return buffer.getvalue()
+import pandas
 
+from triptych.errors import TriptychError
+from triptych.io.atomic import write_text
 
-_ESCAPED = str.maketrans(
+Columns = Mapping[str, str]  # name -> type
+
+# Types of columns. Each has a missing value of its own: an integer beside an empty cell stays an integer.
+TEXT, INTEGER, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"
+
+# Names that version 0.1 wrote, so that tables of its finished studies are still read.
+FORMER_COLUMNS = {
+    "rope": "equivalence_margin",
+    "pictures": "images",
+    "identical_pictures": "identical_images",
+    "similar_pictures": "similar_images",
+}
+FORMER_ARMS = {"nearest-pictures": "nearest-images"}
+
+_LATEX = str.maketrans(
     {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": r"$-$"}
 )
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up as plain text too."""
-    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
+def make_table(rows: Iterable[Mapping], columns: Columns) -> pandas.DataFrame:
+    """Make a table of rows: these columns alone, in this order; what a row lacks, or has as None, is missing."""
+    return pandas.DataFrame(list(rows), columns=list(columns)).astype(dict(columns))
+
+
+def rows_of(table: pandas.DataFrame) -> list[dict]:
+    """Give the rows of a table as dictionaries of plain Python values; missing ones are None."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def write_csv(path: Path, table: pandas.DataFrame, decimals: int = 4) -> None:
+    """Write a table as CSV: numbers with fixed decimals, nothing for a missing value."""
+    write_text(path, table.to_csv(index=False, float_format=f"%.{decimals}f", lineterminator="\n"))
+
+
+def read_csv(path: Path, columns: Columns) -> pandas.DataFrame:
+    """Read a table that `write_csv` wrote, under the names of today; a column that the file lacks is all missing.
+
+    Raises:
+        TriptychError: the file is missing, or a value is not of its column's type.
+    """
+    if not path.exists():
+        raise TriptychError(f"{path}: missing; run the study first")
+    former = {old: columns[new] for old, new in FORMER_COLUMNS.items() if new in columns}
+    try:  # only an empty cell is missing: an arm may be called "NA"
+        table = pandas.read_csv(path, dtype={**columns, **former}, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise TriptychError(f"{path}: {error}; delete the file and run Snakemake again") from error
+    table = table.rename(columns=FORMER_COLUMNS).reindex(columns=list(columns)).astype(dict(columns))
+    return table.replace({"arm": FORMER_ARMS}) if "arm" in columns else table
+
+
+def current_names(row: Mapping) -> dict:
+    """Give a row of a JSON record with the names of today for its columns."""
+    return {FORMER_COLUMNS.get(name, name): value for name, value in row.items()}
+
+
+def markdown(shown: pandas.DataFrame) -> str:
+    """Write a frame of text as a Markdown table whose columns line up as plain text too.
+
+    `DataFrame.to_markdown` makes columns two characters wider than their heading, which would change every table that
+    is already published.
+    """
+    lines = [list(shown.columns), *shown.to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    rows = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in (header, *lines)]
-    return "\n".join([rows[0], rule, *rows[1:]])
+    heading, *rest = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([heading, rule, *rest])
 
 
-def latex(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str) -> str:
-    """A LaTeX table, to be put into a document that loads `booktabs`."""
+def latex(shown: pandas.DataFrame, caption: str) -> str:
+    """Write a frame of text as a LaTeX table, for a document that loads `booktabs`."""
+    plain = shown.map(_escape).rename(columns=_escape)
+    tabular = plain.to_latex(index=False, escape=False, column_format="l" + "r" * (len(shown.columns) - 1))
+    head = f"\\begin{{table}}\n  \\centering\n  \\caption{{{_escape(caption)}}}\n"
+    return f"{head}{textwrap.indent(tabular, '  ')}\\end{{table}}\n"
 
-    def row(cells: Sequence[str]) -> str:
-        return "  " + " & ".join(cell.replace("**", "").translate(_ESCAPED) for cell in cells) + r" \\"
 
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{caption.translate(_ESCAPED)}}}",
-            rf"  \begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            r"  \toprule",
-            row(header),
-            r"  \midrule",
-            *map(row, lines),
-            r"  \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+def _escape(text: str) -> str:
+    return text.replace("**", "").translate(_LATEX)
+
+
+def write_table(
+    stem: Path,
+    table: pandas.DataFrame,
+    shown: pandas.DataFrame,
+    title: str,
+    about: str,
+    after: str = "",
+    decimals: int = 4,
+) -> None:
+    """Write one table in its three forms: `stem` with .csv, .md and .tex.
+
+    Args:
+        stem: path without an ending.
+        table: typed values, for the CSV.
+        shown: the same as text, for the other two.
+        title: heading of the Markdown page.
+        about: what the table shows: a paragraph in Markdown, the caption in LaTeX.
+        after: Markdown that follows the table.
+        decimals: of numbers in the CSV.
+    """
+    write_csv(stem.with_suffix(".csv"), table, decimals)
+    write_text(stem.with_suffix(".md"), f"# {title}\n\n{about}\n\n{markdown(shown)}\n{after}")
+    write_text(stem.with_suffix(".tex"), latex(shown, about))

@@ -1,8 +1,8 @@
-"""Step: the table of the leak study. How many points do folds add that cut what belongs together?
+"""Step: the table of the leak study: how far do folds inflate scores that separate what belongs together?
 
-The same questions are answered by the same arm, trained on folds of several kinds. Where rows are cut, a question's
-image was seen in training, with other questions; where images are cut, images that look alike were. What an arm
-gains by it is no ability to answer questions on new images.
+The same questions are answered by the same arm, trained on folds of several kinds. Folds by row let an arm train on
+the image of a held-out question, with other questions; folds by image let it train on near-duplicates. The points that
+it gains do not generalise to new images.
 """
 
 import argparse
@@ -13,25 +13,27 @@ from pathlib import Path
 import pandas
 
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.metrics import scores
 from triptych.evaluate.statistics import bootstrap_interval, tabulate
-from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text, latex, markdown
-from triptych.tables.runs import cell, group_runs, mean_sd, runs_text, sizes
+from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
+from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 
-COLUMNS = ["arm", "folds_by", "questions", "runs", "folds", "seeds", "mean", "sd", "inflation", "low", "high"]
+COLUMNS = {"arm": TEXT, "folds_by": TEXT, **SIZES}
+COLUMNS |= dict.fromkeys(("mean", "sd", "inflation", "low", "high"), NUMBER)
 
 
-def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list[dict]:
-    """One row for each arm and kind of folds: exact match in per cent, and what it is above the last, strictest, kind.
+def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> pandas.DataFrame:
+    """Score each arm on each kind of folds: exact match in per cent, and points above the last, strictest, kind.
 
     Differences are paired by question. The interval is that of a bootstrap over groups of images (`group` of the
-    questions): it covers the choice of images, and not how a training turns out.
+    questions): it covers the choice of images, not the chance in a training.
 
     Args:
-        records: answers; rows of `samples.RECORD_SCHEMA`.
-        splits: kind of folds -> its folds.
+        records: answers; rows of `schemas.RECORD_SCHEMA`.
+        splits: kind of folds -> its folds, the strictest kind last.
+
+    Returns:
+        A row for each arm and kind of folds.
 
     Raises:
         TriptychError: an arm did not answer the same questions on folds of all kinds.
@@ -41,7 +43,7 @@ def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list
     group = {record["question_id"]: record["group"] for record in records}
     frame = pandas.DataFrame(records)
     frame["kind"] = frame["split"].map(kind_of)
-    frame["hit"] = [scores([record], ["all"])["all"] for record in records]
+    frame["hit"] = [accuracy([record]) for record in records]
     rows = []
     for arm, answered in frame.groupby("arm", sort=False):
         hits = answered.pivot_table(index="question_id", columns="kind", values="hit", aggfunc="mean")
@@ -49,7 +51,7 @@ def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list
             raise TriptychError(f"{arm} answered other questions on folds of one kind than of another; predict again")
         for kind in splits:
             runs = group_runs([row for row in records if row["arm"] == arm and kind_of[row["split"]] == kind])[arm]
-            mean, sd = mean_sd([scores(run, ["all"])["all"] for run in runs.values()])
+            mean, sd = mean_sd([accuracy(run) for run in runs.values()])
             row = {"arm": arm, "folds_by": kind, **sizes(runs), "mean": mean, "sd": sd}
             if kind != strictest:
                 differences = hits[kind] - hits[strictest]
@@ -57,19 +59,20 @@ def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> list
                 row["inflation"] = differences.mean()
                 row["low"], row["high"] = bootstrap_interval(cells, seed=0)
             rows.append(row)
-    return rows
+    return make_table(rows, COLUMNS)
 
 
-def lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table."""
-    strictest = rows[-1]["folds_by"]
-    found = []
-    for row in rows:
+def shown(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table as text for people."""
+    lines = []
+    for row in rows_of(table):
         inflation = ""
-        if "inflation" in row:
+        if row["inflation"] is not None:
             inflation = f"{row['inflation']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
-        found.append([row["arm"], row["folds_by"], runs_text(row), cell(row["mean"], row["sd"]), inflation])
-    return ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 %)"], found
+        lines.append([row["arm"], row["folds_by"], runs_text(row), cell(row["mean"], row["sd"]), inflation])
+    strictest = table["folds_by"].iloc[-1]
+    heading = ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 % interval)"]
+    return pandas.DataFrame(lines, columns=heading)
 
 
 def main() -> None:
@@ -81,15 +84,13 @@ def main() -> None:
     arguments = parser.parse_args()
     splits = dict(json.loads(arguments.splits))
     records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
-    rows = summarise(records, splits)
-    write_text(arguments.out / "leak.csv", csv_text(rows, COLUMNS, decimals=4))
+    table = summarise(records, splits)
     about = (
-        f"What folds add that cut what belongs together: exact match in per cent on the same {rows[0]['questions']} "
-        "held-out questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
-        f"{rows[-1]['folds_by']}, paired by question, with an interval over groups of images."
+        f"Inflation by leaking folds: exact match in per cent on the same {table['questions'].iloc[0]} held-out "
+        "questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
+        f"{table['folds_by'].iloc[-1]}, paired by question, with an interval over groups of images."
     )
-    write_text(arguments.out / "leak.md", f"# The leak study\n\n{about}\n\n{markdown(*lines(rows))}\n")
-    write_text(arguments.out / "leak.tex", latex(*lines(rows), about))
+    write_table(arguments.out / "leak", table, shown(table), "Leak study", about)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Step: table, figure and verdict of the probes, from the kept answers of the probes alone."""
+"""Step: table, figure and verdict of the probes, from their stored answers alone."""
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,37 +12,39 @@ import pandas
 
 from triptych.errors import run_step
 from triptych.evaluate.probe import ATTRIBUTES, PROBES
-from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text, latex, markdown
+from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.plotting import PALETTE, write_figure
 
-DRAWS = 2000
+DRAWS = 2000  # of the bootstrap
 
-
-# What arXiv 2402.16832 found in table 2: change of the probe's macro-F1 to the model before medical-like training, per
+# Table 2 of arXiv 2402.16832: change of the probe's macro-F1 against the model before training on a domain, in per
 # cent: least and most over its four data sets.
 PAPER = {"projection only": (-29.7, -19.6), "end to end": (-18.7, -3.0)}
 
-
-COLUMNS = ["representation", "attribute", "probe", "f1", "low", "high", "sd_seeds", "shuffled_f1", "reference"]
-
-
-COLUMNS += ["change", "change_low", "change_high", "values", "images", "folds", "seeds", "probe_seeds"]
-
+COLUMNS = {"representation": TEXT, "attribute": TEXT, "probe": TEXT}
+COLUMNS |= dict.fromkeys(("f1", "low", "high", "sd_seeds", "shuffled_f1"), NUMBER)
+COLUMNS |= {"reference": TEXT, **dict.fromkeys(("change", "change_low", "change_high"), NUMBER)}
+COLUMNS |= dict.fromkeys(("values", "images", "folds", "seeds", "probe_seeds"), INTEGER)
 
 Key = tuple[str, str, str, str]  # representation, attribute, probe, task
 
 
 class Counts:
-    """Right, given and true values of one representation's probes, by group of images.
+    """Counts of correct, answered and true values of one representation's probes, by group of images.
 
     Attributes:
-        table: (runs, 3, G, C): right answers, answers, truths; a run is a seed and a probe's seed.
+        table: (runs, 3, G, C): correct answers, answers, truths; a run is a seed and a probe's seed.
     """
 
     def __init__(self, rows: Sequence[dict], groups: Sequence[str], values: Sequence[str]):
-        """Count rows of answers, over all folds together."""
+        """Count answers over all folds together.
+
+        Args:
+            rows: rows of `probe.SCHEMA`.
+            groups: (G,) the groups of images.
+            values: (C,) the values of the attribute.
+        """
         runs = sorted({(row["seed"], row["probe_seed"]) for row in rows})
         self.table = np.zeros((len(runs), 3, len(groups), len(values)))
         run_of, group_of, value_of = ({name: place for place, name in enumerate(all)} for all in (runs, groups, values))
@@ -52,9 +55,9 @@ class Counts:
                     cell[kind, value_of[name]] += 1
 
     def macro_f1(self, weights: np.ndarray) -> np.ndarray:
-        """Macro-F1 in per cent of each run, (B, runs), with groups counted `weights` (B, G) times.
+        """Give macro-F1 in per cent of each run, (B, runs), with groups counted `weights` (B, G) times.
 
-        Values that no image of a draw has are left out of its mean.
+        A value that no image of a draw has is left out of the mean of that draw.
         """
         scores = []
         for right, given, true in self.table:
@@ -64,8 +67,8 @@ class Counts:
         return np.stack(scores, axis=1)
 
 
-def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping[str, str | None]) -> list[dict]:
-    """One row for each representation, attribute and probe: macro-F1 in per cent, and its change, with intervals.
+def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping[str, str | None]) -> pandas.DataFrame:
+    """Score probes: macro-F1 in per cent, and its change against a reference, with intervals.
 
     Intervals are percentiles over draws of groups of images with replacement, the same draws for all rows: they
     cover the choice of images; `sd_seeds` is the spread of the runs.
@@ -74,104 +77,116 @@ def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping
         records: rows of `probe.SCHEMA`.
         order: the representations.
         references: what each is compared with, as `grid.reference` has it.
+
+    Returns:
+        A row for each attribute, probe and representation.
     """
-    by_key: dict[Key, list[dict]] = {}
+    by_key: dict[Key, list[dict]] = defaultdict(list)
     for row in records:
-        key = (row["representation"], row["attribute"], row["probe"], row["task"])
-        by_key.setdefault(key, []).append(row)
+        by_key[row["representation"], row["attribute"], row["probe"], row["task"]].append(row)
     rows = []
     for attribute in [name for name in ATTRIBUTES if any(key[1] == name for key in by_key)]:
-        of = [row for row in records if row["attribute"] == attribute]
-        groups = sorted({row["group"] for row in of})
-        values = sorted({name for row in of for name in (*row["truth"], *row["answer"])})
-        one = np.ones((1, len(groups)))
+        answers = [row for row in records if row["attribute"] == attribute]
+        groups = sorted({row["group"] for row in answers})
+        values = sorted({name for row in answers for name in (*row["truth"], *row["answer"])})
+        for kind in PROBES:
+            scores = {name: Score(by_key, (name, attribute, kind), groups, values) for name in order}
+            for name in order:
+                row = {"representation": name, "attribute": attribute, "probe": kind, "values": len(values)}
+                rows.append(row | scores[name].row() | scores[name].change(references.get(name), scores))
+    return make_table(rows, COLUMNS)
+
+
+class Score:
+    """Macro-F1 of one representation, attribute and probe.
+
+    Attributes:
+        exact: (runs,) macro-F1 of each run.
+        drawn: (DRAWS,) mean over runs for each draw of groups of images.
+    """
+
+    def __init__(
+        self, by_key: Mapping[Key, list[dict]], key: tuple[str, str, str], groups: list[str], values: list[str]
+    ):
+        self.answers = by_key[*key, "labels"]
+        once = np.ones((1, len(groups)))
         even = np.full(len(groups), 1 / len(groups))
         draws = np.random.default_rng(0).multinomial(len(groups), even, DRAWS).astype(float)
-        for kind in PROBES:
-            exact, drawn, shuffled = {}, {}, {}
-            for name in order:
-                counts = Counts(by_key[name, attribute, kind, "labels"], groups, values)
-                exact[name], drawn[name] = counts.macro_f1(one)[0], counts.macro_f1(draws).mean(1)
-                dealt = Counts(by_key[name, attribute, kind, "shuffled"], groups, values)
-                shuffled[name] = dealt.macro_f1(one).mean()
-            for name in order:
-                answers = by_key[name, attribute, kind, "labels"]
-                low, high = np.quantile(drawn[name], [0.025, 0.975])
-                row = {
-                    "representation": name,
-                    "attribute": attribute,
-                    "probe": kind,
-                    "f1": exact[name].mean(),
-                    "low": low,
-                    "high": high,
-                    "sd_seeds": exact[name].std(ddof=1) if len(exact[name]) > 1 else None,
-                    "shuffled_f1": shuffled[name],
-                    "values": len(values),
-                    "images": len({answer["image_id"] for answer in answers}),
-                    "folds": len({answer["split"] for answer in answers}),
-                    "seeds": len({answer["seed"] for answer in answers}),
-                    "probe_seeds": len({answer["probe_seed"] for answer in answers}),
-                }
-                if other := references.get(name):
-                    changes = 100 * (drawn[name] / drawn[other] - 1)
-                    row["reference"] = other
-                    row["change"] = 100 * (exact[name].mean() / exact[other].mean() - 1)
-                    row["change_low"], row["change_high"] = np.quantile(changes, [0.025, 0.975])
-                rows.append(row)
-    return rows
+        counts = Counts(self.answers, groups, values)
+        self.exact, self.drawn = counts.macro_f1(once)[0], counts.macro_f1(draws).mean(1)
+        self.shuffled = Counts(by_key[*key, "shuffled"], groups, values).macro_f1(once).mean()
+
+    def row(self) -> dict:
+        """Give the columns that need this score alone."""
+        low, high = np.quantile(self.drawn, [0.025, 0.975])
+        return {
+            "f1": self.exact.mean(),
+            "low": low,
+            "high": high,
+            "sd_seeds": self.exact.std(ddof=1) if len(self.exact) > 1 else None,
+            "shuffled_f1": self.shuffled,
+            "images": len({answer["image_id"] for answer in self.answers}),
+            "folds": len({answer["split"] for answer in self.answers}),
+            "seeds": len({answer["seed"] for answer in self.answers}),
+            "probe_seeds": len({answer["probe_seed"] for answer in self.answers}),
+        }
+
+    def change(self, reference: str | None, scores: Mapping[str, "Score"]) -> dict:
+        """Give the change against a reference in per cent, with its interval; nothing without a reference."""
+        if not reference:
+            return {}
+        other = scores[reference]
+        low, high = np.quantile(100 * (self.drawn / other.drawn - 1), [0.025, 0.975])
+        change = 100 * (self.exact.mean() / other.exact.mean() - 1)
+        return {"reference": reference, "change": change, "change_low": low, "change_high": high}
 
 
-def verdicts(rows: Sequence[dict], shared: Sequence[str], ways: dict[str, str]) -> list[str]:
-    """In words: does what the MLP probe finds agree with arXiv 2402.16832?
+def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapping[str, str]) -> list[str]:
+    """Say whether the MLP probe's changes agree with those of arXiv 2402.16832, a sentence for each.
 
     Args:
-        rows: of `summarise`.
-        shared: the prefixes that no fold's data were trained on.
-        ways: prefix -> "projection only" or "end to end", of what was trained on from a shared checkpoint.
+        table: of `summarise`.
+        shared: prefixes trained on general data alone, which all folds share.
+        trained_parts: prefix -> "projection only" or "end to end", the training that followed a shared checkpoint.
     """
     said = []
-    for row in rows:
-        if row["probe"] != "mlp" or row.get("reference") not in shared:
+    for row in rows_of(table):
+        if row["probe"] != "mlp" or row["reference"] not in shared:
             continue
-        way = ways[row["representation"]]
-        deepest, mildest = PAPER[way]
+        trained = trained_parts[row["representation"]]
+        deepest, mildest = PAPER[trained]
         low, high = row["change_low"], row["change_high"]
         if high < 0:
             agrees = low <= mildest and high >= deepest
-            word = "as there, it falls" if agrees else f"it falls, by {'less' if low > mildest else 'more'} than there"
+            less = "less" if low > mildest else "more"
+            word = "it falls, as in the paper" if agrees else f"it falls, by {less} than in the paper"
         elif low > 0:
-            word = "the opposite of what is there: it rises"
+            word = "it rises, the opposite of the paper"
         elif low > mildest:
-            word = "no change is shown, and none as large as there is supported"
+            word = "no change is shown, and a fall as large as the paper's is ruled out"
         else:
-            word = "no change is shown, and a fall as large as there is not ruled out"
+            word = "no change is shown, and a fall as large as the paper's is not ruled out"
         said.append(
-            f"`{row['representation']}` ({way}) after `{row['reference']}`, {row['attribute']}: "
-            f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; there {deepest:+.1f} to {mildest:+.1f}): {word}."
+            f"`{row['representation']}` ({trained}) after `{row['reference']}`, {row['attribute']}: "
+            f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; paper {deepest:+.1f} to {mildest:+.1f}): {word}."
         )
     if not said:
         said.append(
-            "The paper compares with a model that was trained on general data only; no schedule here starts with a "
-            "stage on such data, so there is nothing to hold against it."
+            "The paper's reference is a model trained on general data only; no schedule here starts with a stage on "
+            "such data, so this study cannot be compared with the paper."
         )
     return said
 
 
-def table_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table."""
-    header = [
-        "attribute",
-        "probe",
-        "representation",
-        "macro-F1 (95 %)",
-        "± seeds",
-        "shuffled",
-        "change, % (95 %)",
-        "to",
-    ]
+def shown(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table as text for people."""
+    heading = ["attribute", "probe", "representation", "macro-F1 (95 % interval)", "SD over seeds"]
+    heading += ["shuffled labels", "change, % (95 % interval)", "reference"]
     lines = []
-    for row in rows:
-        change = "change" in row
+    for row in rows_of(table):
+        change = ""
+        if row["reference"]:
+            change = f"{row['change']:+.1f} ({row['change_low']:+.1f} to {row['change_high']:+.1f})"
         lines.append(
             [
                 row["attribute"],
@@ -180,19 +195,18 @@ def table_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
                 f"{row['f1']:.1f} ({row['low']:.1f} to {row['high']:.1f})",
                 "" if row["sd_seeds"] is None else f"{row['sd_seeds']:.1f}",
                 f"{row['shuffled_f1']:.1f}",
-                f"{row['change']:+.1f} ({row['change_low']:+.1f} to {row['change_high']:+.1f})" if change else "",
-                row.get("reference", ""),
+                change,
+                row["reference"] or "",
             ]
         )
-    return header, lines
+    return pandas.DataFrame(lines, columns=heading)
 
 
-def chart(rows: Sequence[dict], order: Sequence[str]) -> altair.HConcatChart:
-    """Macro-F1 of every representation with its interval, an attribute a panel; ticks: shuffled labels."""
-    frame = pandas.DataFrame(rows)
+def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
+    """Draw macro-F1 of every representation with its interval, a panel for each attribute; ticks: shuffled labels."""
     panels = []
-    for attribute in frame["attribute"].unique():
-        base = altair.Chart(frame[frame["attribute"] == attribute]).encode(
+    for attribute in table["attribute"].unique():
+        base = altair.Chart(table[table["attribute"] == attribute]).encode(
             y=altair.Y("representation:N", sort=list(order), title=None),
             yOffset=altair.YOffset("probe:N", sort=list(PROBES)),
             color=altair.Color("probe:N", sort=list(PROBES), scale=altair.Scale(range=PALETTE), title="probe"),
@@ -204,7 +218,7 @@ def chart(rows: Sequence[dict], order: Sequence[str]) -> altair.HConcatChart:
         height = altair.Step(14)
         panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
     title = altair.Title(
-        "What image tokens hold", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
+        "Probes of image tokens", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
     )
     return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
 
@@ -216,25 +230,31 @@ def main() -> None:
     parser.add_argument("--order", nargs="+", required=True, help="the representations, in order")
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
     parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
-    parser.add_argument("--ways", required=True, help="prefix -> projection only, or end to end, as JSON")
+    parser.add_argument(
+        "--ways",
+        dest="trained_parts",
+        required=True,
+        help="prefix -> projection only, or end to end, as JSON",
+    )
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
     parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     records = [row for path in sorted(arguments.probes) for row in read_table(path)]
-    rows = summarise(records, arguments.order, json.loads(arguments.references))
-    write_text(arguments.csv, csv_text(rows, COLUMNS, decimals=4))
-    first = rows[0]
+    table = summarise(records, arguments.order, json.loads(arguments.references))
     about = (
-        f"Macro-F1 in per cent of probes on held-out images: {first['images']} images, {first['folds']} folds, "
-        f"{max(row['seeds'] for row in rows)} seeds (before projection there is one), {first['probe_seeds']} probes "
-        "each. Intervals cover the choice of images; sd is over seeds and probes; shuffled labels show chance."
+        f"Macro-F1 in per cent of probes on held-out images ({table['images'].iloc[0]} images in "
+        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection: 1; seeds of each probe: "
+        f"{table['probe_seeds'].iloc[0]}). Intervals cover the choice of images; SD is over seeds and seeds of the "
+        "probes; shuffled labels give chance level."
     )
-    text = f"# Probes of image tokens\n\n{about}\n\n{markdown(*table_lines(rows))}\n\n## Against the paper\n\n"
-    text += "Change of the MLP probe's macro-F1, beside that of arXiv 2402.16832 (range over its four data sets):\n\n"
-    said = verdicts(rows, arguments.shared, json.loads(arguments.ways))
-    write_text(arguments.csv.with_suffix(".md"), text + "".join(f"- {line}\n" for line in said))
-    write_text(arguments.csv.with_suffix(".tex"), latex(*table_lines(rows), about))
-    write_figure(chart(rows, arguments.order), arguments.svg)
+    said = verdicts(table, arguments.shared, json.loads(arguments.trained_parts))
+    against = "\n## Comparison with the paper\n\n"
+    against += (
+        "Change of the MLP probe's macro-F1, beside that of arXiv 2402.16832 (range over its four data sets):\n\n"
+    )
+    against += "".join(f"- {line}\n" for line in said)
+    write_table(arguments.csv.with_suffix(""), table, shown(table), "Probes of image tokens", about, against)
+    write_figure(chart(table, arguments.order), arguments.svg)
 
 
 if __name__ == "__main__":

@@ -4,56 +4,47 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
+
+from triptych.config.arms import CONTROLS
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.metrics import MEASURES, scores
 from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
-from triptych.tables.format import csv_text, latex, markdown
+from triptych.tables.format import FLAG, NUMBER, TEXT, latex, make_table, markdown, rows_of, write_csv, write_table
 from triptych.tables.runs import SIZES, Run, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 
-COLUMNS = ["arm", "trained", *SIZES, *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd"))]
+COLUMNS = {"arm": TEXT, "trained": FLAG, **SIZES}
+COLUMNS |= {f"{name}_{part}": NUMBER for name in MEASURES for part in ("mean", "sd")}
 
-
+MAIN = ("all", "open", "closed", "yes_no")
+OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling")
 HEADINGS = {
     "all": "all questions", "open": "open", "closed": "closed", "yes_no": "yes/no", "token_f1": "token F1",
     "recall": "recall", "bleu_1": "BLEU-1", "llava_med_open": "LLaVA-Med open", "llava_med_closed": "LLaVA-Med closed",
-    "llava_med_ceiling": "its ceiling",
+    "llava_med_ceiling": "LLaVA-Med ceiling",
 }  # fmt: skip
 
-
-MAIN = ("all", "open", "closed", "yes_no")
-
-
-OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling")
-
-
-CONTROLS = ("swapped", "blank")
-
-
-CONTROL_COLUMNS = ["arm", *SIZES, "true_mean", "true_sd"] + [
-    f"{view}_{name}" for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")
-]
-
+CONTROL_COLUMNS = {"arm": TEXT, **SIZES, "true_mean": NUMBER, "true_sd": NUMBER}
+CONTROL_COLUMNS |= {f"{view}_{name}": NUMBER for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")}
 
 ASPECTS = ("modality", "location", "content_type", "answer_type")
-
-
-CONTENT_COLUMNS = ["arm", "trained", "aspect", "value", *SIZES, "mean", "sd"]
+CONTENT_COLUMNS = {"arm": TEXT, "trained": FLAG, "aspect": TEXT, "value": TEXT, **SIZES, "mean": NUMBER, "sd": NUMBER}
 
 
 def _is_trained(runs: dict[Run, list[dict]]) -> bool:
     return any(seed is not None for _, seed in runs)
 
 
-def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
-    """One row per arm, in the order of `arms`: every measure in per cent, mean and sd over runs (folds x seeds).
+def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
+    """Score arms: a row for each, in the order of `arms`, with every metric in per cent, mean and sd over runs.
 
     Raises:
         TriptychError: an arm has no records, or two arms did not answer the same questions, with the same gold answers.
     """
     grouped = group_runs(records)
     if missing := [arm for arm in arms if arm not in grouped]:
-        raise TriptychError(f"there are no predictions of {missing[0]}; predict them")
+        raise TriptychError(f"there are no predictions of {missing[0]}; run them")
     asked = {
         arm: {(record["question_id"], record["gold"]) for run in grouped[arm].values() for record in run}
         for arm in arms
@@ -62,7 +53,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
     for arm in arms:
         if asked[arm] != asked[arms[0]]:
             raise TriptychError(
-                f"{arm} and {arms[0]} answered different questions, or know other gold answers; predict both again"
+                f"{arm} and {arms[0]} answered different questions, or have other gold answers; predict both again"
             )
         runs = grouped[arm]
         found = [scores(run) for run in runs.values()]
@@ -70,40 +61,41 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
         for name in MEASURES:
             row[f"{name}_mean"], row[f"{name}_sd"] = mean_sd([score[name] for score in found])
         rows.append(row)
-    return rows
+    return make_table(rows, COLUMNS)
 
 
-def controls(records: Sequence[dict], shown: dict[str, Sequence[dict]], arms: Sequence[str]) -> list[dict]:
-    """One row per trained arm: exact match with the true image, with another's, and with none; what is lost, paired.
+def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: Sequence[str]) -> pandas.DataFrame:
+    """Score trained arms with each question's own image, with another and with a blank one, and the paired drop.
 
     Args:
-        records: answers with the true images.
-        shown: answers with other images, by `CONTROLS`.
+        records: answers with each question's own image.
+        answers: answers by the views of `CONTROLS`; a view without answers has no columns.
         arms: the trained arms, in order.
 
     Raises:
         TriptychError: a control lacks a run of an arm.
     """
     true = group_runs(records)
-    other = {view: group_runs(answers) for view, answers in shown.items() if answers}
+    other = {view: group_runs(found) for view, found in answers.items() if found}
     rows = []
     for arm in arms:
-        right = {run: accuracy(answers) for run, answers in true[arm].items()}
+        right = {run: accuracy(found) for run, found in true[arm].items()}
         row = {"arm": arm, **sizes(true[arm])}
         row["true_mean"], row["true_sd"] = mean_sd(list(right.values()))
         for view, answered in other.items():
-            runs = {run: accuracy(answers) for run, answers in answered.get(arm, {}).items()}
+            runs = {run: accuracy(found) for run, found in answered.get(arm, {}).items()}
             if runs.keys() != right.keys():
                 raise TriptychError(f"{arm} has other runs with {view} images than with its own; predict them again")
             row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd(list(runs.values()))
             lost = [right[run] - runs[run] for run in right]
             row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)
         rows.append(row)
-    return rows
+    absent = tuple(f"{view}_" for view in CONTROLS if view not in other)
+    return make_table(rows, {name: kind for name, kind in CONTROL_COLUMNS.items() if not name.startswith(absent)})
 
 
-def by_content(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
-    """Exact match by modality, body part, content and answer type: a row for every arm and value."""
+def by_content(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
+    """Give exact match by modality, body part, content type and answer type: a row for every value and arm."""
     grouped = group_runs(records)
     rows = []
     for aspect in ASPECTS:
@@ -117,38 +109,34 @@ def by_content(records: Sequence[dict], arms: Sequence[str]) -> list[dict]:
                 mean, sd = mean_sd([accuracy(run) for run in runs.values()])
                 row = {"arm": arm, "trained": _is_trained(runs), "aspect": aspect, "value": value, **sizes(runs)}
                 rows.append(row | {"mean": mean, "sd": sd})
-    return rows
+    return make_table(rows, CONTENT_COLUMNS)
 
 
 def paired_differences(records: Sequence[dict], first: str, second: str) -> list[float]:
-    """Exact match of `first` less that of `second`, in points, run by run (same fold, same seed, same questions)."""
+    """Give exact match of `first` minus that of `second` in points, run by run: same fold, seed and questions."""
     arms = group_runs(records)
     runs = [run for run in arms[first] if run in arms[second]]
     return [accuracy(arms[first][run]) - accuracy(arms[second][run]) for run in runs]
 
 
-def _named(row: dict) -> str:
-    return f"**{row['arm']}**" if row["trained"] else row["arm"]
-
-
-def arm_lines(rows: Sequence[dict], measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of arms."""
-    header = ["arm", "runs", *(HEADINGS[name] for name in measures)]
+def shown_arms(table: pandas.DataFrame, measures: Sequence[str]) -> pandas.DataFrame:
+    """Give the table of arms as text for people, with some of its measures."""
     lines = [
-        [_named(row), runs_text(row), *(cell(row[f"{name}_mean"], row[f"{name}_sd"]) for name in measures)]
-        for row in rows
-    ]  # fmt: skip
-    return header, lines
+        [f"**{row['arm']}**" if row["trained"] else row["arm"], runs_text(row)]
+        + [cell(row[f"{name}_mean"], row[f"{name}_sd"]) for name in measures]
+        for row in rows_of(table)
+    ]
+    return pandas.DataFrame(lines, columns=["arm", "runs", *(HEADINGS[name] for name in measures)])
 
 
-def schedules_markdown(rows: Sequence[dict], records: Sequence[dict], schedules: Sequence[str]) -> str:
-    """The table of arms for people, with the paired difference of each schedule to the first."""
+def schedules_markdown(table: pandas.DataFrame, records: Sequence[dict], schedules: Sequence[str]) -> str:
+    """Write the table of arms as a page, with the paired difference of each schedule to the first."""
     text = [
         "# Schedules and baselines",
         "",
-        f"Exact match in per cent on {rows[0]['questions']} questions: mean ± standard deviation over runs.",
+        f"Exact match in per cent on {table['questions'].iloc[0]} questions: mean ± standard deviation over runs.",
         "",
-        markdown(*arm_lines(rows, MAIN)),
+        markdown(shown_arms(table, MAIN)),
         "",
     ]
     for other in schedules[1:]:
@@ -157,41 +145,39 @@ def schedules_markdown(rows: Sequence[dict], records: Sequence[dict], schedules:
         spread = f" ± {sd:.1f}" if sd is not None else ""
         runs = ", ".join(f"{value:+.1f}" for value in differences)
         text += [
-            f"`{schedules[0]}` less `{other}`, paired by run: {mean:+.1f}{spread} points ({runs}). "
+            f"`{schedules[0]}` minus `{other}`, paired by run: {mean:+.1f}{spread} points ({runs}). "
             "The ± is the spread of the runs, not a confidence interval.",
             "",
         ]
-    text += ["Other measures in per cent, each by its own rule:", "", markdown(*arm_lines(rows, OTHER)), ""]
+    text += ["Other metrics in per cent:", "", markdown(shown_arms(table, OTHER)), ""]
     return "\n".join(text)
 
 
-def control_lines(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of controls."""
-    views = [view for view in CONTROLS if f"{view}_mean" in rows[0]]
-    header = ["arm", "runs", "own image"]
+def shown_controls(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table of controls as text for people."""
+    views = [view for view in CONTROLS if f"{view}_mean" in table]
+    lines = [
+        [f"**{row['arm']}**", runs_text(row), cell(row["true_mean"], row["true_sd"])]
+        + [cell(row[f"{view}_{part}mean"], row[f"{view}_{part}sd"]) for view in views for part in ("", "lost_")]
+        for row in rows_of(table)
+    ]
+    heading = ["arm", "runs", "own image"]
     for view in views:
-        header += [{"swapped": "another image", "blank": "blank image"}[view], "lost"]
-    lines = []
-    for row in rows:
-        cells = [f"**{row['arm']}**", runs_text(row), cell(row["true_mean"], row["true_sd"])]
-        for view in views:
-            cells += [cell(row[f"{view}_{part}mean"], row[f"{view}_{part}sd"]) for part in ("", "lost_")]
-        lines.append(cells)
-    return header, lines
+        heading += [CONTROLS[view].heading, "drop"]
+    return pandas.DataFrame(lines, columns=heading)
 
 
-def content_lines(rows: Sequence[dict], arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table by content: a line for every value, a column for every arm."""
-    cells = {(row["aspect"], row["value"], row["arm"]): row for row in rows}
-    values = list(dict.fromkeys((row["aspect"], row["value"]) for row in rows))
+def shown_content(table: pandas.DataFrame, arms: Sequence[str]) -> pandas.DataFrame:
+    """Give the table by content as text for people: a line for every value, a column for every arm."""
+    cells = {(row["aspect"], row["value"], row["arm"]): row for row in rows_of(table)}
     lines = []
-    for aspect, value in values:
+    for aspect, value in dict.fromkeys((aspect, value) for aspect, value, _ in cells):
         chosen = [cells[aspect, value, arm] for arm in arms]
         lines.append(
             [aspect.replace("_", " "), value or "(none)", str(chosen[0]["questions"])]
             + [cell(row["mean"], row["sd"]) for row in chosen]
         )
-    return ["aspect", "value", "questions", *arms], lines
+    return pandas.DataFrame(lines, columns=["aspect", "value", "questions", *arms])
 
 
 def main() -> None:
@@ -211,28 +197,26 @@ def main() -> None:
     arms = [*arguments.schedules, *arguments.baselines]
     of = f"{arguments.view} questions, mean ± standard deviation over runs (folds x seeds)"
 
-    rows = summarise(records, arms)
-    write_text(out / "schedules.csv", csv_text(rows, COLUMNS, decimals=4))
-    write_text(out / "schedules.md", schedules_markdown(rows, records, arguments.schedules))
-    text = f"Exact match in per cent on {rows[0]['questions']} {of}."
-    write_text(out / "schedules.tex", latex(*arm_lines(rows, MAIN), text))
+    table = summarise(records, arms)
+    questions = table["questions"].iloc[0]
+    write_csv(out / "schedules.csv", table)
+    write_text(out / "schedules.md", schedules_markdown(table, records, arguments.schedules))
+    write_text(out / "schedules.tex", latex(shown_arms(table, MAIN), f"Exact match in per cent on {questions} {of}."))
 
-    rows = by_content(records, arms)
-    about = f"Exact match in per cent by what is asked about; {of}: {runs_text(summarise(records, arms[:1])[0])}."
-    write_text(out / "by_content.csv", csv_text(rows, CONTENT_COLUMNS, decimals=4))
-    write_text(out / "by_content.md", f"# By content\n\n{about}\n\n{markdown(*content_lines(rows, arms))}\n")
-    write_text(out / "by_content.tex", latex(*content_lines(rows, arms), about))
+    about = (
+        f"Exact match in per cent by modality, body part, content and answer type; {of}: {runs_text(table.iloc[0])}."
+    )
+    table = by_content(records, arms)
+    write_table(out / "by_content", table, shown_content(table, arms), "By content", about)
 
     if any(by_view[view] for view in CONTROLS):
-        rows = controls(records, {view: by_view[view] for view in CONTROLS}, arguments.schedules)
+        table = controls(records, {view: by_view[view] for view in CONTROLS}, arguments.schedules)
+        others = ", and with ".join(control.note for view, control in CONTROLS.items() if by_view[view])
         about = (
-            "Does the model look? Exact match in per cent with each question's own image, with another one, and with "
-            f"a grey one; what is lost is paired by run. {rows[0]['questions']} {of}."
+            f"Does the model use the image? Exact match in per cent with each question's own image, with {others}; "
+            f"drops are paired by run. {questions} {of}."
         )
-        columns = [name for name in CONTROL_COLUMNS if name in rows[0]]
-        write_text(out / "controls.csv", csv_text(rows, columns, decimals=4))
-        write_text(out / "controls.md", f"# Controls\n\n{about}\n\n{markdown(*control_lines(rows))}\n")
-        write_text(out / "controls.tex", latex(*control_lines(rows), about))
+        write_table(out / "controls", table, shown_controls(table), "Controls", about)
 
 
 if __name__ == "__main__":
