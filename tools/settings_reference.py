@@ -17,7 +17,7 @@ from triptych.io.atomic import write_text
 INTRODUCTION = """\
 # Configuration
 
-All settings of a study, made from the models in `settings.py` by `make schema`. A study is a YAML file, given with
+All settings of a study, made from the models in `config/` by `make schema`. A study is a YAML file, given with
 `--configfile`; `config/config.yaml` is one to start from. Editors that read `config/schema.json` show the same texts as
 you type. What is not named takes the default; a key that is not listed here is an error. Names of stages and data sets
 are free. What a change of a setting runs again: [architecture](architecture.md#what-runs-again).

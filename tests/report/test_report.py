@@ -49,7 +49,7 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     lost = [{"arm": "1-2-3", "swapped_lost_mean": 0.5}, {"arm": "2-3", "swapped_lost_mean": 20.0}]
-    controls = make_table(lost, schedules.CONTROL_COLUMNS)
+    controls = make_table(lost, schedules.control_columns())
 
     def sentences(comparison):
         return " ".join(limitations(study, make_table(rows, schedules.COLUMNS), comparison, controls))

@@ -209,7 +209,7 @@ def disk_gb(study: Study) -> tuple[float, float]:
 
 
 def detectable(study: Study) -> tuple[float, bool]:
-    """The smallest true difference in points that comparing two schedules finds in 4 cases of 5, and if it is measured.
+    """Give the minimum detectable effect of a comparison in points, at 80 % power, and whether it is measured.
 
     From this study's comparison where there is one: the median of its rows. Otherwise from the number of runs, folds,
     questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as

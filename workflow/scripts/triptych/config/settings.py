@@ -75,7 +75,7 @@ class Settings(Record):
     __hash__ = object.__hash__  # by identity, so that what follows from a study can be cached
 
     pathvars: dict[Literal["results"], str] = Field({}, description="`results`: the output folder, one for each study.")
-    cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE goes before it.")
+    cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE takes precedence.")
     seeds: list[NonNegativeInt] = Field(min_length=1, description="Every training runs once per seed.")
     models: Models
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")

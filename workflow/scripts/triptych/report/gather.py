@@ -36,7 +36,6 @@ HEALTH = dict.fromkeys(("gradient_norm_max", "token_norm_ratio", "loss_spikes"),
 
 # Tables that not every study has, with their columns.
 OPTIONAL: dict[str, Columns] = {
-    "controls": schedules.CONTROL_COLUMNS,
     "probe": probes.COLUMNS,
     "leak": leakage.COLUMNS,
     "captions": captions.COLUMNS,
@@ -287,7 +286,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
     comparison = read_comparison(folder / "comparison.json") if "comparison" in made else []
     optional = {
         name: read_csv(folder / f"{name}.csv", columns) if name in made else make_table([], columns)
-        for name, columns in OPTIONAL.items()
+        for name, columns in {"controls": schedules.control_columns(), **OPTIONAL}.items()
     }
     records = read_records(study)
     names = study.grid.schedules

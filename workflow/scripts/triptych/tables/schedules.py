@@ -25,11 +25,14 @@ HEADINGS = {
     "llava_med_ceiling": "LLaVA-Med ceiling",
 }  # fmt: skip
 
-CONTROL_COLUMNS = {"arm": TEXT, **SIZES, "true_mean": NUMBER, "true_sd": NUMBER}
-CONTROL_COLUMNS |= {f"{view}_{name}": NUMBER for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")}
-
 ASPECTS = ("modality", "location", "content_type", "answer_type")
 CONTENT_COLUMNS = {"arm": TEXT, "trained": FLAG, "aspect": TEXT, "value": TEXT, **SIZES, "mean": NUMBER, "sd": NUMBER}
+
+
+def control_columns() -> dict[str, str]:
+    """Give the columns of the table of controls, with their types: some for every entry of `CONTROLS`."""
+    columns = {"arm": TEXT, **SIZES, "true_mean": NUMBER, "true_sd": NUMBER}
+    return columns | {f"{view}_{name}": NUMBER for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")}
 
 
 def _is_trained(runs: dict[Run, list[dict]]) -> bool:
@@ -91,7 +94,7 @@ def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: 
             row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)
         rows.append(row)
     absent = tuple(f"{view}_" for view in CONTROLS if view not in other)
-    return make_table(rows, {name: kind for name, kind in CONTROL_COLUMNS.items() if not name.startswith(absent)})
+    return make_table(rows, {name: kind for name, kind in control_columns().items() if not name.startswith(absent)})
 
 
 def by_content(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
