@@ -50,7 +50,7 @@ check: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/snakefmt --check Snakefile workflow/rules
 	$(SNAKEMAKE) --lint
-	$(VENV)/bin/python tools/check_profiles.py profiles/*
+	$(VENV)/bin/python tools/check_profiles.py profiles/*/
 	tools/dry-runs.sh $(SNAKEMAKE)
 
 ## bench: all benchmarks; they want a quiet machine

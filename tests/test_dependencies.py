@@ -17,8 +17,6 @@ NOT_IMPORTED = {
     "pylibjpeg": "pydicom decodes with it and the two below",
     "pylibjpeg-libjpeg": "",
     "pylibjpeg-openjpeg": "",
-    "tabulate": "pandas writes Markdown with it",
-    "tenacity": "retries of downloads",
 }
 
 

@@ -1,6 +1,6 @@
 """Check profiles against the workflow: Snakemake silently ignores a misspelt rule name or resource.
 
-python tools/check_profiles.py profiles/*
+python tools/check_profiles.py profiles/*/
 """
 
 import re
@@ -89,7 +89,7 @@ def main() -> None:
     """Print what is wrong with the profiles that are named; exit status 1 where anything is."""
     keys, known = options(), rules()
     wrong = [
-        f"{folder}/profile.yaml: {line}"
+        f"{Path(folder)}/profile.yaml: {line}"
         for folder in sys.argv[1:]
         for line in faults(yaml.safe_load(Path(folder, "profile.yaml").read_text(encoding="utf-8")), known, keys)
     ]
