@@ -25,7 +25,7 @@ from triptych.model.tokens import PromptTokens, Sample, prompt_tokens, tokenise
 from triptych.model.vlm import VisionLanguageModel
 from triptych.train.autosave import EXIT_STATUS, Autosaver, Interrupted
 from triptych.train.distributed import (
-    FailedElsewhere,
+    OtherProcessFailed,
     fail_together,
     print_on_first_rank,
     process_group,
@@ -76,7 +76,7 @@ def main() -> None:
         except Interrupted as interruption:
             print(f"{interruption} (exit status {EXIT_STATUS})", flush=True)
             sys.exit(EXIT_STATUS)
-        except FailedElsewhere:
+        except OtherProcessFailed:
             sys.exit(1)
 
 

@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=10)  # of one exchange; the slowest process loads it
 Value = TypeVar("Value")
 
 
-class FailedElsewhere(Exception):
+class OtherProcessFailed(Exception):
     """Another process of this training has failed; that process says why."""
 
 
@@ -89,7 +89,7 @@ def fail_together() -> Iterator[None]:
     """Let an error in one process end the block in all of them; the first process that failed raises its own error.
 
     Raises:
-        FailedElsewhere: another process failed.
+        OtherProcessFailed: another process failed.
     """
     error = None
     try:
@@ -100,7 +100,7 @@ def fail_together() -> Iterator[None]:
     if error is not None and failed.index(True) == rank():
         raise error
     if any(failed):
-        raise FailedElsewhere
+        raise OtherProcessFailed
 
 
 def all_reduce_sum(numbers: Sequence[float]) -> list[float]:
