@@ -11,7 +11,7 @@ from triptych.commands import estimate, plan
 from triptych.commands.jobs import job_states, jobs
 from triptych.config.ablations import merged
 from triptych.config.grid import Checkpoint
-from triptych.config.jobs import TrainingJob
+from triptych.config.jobs import TrainingJob, training_text
 from triptych.config.study import load_study, read_study
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json, read_json, sha256_file
@@ -104,7 +104,7 @@ def test_the_trainings_of_a_plain_study_are_what_they_were_before_there_were_abl
         job["lora"] = found.settings.lora.model_dump() if "lora" in stage.train else None
         job["training"] = found.settings.training.model_dump(exclude=found.settings.training.RUNNING)
         for study in (found, with_one):
-            assert TrainingJob.of(study, cell).text() == canonical_json(job)
+            assert TrainingJob.of(study, cell).text() == training_text(study, cell) == canonical_json(job)
     assert list(found.grid.models) == ["vision_encoder", "language_model"] and found.grid.tags == [""]
     assert set(found.grid.checkpoints) < set(with_one.grid.checkpoints)
 

@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 # Beside this file, also where another workflow uses these rules as a module; `workflow.basedir` is that workflow's.

@@ -33,16 +33,19 @@ def all_checkpoints(pattern, prefixes=None, leak=False):
     ]
 
 
+@cache
 def model_of(role, prefix):
     """The vision encoder or the language model of a prefix."""
     return result(paths.MODEL, role=getattr(grid.prefixes[prefix], role), tag="")
 
 
+@cache
 def features_of(dataset, prefix):
     """A data set's features by the encoder of a prefix."""
     return result(paths.FEATURES, dataset=grid.features(dataset, prefix), tag="")
 
 
+@cache
 def folds_of(fold):
     """The file that says what a fold holds out."""
     return result(paths.FOLDS, dataset=settings.folds.dataset, cut=folds_name(fold).removeprefix("folds"))
@@ -86,12 +89,12 @@ def parent_manifest(wildcards):
 
 def training_job(wildcards):
     """The settings of a training: a change of them, and of them alone, trains again."""
-    return jobs.TrainingJob.of(study, Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))).text()
+    return jobs.training_text(study, Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed)))
 
 
 def prediction_job(wildcards):
     """The settings of a prediction."""
-    return jobs.PredictionJob.of(study, views[wildcards.view]).text()
+    return jobs.prediction_text(study, views[wildcards.view])
 
 
 def baseline_view(wildcards):

@@ -4,6 +4,8 @@ A job's text holds all settings that decide the step's result, and depends on no
 runs again when its text changes, and only then.
 """
 
+import json
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, PositiveInt
@@ -125,6 +127,23 @@ class WandbJob(JobSettings):
     def of(cls, study: Study) -> Self:
         """Build the job of a study."""
         return cls(schedules=study.grid.lineage, wandb=study.settings.wandb)
+
+
+@cache
+def _training_template(study: Study, prefix: str) -> dict[str, Any]:
+    """Give what the jobs of a prefix's trainings have in common; made once, because large grids have thousands."""
+    return json.loads(TrainingJob.of(study, Checkpoint(prefix, "", 0)).text())
+
+
+def training_text(study: Study, cell: Checkpoint) -> str:
+    """Write the job of one checkpoint, as `TrainingJob.text` does."""
+    return canonical_json(_training_template(study, cell.prefix) | {"split": cell.split, "seed": cell.seed})
+
+
+@cache
+def prediction_text(study: Study, view: str) -> str:
+    """Write the job of a view."""
+    return PredictionJob.of(study, view).text()
 
 
 def folds_text(study: Study, group: str = "") -> str:

@@ -86,14 +86,11 @@ STEPS = {
 }
 
 
-class _Kept(dict):
-    def __missing__(self, name: str) -> str:
-        return f"{{{name}}}"
-
-
 def fill(pattern: str, **values: object) -> str:
     """Fill in some names of a pattern; the others stay as they are."""
-    return pattern.format_map(_Kept(values))
+    for name, value in values.items():
+        pattern = pattern.replace(f"{{{name}}}", str(value))
+    return pattern
 
 
 def below(results: Path, pattern: str, **values: object) -> Path:
