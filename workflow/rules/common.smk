@@ -14,8 +14,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 from triptych import workflow_hooks
 from triptych.config import jobs, paths
-from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, view_suffixes
-from triptych.config.grid import ROLES, SHARED, Checkpoint, folds_name
+from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, question_views, view_suffix
+from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.wildcards import EACH
@@ -31,7 +31,7 @@ try:
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid
-views = view_suffixes()  # what is asked, by the ending of the file of answers
+views = {view_suffix(view): view for view in question_views()}  # what is asked, by the ending of the file of answers
 
 # How steps run, which must not make anything again when it changes: where features are kept, in how many processes
 # trainings run, how they spare memory and time, when they save.

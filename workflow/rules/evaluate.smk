@@ -93,9 +93,9 @@ rule probe:
 
 rule tabulate:
     input:
-        predictions("", grid.schedules),
-        predictions("", BASELINES),
-        [predictions(f"-{view}", grid.schedules) for view in settings.evaluation.controls],
+        predictions(HELD_OUT, grid.schedules),
+        predictions(HELD_OUT, BASELINES),
+        [predictions(view, grid.schedules) for view in settings.evaluation.controls],
     output:
         [
             report(
@@ -126,8 +126,8 @@ rule tabulate:
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
 use rule tabulate as tabulate_test with:
     input:
-        predictions(f"-{TEST}", grid.schedules),
-        predictions(f"-{TEST}", BASELINES),
+        predictions(TEST, grid.schedules),
+        predictions(TEST, BASELINES),
     output:
         report(
             tables(paths.TEST_TABLE, "schedules", "by_content"),
@@ -155,7 +155,7 @@ rule test:
 
 rule compare_schedules:
     input:
-        predictions("", grid.schedules),
+        predictions(HELD_OUT, grid.schedules),
     output:
         report(
             multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
@@ -222,11 +222,11 @@ rule tabulate_probe:
 rule tabulate_leak:
     input:
         [
-            predictions("", [name for name, baseline in BASELINES.items() if baseline.leak_study], folds)
+            predictions(HELD_OUT, [name for name, baseline in BASELINES.items() if baseline.leak_study], folds)
             for folds in grid.leak_splits.values()
         ],
         [
-            predictions("", settings.evaluation.leak.schedules, folds)
+            predictions(HELD_OUT, settings.evaluation.leak.schedules, folds)
             for folds in grid.leak_splits.values()
             if settings.evaluation.leak.schedules
         ],

@@ -18,7 +18,7 @@ def times_of(rule):
 
 def checkpoint_file(cell, pattern=paths.CHECKPOINT):
     """A file of one checkpoint."""
-    return result(pattern, prefix=cell.prefix, split=cell.split, seed=cell.seed)
+    return result(pattern, **vars(cell))
 
 
 def all_checkpoints(pattern, prefixes=None, leak=False):
@@ -48,7 +48,7 @@ def features_of(dataset, prefix):
 @cache
 def folds_of(fold):
     """The file that says what a fold holds out."""
-    return result(paths.FOLDS, dataset=settings.folds.dataset, cut=folds_name(fold).removeprefix("folds"))
+    return result(paths.FOLDS, dataset=settings.folds.dataset, cut=cut_of(fold))
 
 
 def stage_data(wildcards):
@@ -64,6 +64,11 @@ def dataset_settings(wildcards):
 def listed_files(wildcards):
     """Hashes of the local tables that a data set names, so that a change of them is noticed."""
     return canonical_json(local_tables(study.datasets[wildcards.dataset]))
+
+
+def cell(wildcards):
+    """The cell of the grid that a checkpoint's wildcards name."""
+    return Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed))
 
 
 def training_data(wildcards):
@@ -83,13 +88,13 @@ def training_data(wildcards):
 
 def parent_manifest(wildcards):
     """The checkpoint that this stage starts from; nothing for a first stage, which starts from a fresh connector."""
-    parent = grid.parent(Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed)))
+    parent = grid.parent(cell(wildcards))
     return [] if parent is None else checkpoint_file(parent)
 
 
 def training_job(wildcards):
     """The settings of a training: a change of them, and of them alone, trains again."""
-    return jobs.training_text(study, Checkpoint(wildcards.prefix, wildcards.split, int(wildcards.seed)))
+    return jobs.training_text(study, cell(wildcards))
 
 
 def prediction_job(wildcards):
@@ -123,14 +128,15 @@ def probed(wildcards):
 
 def predictions(view, arms, folds=None):
     """Input function: files of the answers of schedules or baselines, of every fold (or of those given) and seed."""
+    suffix = view_suffix(view)
     return lambda wildcards: [
         path
         for arm in arms
         for fold in folds or grid.folds
         for path in (
-            [result(paths.BASELINE_PREDICTION, baseline=arm, fold=fold, view=view)]
+            [result(paths.BASELINE_PREDICTION, baseline=arm, fold=fold, view=suffix)]
             if arm in BASELINES
-            else [result(paths.PREDICTION, prefix=arm, fold=fold, seed=seed, view=view) for seed in settings.seeds]
+            else [result(paths.PREDICTION, prefix=arm, fold=fold, seed=seed, view=suffix) for seed in settings.seeds]
         )
     ]
 

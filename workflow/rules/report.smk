@@ -42,8 +42,8 @@ rule plot_stages:
 
 rule report:
     input:
-        predictions("", grid.schedules),
-        predictions("", BASELINES),
+        predictions(HELD_OUT, grid.schedules),
+        predictions(HELD_OUT, BASELINES),
         result(paths.TABLE, table="stages.csv"),
         result(paths.AUDIT),
         metrics=all_checkpoints(paths.METRICS),

@@ -71,8 +71,7 @@ class JobState:
 
 def jobs(study: Study) -> list[Job]:
     """List the jobs of a study in the order of the work; tables and figures, which take seconds, are left out."""
-    found = [_job(study, rule, wildcards) for rule, step in STEPS.items() for wildcards in EACH[step.each](study)]
-    return list({job.output: job for job in found}.values())
+    return [_job(study, rule, wildcards) for rule, step in STEPS.items() for wildcards in EACH[step.each](study)]
 
 
 def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:

@@ -22,6 +22,7 @@ from triptych.config.paths import CHECKPOINT
 from triptych.config.settings import Settings
 from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
+from triptych.utils.arguments import add_configfile
 from triptych.utils.terminal import duration
 
 SNAKEFILE = Path(__file__).parents[4] / "Snakefile"
@@ -124,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych plan --configfile config/slake-cpu.yaml",
     )
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    add_configfile(given)
     given.add_argument("--settings", help="its settings as JSON")
     return parser
 

@@ -11,13 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from triptych.commands import estimate
 from triptych.commands.jobs import STATES, WORK, Job, JobState, job_states, seconds_taken
 from triptych.config.study import Study, read_study
 from triptych.errors import run_step
+from triptych.utils.arguments import add_configfile
 from triptych.utils.terminal import bar, duration
 
 
@@ -130,13 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
         description=main.__doc__,
         epilog="example: triptych status --configfile config/slake-cpu.yaml --watch 5",
     )
-    parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    add_configfile(parser)
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="show bars, again and again, until all is done")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Say what of a study is done, running, failed (with the reason), stopped (goes on when run again) and left."""
+    """Say what of a study is done, running, failed (with the reason), interrupted (resumes when run again), pending."""
     arguments = build_parser().parse_args(arguments)
     study = read_study(arguments.configfile)
     if not arguments.watch:

@@ -22,6 +22,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
 from triptych.io.manifest import read_json, require_files
 from triptych.io.parquet import read_table
+from triptych.utils.arguments import add_configfile
 
 Damage = tuple[str, list[Path]]  # what is wrong, and what to remove
 
@@ -145,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=main.__doc__,
         epilog="example: triptych verify --configfile config/mine.yaml",
     )
-    parser.add_argument("--configfile", type=Path, default=Path("config/config.yaml"), help="the study's configuration")
+    add_configfile(parser)
     parser.add_argument("--delete", action="store_true", help="remove what is damaged, and all tables and figures")
     return parser
 

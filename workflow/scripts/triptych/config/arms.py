@@ -72,6 +72,11 @@ CONTROLS: dict[str, Control] = {
 HELD_OUT, TEST, CAPTIONS = "held-out", "test", "captions"
 
 
-def view_suffixes() -> dict[str, str]:
-    """Give the views of questions by the ending of the file of answers: '', '-swapped', '-blank', '-test'."""
-    return {"": HELD_OUT} | {f"-{name}": name for name in (*CONTROLS, TEST)}
+def question_views() -> tuple[str, ...]:
+    """Name all views of questions."""
+    return (HELD_OUT, *CONTROLS, TEST)
+
+
+def view_suffix(view: str) -> str:
+    """Give the ending of the name of a view's file of answers: '', '-swapped', '-blank', '-test'."""
+    return "" if view == HELD_OUT else f"-{view}"

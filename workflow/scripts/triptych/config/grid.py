@@ -267,7 +267,12 @@ def _what_trains(settings: Settings, stage: str) -> str:
     return canonical_json([trained_as(settings.stages[stage]), settings.connector.model_dump(), lora, models])
 
 
+def cut_of(split: str) -> str:
+    """Give what names of files say of a fold's kind: nothing of the study's own, -row of row-fold0."""
+    group, _, _ = split.rpartition("-")
+    return f"-{group}" if group else ""
+
+
 def folds_name(split: str) -> str:
     """Name, without suffix, the files that say what a fold holds out: folds, or folds-row for row-fold0."""
-    group, _, _ = split.rpartition("-")
-    return f"folds-{group}" if group else "folds"
+    return f"folds{cut_of(split)}"

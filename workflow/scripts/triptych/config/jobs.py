@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, PositiveInt
 
-from triptych.config.arms import CAPTIONS, CONTROLS, HELD_OUT, TEST
+from triptych.config.arms import CAPTIONS, question_views
 from triptych.config.base import Precision, Record
 from triptych.config.evaluation import Probe
 from triptych.config.grid import Checkpoint
@@ -21,7 +21,7 @@ from triptych.io.manifest import canonical_json
 
 
 def _known_view(view: str) -> str:
-    known = (HELD_OUT, *CONTROLS, TEST, CAPTIONS)
+    known = (*question_views(), CAPTIONS)
     if view not in known:
         raise ValueError(f"must be one of {', '.join(known)}, not {view!r}")
     return view

@@ -11,7 +11,6 @@ SHARD = "data/{dataset}/shards/{scatteritem}.json"
 DATA = "data/{dataset}/manifest.json"
 QUESTIONS = "data/{dataset}/questions.parquet"
 REJECTS = "data/{dataset}/rejects.parquet"
-IMAGES = "data/{dataset}/images"
 FOLDS = "data/{dataset}/folds{cut}.json"
 FOLDS_TABLE = "data/{dataset}/folds{cut}.parquet"
 AUDIT = "data/audit.json"
@@ -44,7 +43,7 @@ class Step:
 
     Attributes:
         rule: name of the rule.
-        each: what there is a job for; `commands/jobs.py` enumerates it.
+        each: what there is a job for; `config/wildcards.py` enumerates it.
         job: what tells one job from another: pattern of its log below `logs/` and of its times below `benchmarks/`.
         output: pattern of the file that it writes last.
     """

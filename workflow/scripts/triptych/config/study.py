@@ -35,9 +35,9 @@ class Study:
     results: Path
 
     @classmethod
-    def of(cls, settings: Settings, results: Path | None = None) -> "Study":
-        """Lay out a study; `results` overrules the folder that the settings name."""
-        return cls(settings, Grid(settings), results or Path(settings.pathvars.get("results", "results")))
+    def of(cls, settings: Settings) -> "Study":
+        """Lay out a study."""
+        return cls(settings, Grid(settings), Path(settings.pathvars.get("results", "results")))
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -50,7 +50,7 @@ class Study:
 
     def checkpoint(self, cell: Checkpoint, pattern: str = CHECKPOINT_FOLDER) -> Path:
         """Give the folder of a checkpoint, or another path of it."""
-        return self.path(pattern, prefix=cell.prefix, split=cell.split, seed=cell.seed)
+        return self.path(pattern, **vars(cell))
 
     def text(self) -> str:
         """Write the settings as JSON, in the order of the file; `Settings.model_validate_json` reads it."""

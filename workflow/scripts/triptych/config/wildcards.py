@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
-from triptych.config.arms import BASELINES, PRE_PROJECTION
-from triptych.config.grid import folds_name
+from triptych.config.arms import BASELINES, HELD_OUT, PRE_PROJECTION, view_suffix
+from triptych.config.grid import cut_of
 from triptych.config.study import Study
 
 
@@ -15,12 +15,12 @@ def _other_splits(study: Study) -> list[str]:
 
 
 def _cuts(study: Study) -> Iterator[dict[str, object]]:
-    names = dict.fromkeys(["folds", *map(folds_name, _other_splits(study))])
-    return ({"dataset": study.settings.folds.dataset, "cut": name.removeprefix("folds")} for name in names)
+    cuts = dict.fromkeys(["", *map(cut_of, _other_splits(study))])
+    return ({"dataset": study.settings.folds.dataset, "cut": cut} for cut in cuts)
 
 
 def _predictions(study: Study) -> Iterator[dict[str, object]]:
-    views = ["", *(f"-{control}" for control in study.settings.evaluation.controls)]
+    views = [view_suffix(view) for view in (HELD_OUT, *study.settings.evaluation.controls)]
     seeds, leak = study.settings.seeds, study.settings.evaluation.leak
     for prefix, fold, seed, view in product(study.grid.schedules, study.grid.folds, seeds, views):
         yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view}

@@ -72,3 +72,18 @@ RECORD_SCHEMA = pa.schema(
         ("logprob", pa.float32()),
     ]
 )
+
+# probes/, by `probe`: what each probe is trained on, and its answers for the images that a fold holds out.
+PROBED_ATTRIBUTES = ("modality", "location", "organ")
+PROBES = ("linear", "mlp")
+PROBE_TASKS = ("labels", "shuffled")
+PROBE_SCHEMA = pa.schema(
+    [
+        *_text_columns("representation", "split"),
+        ("seed", pa.int64()),
+        ("probe_seed", pa.int64()),
+        *_text_columns("attribute", "probe", "task", "image_id", "group"),
+        ("truth", pa.list_(pa.string())),
+        ("answer", pa.list_(pa.string())),
+    ]
+)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 from sklearn.exceptions import ConvergenceWarning
@@ -31,6 +30,7 @@ from triptych.config.evaluation import Probe
 from triptych.config.grid import SHARED
 from triptych.config.jobs import ProbeJob
 from triptych.config.stages import Connector
+from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
 from triptych.errors import TriptychError, run_step
 from triptych.features.store import Features
 from triptych.io.parquet import read_table, write_table
@@ -39,18 +39,7 @@ from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
 
-ATTRIBUTES = ("modality", "location", "organ")
-PROBES = ("linear", "mlp")
-TASKS = ("labels", "shuffled")
-
 AT_ONCE = 64  # images projected at a time
-
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("representation", "split")]
-    + [("seed", pa.int64()), ("probe_seed", pa.int64())]
-    + [(name, pa.string()) for name in ("attribute", "probe", "task", "image_id", "group")]
-    + [(name, pa.list_(pa.string())) for name in ("truth", "answer")]
-)
 
 
 def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
@@ -172,7 +161,7 @@ def probe_fold(
             }
             fit = [image for image in images if image not in held_out]
             tested = [image for image in images if image in held_out]
-            for task in TASKS:
+            for task in PROBE_TASKS:
                 for kind in PROBES:
                     answers = fit_and_answer(
                         kind,
@@ -281,7 +270,7 @@ def main() -> None:
         found = probe_fold(tokens, places, labels, held_out, job.probe, width)
         records += [{**run, **row, "group": group[row["image_id"]]} for row in found]
         print(f"{split}: {len(held_out)} of {len(images)} images held out, {', '.join(labels)}", flush=True)
-    write_table(arguments.out, records, SCHEMA)
+    write_table(arguments.out, records, PROBE_SCHEMA)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas
@@ -10,7 +11,7 @@ import pandas
 from triptych.commands import estimate
 from triptych.commands.jobs import WORK, jobs, seconds_taken
 from triptych.config import paths
-from triptych.config.arms import BASELINES
+from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.data.image_table import ImageTable
@@ -44,14 +45,16 @@ OPTIONAL: dict[str, Columns] = {
 
 def read_records(study: Study) -> list[dict]:
     """Read the answers of all schedules and baselines to held-out questions; none that other settings left behind."""
-    runs = [(arm, "untrained") for arm in BASELINES]
-    runs += [(arm, f"seed{seed}") for arm in study.grid.schedules for seed in study.settings.seeds]
-    return [
-        record
-        for arm, run in runs
-        for fold in study.grid.folds
-        for record in read_table(study.results / f"predictions/{arm}/{fold}/{run}.parquet")
+    folds, suffix = study.grid.folds, view_suffix(HELD_OUT)
+    files = [
+        study.path(paths.BASELINE_PREDICTION, baseline=arm, fold=fold, view=suffix)
+        for arm, fold in product(BASELINES, folds)
     ]
+    files += [
+        study.path(paths.PREDICTION, prefix=arm, fold=fold, seed=seed, view=suffix)
+        for arm, seed, fold in product(study.grid.schedules, study.settings.seeds, folds)
+    ]
+    return [record for file in files for record in read_table(file)]
 
 
 def read_curves(study: Study) -> pandas.DataFrame:

@@ -10,8 +10,8 @@ import altair
 import numpy as np
 import pandas
 
+from triptych.data.schemas import PROBED_ATTRIBUTES, PROBES
 from triptych.errors import run_step
-from triptych.evaluate.probe import ATTRIBUTES, PROBES
 from triptych.io.parquet import read_table
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.plotting import PALETTE, write_figure
@@ -41,7 +41,7 @@ class Counts:
         """Count answers over all folds together.
 
         Args:
-            rows: rows of `probe.SCHEMA`.
+            rows: rows of `schemas.PROBE_SCHEMA`.
             groups: (G,) the groups of images.
             values: (C,) the values of the attribute.
         """
@@ -74,7 +74,7 @@ def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping
     cover the choice of images; `sd_seeds` is the spread of the runs.
 
     Args:
-        records: rows of `probe.SCHEMA`.
+        records: rows of `schemas.PROBE_SCHEMA`.
         order: the representations.
         references: what each is compared with, as `grid.reference` has it.
 
@@ -85,7 +85,7 @@ def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping
     for row in records:
         by_key[row["representation"], row["attribute"], row["probe"], row["task"]].append(row)
     rows = []
-    for attribute in [name for name in ATTRIBUTES if any(key[1] == name for key in by_key)]:
+    for attribute in [name for name in PROBED_ATTRIBUTES if any(key[1] == name for key in by_key)]:
         answers = [row for row in records if row["attribute"] == attribute]
         groups = sorted({row["group"] for row in answers})
         values = sorted({name for row in answers for name in (*row["truth"], *row["answer"])})
