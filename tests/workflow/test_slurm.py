@@ -111,7 +111,7 @@ class Study:
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
             try:
-                if f"results/checkpoints/{cell}" in words and process.cwd() == str(self.folder):
+                if f"results/checkpoints/{cell}/manifest.json" in words and process.cwd() == str(self.folder):
                     return process
             except psutil.Error:
                 continue
