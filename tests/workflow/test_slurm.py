@@ -111,7 +111,9 @@ class Study:
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
             try:
-                if f"results/checkpoints/{cell}/manifest.json" in words and process.cwd() == str(self.folder):
+                # Its output: Snakemakes that are asked for it, and trainings that start from it, name it as well.
+                out = ("--out", f"results/checkpoints/{cell}/manifest.json")
+                if out in pairwise(words) and process.cwd() == str(self.folder):
                     return process
             except psutil.Error:
                 continue
