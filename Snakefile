@@ -24,7 +24,7 @@ include: "workflow/rules/report.smk"
 onstart:
     try:
         if not yes_retrain:
-            workflow_hooks.protect_trainings(workflow, settings.training.retrain_at_most)
+            workflow_hooks.protect_trainings(workflow, settings.runtime.retrain_at_most)
     except TriptychError as error:
         raise WorkflowError(str(error))
     workflow_hooks.record_unwatched(workflow)

@@ -5,7 +5,7 @@
 The same language model, connector, adapters, questions, samples a step, optimiser and precision for all: on a CPU
 SmolLM2-135M with images of 50 and 196 tokens, on a GPU a model of TinyLlama-1.1B's shape with 576.
 
-- Triptych: `triptych.train.trainer.train` as the workflow calls it, with `training.compile: never`, and with `always`
+- Triptych: `triptych.train.trainer.train` as the workflow calls it, with `runtime.compile: never`, and with `always`
   (compiled) where there is a C++ compiler; the time that compiling takes once is left out;
 - Trainer: one question a row, padded to the longest, the vision tower in the loop (the way of LLaVA and TinyLLaVA);
 - Trainer, cached: the same, with vision features that were computed before.

@@ -32,6 +32,7 @@ from llava import (
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
+from triptych.config.runtime import Runtime
 from triptych.config.settings import Settings
 from triptych.config.stages import Stage
 from triptych.model import checkpoint
@@ -156,7 +157,7 @@ def measure_triptych(task: Task) -> Found:
     prompt = load_prompt_tokens(task.folder)
     samples = slake_samples(prompt)[0]
     features = stored_features(task.folder, task.image_tokens)
-    training = settings.training.model_copy(update={"compile": "always" if "compiled" in task.contender else "never"})
+    runtime = Runtime(compile="always" if "compiled" in task.contender else "never")
     clock = Clock(task)
 
     if task.profiled:
@@ -164,7 +165,7 @@ def measure_triptych(task: Task) -> Found:
 
     with redirect_stdout(io.StringIO()):
         try:
-            list(train(model, samples, samples[:1], features, prompt, stage, training, task.seed, KEY, clock))
+            list(train(model, samples, samples[:1], features, prompt, stage, "auto", task.seed, KEY, clock, runtime))
         except Finished:
             found = found_between(clock.times[clock.first], clock.times[clock.last], task.steps, clock.loss)
     batches = [packed_tokens(chosen, prompt, task.image_tokens) for chosen in steps_of(samples, task.seed)]

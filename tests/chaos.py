@@ -64,7 +64,7 @@ def chaos_config(world: Path, cache: Path) -> dict:
     config = toy_config(world) | {"cache": str(cache), "schedules": [["1", "3"], ["3"]]}
     del config["stages"]["2"]
     config["stages"]["3"] |= {"epochs": 8, "batch_size": 2}
-    config["training"]["save_minutes"] = 0.01
+    config["runtime"]["save_minutes"] = 0.01
     config["evaluation"] |= {"controls": [], "leak": None, "probe": None}
     return config
 

@@ -284,7 +284,8 @@ def toy_config(world: Path) -> dict:
             },
         },
         "schedules": [["1", "2", "3"], ["2", "3"]],
-        "training": {"precision": "fp32", "retrain_at_most": 2},
+        "training": {"precision": "fp32"},
+        "runtime": {"retrain_at_most": 2},
         "evaluation": {"max_new_tokens": 6, "batch_size": 5, "probe": {"seeds": 1, "hidden": 8, "rare": 2}},
     }
 

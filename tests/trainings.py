@@ -2,7 +2,7 @@
 
 import torch
 from conftest import make_model
-from triptych.config.stages import Connector, Lora, Stage, Training
+from triptych.config.stages import Connector, Lora, Stage
 from triptych.model.checkpoint import trained_state
 from triptych.model.vlm import add_lora
 from triptych.train.autosave import Autosaver
@@ -10,7 +10,7 @@ from triptych.train.trainer import train
 
 CONNECTORS = [Connector(), Connector(kind="linear"), Connector(kind="pooled-mlp", pool=2)]
 TERMS = ["reconstruct", "self-distillation"]
-FP32 = Training(precision="fp32")
+FP32 = "fp32"
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FULL_LORA = Lora(rank=8, alpha=16, dropout=0.0, target_modules=ALL_LINEAR)
 KEY = ["fold0", "2"]

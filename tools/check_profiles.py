@@ -18,7 +18,7 @@ RESOURCES = {
 }  # fmt: skip
 PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
 GPU_MODULES = ("triptych.train", "triptych.evaluate.predict", "triptych.features.encode")
-SHARED = "$TRIPTYCH_PROCESSES"  # `training.processes`, set by the workflow
+SHARED = "$TRIPTYCH_PROCESSES"  # `runtime.processes`, set by the workflow
 PER_PROCESS = ("gres", "gpu", "cpus_per_task", "mem_mb")
 EARLY = 60  # seconds that SLURM may send a signal before its time
 

@@ -102,7 +102,7 @@ def test_the_trainings_of_a_plain_study_are_what_they_were_before_there_were_abl
         job = {"prefix": cell.prefix, "split": cell.split, "seed": cell.seed, "stage_name": stages[-1]}
         job |= {"stage": stage.model_dump(by_alias=True), "connector": found.settings.connector.model_dump()}
         job["lora"] = found.settings.lora.model_dump() if "lora" in stage.train else None
-        job["training"] = found.settings.training.model_dump(exclude=found.settings.training.RUNNING)
+        job["training"] = found.settings.training.model_dump()
         for study in (found, with_one):
             assert TrainingJob.of(study, cell).text() == training_text(study, cell) == canonical_json(job)
     assert list(found.grid.models) == ["vision_encoder", "language_model"] and found.grid.tags == [""]

@@ -21,7 +21,7 @@ from conftest import (
     write_images,
 )
 from safetensors import safe_open
-from triptych.config.stages import FeatureSettings, Stage, Training
+from triptych.config.stages import FeatureSettings, Stage
 from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
 from triptych.features.encode import encode
@@ -233,8 +233,7 @@ def test_training_learns_the_same_from_stored_and_from_computed_features(image_s
         run(image_sets, budget_gb=budget)
         features = Features(image_sets / "features" / "general-30")
         assert features.manifest["on_the_fly"] == (budget == 0)
-        settings = Training(precision="fp32")
-        rows = list(train(make_model(), samples, samples, features, prompt, stage, settings, 0, ["fold0", "2"]))
+        rows = list(train(make_model(), samples, samples, features, prompt, stage, "fp32", 0, ["fold0", "2"]))
         losses.append([row["validation_loss"] for row in rows])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[1][-1] < losses[1][0]

@@ -9,7 +9,8 @@ from trainings import (
     stage,
     weights,
 )
-from triptych.config.stages import Lora, Training
+from triptych.config.runtime import Runtime
+from triptych.config.stages import Lora
 from triptych.model.attention import BLOCKWISE, row_tokens
 from triptych.model.packing import pack
 from triptych.model.tokens import tokenise
@@ -64,8 +65,9 @@ def test_layers_computed_again_give_the_same_bits(parts, samples, features, prom
     for memory, setting in ((10**12, "auto"), (10**12, "always"), (1000, "auto"), (10**12, "never")):
         monkeypatch.setattr("triptych.train.activation_checkpointing.free_memory", lambda device: memory)  # noqa: B023
         model = lora_model(dropout=0.1) if "lora" in parts else make_model()
-        training = Training(precision="fp32", gradient_checkpointing=setting)
-        rows = list(train(model, samples, samples, features, prompt, stage(parts, epochs=2), training, 0, ["2"]))
+        rest = [features, prompt, stage(parts, epochs=2), "fp32", 0, ["2"]]
+        runtime = Runtime(gradient_checkpointing=setting)
+        rows = list(train(model, samples, samples, *rest, runtime=runtime))
         results.append((rows, weights(model)))
         model.train()
         assert model.decoder.is_activation_checkpointing == (memory == 1000 or setting == "always")

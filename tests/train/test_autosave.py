@@ -51,8 +51,9 @@ class TrainingCommands:
         )
 
     def arguments(self, out: Path, save_minutes: float = 0, job: dict = JOB, limit: float | None = None) -> list[str]:
-        arguments = ["--job", json.dumps(job), *self.inputs, "--out", str(out), "--save-minutes", str(save_minutes)]
-        return [*arguments, "--time-limit-minutes", str(limit)] if limit is not None else arguments
+        arguments = ["--job", json.dumps(job), *self.inputs, "--out", str(out)]
+        runtime = {"save_minutes": save_minutes, "time_limit_minutes": limit}
+        return [*arguments, "--runtime", json.dumps(runtime)]
 
     def start(self, out: Path, **settings) -> int:
         """Start a training in a fork; gives its process id."""

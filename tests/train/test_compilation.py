@@ -10,7 +10,7 @@ from trainings import (
     stage,
     weights,
 )
-from triptych.config.stages import Training
+from triptych.config.runtime import Runtime
 from triptych.errors import TriptychError
 from triptych.model.tokens import tokenise
 from triptych.train.compilation import compile_layers, parameter_tokens
@@ -25,9 +25,9 @@ def test_compiled_layers_give_the_same_numbers(samples, features, prompt, capsys
     for setting in ("auto", "always"):  # auto: so small a training is not worth it
         torch._dynamo.reset()
         model = lora_model()
-        training = Training(precision="fp32", compile=setting)
         settings = stage(("connector", "lora"), rate=3e-3, epochs=2, batch_size=3)
-        rows = list(train(model, samples, held_out, features, prompt, settings, training, 0, ["2"]))
+        rest = [features, prompt, settings, "fp32", 0, ["2"]]
+        rows = list(train(model, samples, held_out, *rest, runtime=Runtime(compile=setting)))
         results.append((rows, weights(model)))
         assert ("layers are compiled" in capsys.readouterr().out) == (setting == "always")
     (rows, plain), (compiled_rows, compiled) = results

@@ -6,7 +6,8 @@ from conftest import FEATURES, HIDDEN, TOKENS, make_llama, make_questions
 from textbook import unpacked_loss
 from trainings import FP32, FULL_LORA, InterruptedAfterCalls, same, stage, weights
 from transformers import LlamaConfig, LlamaForCausalLM
-from triptych.config.stages import Connector, FeatureSettings, Lora, Training
+from triptych.config.runtime import Runtime
+from triptych.config.stages import Connector, FeatureSettings, Lora
 from triptych.evaluate.generate import generate
 from triptych.features.encode import encode
 from triptych.features.store import Features
@@ -82,9 +83,9 @@ def test_packed_rows_have_the_loss_and_gradients_of_single_questions(device, pro
 @pytest.mark.parametrize("compiled", ["never", "always"])
 def test_a_training_gives_what_it_gives_on_a_cpu(device, samples, features, prompt, compiled):
     settings = stage(("connector", "lora"), rate=3e-3, epochs=2)
-    training = Training(precision="fp32", compile=compiled)
+    runtime = Runtime(compile=compiled)
     torch._dynamo.reset()
-    gpu = list(train(on(device), samples, samples, features, prompt, settings, training, 0, KEY))
+    gpu = list(train(on(device), samples, samples, features, prompt, settings, FP32, 0, KEY, runtime=runtime))
     cpu = list(train(on(CPU), samples, samples, features, prompt, settings, FP32, 0, KEY))
     for row, other in zip(gpu, cpu, strict=True):
         for name in ("validation_loss", "train_loss", "gradient_norm_max", "token_norm_ratio"):
@@ -96,7 +97,7 @@ def test_bf16_trains_what_fp32_trains(device, samples, features, prompt):
     losses = {}
     for precision in ("fp32", "bf16"):
         model = on(device, precision)
-        rows = list(train(model, samples, samples, features, prompt, settings, Training(precision=precision), 0, KEY))
+        rows = list(train(model, samples, samples, features, prompt, settings, precision, 0, KEY))
         losses[precision] = rows[-1]["validation_loss"]
         assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
@@ -109,8 +110,8 @@ def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, t
 
     def attempt(autosaver):
         model = larger(device, tokenizer)
-        training = Training(gradient_checkpointing=checkpointing)
-        rows = train(model, samples, samples, larger_features, prompt, settings, training, 0, KEY, autosaver)
+        runtime = Runtime(gradient_checkpointing=checkpointing)
+        rows = train(model, samples, samples, larger_features, prompt, settings, "auto", 0, KEY, autosaver, runtime)
         return list(rows), weights(model)
 
     rows, undisturbed = attempt(None)

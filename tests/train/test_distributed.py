@@ -120,7 +120,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(number))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    message = r"training\.processes: 3 processes, but 2 GPUs"
+    message = r"runtime\.processes: 3 processes, but 2 GPUs"
     with pytest.raises(TriptychError, match=message), distributed.process_group():
         pass
 

@@ -10,7 +10,7 @@ from trainings import (
     run,
     stage,
 )
-from triptych.config.stages import Lora, Training
+from triptych.config.stages import Lora
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import generate
 from triptych.model.packing import pack
@@ -130,8 +130,7 @@ def test_bf16_trains_what_fp32_trains(samples, features, prompt):
         model = VisionLanguageModel(model.connector, add_lora(model.language_model.to(dtype), Lora(dropout=0.0), 5))
         settings = stage(("connector", "lora"), epochs=3)
         key = ["fold0", "3"]
-        training = Training(precision=precision)
-        rows[precision] = list(train(model, samples, samples, features, prompt, settings, training, 0, key))
+        rows[precision] = list(train(model, samples, samples, features, prompt, settings, precision, 0, key))
         trained = {p.dtype for p in model.parameters() if p.requires_grad}
         assert trained == {torch.float32}, "what trains is fp32 whatever the frozen weights are"
     losses = [row["validation_loss"] for row in rows["fp32"]]

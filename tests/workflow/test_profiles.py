@@ -91,7 +91,7 @@ def test_what_snakemake_would_ignore_is_found(change, said, known, keys):
 def first_training(profile, processes, folder, cores):
     """What a training asks for: `threads` and resources, as a dry run prints them of steps without a message."""
     study = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"pathvars": {"results": "results"}}
-    study["training"] |= {"processes": processes}
+    study["runtime"] |= {"processes": processes}
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     steps = f'include: "{ROOT}/Snakefile"\nfor step in workflow.rules:\n    step.message = None\n'
     (folder / "Snakefile").write_text(steps)

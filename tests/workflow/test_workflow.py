@@ -227,8 +227,8 @@ def test_a_changed_stage_reruns_its_descendants_only(study, world):
     study.config["lora"]["rank"] = 3
     assert study.trained() == {cell for cell in TRAININGS if "-3/" in cell}
     study.config = toy_config(world)
-    study.config["training"] |= {"threads": 2, "processes": 2, "gradient_checkpointing": "always", "compile": "auto"}
-    study.config["training"] |= {"save_minutes": 1, "time_limit_minutes": 60}
+    study.config["runtime"] |= {"threads": 2, "processes": 2, "gradient_checkpointing": "always", "compile": "auto"}
+    study.config["runtime"] |= {"save_minutes": 1, "time_limit_minutes": 60}
     study.config["cache"] = "elsewhere"
     study.config["stages"] = dict(reversed(study.config["stages"].items()))
     assert study.trained() == set(), "threads, processes, saving, cache and the order of keys are no part of a training"
@@ -242,7 +242,7 @@ def test_many_finished_trainings_are_not_made_again_without_a_yes(study, world):
     with pytest.raises(AssertionError) as caught:
         study.snakemake()
     text = str(caught.value)
-    assert "8 finished trainings would be trained again (training.retrain_at_most: 2)" in text
+    assert "8 finished trainings would be trained again (runtime.retrain_at_most: 2)" in text
     assert "2 on fold0, seed 0: stage.learning_rate.connector 0.01 -> 0.02" in text
     assert "--config yes_retrain=true" in text
     assert {path: path.read_bytes() for path in kept} == kept

@@ -35,16 +35,14 @@ views = {view_suffix(view): view for view in question_views()}  # what is asked,
 
 # How steps run, which must not make anything again when it changes: where features are kept, in how many processes
 # trainings run, how they spare memory and time, when they save.
-processes = settings.training.processes
+processes = settings.runtime.processes
 os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
-how = {"gradient_checkpointing", "compile", "save_minutes", "time_limit_minutes"}
-running = settings.training.model_dump(include=how)
 SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
     "LAUNCH": "python" if processes == 1 else torchrun,
-    "RUNNING": " ".join(f"--{name.replace('_', '-')} {value}" for name, value in running.items() if value is not None),
+    "RUNTIME": settings.runtime.model_dump_json(),
     "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
 }
 # A job on a cluster must not need the internet, and must not wait for one that is not there.

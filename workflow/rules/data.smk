@@ -147,7 +147,7 @@ rule encode_images:
         times_of("encode_images")
     conda:
         "../envs/triptych.yaml"
-    threads: settings.training.threads
+    threads: settings.runtime.threads
     params:
         dtype=settings.features.dtype,  # read from $FEATURES; here because it alone decides what runs again
         data=subpath(input.data, parent=True),

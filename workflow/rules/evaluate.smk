@@ -15,7 +15,7 @@ rule predict_captions:
         times_of("predict_captions")
     conda:
         "../envs/triptych.yaml"
-    threads: settings.training.threads
+    threads: settings.runtime.threads
     params:
         job=jobs.PredictionJob.of(study, CAPTIONS).text(),
     message:

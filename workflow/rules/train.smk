@@ -23,7 +23,7 @@ rule train_stage:
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
         "../envs/triptych.yaml"
-    threads: settings.training.threads * settings.training.processes
+    threads: settings.runtime.threads * settings.runtime.processes
     params:
         job=training_job,
     message:
@@ -32,4 +32,4 @@ rule train_stage:
         "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
         " --data {input.data} --features {input.features}"
         " --language-model {input.language_model} --out {output.manifest}"
-        " $RUNNING > {log} 2>&1"
+        ' --runtime "$RUNTIME" > {log} 2>&1'

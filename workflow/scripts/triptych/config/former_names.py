@@ -6,16 +6,20 @@ from typing import Any
 from triptych.config.base import Record
 from triptych.config.datasets import Captions
 from triptych.config.evaluation import Evaluation
-from triptych.config.stages import Stage, Training
+from triptych.config.runtime import Runtime
+from triptych.config.stages import Stage
 
 # Where such settings stand, and the section whose fields say what they are called now; `*` is any name.
 SECTIONS: dict[tuple[str, ...], type[Record]] = {
     ("datasets", "*"): Captions,
     ("stages", "*"): Stage,
     ("ablations", "*", "stages", "*"): Stage,
-    ("training",): Training,
+    ("runtime",): Runtime,
     ("evaluation",): Evaluation,
 }
+
+# Sections that took settings of another section: (former section, present one, its fields).
+MOVED: list[tuple[str, str, type[Record]]] = [("training", "runtime", Runtime)]
 
 
 def current_names(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -45,7 +49,27 @@ def current_names(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
             found[name] = renamed(inner, (*path, str(key)), deeper)
         return found
 
-    return renamed(config, (), list(SECTIONS.items())), notes, errors
+    return renamed(_moved(config, notes, errors), (), list(SECTIONS.items())), notes, errors
+
+
+def _moved(config: Mapping[str, Any], notes: list[str], errors: list[str]) -> Mapping[str, Any]:
+    """Put settings that stood in another section where they stand today; adds to `notes` and `errors`."""
+    for former, present, section in MOVED:
+        stood = config.get(former)
+        if not isinstance(stood, Mapping) or not isinstance(config.get(present) or {}, Mapping):
+            continue
+        names = dict(_former(section)) | {name: name for name in section.model_fields}
+        found = {names[key]: value for key, value in stood.items() if key in names}
+        for key in (key for key in stood if key in names):
+            line = f"{former}.{key} is {present}.{names[key]} now"
+            if {key, names[key]} & (config.get(present) or {}).keys():
+                errors.append(f"{line}, which is there too; drop {former}.{key}")
+            else:
+                notes.append(f"{line}; please move it")
+        if found:
+            rest = {key: value for key, value in stood.items() if key not in names}
+            config = {**config, former: rest, present: {**found, **(config.get(present) or {})}}
+    return config
 
 
 def _former(section: type[Record]) -> Iterator[tuple[str, str]]:

@@ -65,10 +65,6 @@ class TrainingJob(JobSettings):
             training=settings.training,
         )
 
-    def text(self) -> str:
-        """Write the job as `JobSettings.text` does, without the settings that only say how a training runs."""
-        return canonical_json(self.model_dump(by_alias=True, mode="json", exclude={"training": Training.RUNNING}))
-
 
 class PredictionJob(JobSettings):
     """The answers of one checkpoint to the questions of one view."""

@@ -18,6 +18,7 @@ from triptych.config.base import Name, Record
 from triptych.config.datasets import Dataset, Folds, expanded_names
 from triptych.config.evaluation import Evaluation
 from triptych.config.models import Models
+from triptych.config.runtime import Runtime
 from triptych.config.stages import Connector, FeatureSettings, Lora, Stage, Training
 from triptych.io.manifest import write_json
 
@@ -90,7 +91,8 @@ class Settings(Record):
     ablations: dict[Name, Ablation] = Field(
         {}, description="Variants of the first schedule, or of another, by name; each states its differences only."
     )
-    training: Training = Field(Training(), description="How trainings run.")
+    training: Training = Field(Training(), description="What decides the result of every training.")
+    runtime: Runtime = Field(Runtime(), description="How trainings run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
     plan: Plan = Field(Plan(), description="What planning reckons with; it changes no result.")
     wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")

@@ -8,13 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from triptych.config.base import Switch
 from triptych.config.jobs import TrainingJob
-from triptych.config.stages import Training
+from triptych.config.runtime import Runtime
 from triptych.data.questions import limited, load_questions
 from triptych.errors import run_step
 from triptych.features.store import Features
@@ -48,19 +46,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=folder, required=True, help="folder of the checkpoint")
-    # Not part of the job, because they do not change what is trained.
+    # Not part of the job, because it does not change what is trained.
     parser.add_argument(
-        "--save-minutes", type=float, default=Training().save_minutes, help="minutes between two saved states"
+        "--runtime", type=Runtime.model_validate_json, default=Runtime(), help="settings `runtime` as JSON"
     )
-    parser.add_argument("--time-limit-minutes", type=float, help="save and stop before so many minutes are over")
-    switch = {"choices": get_args(Switch)}
-    parser.add_argument(
-        "--gradient-checkpointing",
-        default=Training().gradient_checkpointing,
-        help="compute layers again in the backward pass",
-        **switch,
-    )
-    parser.add_argument("--compile", default=Training().compile, help="compile the language model's layers", **switch)
     return parser.parse_args()
 
 
@@ -69,7 +58,7 @@ def main() -> None:
     started = time.monotonic()
     arguments = parse_arguments()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    limit = arguments.time_limit_minutes
+    limit = arguments.runtime.time_limit_minutes
     with process_group(), print_on_first_rank():
         try:
             run(arguments, limit and started + 60 * limit)
@@ -118,21 +107,20 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
         deadline: when the training must have stopped, on the clock of `time.monotonic()`; None for no limit.
     """
     job = TrainingJob.model_validate_json(arguments.job)
-    options = {"gradient_checkpointing": arguments.gradient_checkpointing, "compile": arguments.compile}
-    settings = job.training.model_copy(update=options)
     with fail_together():
         inputs = load_inputs(arguments, job)
     print_start(job, inputs, arguments.parent)
     manifest = start_manifest(arguments, job, inputs)
     dependencies = list_dependencies(arguments, inputs, manifest)
-    autosaver = Autosaver(arguments.out / "last", dependencies, arguments.save_minutes, deadline, manifest)
+    autosaver = Autosaver(arguments.out / "last", dependencies, arguments.runtime.save_minutes, deadline, manifest)
     if autosaver.restore_finished():
         print("finished before, and nothing that it depends on has changed: its checkpoint is restored", flush=True)
         return
     autosaver.handle_signals()
     samples = inputs.training, inputs.validation, inputs.features, inputs.prompt
     key = [job.split, job.stage_name]
-    trainer = Trainer(inputs.model, *samples, job.stage, settings, job.seed, key, autosaver)
+    precision, runtime = job.training.precision, arguments.runtime
+    trainer = Trainer(inputs.model, *samples, job.stage, precision, job.seed, key, autosaver, runtime)
     trainer.setup()
     rows = list(trainer.run())
     if rank() == 0:

@@ -92,7 +92,7 @@ def configure_checkpointing(setting: Switch, model: VisionLanguageModel, size: P
     supported = network.supports_gradient_checkpointing
     if setting == "always" and not supported:
         raise TriptychError(
-            "training.gradient_checkpointing: this language model does not support it; use auto or never"
+            "runtime.gradient_checkpointing: this language model does not support it; use auto or never"
         )
     on = setting == "always" or (setting == "auto" and supported and needed > USABLE_MEMORY * free)
     if on:

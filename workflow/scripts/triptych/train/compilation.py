@@ -51,7 +51,7 @@ def compile_layers(setting: Switch, model: VisionLanguageModel, work: int) -> bo
     if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
         obstacle = "there is no C++ compiler (g++, or what CXX names)"
     if setting == "always" and obstacle:
-        raise TriptychError(f"training.compile: {obstacle}; use auto or never")
+        raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
     if obstacle or not (setting == "always" or (setting == "auto" and on_cpu and work > WORTHWHILE)):
         return False
     for layer in layers:

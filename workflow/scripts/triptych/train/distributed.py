@@ -49,7 +49,7 @@ def process_group() -> Iterator[None]:
     local_size, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise TriptychError(f"training.processes: {local_size} processes, but {torch.cuda.device_count()} GPUs")
+            raise TriptychError(f"runtime.processes: {local_size} processes, but {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
     with _lost_process_as_error():

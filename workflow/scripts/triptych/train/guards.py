@@ -44,7 +44,7 @@ def check_same_on_all_ranks(trained: Mapping[str, nn.Parameter]) -> None:
         TriptychError: the weights differ.
     """
     if len(set(all_gather(_hash(trained)))) > 1:
-        raise TriptychError("the weights differ between the processes of this training; use training.processes: 1")
+        raise TriptychError("the weights differ between the processes of this training; use runtime.processes: 1")
 
 
 class GradientGuard:

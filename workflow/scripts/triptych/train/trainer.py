@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.config.stages import Stage, Training
+from triptych.config.base import Precision
+from triptych.config.runtime import Runtime
+from triptych.config.stages import Stage
 from triptych.errors import TriptychError
 from triptych.model.attention import row_tokens
 from triptych.model.packing import Batch, pack, split_by_image
@@ -61,10 +63,11 @@ class Trainer:
         features: Callable[[Sequence[str]], torch.Tensor],
         prompt: PromptTokens,
         stage: Stage,
-        settings: Training,
+        precision: Precision,
         seed: int,
         key: Sequence[str],
         autosaver: Autosaver | None = None,
+        runtime: Runtime = Runtime(),  # noqa: B008 (it cannot be changed)
     ):
         """Store the inputs of a training; nothing is computed before `setup`.
 
@@ -75,14 +78,15 @@ class Trainer:
             features: function from image ids to vision features (R, N, D).
             prompt: the fixed text.
             stage: what trains, and how.
-            settings: precision, gradient checkpointing and compilation.
+            precision: of the products of matrices.
             seed: the run's seed.
             key: names that, with the seed, fix the order of samples and the dropout.
             autosaver: saves the training as it goes, and loads what an earlier attempt saved; None: nothing is saved.
+            runtime: whether layers are compiled, and computed again in the backward pass.
         """
         self.model, self.training, self.validation = model, training, validation
-        self.features, self.prompt, self.stage, self.settings = features, prompt, stage, settings
-        self.seed, self.key, self.autosaver = seed, key, autosaver
+        self.features, self.prompt, self.stage, self.precision = features, prompt, stage, precision
+        self.seed, self.key, self.autosaver, self.runtime = seed, key, autosaver, runtime
         self.device = next(model.parameters()).device
         self.epochs = stage.epochs or 0  # none where nothing trains
         self.epoch_steps = -(-len(training) // stage.batch_size)
@@ -146,11 +150,11 @@ class Trainer:
 
     def _configure_execution(self) -> None:
         """Choose gradient checkpointing and compilation, which change memory and speed only."""
-        width = compute_dtype(self.settings.precision, self.device).itemsize
+        width = compute_dtype(self.precision, self.device).itemsize
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
-        print(configure_checkpointing(self.settings.gradient_checkpointing, self.model, size, width), flush=True)
+        print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, size, width), flush=True)
         work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
-        if compile_layers(self.settings.compile, self.model, work):
+        if compile_layers(self.runtime.compile, self.model, work):
             print("the language model's layers are compiled", flush=True)
 
     def run(self) -> Iterator[dict]:
@@ -225,7 +229,7 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the logits (T, V) of a batch's answer tokens and, where there is one, its regularisation term."""
-        with mixed_precision(self.settings.precision, self.device):
+        with mixed_precision(self.precision, self.device):
             image = self.model.project(batch.features) if self.head else None
             logits = self.model.answer_logits(batch, image)
             if self.head is None:
@@ -254,7 +258,7 @@ class Trainer:
             TriptychError: the loss is not finite, image tokens have lost their scale, or processes differ.
         """
         check_same_on_all_ranks(self.trained)
-        held_out = score_samples(self.model, self.validation, self.pack, self.settings.precision, self._save_if_due)
+        held_out = score_samples(self.model, self.validation, self.pack, self.precision, self._save_if_due)
         check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
         ratio = None
         if not self.stage.blind:
