@@ -11,6 +11,7 @@ from conftest import COLOURS, image_bytes
 from pydantic import Field, TypeAdapter
 from triptych.config import datasets
 from triptych.config.datasets import Captions, Dataset, SlakeFolderVqa, data_source
+from triptych.config.jobs import tables_text
 from triptych.config.settings import Settings
 from triptych.config.study import load_study
 from triptych.data import check, fetch, prepare
@@ -94,7 +95,8 @@ def test_a_registered_source_is_validated_fetched_checked_and_prepared(study, sq
     text = json.dumps(settings.model_dump(mode="json", by_alias=True))
     assert TypeAdapter(Dataset).validate_json(text) == settings
     assert source_module(settings).listing is listing
-    assert fetch.local_tables(settings) == {"squares.txt": sha256_file(tmp_path / "squares.txt")}
+    tables = {"squares.txt": sha256_file(tmp_path / "squares.txt")}
+    assert json.loads(tables_text(load_study(study), "general-20")) == tables
 
     source, cache, out = tmp_path / "source", tmp_path / "cache", tmp_path / "out"
     run(fetch, monkeypatch, settings=text, cache=cache, out=source)

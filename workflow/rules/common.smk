@@ -19,7 +19,6 @@ from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.wildcards import EACH
-from triptych.data.fetch import local_tables
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
 

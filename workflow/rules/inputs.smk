@@ -63,7 +63,7 @@ def dataset_settings(wildcards):
 
 def listed_files(wildcards):
     """Hashes of the local tables that a data set names, so that a change of them is noticed."""
-    return canonical_json(local_tables(study.datasets[wildcards.dataset]))
+    return jobs.tables_text(study, wildcards.dataset)
 
 
 def cell(wildcards):

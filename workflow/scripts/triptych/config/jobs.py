@@ -17,7 +17,7 @@ from triptych.config.grid import Checkpoint
 from triptych.config.settings import WeightsAndBiases
 from triptych.config.stages import Connector, Lora, Stage, Training
 from triptych.config.study import Study
-from triptych.io.manifest import canonical_json
+from triptych.io.manifest import canonical_json, sha256_file
 
 
 def _known_view(view: str) -> str:
@@ -151,6 +151,12 @@ def folds_text(study: Study, group: str = "") -> str:
 def dataset_text(study: Study, name: str) -> str:
     """Write the settings of a data set."""
     return canonical_json(study.datasets[name].model_dump(mode="json", by_alias=True))
+
+
+def tables_text(study: Study, name: str) -> str:
+    """Write the SHA-256 of each table file that a data set's local source names, so that a changed table is noticed."""
+    files = study.datasets[name].local_tables()
+    return canonical_json({file.name: sha256_file(file) for file in files if file.is_file()})
 
 
 def model_text(study: Study, name: str) -> str:

@@ -17,14 +17,6 @@ from triptych.io.manifest import sha256_file, write_record
 from triptych.io.parquet import write_table
 
 
-def local_tables(settings: Dataset) -> dict[str, str]:
-    """SHA-256 of the table files of a local source, by name; empty where there are none.
-
-    The rule records it, so that a changed table is fetched again.
-    """
-    return {file.name: sha256_file(file) for file in settings.local_tables() if file.is_file()}
-
-
 def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
     """Sort what a source lists into rows of candidates, questions and rejects, in its order; captions are cleaned."""
     candidates, questions, rejects = [], [], []
