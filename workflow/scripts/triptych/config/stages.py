@@ -8,19 +8,20 @@ from triptych.config.base import LrSchedule, Name, Part, PerPart, Record, former
 
 
 class FeatureSettings(Record):
-    """How the frozen encoder's tokens are kept. The dtype apart, a change trains nothing again."""
+    """How the tokens of the frozen encoder are stored. Only a change of `dtype` retrains."""
 
     dtype: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Tokens on disk; on a GPU, bf16 also lets the encoder compute in bf16 (autocast)."
+        "bf16", description="Stored type; on a GPU, bf16 also makes the encoder compute in bf16 (autocast)."
     )
     budget_gb: float = Field(
         100,
         ge=0,
-        description="Most GB (10^9 bytes) on disk for one data set; above it nothing is stored, and trainings compute "
-        "the tokens as they go. It counts when a data set is encoded; --forcerun encode_images decides anew.",
+        description="Maximum disk space for one data set in GB (10^9 bytes); above it nothing is stored, and training "
+        "jobs compute the tokens on the fly. It applies when a data set is encoded; `--forcerun encode_images` applies "
+        "a new value.",
     )
     batch_size: PositiveInt | None = Field(
-        None, description="Images in one pass of the encoder; null: as suits the device."
+        None, description="Images in one pass of the encoder; null: chosen for the device."
     )
 
 
@@ -30,10 +31,10 @@ class Connector(Record):
     kind: Literal["mlp2x_gelu", "linear", "pooled-mlp"] = Field(
         "mlp2x_gelu",
         description="mlp2x_gelu: linear, GELU, linear, as in LLaVA-1.5; linear: one layer, as in LLaVA-1; pooled-mlp: "
-        "as mlp2x_gelu, on averages of neighbouring tokens, which gives fewer image tokens.",
+        "mlp2x_gelu after average pooling of neighbouring tokens, which gives fewer image tokens.",
     )
     pool: int | None = Field(
-        None, ge=2, description="Of pooled-mlp: side of the squares of tokens that are averaged, such as 2."
+        None, ge=2, description="For pooled-mlp: side of the squares of tokens that are averaged, such as 2."
     )
 
     @model_validator(mode="after")
@@ -44,14 +45,14 @@ class Connector(Record):
 
 
 class Regularisation(Record):
-    """A cosine term beside the loss of a stage that trains the connector P; its own layer is dropped afterwards."""
+    """An additional cosine loss for a stage that trains the connector P; its own layer is discarded afterwards."""
 
     kind: Literal["none", "reconstruct", "self-distillation"] = Field(
         "none",
-        description="reconstruct: 1 - cos(D(P(x)), x), where a linear D leads back to the vision features x; "
+        description="reconstruct: 1 - cos(D(P(x)), x), where a linear D maps back to the vision features x; "
         "self-distillation: 1 - cos(Q(P(x)), P(x)), where Q is a second projection. D and Q train with P.",
     )
-    weight: float = Field(0.0, ge=0, description="Factor of the term; 0 is as kind none.")
+    weight: float = Field(0.0, ge=0, description="Weight of the term; 0 is the same as kind none.")
 
     @property
     def active(self) -> bool:
@@ -70,8 +71,8 @@ class Lora(Record):
 
     rank: PositiveInt = Field(8, description="Rank r of the update.")
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapters.")
-    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="Adapted linear layers.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
+    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
 
 
 # Settings of a stage that may have a value for each part.
@@ -79,45 +80,46 @@ BY_PART = ("learning_rate", "lr_schedule", "warmup_ratio", "weight_decay")
 
 
 class Stage(Record):
-    """One stage of training. A schedule strings stages together; equal prefixes are trained once."""
+    """One stage of training. A schedule is a list of stages; equal prefixes are trained once."""
 
     data: Name = Field(description="Name of the data set under `datasets`.")
     train: list[Part] = Field(
-        description="What trains; everything else is frozen. []: nothing, the parent is validated once and passed on."
+        description="Parts that train; all else is frozen. []: nothing trains; the parent is validated and passed on."
     )
     init: Literal["random", "parent"] = Field(
         "parent",
-        description="random: start from a fresh connector though there is a parent, whose adapters stay. A first stage "
-        "has no parent, and a fresh connector in any case.",
+        description="random: start from a new connector instead of the parent's, and keep the parent's adapters. A "
+        "first stage has no parent and always starts from a new connector.",
     )
     blind: bool = Field(
-        False, description="Show no image, in training and in the answers of a schedule that ends here: a control."
+        False,
+        description="A control: show no image, neither in training nor for the answers of a schedule that ends here.",
     )
     learning_rate: dict[Part, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="Peak rate of each part that trains."
+        {}, description="Peak learning rate of each part that trains."
     )
     lr_schedule: PerPart[LrSchedule] = former(
         "schedule",
         "cosine",
-        description="The rate after its rise: cosine or linear to zero, or constant; also by part.",
+        description="Learning rate after warm-up: cosine or linear decay to zero, or constant; also by part.",
     )
     warmup_ratio: PerPart[Annotated[float, Field(ge=0, lt=1)]] = former(
-        "warmup", 0.03, description="Share of the steps with a rising rate; also by part."
+        "warmup", 0.03, description="Fraction of the steps used for linear warm-up; also by part."
     )
     weight_decay: PerPart[Annotated[float, Field(ge=0)]] = Field(
         0.0, description="AdamW's decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
     )
-    epochs: PositiveInt | None = Field(None, description="Passes over the training part; none where nothing trains.")
+    epochs: PositiveInt | None = Field(None, description="Passes over the training part; null if nothing trains.")
     select: Literal["last", "best"] = Field(
         "last",
-        description="Which epoch the checkpoint holds: the last, or the best by exact match on the validation part "
-        "(the lower loss decides between equals). The held-out part has no say.",
+        description="Epoch whose weights are kept: the last, or the best by exact match on the validation part (ties "
+        "are decided by the lower loss). The held-out part is not used.",
     )
     max_samples: PositiveInt | None = former(
-        "samples", None, description="Train on at most this many samples; null for all."
+        "samples", None, description="Train on at most this many samples; null: all."
     )
-    batch_size: PositiveInt = Field(16, description="Questions (or captions) in one optimiser step.")
-    regularisation: Regularisation = Field(Regularisation(), description="A further term of the loss.")
+    batch_size: PositiveInt = Field(16, description="Questions (or captions) per optimiser step.")
+    regularisation: Regularisation = Field(Regularisation(), description="An additional loss term.")
 
     @field_validator("train")
     @classmethod
