@@ -17,15 +17,15 @@ export PIP_PROGRESS_BAR := off
 help:
 	@sed -n 's/^## \([a-z-]*\): /\1\t/p' Makefile | while IFS=$$'\t' read -r target says; do printf '%-14s %s\n' "$$target" "$$says"; done
 
-## install: .venv with the locked packages and the command `triptych`; the other targets do it by themselves
+## install: .venv with the locked packages and the command `triptych`; other targets run this when needed
 install: $(VENV)/.installed
 
-## demo: the whole study on embedded weights and images; prints the results table
+## demo: the demonstration, on embedded weights and images; prints the results table
 demo: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
 	@cat results/tables/schedules.md
 
-## taste: runs everything in small, in minutes; its numbers mean nothing
+## taste: every step on a tiny scale, in minutes; its numbers mean nothing
 taste: $(VENV)/.installed
 	$(SNAKEMAKE) --profile profiles/local --configfile config/taste.yaml
 	@cat results/taste/tables/schedules.md
@@ -33,14 +33,14 @@ taste: $(VENV)/.installed
 # Tests on a cluster mostly wait: two processes run the others beside them.
 TEST_PROCESSES ?= 3
 
-## test: unit tests and a toy run of the whole grid
+## test: all tests, including toy studies
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES)
 
 SEED ?= 0
 MINUTES ?= 8
 
-## chaos: a toy study under kills, a full disk and damaged files; SEED=0 MINUTES=8 of disturbances
+## chaos: a toy study with kills, a full disk and damaged files; SEED=0, disturbed for MINUTES=8
 chaos: $(VENV)/.installed
 	$(VENV)/bin/python tests/chaos.py --seed $(SEED) --minutes $(MINUTES)
 
@@ -53,15 +53,15 @@ check: $(VENV)/.installed
 	$(VENV)/bin/python tools/check_profiles.py profiles/*/
 	tools/dry-runs.sh $(SNAKEMAKE)
 
-## bench: all benchmarks; they want a quiet machine
+## bench: all benchmarks; use a quiet machine
 bench: bench-data bench-train bench-predict bench-plan
 
-## bench-data: speed and memory of preparation and of feature encoding, against bare decoding and other libraries
+## bench-data: speed and memory of preparation and of feature encoding, against decoding only and other libraries
 bench-data: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_data.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/bench_features.py
 
-## bench-train: speed and memory of training, against transformers' Trainer; about a quarter of an hour
+## bench-train: speed and memory of training, against transformers' Trainer; about 15 minutes
 bench-train: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_train.py
 
@@ -73,7 +73,7 @@ bench-predict: $(VENV)/.installed
 bench-plan: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_plan.py
 
-## aire-setup: on a login node of Aire, once: .venv with the CUDA build of torch
+## aire-setup: once, on a login node of Aire: .venv with the CUDA build of torch
 aire-setup:
 	tools/aire-setup.sh
 
@@ -83,19 +83,19 @@ FETCH = $(SNAKEMAKE) --profile profiles/local --cores 1 --directory $(FOLDER) --
 CONFIG ?= config/config.yaml
 FOLDER ?= $(if $(SCRATCH),$(SCRATCH)/triptych,.)
 
-## aire-fetch: on a login node, once: models and data of CONFIG into FOLDER ($SCRATCH/triptych), then again offline
+## aire-fetch: once, on a login node: models and data of CONFIG into FOLDER ($SCRATCH/triptych), then again offline
 aire-fetch: $(VENV)/.installed
 	mkdir -p $(FOLDER)
 	$(FETCH)
 	HF_HUB_OFFLINE=1 $(FETCH) --forcerun fetch_dataset prepare_model
 
-## format: rewrite code in the project's style
+## format: apply the project's code style
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix $(CODE)
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow/rules
 
-## schema: config/schema.json (for editors) and docs/configuration.md (for people) from the settings' models
+## schema: config/schema.json (for editors) and docs/configuration.md, from the settings in the code
 schema: $(VENV)/.installed
 	$(VENV)/bin/triptych schema --out config/schema.json
 	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
@@ -104,7 +104,7 @@ schema: $(VENV)/.installed
 lock:
 	$(PYTHON) tools/lock.py
 
-## clean: remove .venv and the caches of the tools; results stay
+## clean: remove .venv and the caches of the tools; results are kept
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
 

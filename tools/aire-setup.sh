@@ -19,5 +19,5 @@ import torch
 
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 if torch.version.cuda is None:
-    sys.exit("this is a CPU build of torch, and jobs on GPUs would not use them; see docs/aire.md, «A CPU build of torch»")
+    sys.exit("this is a CPU build of torch, so GPU jobs would compute on the CPU; see docs/aire.md, 'A CPU build of torch'")
 CHECK
