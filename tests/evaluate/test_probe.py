@@ -163,10 +163,10 @@ def test_an_interval_holds_the_change_and_is_nothing_for_equal_answers():
 @pytest.mark.parametrize(
     ("change", "low", "high", "trained", "word"),
     [
-        (-25, -30, -20, "projection only", "it falls, as in the paper"),
-        (-4, -6, -2, "projection only", "it falls, by less than in the paper"),
-        (-40, -45, -30, "end to end", "it falls, by more than in the paper"),
-        (5, 1, 9, "end to end", "it rises, the opposite of the paper"),
+        (-25, -30, -20, "projection only", "a fall, as in the paper"),
+        (-4, -6, -2, "projection only", "a fall, smaller than in the paper"),
+        (-40, -45, -30, "end to end", "a fall, larger than in the paper"),
+        (5, 1, 9, "end to end", "a rise, contrary to the paper"),
         (-1, -6, 4, "projection only", "a fall as large as the paper's is ruled out"),
         (-9, -25, 6, "projection only", "is not ruled out"),
     ],

@@ -57,7 +57,7 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     said = sentences(comparison)
     assert "One seed" in said and "Only 2 folds" in said and "at 80 % power is 7.5 points" in said
     assert "No schedule beats a look-up" in said and "the best is `2-3` with 52.0 %" in said
-    assert "`1-2-3` loses 0.5 points only" in said and "`2-3` loses" not in said
+    assert "`1-2-3` loses only 0.5 points" in said and "`2-3` loses" not in said
     assert "test part has not been used" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
     said = sentences(many)

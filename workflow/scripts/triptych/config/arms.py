@@ -63,8 +63,8 @@ class Control:
 
 
 CONTROLS: dict[str, Control] = {
-    "swapped": Control("triptych.evaluate.controls:swapped", "another image", "another one"),
-    "blank": Control("triptych.evaluate.controls:blank", "blank image", "a grey one"),
+    "swapped": Control("triptych.evaluate.controls:swapped", "another image", "another image"),
+    "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),
 }
 
 # Views of questions: a fold's held-out ones with their own images, or with those of a control; the source's own test

@@ -31,7 +31,7 @@ def answer(comparison: Sequence[Mapping], arms: pandas.DataFrame) -> str:
     if comparison:
         return comparison[0]["verdict"]
     row = arms[arms["trained"]].iloc[0]
-    return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions right."
+    return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions correctly."
 
 
 def named(text: str) -> markupsafe.Markup:

@@ -160,9 +160,9 @@ CURVES = (
     ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
 )
 HEALTH = (
-    ("gradient_norms", "Largest gradient norm of an epoch", "gradient norm", "gradient_norm_max", "max"),
-    ("token_norms", "Norm of image tokens relative to word tokens", "ratio", "token_norm_ratio", "mean"),
-    ("loss_spikes", "Loss spikes in an epoch, at most", "spikes", "loss_spikes", "max"),
+    ("gradient_norms", "Maximum gradient norm per epoch", "gradient norm", "gradient_norm_max", "max"),
+    ("token_norms", "Norm of image tokens relative to text embeddings", "ratio", "token_norm_ratio", "mean"),
+    ("loss_spikes", "Maximum number of loss spikes per epoch", "spikes", "loss_spikes", "max"),
 )
 CONTENT = ("modality", "content_type")  # the aspects that are drawn
 
@@ -171,9 +171,9 @@ def all_charts(gathered: dict, stages: Sequence[str], arms: Sequence[str], looku
     """Draw the charts that there are data for, in the order of the page: name -> (chart, what it shows in words)."""
     found = {}
     if len(arms) > 1:
-        found["paired"] = (paired(gathered["runs"], arms), "Exact match of every run, fold by fold")
+        found["paired"] = (paired(gathered["runs"], arms), "Exact match of every run")
     if any(row.get("low") is not None for row in gathered["comparison"]):
-        found["effects"] = (effects(gathered["comparison"]), "Differences of schedules with 95 % intervals")
+        found["effects"] = (effects(gathered["comparison"]), "Differences between schedules with 95 % intervals")
     curves, by_content, probe = gathered["curves"], gathered["by_content"], gathered["probe"]
     for name, what, title, field, over_runs in (*CURVES, *HEALTH):
         if curves[field].notna().any():

@@ -154,10 +154,10 @@ def limitations(
 
 def _few_runs(settings: Settings) -> Iterator[str]:
     if len(settings.seeds) == 1:
-        yield "One seed: how much a schedule varies from run to run is known over folds only."
+        yield "One seed: the variation of a schedule from run to run is known over folds only."
     if settings.folds.number < 5:
-        parts = "One part is held out" if settings.folds.number == 1 else f"Only {settings.folds.number} folds"
-        yield f"{parts}: the interval is wide, and the degrees of freedom are few."
+        parts = "Only one held-out part" if settings.folds.number == 1 else f"Only {settings.folds.number} folds"
+        yield f"{parts}: intervals are wide, with few degrees of freedom."
 
 
 def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
@@ -179,12 +179,12 @@ def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
     known = controls.dropna(subset=["swapped_lost_mean"])
     for arm, lost in zip(known["arm"], known["swapped_lost_mean"], strict=True):
         if lost < LOOKS:
-            yield f"`{arm}` loses {lost:.1f} points only with another image: it hardly uses the image."
+            yield f"`{arm}` loses only {lost:.1f} points with another image: it hardly uses the image."
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:
     if settings.folds.group == "row":
-        yield "Folds are by row: images of held-out questions were seen in training, and all scores are too high."
+        yield "Folds are assigned by row: images of held-out questions occur in training, so all scores are too high."
 
 
 def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
@@ -193,13 +193,13 @@ def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
         yield (
             f"In {len(hidden)} of {len(comparison)} comparisons the minimum detectable effect at 80 % power is "
-            f"{least:.1f} to {most:.1f} points; smaller differences stay hidden."
+            f"{least:.1f} to {most:.1f} points; smaller differences are not detected."
         )
         return
     for row in hidden:
         yield (
             f"`{row['first']}` against `{row['second']}`: the minimum detectable effect at 80 % power is "
-            f"{row['detectable']:.1f} points; smaller differences stay hidden."
+            f"{row['detectable']:.1f} points; smaller differences are not detected."
         )
 
 

@@ -63,7 +63,7 @@ def main() -> None:
     table = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
     about = (
         "Generated captions of validation images, in per cent, mean ± standard deviation over seeds. Each metric is "
-        "given against the caption of the image itself and of another image: the second is what shared style scores."
+        "computed with the caption of the image itself and with that of another image, which scores only shared style."
     )
     write_table(arguments.out / "captions", table, shown(table), "Captions", about)
 

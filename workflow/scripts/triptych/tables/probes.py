@@ -158,10 +158,10 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
         low, high = row["change_low"], row["change_high"]
         if high < 0:
             agrees = low <= mildest and high >= deepest
-            less = "less" if low > mildest else "more"
-            word = "it falls, as in the paper" if agrees else f"it falls, by {less} than in the paper"
+            less = "smaller" if low > mildest else "larger"
+            word = "a fall, as in the paper" if agrees else f"a fall, {less} than in the paper"
         elif low > 0:
-            word = "it rises, the opposite of the paper"
+            word = "a rise, contrary to the paper"
         elif low > mildest:
             word = "no change is shown, and a fall as large as the paper's is ruled out"
         else:
@@ -243,14 +243,14 @@ def main() -> None:
     table = summarise(records, arguments.order, json.loads(arguments.references))
     about = (
         f"Macro-F1 in per cent of probes on held-out images ({table['images'].iloc[0]} images in "
-        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection: 1; seeds of each probe: "
+        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection 1; seeds of each probe: "
         f"{table['probe_seeds'].iloc[0]}). Intervals cover the choice of images; SD is over seeds and seeds of the "
         "probes; shuffled labels give chance level."
     )
     said = verdicts(table, arguments.shared, json.loads(arguments.trained_parts))
     against = "\n## Comparison with the paper\n\n"
     against += (
-        "Change of the MLP probe's macro-F1, beside that of arXiv 2402.16832 (range over its four data sets):\n\n"
+        "Change of the MLP probe's macro-F1, and the change in arXiv 2402.16832 (range over its four data sets):\n\n"
     )
     against += "".join(f"- {line}\n" for line in said)
     write_table(arguments.csv.with_suffix(""), table, shown(table), "Probes of image tokens", about, against)

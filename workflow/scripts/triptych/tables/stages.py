@@ -18,7 +18,7 @@ MEASURES = ("train_loss", "train_accuracy", "validation_loss", "validation_accur
 COLUMNS = {**RUN, "epoch": INTEGER, **dict.fromkeys(MEASURES, NUMBER)}
 
 ABOUT = (
-    "Loss in nats per token and accuracy in per cent after the last epoch of every stage: means over folds and seeds."
+    "Loss in nats per token and accuracy in per cent after the last epoch of every stage, mean over folds and seeds."
 )
 
 
@@ -82,7 +82,7 @@ def chart(table: pandas.DataFrame, stages: Sequence[str]) -> altair.VConcatChart
             columns.append((band + line).properties(width=230, height=190, title=f"stage {stage}"))
         bands.append(altair.hconcat(*columns))
     title = altair.Title(
-        "Validation per stage", subtitle="line: mean over folds and seeds; band: their range; epoch 0: before training"
+        "Validation per stage", subtitle="line: mean over folds and seeds; band: range; epoch 0: before training"
     )
     return altair.vconcat(*bands).properties(title=title).configure(background="white", font="sans-serif")
 
