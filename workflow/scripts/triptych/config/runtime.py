@@ -1,4 +1,4 @@
-"""Settings that only say how trainings run: a change of them trains nothing again."""
+"""Settings of how training jobs run, which do not affect what they compute: a change retrains nothing."""
 
 from pydantic import Field, PositiveInt
 
@@ -6,37 +6,37 @@ from triptych.config.base import Record, Switch, former
 
 
 class Runtime(Record):
-    """How trainings run. A change trains nothing again."""
+    """How training jobs run. A change retrains nothing."""
 
     threads: PositiveInt = Field(
-        1, description="CPU threads of each process of a training; small models train best side by side."
+        1, description="CPU threads per process of a training job; with small models, run several jobs in parallel."
     )
     processes: PositiveInt = Field(
         1,
-        description="Processes that share every step of one training, one for each GPU; on a cluster, the job asks "
-        "for so many GPUs. Results differ by rounding, and by the draws of dropout.",
+        description="Processes among which every step of a training job is divided, one per GPU; on a cluster, the job "
+        "requests as many GPUs. Results differ by rounding and by the random dropout masks.",
     )
     gradient_checkpointing: Switch = former(
         "checkpointing",
         "auto",
-        description="Compute layers again in the backward pass, which saves memory and costs time; auto: where what "
-        "they keep would not fit into the memory that is free. Results are the same.",
+        description="Recompute layers in the backward pass, which saves memory and costs time; auto: if their "
+        "activations would not fit into the free memory. Results are the same.",
     )
     compile: Switch = Field(
         "never",
-        description="Compile the language model's layers, which takes about a minute; auto: on a CPU, for trainings "
-        "that are long enough to make up for it. Results differ by rounding, and by the draws of dropout.",
+        description="Compile the language model's layers, which takes about a minute; auto: on a CPU, if training is "
+        "long enough to gain from it. Results differ by rounding and by the random dropout masks.",
     )
-    save_minutes: float = Field(10, ge=0, description="Minutes between two saved states of a training under way.")
+    save_minutes: float = Field(10, ge=0, description="Minutes between saved states of a running training job.")
     time_limit_minutes: float | None = Field(
         None,
         gt=0,
-        description="A training saves itself and stops, to be run again, before this many minutes are over; set it "
-        "below the time limit of the machine's queue. Null: no limit.",
+        description="A training job saves its state and stops before this many minutes have passed, to be resumed by "
+        "the next run; set it below the time limit of the queue. Null: no limit.",
     )
     retrain_at_most: int = Field(
         5,
         ge=0,
-        description="A run that would train more finished checkpoints again stops and lists them, with the reasons; "
-        "`--config yes_retrain=true` lets it go on.",
+        description="Number of finished checkpoints that a run may train again. A run that would train more stops and "
+        "lists them with the reasons; `--config yes_retrain=true` confirms it.",
     )

@@ -96,7 +96,8 @@ class Settings(Record):
     ablations: dict[Name, Ablation] = Field(
         {}, description="Variants of the first or another schedule, by name; each states only its differences."
     )
-    training: Training = Field(Training(), description="How training jobs run.")
+    training: Training = Field(Training(), description="Settings that affect the result of every training job.")
+    runtime: Runtime = Field(Runtime(), description="How training jobs run.")
     evaluation: Evaluation = Field(Evaluation(), description="How answers are generated and compared.")
     plan: Plan = Field(Plan(), description="Assumptions of the plan; they change no result.")
     wandb: WeightsAndBiases = Field(WeightsAndBiases(), description="Charts in Weights & Biases.")

@@ -155,9 +155,11 @@ class Stage(Record):
 
 
 class Training(Record):
-    """What decides the result of every training beside its stage: a change trains again."""
+    """Settings other than the stages that affect the result of every training job: a change retrains all."""
 
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Precision of training; auto: bf16 if the hardware supports it."
+    )
     validation_limit: PositiveInt | None = Field(
-        None, description="At most this many validation questions an epoch; null for all."
+        None, description="Maximum number of validation questions per epoch; null: all."
     )
