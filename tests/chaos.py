@@ -368,7 +368,7 @@ def go_on(study: Study, ledger: Ledger, small_disk: bool, seconds: float | None,
         wait_for_steps(study)
         study.log.write_text(first + said)
     ledger.account(study)
-    if "would be trained again" in study.said():
+    if "training jobs would run again" in study.said():
         ledger.counts["guard: asks before training again"] += 1
         study.yes = ["--config", "yes_retrain=true"]
     elif status == 0:

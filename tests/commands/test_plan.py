@@ -134,7 +134,7 @@ def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_p
     monkeypatch.chdir(tmp_path)
     study = at(tmp_path / "results", config(name))
     text = "\n".join(plan.lines(study, job_states(study, 0.0)))
-    for said in ("train_stage", "shared", "left", "estimate    assumed", "disk", "detects", "not prepared yet"):
+    for said in ("train_stage", "shared", "remaining", "estimate    assumed", "disk", "detects", "not prepared yet"):
         assert said in text
     assert not list(tmp_path.iterdir())
 
@@ -144,13 +144,13 @@ def test_reasons_name_the_setting_that_changed():
     now = '{"stage":{"epochs":2,"learning_rate":{"connector":0.001}},"seed":0}'
     reason = f"Params have changed since last execution: Union across all output: before: '{before}' now: '{now}'"
     assert short_reason(reason) == "stage.epochs 1 -> 2"
-    assert short_reason("Input files updated by another job: a, b") == "what it starts from is made again"
+    assert short_reason("Input files updated by another job: a, b") == "its inputs are made again"
     assert short_reason("Missing output files: x") == "Missing output files: x"
 
 
 def test_a_few_may_be_made_again_and_more_are_refused_by_name():
     again = [("2 on fold0, seed 0", "Missing output files: x"), ("2 on fold1, seed 0", "Updated input files: y")]
     refuse_to_retrain(again, at_most=2)
-    with pytest.raises(TriptychError, match="2 finished trainings would be trained again") as caught:
+    with pytest.raises(TriptychError, match="2 finished training jobs would run again") as caught:
         refuse_to_retrain(again, at_most=1)
     assert "2 on fold1, seed 0: Updated input files: y" in str(caught.value)

@@ -144,7 +144,7 @@ def test_before_anything_has_finished_the_time_left_is_the_plans(study):
     hours = planned(study, reports)
     assert ahead.seconds == pytest.approx(3600 * hours.left / study.settings.plan.at_once) and ahead.seconds > 0
     assert ahead.share == 0 and hours.measured == 0
-    assert ahead.source == "as planned, at the rate that the configuration assumes"
+    assert ahead.source == "estimated from the plan, at the rate that the configuration assumes"
 
 
 def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
@@ -158,7 +158,7 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
     # Of stage 3 and of predictions none has finished: two folds of two schedules, of six predictions each.
     rest = sum(2 * hours.of_training[arm] + 6 * hours.of_prediction[arm] for arm in ("2-3", "1-2-3"))
     assert ahead.seconds == pytest.approx((8 + 9 + 3600 * rest) / 2)
-    assert ahead.source == "as finished jobs took, or as planned at their rate" and hours.measured == 3
+    assert ahead.source == "estimated from finished jobs and, at their rate, from the plan" and hours.measured == 3
 
     finish("2-3", "fold0", 50)
     for prefix in ("1-2-3", "2-3"):
@@ -171,7 +171,7 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
     ahead = outlook(study, reports)
     # Two that run say 8 and 9; of stage 3, three are left, of 50 each; of three views of four runs, ten, of 4 each.
     # Two at a time.
-    assert ahead.seconds == (8 + 9 + 3 * 50 + 10 * 4) / 2 and ahead.source == "as finished jobs took"
+    assert ahead.seconds == (8 + 9 + 3 * 50 + 10 * 4) / 2 and ahead.source == "estimated from finished jobs"
     # Stage 2 takes 20 each: two are done and two are half done; of stage 3 one of four is done.
     assert ahead.share == pytest.approx((100 + 3 * 20 + 50 + 2 * 4) / (100 + 4 * 20 + 4 * 50 + 12 * 4))
     [predicted] = [report for report in reports if report.job.name == "2-3/fold0/seed0" and report.job.cell is None]
@@ -222,7 +222,9 @@ def test_the_text_is_plain_and_ends_with_the_whole(study, monkeypatch, capsys):
     assert text.isascii() and "\x1b" not in text
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
-    assert re.search(r"\] 1 done, 1 failed, 66 pending; about .+ left, as finished jobs took, or as planned", lines[-1])
+    assert re.search(
+        r"\] 1 done, 1 failed, 66 pending; about .+ left, estimated from finished jobs and, at their rate", lines[-1]
+    )
     reports = job_states(study, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)
     assert lines == [*table(reports), *summary(reports, outlook(study, reports))]

@@ -132,10 +132,10 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
     [
         ("x: {lora: {rnk: 4}}", "ablations.x.lora.rnk: not a known setting; did you mean 'rank'?"),
         ("x: {lra: {rank: 4}}", "ablations.x.lra: not a known setting; did you mean 'lora'?"),
-        ("x: {lora: 4}", "ablations.x.lora: must hold keys with values, not 4"),
+        ("x: {lora: 4}", "ablations.x.lora: must be a mapping of keys to values, not 4"),
         ("x: {lora: {rank: many}}", "ablations.x.lora.rank: must be a whole number, not 'many'"),
         ("x: {seeds: [3]}", "ablations.x.seeds: not a known setting"),
-        ("x: {connector: {kind: pooled-mlp}}", "ablations.x.connector: pool belongs to kind pooled-mlp, which"),
+        ("x: {connector: {kind: pooled-mlp}}", "ablations.x.connector: pool is required for kind pooled-mlp, and"),
         ("x: {stages: {2: {epochs: -3}}}", "ablations.x.stages.2.epochs: must be greater than 0, not -3"),
         ("x: {stages: {4: {epochs: 3}}}", "ablations.x.stages: '4', which is not under stages: (known: 1, 2, 3)"),
         ("x: {stages: {1: {data: general-50}}}", "ablations.x.stages.1.data: 'general-50', which is not under"),
@@ -154,7 +154,7 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
         ("x: {schedule: [2, 3], stages: {1: {epochs: 2}}}", "x.stages.1: changes nothing: '2-3' has no stage 1"),
         ("x: {stages: {2: {epochs: 1}}}", "ablations.x.stages.2: changes nothing: the base has these values"),
         ("x: {stages: {2: {regularisation: {kind: reconstruct}}}}", "ablations.x.stages.2: changes nothing"),
-        ("{x: {lora: {rank: 4}}, y: {lora: {rank: 4}}}", "ablations.y: trains the same as '1-2-3+x', which is there"),
+        ("{x: {lora: {rank: 4}}, y: {lora: {rank: 4}}}", "ablations.y: trains the same as '1-2-3+x', which already"),
         ("a b: {lora: {rank: 4}}", "ablations.a b: a name may hold letters, digits, '.', '+' and '-' only"),
     ],
 )  # fmt: skip
@@ -177,11 +177,11 @@ def test_ablations_that_begin_alike_may_stand_in_any_order(study):
 
 def test_two_trainings_never_get_one_name(study):
     both = "{x: {stages: {1: {epochs: 2}}}, x-2: {schedule: [1, 3], stages: {1: {epochs: 3}}}}"
-    with pytest.raises(TriptychError, match=r"^study: ablations.x-2: '1\+x-2' is the name of another training, too"):
+    with pytest.raises(TriptychError, match=r"^study: ablations.x-2: '1\+x-2' is also the name of another prefix"):
         load_study(with_ablations(study, both), "study")
     study["stages"]["2+x"] = study["stages"][2]
     study["schedules"].append([1, "2+x", 3])
-    with pytest.raises(TriptychError, match=r"^study: ablations.x: '1-2\+x' is the name of another training, too"):
+    with pytest.raises(TriptychError, match=r"^study: ablations.x: '1-2\+x' is also the name of another prefix"):
         load_study(with_ablations(study, "x: {stages: {2: {epochs: 2}}}"), "study")
     study["datasets"]["medical+finer"] = study["datasets"]["medical"]
     with pytest.raises(TriptychError, match=r"medical\+finer: is also the name of an ablation's features; rename one"):

@@ -30,21 +30,21 @@ def test_former_names_and_places_give_the_same_jobs(demo_config, former_config, 
     for cell in present.grid.trainings:
         assert TrainingJob.of(former, cell).text() == TrainingJob.of(present, cell).text()
     notes = capsys.readouterr().err.splitlines()
-    assert "old.yaml: training.threads is runtime.threads now; please move it" in notes
-    assert "old.yaml: training.checkpointing is runtime.gradient_checkpointing now; please move it" in notes
-    assert "old.yaml: stages.2.warmup is called warmup_ratio now; please rename it" in notes
+    assert "old.yaml: training.threads is now runtime.threads; please move it" in notes
+    assert "old.yaml: training.checkpointing is now runtime.gradient_checkpointing; please move it" in notes
+    assert "old.yaml: stages.2.warmup is now called warmup_ratio; please rename it" in notes
     assert len(set(notes)) == len(notes)
 
 
 @pytest.mark.parametrize(
     ("runtime", "said"),
     [
-        ({"threads": 2}, "training.threads is runtime.threads now, which is there too; drop training.threads"),
+        ({"threads": 2}, "training.threads is now runtime.threads, which is also set; remove training.threads"),
         (
             {"checkpointing": "never"},
-            "training.checkpointing is runtime.gradient_checkpointing now, which is there too; drop",
+            "training.checkpointing is now runtime.gradient_checkpointing, which is also set; remove",
         ),
-        ({"gradient_checkpointing": "never"}, "training.checkpointing is runtime.gradient_checkpointing now, which is"),
+        ({"gradient_checkpointing": "never"}, "training.checkpointing is now runtime.gradient_checkpointing, which is"),
     ],
 )
 def test_one_setting_in_both_places_is_an_error(former_config, runtime, said):

@@ -60,15 +60,15 @@ def put(config: dict, place: str, value) -> dict:
         (
             "models.vision_encoder",
             "google/siglip-base-patch16-384",
-            "models.vision_encoder: must hold keys with values (source), not 'google/siglip-base-patch16-384'",
+            "models.vision_encoder: must be a mapping of keys to values (source), not 'google/siglip-base-patch16-384'",
         ),
         (
             "datasets.medical",
             {"folder": "/data/slake"},
-            "datasets.medical.source: required, but not there",
+            "datasets.medical.source: required but missing",
         ),
         ("pathvars", {"result": "results/mine"}, "pathvars.result: must be 'results', not 'result'"),
-        ("stages", None, "stages: must hold keys with values, not None"),
+        ("stages", None, "stages: must be a mapping of keys to values, not None"),
         (
             "wandb",
             {"api_key": "5ec2e7"},
@@ -109,7 +109,7 @@ def test_an_empty_configuration_names_what_it_needs(tmp_path):
     with pytest.raises(TriptychError) as caught:
         read_study(tmp_path / "study.yaml")
     needed = ("seeds", "models", "datasets", "folds", "stages", "schedules")
-    assert str(caught.value).splitlines() == [f"study.yaml: {key}: required, but not there" for key in needed]
+    assert str(caught.value).splitlines() == [f"study.yaml: {key}: required but missing" for key in needed]
 
 
 @pytest.fixture

@@ -289,7 +289,7 @@ def test_models_without_safetensors_and_failures_leave_nothing(tmp_path, monkeyp
     with pytest.raises(TriptychError, match="no safetensors"):
         huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
     give_model(monkeypatch, ["model.safetensors", "pytorch_model.bin"])
-    with pytest.raises(TriptychError, match=r"not asked for: pytorch_model\.bin"):
+    with pytest.raises(TriptychError, match=r"not requested: pytorch_model\.bin"):
         huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
     monkeypatch.setattr(huggingface, "snapshot_download", fail(LocalEntryNotFoundError("offline")))
     with pytest.raises(TriptychError, match=r"some/model: cannot get \*\.json.*without internet"):

@@ -248,7 +248,7 @@ def test_computed_features_refuse_other_images_or_another_encoder(image_sets, ch
         manifest = image_sets / "models" / "vision_encoder" / "manifest.json"
         record = read_json(manifest)
         write_json(manifest, record | {"settings": record["settings"] | {"layer": -1}})
-    with pytest.raises(TriptychError, match=r"was made for; delete .*manifest\.json and run again"):
+    with pytest.raises(TriptychError, match=r"was computed (from|with); delete .*manifest\.json and run again"):
         Features(image_sets / "features" / "general-30")
 
 

@@ -48,7 +48,7 @@ def test_what_is_not_trained_has_runs_of_folds_and_no_seeds():
 
 def test_arms_that_answered_other_questions_are_refused():
     records = answers([1] * 8, "row") + answers([1] * 6, "image")
-    with pytest.raises(TriptychError, match="2-3 answered other questions on folds of one kind"):
+    with pytest.raises(TriptychError, match="2-3 answered different questions on folds of different kinds"):
         summarise(records, SPLITS)
 
 

@@ -213,7 +213,7 @@ def test_controls_tell_what_is_lost_run_by_run():
         0,
     )
     assert "blank_mean" not in row
-    with pytest.raises(TriptychError, match="1-2-3 has other runs with swapped images"):
+    with pytest.raises(TriptychError, match="1-2-3 has different runs with swapped images"):
         controls(A, {"swapped": blind[:4]}, ["1-2-3"])
 
 

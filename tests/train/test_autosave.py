@@ -286,7 +286,7 @@ def test_a_state_of_another_training_is_not_taken_up(trainer, undisturbed, stopp
     out = copy_of(stopped, "other")
     other = {**JOB, "stage": {**STAGE, "weight_decay": 0.1}}
     assert trainer.train(out, job=other) == 0
-    assert "is not used: it belongs to a training with other settings" in log_of(out)
+    assert "is not used: it belongs to a training job with different settings" in log_of(out)
     assert "resuming" not in log_of(out)
     fresh = trainer.folder / "fresh"
     assert trainer.train(fresh, job=other, save_minutes=10) == 0

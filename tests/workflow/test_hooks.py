@@ -29,7 +29,7 @@ def test_a_snakemake_without_what_a_hook_needs_is_told_in_a_line_and_goes_on(cap
     workflow_hooks.record_unwatched(types.SimpleNamespace(dag=types.SimpleNamespace(jobs=[types.SimpleNamespace()])))
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and all("this version of Snakemake lacks" in line for line in told)
-    assert "are not named beforehand" in told[0] and "changed settings are not noticed" in told[1]
+    assert "are not listed beforehand" in told[0] and "changed settings are not noticed" in told[1]
 
 
 def test_too_many_finished_trainings_are_an_error_and_no_missing_hook(tmp_path):

@@ -242,15 +242,17 @@ def test_many_finished_trainings_are_not_made_again_without_a_yes(study, world):
     with pytest.raises(AssertionError) as caught:
         study.snakemake()
     text = str(caught.value)
-    assert "8 finished trainings would be trained again (runtime.retrain_at_most: 2)" in text
+    assert "8 finished training jobs would run again (runtime.retrain_at_most: 2)" in text
     assert "2 on fold0, seed 0: stage.learning_rate.connector 0.01 -> 0.02" in text
     assert "--config yes_retrain=true" in text
     assert {path: path.read_bytes() for path in kept} == kept
     plan = study.snakemake("plan")
-    assert "8 finished trainings would be trained again" in plan and "2-3 on fold1, seed 0: what it starts from" in plan
+    assert (
+        "8 finished training jobs would run again" in plan and "2-3 on fold1, seed 0: its inputs are made again" in plan
+    )
     assert study.planned()["train_stage"] == 8
     study.config = toy_config(world)
-    assert "0 finished trainings would be trained again" in study.snakemake("plan")
+    assert "0 finished training jobs would run again" in study.snakemake("plan")
 
 
 def test_a_new_seed_adds_its_own_jobs_only(study, world):

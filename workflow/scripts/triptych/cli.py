@@ -24,14 +24,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "plan": Command("triptych.commands.plan", "estimate what a study costs and what it can detect"),
-    "status": Command("triptych.commands.status", "show what of a study is done, running, failed and pending"),
+    "plan": Command("triptych.commands.plan", "estimate what a study costs and the difference that it can detect"),
+    "status": Command("triptych.commands.status", "show which jobs of a study are done, running, failed or pending"),
     "resume": Command("triptych.commands.resume", "continue a study after Snakemake itself was killed"),
-    "verify": Command("triptych.commands.verify", "compare all results with their hashes and checksums"),
-    "compare": Command("triptych.tables.comparison", "compare schedules on selected predictions"),
+    "verify": Command("triptych.commands.verify", "verify all results against their hashes and checksums"),
+    "compare": Command("triptych.tables.comparison", "compare schedules on predictions of your choice"),
     "export": Command("triptych.commands.export", "write a checkpoint as a folder for transformers"),
-    "wandb": Command("triptych.report.wandb_runs", "write the trainings so far as Weights & Biases runs"),
-    "convert": Command("triptych.data.sources.published_vqa", "rewrite VQA-RAD or PathVQA in SLAKE's layout"),
+    "wandb": Command("triptych.report.wandb_runs", "write all training jobs so far as Weights & Biases runs"),
+    "convert": Command("triptych.data.sources.published_vqa", "convert VQA-RAD or PathVQA to SLAKE's layout"),
     "schema": Command("triptych.config.settings", "write the JSON schema of the settings"),
 }
 
@@ -44,8 +44,8 @@ def build_parser(complete: bool = False) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="triptych",
-        description="Train vision-language models in stages, and compare the schedules. A study itself is run by "
-        "Snakemake; these commands plan, watch, check and export it.",
+        description="Train vision-language models in stages, and compare schedules of stages. Snakemake runs a study; "
+        "these commands plan, watch, verify and export it.",
         epilog="triptych COMMAND --help describes a command, with an example.",
     )
     parser.add_argument("--version", action="version", version=f"triptych {__version__}")

@@ -51,7 +51,7 @@ def speed_up_dry_runs() -> None:
     snakemake.common.get_function_params = snakemake.rules.get_function_params = read_once
 
 
-@_soft("finished trainings that a changed setting would train again are not named beforehand")
+@_soft("finished training jobs that a changed setting would run again are not listed beforehand")
 def protect_trainings(workflow: Any, at_most: int) -> None:
     """Stop before more than `at_most` finished trainings are made again.
 

@@ -16,8 +16,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--models results/slake/models --data results/slake/data/medical --out exports/1-2-3-fold0",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--models", type=Path, required=True, help="folder of language_model/ and vision_encoder/")
-    parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of its data sets, for the model card")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="folder that contains language_model/ and vision_encoder/"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="folders of the data sets that it was trained on, for the model card",
+    )
     parser.add_argument("--adapter", action="store_true", help="keep the LoRA as a peft adapter instead of merging it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     return parser

@@ -107,7 +107,7 @@ def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
     if errors or (not paused and any(line.startswith("Traceback") for line in lines)):
         return JobState(job, "failed", f"{errors[0] if errors else lines[-1]} ({job.log})", fraction)
     if not alive or quiet > 60 * QUIET_MINUTES or paused:
-        return JobState(job, "interrupted", place or f"goes on when run again ({job.log})", fraction)
+        return JobState(job, "interrupted", place or f"resumes when run again ({job.log})", fraction)
     return JobState(job, "running", place, fraction, seconds)
 
 

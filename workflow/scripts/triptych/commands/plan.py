@@ -68,19 +68,19 @@ def trained_again(study: Study) -> list[tuple[str, str]]:
 def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     """The plan as text."""
     found = hours(study, states)
-    yield f"{'step':<18}{'jobs':>7}{'done':>7}{'left':>7}"
+    yield f"{'step':<18}{'jobs':>7}{'done':>7}{'remaining':>11}"
     for rule in dict.fromkeys(state.job.rule for state in states):
         found_states = [state.state for state in states if state.job.rule == rule]
         done = found_states.count("done")
-        yield f"{rule:<18}{len(found_states):>7}{done:>7}{len(found_states) - done:>7}"
+        yield f"{rule:<18}{len(found_states):>7}{done:>7}{len(found_states) - done:>11}"
     cells = Counter(cell.prefix for cell in study.grid.trainings)
     alone = unshared(study)
     yield ""
     wide = max(17, *map(len, cells)) + 1
-    yield f"{'training':<{wide}}{'runs':>7}{'hours each':>12}{'hours':>9}   if nothing were shared"
+    yield f"{'training':<{wide}}{'jobs':>7}{'hours each':>12}{'hours':>9}   without sharing"
     for prefix, number in cells.items():
         each = found.of_training[prefix]
-        yield f"{prefix:<{wide}}{number:>7}{each:>12.2f}{number * each:>9.1f}{alone[prefix]:>10} runs"
+        yield f"{prefix:<{wide}}{number:>7}{each:>12.2f}{number * each:>9.1f}{alone[prefix]:>10} jobs"
     total = sum(number * found.of_training[prefix] for prefix, number in cells.items())
     saved = sum(max(0, alone[prefix] - number) * found.of_training[prefix] for prefix, number in cells.items())
     fewer = sum(max(0, alone[prefix] - number) for prefix, number in cells.items())
@@ -90,31 +90,33 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     each = answering / max(1, len(predictions))
     yield f"{'predictions':<{wide}}{len(predictions):>7}{each:>12.2f}{answering:>9.1f}"
     yield ""
-    yield f"trainings   {sum(cells.values())}, {total:.1f} {plan.unit}"
-    yield f"shared      first stages that schedules share save {fewer} trainings and {saved:.1f} {plan.unit}"
+    yield f"training    {sum(cells.values())} jobs, {total:.1f} {plan.unit}"
+    yield f"shared      first stages that schedules share save {fewer} training jobs and {saved:.1f} {plan.unit}"
     wait = duration(3600 * found.left / plan.at_once)
-    yield f"left        {found.left:.1f} {plan.unit}; about {wait} with {plan.at_once} at once"
+    yield f"remaining   {found.left:.1f} {plan.unit}; about {wait} with {plan.at_once} jobs in parallel"
     if found.measured:
-        off = f"; the median error of such estimates here was {found.error:.0%}" if found.error is not None else ""
-        yield f"estimate    at the rate of {found.measured} finished trainings, {found.rate / 1e12:.2g} TFLOP/s{off}"
+        off = f"; the median error of such estimates was {found.error:.0%}" if found.error is not None else ""
+        rate = f"{found.rate / 1e12:.2g} TFLOP/s"
+        yield f"estimate    at the rate of {found.measured} finished training jobs, {rate}{off}"
     else:
         yield (
-            f"estimate    assumed: {plan.tflops:g} TFLOP/s, of which {plan.utilisation:.0%} is used (plan.tflops, "
-            "plan.utilisation); finished trainings will correct it"
+            f"estimate    assumed: {plan.tflops:g} TFLOP/s at {plan.utilisation:.0%} utilisation (plan.tflops, "
+            "plan.utilisation); finished training jobs will correct it"
         )
     features, checkpoints = disk_gb(study)
     over = ": TOO LITTLE" if features + checkpoints > plan.disk_gb else ""
-    yield f"disk        {features:.1f} GB features, at most {checkpoints:.1f} GB checkpoints; {plan.disk_gb:g} GB{over}"
+    needed = f"{features:.1f} GB features, at most {checkpoints:.1f} GB checkpoints"
+    yield f"disk        {needed}; {plan.disk_gb:g} GB available{over}"
     points, measured = detectable(study)
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
-    assumed = f"assumed: {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
+    assumed = f"assumed: a standard deviation of {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
     if points == float("inf"):
-        yield "detects     nothing: one run shows no spread; use more folds or seeds"
+        yield "detects     nothing: a single run has no spread; use more folds or seeds"
     else:
         yield f"detects     {points:.1f} points: minimum detectable effect at 80 % power, {folds} folds x {seeds} seeds"
-        yield f"            ({'as this study compared so far' if measured else assumed})"
+        yield f"            ({'from the comparison of this study' if measured else assumed})"
     if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
-        yield "sizes       of models and data are as the configuration says; they are not prepared yet"
+        yield "sizes       of models and data are taken from the configuration; they are not prepared yet"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     given = parser.add_mutually_exclusive_group()
     add_configfile(given)
-    given.add_argument("--settings", help="its settings as JSON")
+    given.add_argument("--settings", help="the study's settings as JSON")
     return parser
 
 
@@ -139,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = read_study(arguments.configfile)
     print("\n".join(lines(study, job_states(study, now=0.0))))
     again = trained_again(study) if study.results.exists() else []
-    print(f"again       {len(again)} finished trainings would be trained again")
+    print(f"retraining  {len(again)} finished training jobs would run again")
     for name, reason in again:
         print(f"            {name}: {short_reason(reason)}")
 

@@ -106,14 +106,14 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--profile", help="profile of the killed run")
-    parser.add_argument("--directory", "-d", type=Path, default=Path(), help="folder that the killed run worked in")
+    parser.add_argument("--directory", "-d", type=Path, default=Path(), help="working folder of the killed run")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Continue a study after Snakemake itself was killed: refuse while earlier jobs run, else unlock and run it again.
+    """Continue a study after Snakemake itself was killed; give the arguments of the killed run.
 
-    Give the arguments of the killed run.
+    Refuses while jobs of that run are still pending or running; otherwise unlocks the folder and runs Snakemake.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser()

@@ -20,7 +20,7 @@ def short_reason(reason: str) -> str:
         ]
         return "; ".join(changed)
     if "Input files updated by another job" in reason:
-        return "what it starts from is made again"
+        return "its inputs are made again"
     return " ".join(reason.split())
 
 
@@ -44,7 +44,7 @@ def refuse_to_retrain(again: Sequence[tuple[str, str]], at_most: int) -> None:
     if len(again) > at_most:
         listed = "\n  ".join(f"{name}: {short_reason(reason)}" for name, reason in again)
         raise TriptychError(
-            f"{len(again)} finished trainings would be trained again (runtime.retrain_at_most: {at_most}):\n"
-            f"  {listed}\nIf that is wanted, add: --config yes_retrain=true. Otherwise undo the change, or give the "
-            "study another results folder (pathvars.results)"
+            f"{len(again)} finished training jobs would run again (runtime.retrain_at_most: {at_most}):\n"
+            f"  {listed}\nTo confirm this, add: --config yes_retrain=true. Otherwise undo the change, or give "
+            "the study another results folder (pathvars.results)"
         )

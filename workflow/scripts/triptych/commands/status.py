@@ -58,11 +58,11 @@ def outlook(study: Study, states: Sequence[JobState]) -> Outlook:
             unknown = unknown or state.state != "done"
         expected = of_job[state.job] * (1 - state.fraction)
         left += expected if state.seconds_left is None else state.seconds_left
-    source = "as finished jobs took"
+    source = "estimated from finished jobs"
     if unknown and planned.measured:
-        source += ", or as planned at their rate"
+        source += " and, at their rate, from the plan"
     elif unknown:
-        source = "as planned, at the rate that the configuration assumes"
+        source = "estimated from the plan, at the rate that the configuration assumes"
     total = sum(of_job.values())
     done = sum(of_job[state.job] * state.fraction for state in work)
     at_once = sum(state.state == "running" for state in states) or study.settings.plan.at_once
@@ -131,12 +131,20 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych status --configfile config/slake-cpu.yaml --watch 5",
     )
     add_configfile(parser)
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show bars, again and again, until all is done")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        metavar="SECONDS",
+        help="show progress bars and update them every SECONDS until all jobs are done",
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Say what of a study is done, running, failed (with the reason), interrupted (resumes when run again), pending."""
+    """Show which jobs of a study are done, running, failed (with the reason), pending or interrupted.
+
+    Interrupted jobs resume when Snakemake is run again.
+    """
     arguments = build_parser().parse_args(arguments)
     study = read_study(arguments.configfile)
     if not arguments.watch:

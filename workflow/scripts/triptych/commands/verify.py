@@ -70,7 +70,7 @@ def _damage(check: Callable[[], object], remove: list[Path]) -> Iterator[Damage]
     try:
         check()
     except (TriptychError, KeyError, TypeError, AttributeError) as error:
-        named = error if isinstance(error, TriptychError) else f"{remove[0]}: is no record of Triptych"
+        named = error if isinstance(error, TriptychError) else f"{remove[0]}: is not a record of Triptych"
         yield str(named).split(";")[0], remove
 
 
@@ -147,12 +147,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych verify --configfile config/mine.yaml",
     )
     add_configfile(parser)
-    parser.add_argument("--delete", action="store_true", help="remove what is damaged, and all tables and figures")
+    parser.add_argument(
+        "--delete", action="store_true", help="delete damaged results, and all tables, figures and the report"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare everything that a study has made with its hashes; say what is damaged, a line each."""
+    """Verify all results of a study against their hashes, and print a line for each one that is damaged."""
     arguments = build_parser().parse_args(arguments)
     study = read_study(arguments.configfile)
     folder = Path.cwd()
@@ -164,11 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments.delete:
         for path in dict.fromkeys([*(path for _, paths in found for path in paths), *unhashed(study.results)]):
             remove(path)
-        print(f"{len(found)} damaged, removed together with tables and figures; run Snakemake again")
+        print(f"{len(found)} damaged; deleted, with tables, figures and report; run Snakemake again")
     elif found:
-        raise TriptychError(f"{len(found)} damaged; remove them with --delete, and run Snakemake again")
+        raise TriptychError(f"{len(found)} damaged; delete them with --delete, and run Snakemake again")
     else:
-        print("nothing is damaged")
+        print("no result is damaged")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _idle(settings: Settings, variant: Settings, name: str) -> Iterator[str]:
         elif trained_as(after) == trained_as(before):
             yield f".stages.{stage}: changes nothing: {same}"
         elif after.regularisation.kind not in ("none", before.regularisation.kind) and not after.regularisation.active:
-            yield f".stages.{stage}.regularisation: another kind needs a weight of its own"
+            yield f".stages.{stage}.regularisation: another kind needs its own weight"
 
 
 def trained_as(stage: Stage) -> dict:

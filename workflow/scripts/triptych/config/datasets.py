@@ -78,7 +78,7 @@ class Captions(Images):
     @model_validator(mode="after")
     def _lengths_are_in_order(self) -> "Captions":
         if self.caption_length[0] > self.caption_length[1]:
-            raise ValueError("caption_length must name the least length first")
+            raise ValueError("caption_length must be [minimum, maximum]")
         return self
 
 

@@ -39,9 +39,7 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         if not re.match(FILE_NAME, name)
     ]
     if len(datasets) < len(expanded):
-        errors.append(
-            "datasets: two have the same name once sizes are added; rename one or drop a size that stands twice"
-        )
+        errors.append("datasets: two have the same name once sizes are added; rename one or remove a duplicate size")
     if folded is not None and str(folded) not in datasets:
         errors.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
     elif folded is not None and mapping(datasets[str(folded)]).get("source") in caption_sources():
@@ -78,7 +76,7 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
     ]
     for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
         if any(value in values[:index] for index, value in enumerate(values)):
-            errors.append(f"{kind}: an entry stands there twice")
+            errors.append(f"{kind}: an entry occurs twice")
     return errors
 
 
@@ -121,9 +119,9 @@ def _error_lines(error: Mapping[str, Any]) -> list[str]:
             hint = f"; did you mean '{close[0]}'?" if close else ""
             return [f"{path}: not a known setting{hint}"]
         case "missing":
-            return [f"{path}: required, but not there"]
+            return [f"{path}: required but missing"]
         case "union_tag_not_found":
-            return [f"{path}.source: required, but not there"]
+            return [f"{path}.source: required but missing"]
         case "union_tag_invalid":
             return [f"{path}.source: must be one of {error['ctx']['expected_tags']}, not '{error['ctx']['tag']}'"]
         case "string_pattern_mismatch" if place[-1] == "revision":
@@ -140,7 +138,7 @@ def _error_lines(error: Mapping[str, Any]) -> list[str]:
         case "dict_type" | "model_type" | "model_attributes_type":
             known = _known_keys(error["loc"]) or (["source"] if tagged else [])
             keys = f" ({', '.join(known[:4])}{', ...' if len(known) > 4 else ''})" if known else ""
-            return [f"{path}: must hold keys with values{keys}, not {error['input']!r}"]
+            return [f"{path}: must be a mapping of keys to values{keys}, not {error['input']!r}"]
         case "int_type" | "int_parsing" | "int_from_float":
             return [f"{path}: must be a whole number, not {error['input']!r}"]
         case "float_type" | "float_parsing":

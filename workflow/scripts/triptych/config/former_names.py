@@ -41,10 +41,10 @@ def current_names(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
             name = former.get(key, key)
             here = ".".join(path)
             if name != key and name in value:
-                errors.append(f"{here}: {key} is the former name of {name}, which is there too; drop {key}")
+                errors.append(f"{here}: {key} is the former name of {name}, which is also set; remove {key}")
                 continue
             if name != key:
-                notes.append(f"{here}.{key} is called {name} now; please rename it")
+                notes.append(f"{here}.{key} is now called {name}; please rename it")
             deeper = [(place[1:], section) for place, section in places if place and place[0] in ("*", str(key))]
             found[name] = renamed(inner, (*path, str(key)), deeper)
         return found
@@ -61,9 +61,9 @@ def _moved(config: Mapping[str, Any], notes: list[str], errors: list[str]) -> Ma
         names = dict(_former(section)) | {name: name for name in section.model_fields}
         found = {names[key]: value for key, value in stood.items() if key in names}
         for key in (key for key in stood if key in names):
-            line = f"{former}.{key} is {present}.{names[key]} now"
+            line = f"{former}.{key} is now {present}.{names[key]}"
             if {key, names[key]} & (config.get(present) or {}).keys():
-                errors.append(f"{line}, which is there too; drop {former}.{key}")
+                errors.append(f"{line}, which is also set; remove {former}.{key}")
             else:
                 notes.append(f"{line}; please move it")
         if found:

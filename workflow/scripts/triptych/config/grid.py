@@ -98,13 +98,13 @@ class Grid:
                 elif ablation and name in self.prefixes:  # of an ablation that begins alike and then differs
                     name, tag = f"{name}+{ablation}", ""
                 if name in self.prefixes:
-                    self.errors.append(f"{place}: '{name}' is the name of another training, too; rename the ablation")
+                    self.errors.append(f"{place}: '{name}' is also the name of another prefix; rename the ablation")
                     return
                 self._known[key] = name
                 self.prefixes[name] = Prefix(tuple(schedule[:length]), before, settings, *folders)
             before = (*before, name)
         if name in self.schedules:
-            self.errors.append(f"{place}: trains the same as '{name}', which is there already; drop one")
+            self.errors.append(f"{place}: trains the same as '{name}', which already exists; remove one")
         self.schedules.append(name)
 
     def _model(self, settings: Settings, role: str, tag: str) -> str:

@@ -75,7 +75,9 @@ class Models(Record):
     def _prompt_has_both_marks(self) -> "Models":
         prompt = self.language_model.prompt
         if prompt.count("<image>") != 1 or prompt.count("{question}") != 1:
-            raise ValueError("language_model.prompt must hold <image> and {question} exactly once each")
+            raise ValueError("language_model.prompt must contain <image> and {question} exactly once each")
         if prompt.index("<image>") > prompt.index("{question}"):
-            raise ValueError("language_model.prompt must name <image> before {question}: questions share the image")
+            raise ValueError(
+                "language_model.prompt must have <image> before {question}, because questions share the image"
+            )
         return self

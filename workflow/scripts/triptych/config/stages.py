@@ -40,7 +40,7 @@ class Connector(Record):
     @model_validator(mode="after")
     def _pool_of_pooled_mlp(self) -> "Connector":
         if (self.kind == "pooled-mlp") != (self.pool is not None):
-            raise ValueError("pool belongs to kind pooled-mlp, which needs it, and to no other kind")
+            raise ValueError("pool is required for kind pooled-mlp, and not allowed for any other kind")
         return self
 
 
@@ -137,9 +137,9 @@ class Stage(Record):
             if isinstance(value := getattr(self, name), dict) and set(value) != set(self.train)
         ]
         if self.train and self.epochs is None:
-            faults.append("epochs is required where something trains")
+            faults.append("epochs is required if anything trains")
         if not self.train and self.epochs is not None:
-            faults.append("epochs must be left out where nothing trains (train: [])")
+            faults.append("epochs must be omitted if nothing trains (train: [])")
         if self.blind and self.train != ["lora"]:
             faults.append("blind needs train: [lora], because a connector learns nothing without images")
         if self.regularisation.kind != "none" and "connector" not in self.train:

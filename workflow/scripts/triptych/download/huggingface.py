@@ -46,7 +46,7 @@ def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> No
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's own notes
         names = [path.name for path in temporary.rglob("*") if path.is_file()]
         if strange := [name for name in names if not name.endswith(SAFE_SUFFIXES)]:
-            raise TriptychError(f"{repo} gave files that were not asked for: {', '.join(strange)}; refused")
+            raise TriptychError(f"{repo} sent files that were not requested: {', '.join(strange)}; refused")
         if not any(name.endswith(".safetensors") for name in names):
             raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
 

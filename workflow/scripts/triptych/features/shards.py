@@ -156,7 +156,7 @@ def is_complete(path: Path, key: str) -> bool:
     try:
         require_whole(path, key)
     except TriptychError as error:
-        print(f"{error}; it is made again", flush=True)
+        print(f"{error}; it is computed again", flush=True)
         return False
     return True
 

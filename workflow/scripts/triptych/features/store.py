@@ -89,9 +89,9 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
     """Give each image's row in `images/`, and a function from rows to tokens (R, N, D), which it computes."""
     data, models = (Path(os.path.normpath(folder / manifest[name])) for name in ("data", "vision_encoder"))
     if read_json(data / "manifest.json")["files"]["images"] != manifest["images_table"]:
-        raise TriptychError(f"{data}: its images are not those that {folder} was made for")
+        raise TriptychError(f"{data}: its images are not those that {folder} was computed from")
     if encoder_hashes(models) != manifest["encoder"]:
-        raise TriptychError(f"{models}: is not the encoder that {folder} was made for")
+        raise TriptychError(f"{models}: is not the encoder that {folder} was computed with")
     device = best_device()
     table = ImageTable(data / "images")
     encoder = vision.load(models, device)

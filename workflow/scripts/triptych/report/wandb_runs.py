@@ -161,7 +161,8 @@ def upload(folders: Sequence[Path]) -> None:
         parent = pending[0].parent
         raise TriptychError(
             f"{len(pending)} of {len(folders)} runs in {parent} could not be uploaded; log in (`wandb login`, or "
-            f"WANDB_API_KEY) and run `wandb sync {parent}` where there is internet, or set wandb.mode: offline"
+            f"WANDB_API_KEY) and run `wandb sync {parent}` on a machine with internet access, or "
+            "set wandb.mode: offline"
         )
 
 
@@ -177,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych wandb --configfile config/slake-cpu.yaml",
     )
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--configfile", type=Path, help="the study's configuration: all that is trained so far")
+    given.add_argument("--configfile", type=Path, help="the study's configuration; writes all training jobs so far")
     given.add_argument("--job", help="schedules and options as JSON, with --checkpoints and --out")
     parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], help="manifests of the checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the runs; wandb/ in the results folder by default")
@@ -185,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the trainings of a study as runs of Weights & Biases; with --configfile, unfinished trainings too."""
+    """Write the training jobs of a study as runs of Weights & Biases; with --configfile, also those in progress."""
     parser = build_parser()
     arguments = parser.parse_args(arguments)
     if arguments.configfile:
@@ -203,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments.job:  # by hand, there may be more to come
         write_json(out / "runs.json", [{name: run[name] for name in run if name != "folder"} for run in runs])
     done = sum(training.finished for training in trainings)
-    print(f"{len(runs)} runs in {out}: {done} of finished trainings, {len(runs) - done} of trainings in progress")
-    print(f"upload them where there is internet: wandb sync {out}", flush=True)
+    print(f"{len(runs)} runs in {out}: {done} of finished training jobs, {len(runs) - done} of jobs in progress")
+    print(f"to upload them from a machine with internet access: wandb sync {out}", flush=True)
     if job.wandb.mode == "online":
         upload([run["folder"] for run in runs])
 

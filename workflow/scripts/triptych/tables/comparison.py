@@ -82,9 +82,7 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
         missing = sorted({(split, seed) for split, seed, _ in here} - {(split, seed) for split, seed, _ in there})
         if missing:
             split, seed = missing[0]
-            raise TriptychError(
-                f"{other} has predictions of {split}, seed {seed}, but {arm} has none; run its predictions"
-            )
+            raise TriptychError(f"{other} has predictions of {split}, seed {seed}, but {arm} has none; predict them")
     if one.keys() != two.keys():
         split, seed, question = min(one.keys() ^ two.keys())
         raise TriptychError(
@@ -235,25 +233,30 @@ def build_parser() -> argparse.ArgumentParser:
         "--schedules 1-2-3 2-3 --equivalence-margin 1.0 --answer-type OPEN --out open-questions",
     )
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
-    parser.add_argument("--schedules", nargs="+", required=True, help="names; the first is compared with the others")
+    parser.add_argument(
+        "--schedules",
+        nargs="+",
+        required=True,
+        help="names of schedules; the first is compared with each of the others",
+    )
     parser.add_argument(
         "--equivalence-margin", type=float, required=True, help="points below which a difference counts as none"
     )
-    parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="compare on these questions alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="use only questions of this type")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write `comparison.csv`, `comparison.md` and, with everything that went into them, `comparison.json`."""
+    """Compare the first schedule with the others: `comparison.csv`, `comparison.md`, and `comparison.json` in full."""
     arguments = build_parser().parse_args(arguments)
     first, *others = arguments.schedules
     if not others or len(set(arguments.schedules)) < len(arguments.schedules):
         raise TriptychError("--schedules: name at least two different schedules")
     if not (math.isfinite(arguments.equivalence_margin) and arguments.equivalence_margin > 0):
         raise TriptychError(
-            f"--equivalence-margin: {arguments.equivalence_margin:g} must be a number of points above 0"
+            f"--equivalence-margin: {arguments.equivalence_margin:g} must be a positive number of points"
         )
     records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ)]
     if arguments.answer_type != "ALL":

@@ -48,7 +48,7 @@ def summarise(records: Sequence[dict], splits: dict[str, Sequence[str]]) -> pand
     for arm, answered in frame.groupby("arm", sort=False):
         hits = answered.pivot_table(index="question_id", columns="kind", values="hit", aggfunc="mean")
         if hits.isna().any(axis=None) or set(hits.columns) != set(splits):
-            raise TriptychError(f"{arm} answered other questions on folds of one kind than of another; predict again")
+            raise TriptychError(f"{arm} answered different questions on folds of different kinds; predict again")
         for kind in splits:
             runs = group_runs([row for row in records if row["arm"] == arm and kind_of[row["split"]] == kind])[arm]
             mean, sd = mean_sd([accuracy(run) for run in runs.values()])

@@ -47,7 +47,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
     """
     grouped = group_runs(records)
     if missing := [arm for arm in arms if arm not in grouped]:
-        raise TriptychError(f"there are no predictions of {missing[0]}; run them")
+        raise TriptychError(f"there are no predictions of {missing[0]}; predict them")
     asked = {
         arm: {(record["question_id"], record["gold"]) for run in grouped[arm].values() for record in run}
         for arm in arms
@@ -56,7 +56,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
     for arm in arms:
         if asked[arm] != asked[arms[0]]:
             raise TriptychError(
-                f"{arm} and {arms[0]} answered different questions, or have other gold answers; predict both again"
+                f"{arm} and {arms[0]} answered different questions, or have different gold answers; predict both again"
             )
         runs = grouped[arm]
         found = [scores(run) for run in runs.values()]
@@ -88,7 +88,7 @@ def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: 
         for view, answered in other.items():
             runs = {run: accuracy(found) for run, found in answered.get(arm, {}).items()}
             if runs.keys() != right.keys():
-                raise TriptychError(f"{arm} has other runs with {view} images than with its own; predict them again")
+                raise TriptychError(f"{arm} has different runs with {view} images and with its own; predict both again")
             row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd(list(runs.values()))
             lost = [right[run] - runs[run] for run in right]
             row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)

@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", required=True, help="the training's settings as JSON")
-    parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a fresh connector")
+    parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a new connector")
     parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")

@@ -136,6 +136,6 @@ def check_norm_ratio(ratio: float) -> None:
     low, high = NORM_RATIO_BOUNDS
     if not low <= ratio <= high:
         raise TriptychError(
-            f"projected image tokens are {ratio:.3g} times as long as text embeddings (allowed: {low} to {high}); "
-            "the connector has diverged: lower its learning rate"
+            f"the norm of projected image tokens is {ratio:.3g} times that of text embeddings (allowed: {low} to "
+            f"{high}); the connector has diverged: lower its learning rate"
         )

@@ -79,7 +79,7 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
                 raise TriptychError(f"{name} is damaged: it differs from the hash in {MANIFEST}")
         differing = [name for name in sorted({*job, *manifest["job"]}) if job.get(name) != manifest["job"].get(name)]
         if differing:
-            raise TriptychError(f"it belongs to a training with other {', '.join(differing)}")
+            raise TriptychError(f"it belongs to a training job with different {', '.join(differing)}")
         # Clones, because safetensors maps the file into memory, and the file is soon deleted.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
         return State(tensors, read_json(path / RECORD))
