@@ -191,7 +191,7 @@ def test_differences_are_taken_run_by_run():
 def test_arms_that_answered_other_questions_cannot_be_compared():
     with pytest.raises(TriptychError, match="answered different questions"):
         summarise(A + B[:-1], ["1-2-3", "2-3"])
-    with pytest.raises(TriptychError, match="have other gold answers"):
+    with pytest.raises(TriptychError, match="have different gold answers"):
         summarise([*A, *B[:-1], {**B[-1], "gold": "another"}], ["1-2-3", "2-3"])
 
 
