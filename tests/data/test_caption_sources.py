@@ -170,8 +170,8 @@ def test_bad_rows_of_json_lines_are_named_by_line(folder):
     reasons = dict(rejects(found))
     assert list(reasons) == [f"captions.jsonl:{number}" for number in (3, 4, 5, 6, 7, 8, 9, 10, 11, 12)]
     expected = [
-        "not valid JSON", "'caption' is missing or null", "is list, not an object", "is NoneType, not an object",
-        "'caption' is missing or null", "'caption' is int, not text", "'caption' is empty", "not valid UTF-8",
+        "not valid JSON", "'caption' is missing or null", "is a list, not an object", "is null, not an object",
+        "'caption' is missing or null", "'caption' is a number, not text", "'caption' is empty", "not valid UTF-8",
         "not valid UTF-8", "not valid JSON",
     ]  # fmt: skip
     assert all(text in reason for text, reason in zip(expected, reasons.values(), strict=True))

@@ -310,7 +310,7 @@ def test_a_broken_hub_folder_stops_with_one_message(tmp_path, spoil, message):
     ("spoil", "message"),
     [
         (lambda folder: (folder / OSF_JSON).unlink(), "--from must name a folder with the OSF layout"),
-        (lambda folder: (folder / OSF_JSON).write_text("[{"), "cannot be read as JSON"),
+        (lambda folder: (folder / OSF_JSON).write_text("[{"), "not valid JSON"),
         (lambda folder: (folder / OSF_JSON).write_text("{}"), "must be a list of records"),
         (lambda folder: (folder / OSF_IMAGES).rename(folder / "images"), f"{OSF_IMAGES}: no such folder"),
         (

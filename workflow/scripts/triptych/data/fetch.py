@@ -15,6 +15,7 @@ from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import sha256_file, write_record
 from triptych.io.parquet import write_table
+from triptych.io.text import as_utf8
 
 
 def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
@@ -23,7 +24,8 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
     seen: set[str] = set()
     for item in found:
         if isinstance(item, Reject):
-            rejects.append({"kind": item.kind, "id": item.id, "reason": item.reason})
+            # Either may hold what UTF-8 cannot: it may be here for that.
+            rejects.append({"kind": item.kind, "id": as_utf8(item.id), "reason": as_utf8(item.reason)})
             continue
         caption = item.caption
         try:

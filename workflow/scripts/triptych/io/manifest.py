@@ -8,6 +8,7 @@ from typing import Any
 
 from triptych.errors import TriptychError
 from triptych.io.atomic import write_text
+from triptych.io.text import parse_json
 
 SEAL = "seal"  # key of a manifest's own hash
 
@@ -45,16 +46,16 @@ def write_record(path: Path, value: dict) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; of what `write_record` wrote, the value that was given to it, after a check of its hash.
+    """Read JSON that a step wrote; of `write_record`, the value that was given to it, after a check of its hash.
 
     Raises:
         TriptychError: the file is missing, is not JSON, or has changed since `write_record` wrote it.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TriptychError(f"{path}: no such file; the step that writes it has not run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # neither UTF-8 nor JSON
         raise TriptychError(f"{path}: not valid JSON ({error}); restore it, or delete it and run again") from None
     if isinstance(value, dict) and (seal := value.pop(SEAL, None)) and seal != sha256_json(value):
         raise TriptychError(f"{path}: damaged or edited: it differs from its seal; delete it and run again")

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from triptych.data.sources.table_files import is_utf8
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import sha256_bytes
+from triptych.io.text import is_utf8
 from triptych.utils.seeds import stable_order
 
 Read = Callable[[str], bytes]  # from an item's place to the image's bytes

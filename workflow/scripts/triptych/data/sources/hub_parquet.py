@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubParquetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import first_text, is_utf8
+from triptych.data.sources.table_files import first_text
 from triptych.download import huggingface
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_json, write_json
+from triptych.io.text import is_utf8
 
 DOWNLOADS = 8  # files at a time, as in the hub's own client
 ROW_GROUPS = 2  # kept in memory by a reader: rows are asked for in the order of their places

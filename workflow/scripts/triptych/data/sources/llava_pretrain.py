@@ -1,15 +1,14 @@
 """LLaVA-Pretrain: 558k captioned web images of the hub, whose archive is read in place (27 GB, not unpacked)."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen
-from triptych.data.sources.table_files import is_utf8
 from triptych.download import huggingface
 from triptych.errors import TriptychError
+from triptych.io.text import is_utf8, read_json_file
 
 REPO = "liuhaotian/LLaVA-Pretrain"
 PAIRS = "blip_laion_cc_sbu_558k.json"
@@ -66,10 +65,7 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
 
 
 def _entries(path: Path) -> list:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TriptychError(f"{path}: not valid JSON ({error}); delete the file and run again") from None
+    entries = read_json_file(path, "delete the file, which is a download, and run again")
     if not isinstance(entries, list):
         raise TriptychError(f"{path}: must be a list of entries; check the revision")
     return entries

@@ -1,6 +1,5 @@
 """Rows of VQA-RAD and PathVQA as they are published: Parquet files of the hub, or VQA-RAD's JSON file and images."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import sha256_bytes
+from triptych.io.text import read_json_file
 
 PARTS = ("train", "validation", "test")
 
@@ -82,10 +82,7 @@ def vqa_rad_rows(source: Path) -> Iterator[Published]:
         TriptychError: the JSON is not a list, or the folder of images is missing.
     """
     file = source / OSF_JSON
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise TriptychError(f"{file}: cannot be read as JSON ({error}); download it again") from None
+    rows = read_json_file(file, "download it again")
     if not isinstance(rows, list):
         raise TriptychError(f"{file}: must be a list of records, as VQA-RAD publishes it")
     images = source / OSF_IMAGES

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.data.sources.published_rows import HUB, HUB_PARTS, PARTS, Published, UnusableRowError, published
-from triptych.data.sources.table_files import is_utf8
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import sha256_bytes, write_json
+from triptych.io.text import is_utf8
 from triptych.utils.seeds import stable_order
 
 STRICTEST = ("test", "validation", "train")  # an image of several official parts goes to the first of these

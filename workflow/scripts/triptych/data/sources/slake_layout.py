@@ -4,18 +4,23 @@ The folder holds train.json, validation.json and test.json, lists of rows, and t
 `subject`, where there is one, is its group; otherwise the image is.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from triptych.data.schemas import QUESTION_FIELDS, SPLITS
 from triptych.data.sources.base import Item, Read, Reject, read_below
-from triptych.data.sources.table_files import is_utf8
+from triptych.data.sources.image_names import locate, plain_name, respelt
+from triptych.data.sources.slake_rows import Spellings, checked_row, is_asked, language_of, read_rows_of_part
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
-from triptych.io.manifest import canonical_json, read_json
+from triptych.io.manifest import canonical_json
+from triptych.io.text import is_utf8, read_json_file
+
+Row = tuple[str, Any]  # with its position, `train.json[7]`
 
 
 def folder_listing(
@@ -31,14 +36,11 @@ def folder_listing(
         expected: numbers of images, and of questions per part; None for any.
 
     Raises:
-        TriptychError: a file is not a list of rows, no question has the language, or the numbers are not the expected
-            ones.
+        TriptychError: a file is not a list of rows, no question has the language, or, where numbers are expected, they
+            are others or pictures are missing.
     """
-    tables = {part: _rows(folder / f"{part}.json") for part in SPLITS}
-    asked = {
-        part: [(position, row) for position, row in enumerate(rows) if _is_asked(row, language)]
-        for part, rows in tables.items()
-    }
+    tables = {part: read_rows_of_part(folder / f"{part}.json") for part in SPLITS}
+    asked = {part: [row for row in rows if is_asked(row[1], language)] for part, rows in tables.items()}
     if any(tables.values()) and not any(asked.values()):
         raise TriptychError(f"{folder}: no question has q_lang {language!r}; change the key `language` of the data set")
     if expected:
@@ -46,8 +48,13 @@ def folder_listing(
     english_parts = {} if language == "en" else _english_parts(tables)
     images: dict[str, _Image] = {}
     yield from _questions(asked, english_parts, images)
+    files = {image_id: locate(folder / "imgs", image.name) for image_id, image in images.items()}
+    for line in respelt([(image.name, files[image_id][0]) for image_id, image in images.items()]):
+        print(line, flush=True)
+    if expected:
+        _require_pictures([name for name, stamp in files.values() if not stamp or stamp.startswith("0-")], folder)
     for image_id, image in images.items():
-        yield from _items(folder, image_id, image)
+        yield from _items(folder, image_id, image, *files[image_id])
 
 
 @contextmanager
@@ -62,86 +69,68 @@ def folder_reader(folder: Path) -> Iterator[Read]:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image: the first row that names it, the part that it belongs to, and its questions."""
+    """An image: its name in the first row that names it, its subject, its part, and its questions."""
 
-    row: dict
+    name: str
+    subject: str
     part: str
     questions: list[dict]
 
 
 def _questions(
-    asked: Mapping[str, list[tuple[int, dict]]], english_parts: Mapping[str, str], images: dict[str, _Image]
+    asked: Mapping[str, list[Row]], english_parts: Mapping[str, str], images: dict[str, _Image]
 ) -> Iterator[Reject]:
     """Put the questions of all parts into `images`, by image id; give those that cannot be used."""
     seen: set[str] = set()
+    spellings = Spellings()
     for table, rows in asked.items():
         for position, row in rows:
-            question_id = str(row.get("qid", f"{table}.json[{position}]"))
-            if reason := _error(row, question_id in seen):
-                yield Reject("question", question_id, f"{table}.json[{position}] {reason}")
+            stated = row.get("qid") if isinstance(row, dict) else None
+            question_id = position if stated is None else str(stated)
+            try:
+                fields = checked_row(row)
+                if fields["qid"] in seen:
+                    raise TriptychError(f"repeats qid {fields['qid']}")
+            except TriptychError as error:
+                yield Reject("question", question_id, f"{position} {error}")
                 continue
-            image_id = str(row["img_id"])
+            image_id = fields["img_id"]
             part = english_parts.get(image_id, table)
-            image = images.setdefault(image_id, _Image(row, part, []))
-            if image.part != part or image.row["img_name"] != row["img_name"]:
-                reason = f"{table}.json[{position}]: image {image_id} already belongs to {image.part}.json"
+            image = images.setdefault(image_id, _Image(fields["img_name"], fields["subject"], part, []))
+            if image.part != part or plain_name(image.name) != plain_name(fields["img_name"]):
+                reason = f"{position}: image {image_id} already belongs to {image.part}.json"
                 yield Reject("question", question_id, reason)
                 continue
             seen.add(question_id)
-            fields = {name: str(row[name]).strip() for name in QUESTION_FIELDS}
-            image.questions.append({"question_id": question_id, **fields})
+            spellings.fold(fields, row)
+            said = {name: fields[name] for name in QUESTION_FIELDS}
+            image.questions.append({"question_id": question_id, **said})
+    for line in spellings.notes():
+        print(line, flush=True)
 
 
-def _items(folder: Path, image_id: str, image: _Image) -> Iterator[Item | Reject]:
+def _items(folder: Path, image_id: str, image: _Image, place: str, stamp: str) -> Iterator[Item | Reject]:
     """The image as an `Item`, after a reject where its organ boxes cannot be read."""
-    boxes, stamp, name = None, "", image.row["img_name"]
+    boxes = None
     try:
-        path = resolve_under(folder / "imgs", name)
-        about = path.stat()
-        stamp = f"{about.st_size}-{about.st_mtime_ns}"
-    except (TriptychError, OSError):
+        path = resolve_under(folder / "imgs", place)
+    except TriptychError:
         pass  # an image that cannot be read is rejected by the step that reads it
     else:
         try:
-            boxes = _boxes(path.parent / "detection.json")
+            boxes = _boxes(path.parent / "detection.json") if stamp else None
         except TriptychError as error:
             yield Reject("boxes", image_id, str(error))
-    subject = image.row.get("subject")
-    group = "" if subject is None or not str(subject).strip() else f"subject {subject}"
-    yield Item(image_id, name, name, image.part, group=group, boxes=boxes, questions=image.questions, stamp=stamp)
+    group = f"subject {image.subject}" if image.subject else ""
+    yield Item(
+        image_id, image.name, place, image.part, group=group, boxes=boxes, questions=image.questions, stamp=stamp
+    )
 
 
-def _rows(file: Path) -> list[dict]:
-    rows = read_json(file)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise TriptychError(f"{file}: must be a list of records, as in SLAKE")
-    return rows
-
-
-def _is_asked(row: dict, language: str) -> bool:
-    return language == "both" or row.get("q_lang", language) == language
-
-
-def _error(row: dict, known: bool) -> str | None:
-    """Why a row cannot be used; None where it can."""
-    missing = [key for key in ("qid", "img_id", "img_name", *QUESTION_FIELDS) if row.get(key) is None]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    texts = [row[key] for key in ("img_name", *QUESTION_FIELDS)]
-    if not isinstance(row["img_name"], str) or "\0" in row["img_name"]:
-        return "has an img_name that is not a file name"
-    if not all(is_utf8(str(text)) for text in (*texts, row["qid"], row["img_id"], row.get("subject"))):
-        return "is not valid UTF-8"
-    if known:
-        return f"repeats qid {row['qid']}"
-    if not str(row["question"]).strip() or not str(row["answer"]).strip():
-        return "has an empty question or answer"
-    return None
-
-
-def _require_counts(asked: dict[str, list], expected: Mapping[str, int], folder: Path) -> None:
+def _require_counts(asked: dict[str, list[Row]], expected: Mapping[str, int], folder: Path) -> None:
     found = {split: len(rows) for split, rows in asked.items()}
-    found["images"] = len({str(row.get("img_id")) for rows in asked.values() for _, row in rows})
+    images = {str(row.get("img_id")) for rows in asked.values() for _, row in rows if isinstance(row, dict)}
+    found["images"] = len(images)
     wrong = [f"{name}: {found[name]} instead of {number}" for name, number in expected.items() if found[name] != number]
     if wrong:
         raise TriptychError(
@@ -150,9 +139,22 @@ def _require_counts(asked: dict[str, list], expected: Mapping[str, int], folder:
         )
 
 
-def _english_parts(tables: dict[str, list[dict]]) -> dict[str, str]:
+def _require_pictures(missing: list[str], folder: Path) -> None:
+    """Refuse a copy whose tables are complete and whose pictures are not.
+
+    Raises:
+        TriptychError: pictures are missing or empty.
+    """
+    if missing:
+        raise TriptychError(
+            f"{folder / 'imgs'}: {len(missing)} pictures that the tables name are missing or empty, such as "
+            f"{missing[0]!r}. The copy is incomplete: get it again, or leave out the key `expected` of the data set"
+        )
+
+
+def _english_parts(tables: dict[str, list[Row]]) -> dict[str, str]:
     return {
-        str(row.get("img_id")): split for split, rows in tables.items() for row in rows if row.get("q_lang") == "en"
+        str(row.get("img_id")): split for split, rows in tables.items() for _, row in rows if language_of(row) == "en"
     }
 
 
@@ -166,12 +168,13 @@ def _boxes(file: Path) -> str | None:
         return None
     try:
         found = [
-            [str(name), [float(side) for side in box]]
-            for entry in json.loads(file.read_text(encoding="utf-8"))
-            for name, box in entry.items()
+            [str(name), [float(side) for side in box]] for entry in read_json_file(file) for name, box in entry.items()
         ]
-        if any(len(box) != 4 for _, box in found):
+        if any(len(box) != 4 or not all(map(isfinite, box)) for _, box in found):
             raise ValueError("a box has four numbers")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise TriptychError(f"{file.parent.name}/{file.name}: not a list of organ boxes ({error})") from None
+        if not all(is_utf8(name) for name, _ in found):
+            raise ValueError("a name is not valid UTF-8")
+    except (TriptychError, ValueError, AttributeError, TypeError) as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise TriptychError(f"{file.parent.name}/{file.name}: not a list of organ boxes ({why})") from None
     return canonical_json(found)

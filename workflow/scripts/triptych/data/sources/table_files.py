@@ -4,7 +4,6 @@ A row that cannot be used costs that row alone; a table that cannot be read stop
 """
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.errors import TriptychError
+from triptych.io.text import is_utf8, kind_of, open_text, parse_json, read_json_file
 
 Row = tuple[str, dict[str, str] | None, str]
 
@@ -58,30 +58,18 @@ def first_text(cell: Any) -> str | None:
     return next((text for text in map(first_text, parts) if text and text.strip()), None)
 
 
-def is_utf8(text: str) -> bool:
-    """Tell whether a text is free of lone surrogates, which bytes that are not UTF-8 are read as."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _text_error(name: str, value: Any) -> str:
     if value is None:
         return f"{name!r} is missing or null"
     if not isinstance(value, str):
-        return f"{name!r} is {type(value).__name__}, not text"
+        return f"{name!r} is {kind_of(value)}, not text"
     if not value.strip():
         return f"{name!r} is empty"
     return "" if is_utf8(value) else f"{name!r} is not valid UTF-8"
 
 
-# Bytes that are not UTF-8 are read as lone surrogates, so that only the row that has them is refused.
-
-
 def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | None, str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_text(path, newline="") as file:
         # Strict, so that a quote that is never closed is an error, not a caption of many lines.
         reader = csv.reader(file, strict=True)
         try:
@@ -106,23 +94,20 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | 
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | None, str]]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise TriptychError(f"{path}: not valid JSON ({error}); restore the file") from None
+    entries = read_json_file(path)
     if not isinstance(entries, list):
         raise TriptychError(f"{path}: must be a list of objects, one for each image")
     yield from _objects(enumerate(entries, start=1))
 
 
 def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | None, str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with open_text(path, newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                entry = parse_json(line)
+            except ValueError as error:
                 yield number, None, f"not valid JSON ({error})"
             else:
                 yield from _objects([(number, entry)])
@@ -133,7 +118,7 @@ def _objects(entries: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, dict | N
         if isinstance(entry, dict):
             yield number, entry, ""
         else:
-            yield number, None, f"is {type(entry).__name__}, not an object with keys"
+            yield number, None, f"is {kind_of(entry)}, not an object with keys"
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict | None, str]]:

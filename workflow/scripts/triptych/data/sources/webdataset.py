@@ -1,6 +1,5 @@
 """Captioned images in tar shards of the webdataset layout, read in place: `key.jpg` with `key.txt` or `key.json`."""
 
-import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,10 @@ from pathlib import Path
 
 from triptych.config.datasets import WebdatasetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import first_text, is_utf8
+from triptych.data.sources.table_files import first_text
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
+from triptych.io.text import decode_text, is_utf8, parse_json
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 1_000_000
@@ -155,13 +155,13 @@ def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
     if size > MAX_CAPTION_BYTES:
         raise TriptychError(f"its .{kind} is larger than {MAX_CAPTION_BYTES} bytes")
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
         if kind == "json":
-            entry = json.loads(text)
+            entry = parse_json(text)
             text = first_text(entry.get(key)) if isinstance(entry, dict) else None
     except UnicodeDecodeError:
         raise TriptychError(f"its .{kind} is not valid UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TriptychError(f"its .json is not valid JSON ({error})") from None
     if not text or not text.strip():
         raise TriptychError("its .txt is empty" if kind == "txt" else f"its .json has no text under {key!r}")
