@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
 from triptych.data.sources.base import Item, Reject
-from triptych.data.sources.table_files import first_text, read_rows
+from triptych.data.sources.table_files import Columns, caption_text, read_rows
 from triptych.download import huggingface
 from triptych.errors import TriptychError
 
@@ -187,7 +187,7 @@ def test_bad_rows_of_csv_are_named_by_line(folder):
     assert {item.caption for item in pictures(found)} == {"good", "two\r\nlines"}
     reasons = dict(rejects(found))
     assert list(reasons) == [f"captions.csv:{number}" for number in (3, 4, 8, 9, 10, 12)]
-    expected = ["has 3 cells, the header has 2; quote", "has 1 cells", "'caption' is empty", "not valid UTF-8"]
+    expected = ["(3, not 2; quote cells that hold commas)", "(1, not 2;", "'caption' is empty", "not valid UTF-8"]
     expected += ["not valid CSV up to line 10", "not valid CSV up to line 13"]
     assert all(text in reason for text, reason in zip(expected, reasons.values(), strict=True))
 
@@ -220,8 +220,8 @@ def test_bad_rows_of_json_and_parquet_are_named_by_row(folder):
 def test_texts_stored_as_bytes_are_texts(tmp_path):
     columns = {"image": pa.array([b"a.png"], pa.binary()), "caption": pa.array(["a thing"]).dictionary_encode()}
     pq.write_table(pa.table(columns), tmp_path / "captions.parquet")
-    rows = list(read_rows(tmp_path / "captions.parquet", ["image", "caption"]))
-    assert rows == [("captions.parquet:1", {"image": "a.png", "caption": "a thing"}, "")]
+    rows = list(read_rows(tmp_path / "captions.parquet", Columns("image", "caption")))
+    assert rows == [("captions.parquet:1", ("a.png", "a thing"), "")]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_texts_stored_as_bytes_are_texts(tmp_path):
         ("captions.json", b'{"image": "a.png"}', r"captions\.json: must be a list of objects"),
         ("captions.json", b"[" * 100_000, r"captions\.json: not valid JSON"),
         ("captions.parquet", b"PAR1 nothing", r"captions\.parquet: cannot be read as Parquet"),
-        ("captions.xlsx", b"", r"captions\.xlsx: a table must be one of \.csv, \.json, \.jsonl, \.parquet"),
+        ("captions.xlsx", b"", r"captions\.xlsx: a table must be one of \.csv, \.tsv, \.json, \.jsonl, \.parquet"),
         ("captions.csv", None, r"captions\.csv: no such table"),
     ],
 )
@@ -257,9 +257,107 @@ def test_a_parquet_table_without_the_column_names_it(tmp_path):
         folder_listing(tmp_path, table="captions.parquet")
 
 
-def test_the_first_text_of_a_cell():
-    assert first_text("a") == first_text(["a", "b"]) == first_text([None, " ", "a"]) == first_text([{"x": 1, "y": "a"}])
-    assert first_text(None) is first_text(3) is first_text([]) is first_text([[1], {}]) is None
+TURNS = [{"from": "human", "value": "<image>\nWhat is it ?"}, {"from": "gpt", "value": "a thing"}]
+
+
+@pytest.mark.parametrize(
+    ("cell", "caption"),
+    [
+        ("a thing", "a thing"),
+        (["a thing", "b"], "a thing"),
+        ([None, " ", "a thing"], "a thing"),
+        (TURNS, "a thing"),
+        (TURNS[::-1], "a thing"),
+        ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "a thing"}], "a thing"),
+        ([{"from": " Human", "value": "?"}, {"from": "GPT", "value": "a thing"}, *TURNS], "a thing"),
+    ],
+)
+def test_the_caption_in_a_cell(cell, caption):
+    assert caption_text(cell) == caption
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (None, "is missing or null"),
+        (" ", "is empty"),
+        ([], "is empty"),
+        ([" ", None], "is empty"),
+        (3, "is a number, not text"),
+        (float("nan"), "is a number, not text"),
+        (True, "is true or false, not text"),
+        ([["a"]], "is a list, not text"),
+        ({"from": "gpt", "value": "a"}, r"is a mapping \(from, value\)"),
+        ([{"raw": "a", "tokens": []}], r"is a mapping \(raw, tokens\)"),
+        (TURNS[:1], "is a conversation without an answer"),
+        ([TURNS[0], {"from": "gpt", "value": ["a"]}], "is a conversation without an answer"),
+        ("\ud800", "is not valid UTF-8"),
+    ],
+)
+def test_cells_without_a_caption_are_not_guessed_at(cell, reason):
+    with pytest.raises(TriptychError, match=f"^{reason}"):
+        caption_text(cell)
+
+
+# Tables as people have them
+
+
+def told(folder, capsys, **options):
+    """Captions by file name, and what the log says."""
+    found = folder_listing(folder, **options)
+    assert not rejects(found)
+    return {item.place: item.caption.strip() for item in pictures(found)}, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("captions.csv", "image;caption\n2.png;red, round\n3.png;blue\n", "with semicolons between its cells"),
+        ("captions.csv", "image\tcaption\n2.png\tred, round\n3.png\tblue\n", "with tabs between its cells"),
+        ("captions.csv", "number|image|caption\n1|2.png|red, round\n2|3.png|blue\n", "with bars between"),
+        ("captions.tsv", "caption\timage\nred, round\t2.png\nblue\t3.png\n", ""),
+        ("captions.tsv", 'image,caption\n2.png,"red, round"\n3.png,blue\n', "with commas between its cells"),
+        ("captions.csv", 'image, caption\n2.png, "red, round"\n3.png, blue\n', "without the blanks before its cells"),
+        ("captions.csv", 'Image,CAPTION \n2.png,"red, round"\n3.png,blue\n', "column 'CAPTION' is read as 'caption'"),
+        ("captions.csv", 'image,caption\n.\\2.png,"red, round"\n3.PNG,blue\n', "2 image names were found in another"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_tables_that_people_have_are_read_and_it_is_said_how(folder, capsys, name, text, said, encoding):
+    (folder / name).write_bytes(text.encode(encoding))
+    captions, log = told(folder, capsys, table=name)
+    assert captions == {"2.png": "red, round", "3.png": "blue"}
+    assert said in log and ("read as UTF-16" in log) == (encoding == "utf-16")
+    assert log or not said
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions.jsonl", "captions.parquet"])
+def test_the_first_answer_of_a_conversation_is_a_caption(folder, name):
+    rows = [
+        {"id": "1", "image": "2.png", "conversations": TURNS},
+        {"id": "2", "image": "a/0.png", "conversations": TURNS[:1]},
+    ]
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    else:
+        (folder / name).write_text(json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows)))
+    found = folder_listing(folder, table=name)
+    assert [(item.path, item.caption) for item in pictures(found)] == [("2.png", "a thing")]
+    assert rejects(found) == [(f"{name}:2", "'caption' is a conversation without an answer of gpt or assistant")]
+    named = folder_listing(folder, table=name, caption_column="conversations")
+    assert [item.caption for item in pictures(named)] == ["a thing"] and len(rejects(named)) == 1
+
+
+def test_a_key_that_is_set_is_not_replaced_by_a_conversation(folder):
+    (folder / "captions.json").write_text(json.dumps([{"image": "2.png", "conversations": TURNS}]))
+    with pytest.raises(TriptychError, match="no row has the key 'text'"):
+        folder_listing(folder, table="captions.json", caption_column="text")
+
+
+def test_two_columns_that_differ_in_case_alone_are_not_guessed_at(folder):
+    (folder / "captions.csv").write_text("image,Caption,CAPTION\n2.png,a,b\n")
+    with pytest.raises(TriptychError, match="has no column 'caption', but 'image', 'Caption', 'CAPTION'"):
+        folder_listing(folder, table="captions.csv")
 
 
 # Tar shards
@@ -363,12 +461,35 @@ def test_members_that_cannot_be_used_are_rejected_with_the_reason(tmp_path, monk
         "blank.jpg": "its .txt is empty", "huge.jpg": "larger than 5000 bytes",
         "long.jpg": "its .txt is larger than 1000",
         "bytes.jpg": "its .txt is not valid UTF-8", "broken.jpg": "its .json is not valid JSON",
-        "keyless.jpg": "its .json has no text under 'caption'", "half.jpg": "its .json is not valid UTF-8",
+        "keyless.jpg": "its .json has no key 'caption'", "._good.jpg": "no caption",
+        "half.jpg": "'caption' in its .json is not valid UTF-8",
         "n?.jpg": "its name is not valid UTF-8",
     }  # fmt: skip
     reasons = dict(rejects(found))
     assert set(reasons) == {f"0.tar/{name}" for name in expected}
     assert all(text in reasons[f"0.tar/{name}"] for name, text in expected.items())
+
+
+def test_names_with_dots_are_pairs_or_rejects_and_further_files_of_a_sample_are_neither(tmp_path, capsys):
+    members = [
+        ("patient1.2.png", RED), ("patient1.2.txt", b"one"), ("a.b/v1.0.JPG", BLUE),
+        ("a.b/v1.0.json", b'{"caption": "two"}'),
+        ("alone.1.png", RED), ("text.1.2.txt", b"lost"), (".jpg", RED), ("noname", RED),
+        *sample("s", "three"), ("s.mask.png", BLUE), ("s.meta.json", b"{}"), ("s.cls", b"7"), ("s.png", RED),
+    ]  # fmt: skip
+    write_shard(tmp_path / "0.tar", members)
+    found = shard_listing(tmp_path)
+    assert {item.path: item.caption for item in pictures(found)} == {
+        "0.tar/patient1.2.png": "one", "0.tar/a.b/v1.0.jpg": "two", "0.tar/s.jpg": "three",
+    }  # fmt: skip
+    reasons = {name: reason.split(":")[0].split("(")[0].strip() for name, reason in rejects(found)}
+    assert reasons == {
+        "0.tar/alone.1.png": "no caption", "0.tar/text.1.2": "no image of this key", "0.tar/.jpg": "no caption",
+        "0.tar/s.png": "another image of its key is used",
+    }  # fmt: skip
+    assert "0.tar: 2 further files of samples are not used, such as 's.mask'" in capsys.readouterr().out
+    with webdataset.reader(shard_settings(tmp_path), tmp_path) as read:
+        assert [read(item.place) for item in sorted(pictures(found), key=lambda item: item.path)] == [BLUE, RED, RED]
 
 
 def test_the_key_of_captions_may_be_another(tmp_path):
@@ -529,6 +650,18 @@ def test_plain_bytes_and_several_captions_are_read(tmp_path, served):
         assert read(found["only"].place) == b"1"
 
 
+def test_the_caption_of_a_conversation_is_what_is_answered(tmp_path, served):
+    captions = [TURNS, TURNS[:1], [*TURNS, *TURNS], [{"from": "gpt", "value": "another thing"}]]
+    serve(served[0], "a.parquet", named(0, 1, 2, 3), captions)
+    found = hub_listing(tmp_path)
+    assert sorted(item.caption for item in pictures(found)) == ["a thing", "a thing", "another thing"]
+    assert rejects(found) == [
+        ("a.parquet:000000001", "column 'caption' is a conversation without an answer of gpt or assistant")
+    ]
+    serve(served[0], "a.parquet", named(0), [{"from": "human", "value": "a"}])
+    assert not pictures(hub_listing(tmp_path))
+
+
 def test_hub_rows_that_cannot_be_used_are_rejected(tmp_path, served, monkeypatch):
     captions = pa.array([b"good", None, b" ", b"caf\xe9", b"empty", b"null", b"large"], pa.binary()).view(pa.string())
     cells = [*named(0, 1, 2, 3), {"bytes": None, "path": "x.jpg"}, None, {"bytes": b"large" * 9, "path": "y.jpg"}]
@@ -536,8 +669,8 @@ def test_hub_rows_that_cannot_be_used_are_rejected(tmp_path, served, monkeypatch
     monkeypatch.setattr(hub_parquet, "MAX_BYTES", 20)
     found = hub_listing(tmp_path)
     assert rejects(found) == [
-        ("a.parquet:000000001", "no text in column 'caption'"),
-        ("a.parquet:000000002", "no text in column 'caption'"),
+        ("a.parquet:000000001", "column 'caption' is missing or null"),
+        ("a.parquet:000000002", "column 'caption' is empty"),
         ("a.parquet:000000003", "column 'caption' is not valid UTF-8"),
     ]
     places = {item.caption: item.place for item in pictures(found)}

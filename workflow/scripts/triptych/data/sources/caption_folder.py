@@ -1,13 +1,13 @@
 """Captioned images of the user's own: a folder with a table and the image files that it names."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.config.datasets import FolderCaptions
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id, read_below
-from triptych.data.sources.table_files import read_rows
+from triptych.data.sources.image_names import locate, respelt
+from triptych.data.sources.table_files import Columns, read_rows
 
 
 def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
@@ -17,12 +17,17 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
         TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
     """
     folder, items = Path(settings.folder).expanduser(), []
-    for position, row, reason in read_rows(folder / settings.table, (settings.image_column, settings.caption_column)):
+    for position, row, reason in read_rows(
+        folder / settings.table, Columns(settings.image_column, settings.caption_column)
+    ):
         if row is None:
             yield Reject("image", position, reason)
         else:
-            name, caption = row[settings.image_column], row[settings.caption_column]
-            items.append(Item(item_id(name, caption), name, name, caption=caption, stamp=_stamp(folder, name)))
+            name, caption = row
+            place, stamp = locate(folder, name)
+            items.append(Item(item_id(name, caption), name, place, caption=caption, stamp=stamp))
+    for line in respelt([(item.path, item.place) for item in items]):
+        print(line, flush=True)
     yield from chosen(items, settings.seed)
 
 
@@ -35,12 +40,3 @@ def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
         return read_below(folder, place)
 
     yield read
-
-
-def _stamp(folder: Path, name: str) -> str:
-    """Size and time of the file; empty where it cannot be read, which the reader reports."""
-    try:
-        about = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - names that lead out are refused when read
-    except (OSError, ValueError):
-        return ""
-    return f"{about.st_size}-{about.st_mtime_ns}"

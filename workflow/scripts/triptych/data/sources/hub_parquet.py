@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubParquetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import first_text
+from triptych.data.sources.table_files import arrow_values, caption_text
 from triptych.download import huggingface
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_json, write_json
@@ -34,13 +34,10 @@ def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject
     for name, file in parquet_files(settings, cache).items():
         for number, (caption, path) in enumerate(_captions(name, file, settings)):
             place = f"{name}:{number:09d}"
-            text = first_text(caption)
-            if not text or not text.strip():
-                yield Reject("image", place, f"no text in column {settings.caption_column!r}")
-            elif not is_utf8(text):
-                yield Reject("image", place, f"column {settings.caption_column!r} is not valid UTF-8")
-            else:
-                rows.append((path if path and is_utf8(path) else place, text, place))
+            try:
+                rows.append((path if path and is_utf8(path) else place, caption_text(caption), place))
+            except TriptychError as error:
+                yield Reject("image", place, f"column {settings.caption_column!r} {error}")
     # Some data sets give many images one name: there the place tells them apart.
     named = Counter((path, text) for path, text, _ in rows)
     items = (
@@ -139,10 +136,10 @@ def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[t
             if _has_names(schema.field(settings.image_column).type, name, settings):
                 columns.append(f"{settings.image_column}.path")
             for batch in file.iter_batches(columns=columns):
-                captions = _values(batch.column(settings.caption_column))
+                captions = arrow_values(batch.column(settings.caption_column))
                 paths = [None] * len(captions)
                 if len(columns) == 2:
-                    paths = _values(batch.column(settings.image_column).field("path"))
+                    paths = arrow_values(batch.column(settings.image_column).field("path"))
                 yield from zip(captions, paths, strict=True)
     except (pa.ArrowException, OSError) as error:
         raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete the file and run again") from None
@@ -163,18 +160,3 @@ def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bo
     raise TriptychError(
         f"{settings.repo}, {name}: column {settings.image_column!r} is {kind}; images are bytes or {{bytes, path}}"
     )
-
-
-def _values(column: pa.Array) -> list:
-    """Cells as Python values; a text that is not UTF-8 becomes a lone surrogate."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(cell) for cell in column]
-
-
-def _value(cell: pa.Scalar) -> object:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError:
-        return "\udcff"

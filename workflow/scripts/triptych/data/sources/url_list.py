@@ -26,7 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.images import FORMATS
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import read_rows
+from triptych.data.sources.table_files import Columns, read_rows
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import sha256_bytes, write_json
@@ -76,12 +76,12 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
     """
     items = []
     table = Path(settings.table).expanduser()
-    for position, row, reason in read_rows(table, (settings.url_column, settings.caption_column)):
-        url = row[settings.url_column].strip() if row else ""
+    for position, row, reason in read_rows(table, Columns(settings.url_column, settings.caption_column)):
+        url = row[0].strip() if row else ""
         if reason := reason or _address_error(url):
             yield Reject("image", position, reason)
         else:
-            caption = row[settings.caption_column]
+            caption = row[1]
             items.append(Item(item_id(url, caption), url, _place(url), caption=caption))
     candidates = []
     for item in chosen(items, settings.seed):

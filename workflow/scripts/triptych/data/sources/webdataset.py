@@ -7,12 +7,13 @@ from pathlib import Path
 
 from triptych.config.datasets import WebdatasetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import first_text
+from triptych.data.sources.table_files import caption_text
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.text import decode_text, is_utf8, parse_json
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+KINDS = (*SUFFIXES, "txt", "json")  # of members that are read; others are further facts of a sample
 MAX_CAPTION_BYTES = 1_000_000
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -79,7 +80,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
                     yield Reject("image", _shown(name, member.name), "is a link, device or sparse file; refused")
                     continue
                 key, suffix = _key_and_suffix(member.name)
-                if not key or suffix not in (*SUFFIXES, "txt", "json"):
+                if suffix not in KINDS:
                     continue
                 if suffix in samples.setdefault(key, {}):
                     yield Reject("image", _shown(name, member.name), "the shard has two members of this name")
@@ -91,6 +92,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
             _require_end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise TriptychError(f"{path}: cut off or damaged ({error}); get the shard again") from None
+    _leave_out_further(name, samples)
     for key, parts in samples.items():
         suffix = next((suffix for suffix in SUFFIXES if suffix in parts), "")
         member = f"{key}.{suffix}" if suffix else key
@@ -106,6 +108,9 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
         except TriptychError as error:
             yield Reject("image", _shown(name, member), str(error))
             continue
+        for other in SUFFIXES:
+            if other in parts and other != suffix:
+                yield Reject("image", _shown(name, f"{key}.{other}"), "another image of its key is used")
         # Places sort by offset, so that sorted reads go through the shard once.
         path_in_set, place = f"{name}/{member}", f"{name}:{offset:012d}:{size}"
         yield Item(item_id(path_in_set, caption), path_in_set, place, caption=caption, stamp=stamp)
@@ -136,10 +141,33 @@ def _require_end(path: Path, offset: int) -> None:
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
-    """`a/b.jpg` -> `a/b` and `jpg`; a key ends at the first dot of the file name, as in webdataset."""
+    """`a/b.jpg` -> `a/b` and `jpg`.
+
+    A key ends at the first dot of the file name, as in webdataset; at the last where only that leaves a kind that is
+    read: `patient1.2.png` -> `patient1.2` and `png`.
+    """
     folder, slash, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
-    return (f"{folder}{slash}{stem}" if stem and dot else ""), suffix.lower()
+    stem, _, suffix = base.partition(".")
+    if suffix.lower() not in KINDS:
+        stem, _, suffix = base.rpartition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _leave_out_further(shard: str, samples: dict[str, dict]) -> None:
+    """Take further files of samples out of a shard's, and say how many they are."""
+    further = [key for key, parts in samples.items() if _is_further(key, parts, samples)]
+    for key in further:
+        del samples[key]
+    if further:
+        print(f"{shard}: {len(further)} further files of samples are not used, such as {further[0]!a}", flush=True)
+
+
+def _is_further(key: str, parts: dict, samples: dict[str, dict]) -> bool:
+    """Whether `0001.mask.png` belongs to the sample `0001`: it is no pair of its own, and that has an image."""
+    has_image, has_caption = (not parts.keys().isdisjoint(kinds) for kinds in (SUFFIXES, ("txt", "json")))
+    folder, slash, base = key.rpartition("/")
+    first = f"{folder}{slash}{base.partition('.')[0]}"
+    return not (has_image and has_caption) and first != key and not samples.get(first, {}).keys().isdisjoint(SUFFIXES)
 
 
 def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
@@ -157,14 +185,15 @@ def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
     try:
         text = decode_text(data)
         if kind == "json":
-            entry = parse_json(text)
-            text = first_text(entry.get(key)) if isinstance(entry, dict) else None
+            text = parse_json(text)
+            if not isinstance(text, dict) or key not in text:
+                raise TriptychError(f"its .json has no key {key!r}")
+            text = text[key]
     except UnicodeDecodeError:
         raise TriptychError(f"its .{kind} is not valid UTF-8") from None
     except ValueError as error:
         raise TriptychError(f"its .json is not valid JSON ({error})") from None
-    if not text or not text.strip():
-        raise TriptychError("its .txt is empty" if kind == "txt" else f"its .json has no text under {key!r}")
-    if not is_utf8(text):
-        raise TriptychError(f"its .{kind} is not valid UTF-8")
-    return text
+    try:
+        return caption_text(text)
+    except TriptychError as error:
+        raise TriptychError(f"its .txt {error}" if kind == "txt" else f"{key!r} in its .json {error}") from None
