@@ -188,7 +188,7 @@ def test_bad_rows_of_csv_are_named_by_line(folder):
     reasons = dict(rejects(found))
     assert list(reasons) == [f"captions.csv:{number}" for number in (3, 4, 8, 9, 10, 12)]
     expected = ["(3, not 2; quote cells that hold commas)", "(1, not 2;", "'caption' is empty", "not valid UTF-8"]
-    expected += ["not valid CSV up to line 10", "not valid CSV up to line 13"]
+    expected += ["not valid CSV (up to line 10", "not valid CSV (up to line 13"]
     assert all(text in reason for text, reason in zip(expected, reasons.values(), strict=True))
 
 

@@ -33,6 +33,7 @@ from triptych.data.duplicates import normalised, perceptual_hashes
 from triptych.data.fetch import fetch
 from triptych.data.images import decode, inspect
 from triptych.data.prepare import write_dataset
+from triptych.data.rejects import FAILED
 from triptych.data.sources import source_module
 from triptych.data.sources.slake_folder import local_folder
 from triptych.errors import TriptychError
@@ -149,7 +150,7 @@ def test_every_fault_is_rejected_with_its_reason_and_nothing_is_lost(slake, tmp_
     for part in (
         "empty question or answer",
         "lacks modality",
-        "repeats qid",
+        "repeats the qid of another row: 3",
         "leads out of",
         "No such file",
         "not a file name",
@@ -208,19 +209,34 @@ def test_organ_boxes_are_kept_and_broken_ones_reported(slake, tmp_path):
     assert counts["rejects"] == {"boxes": 1} and "not a list of organ boxes" in rejects(tmp_path / "out")["1"]
 
 
-def test_nothing_usable_is_an_error_and_leaves_no_tables(slake, tmp_path):
+def test_nothing_usable_is_an_error_and_leaves_no_tables_but_the_rejects(slake, tmp_path):
     for part in ("train", "validation", "test"):
         edit(slake, part, lambda records: [record.update(answer="") for record in records])
-    with pytest.raises(TriptychError, match="no usable image; 60 rows were rejected"):
+    with pytest.raises(TriptychError, match="60 rows were rejected: has an empty question or answer: 60; each"):
         prepared(of_slake(slake), tmp_path / "out")
     for path in (slake / "imgs").glob("*/source.png"):
         path.write_bytes(b"")
     write_slake(tmp_path / "other")
     for path in (tmp_path / "other" / "imgs").glob("*/source.png"):
         path.write_bytes(b"")
-    with pytest.raises(TriptychError, match="no usable question; 80 were rejected"):
+    failed = read_table(tmp_path / "out" / "source" / FAILED)
+    assert {row["reason"] for row in failed if row["id"] == "1"} == {"train.json[1] has an empty question or answer"}
+    why = r"no usable question; 80 were rejected: its image was rejected: 60; no bytes: 20; each"
+    with pytest.raises(TriptychError, match=why):
         prepared(of_slake(tmp_path / "other"), tmp_path / "out")
-    assert not [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_file()] == [FAILED]
+    assert len(read_table(tmp_path / "out" / FAILED)) == 80
+    write_slake(tmp_path / "other")
+    prepared(of_slake(tmp_path / "other"), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob(FAILED))
+
+
+def test_a_whole_copy_that_is_asked_for_has_all_its_images(slake, tmp_path):
+    (slake / "imgs" / "toy3" / "source.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    expected = {"images": 20, "train": 48}
+    with pytest.raises(TriptychError, match=r"1 of 20 images cannot be used, though `expected` asks for a whole copy"):
+        prepared(of_slake(slake, expected=expected), tmp_path / "out")
+    assert prepared(of_slake(slake), tmp_path / "out")["images"]["train"] == 15
 
 
 def test_the_slake_folder_is_named_by_the_variable_or_the_key(slake, monkeypatch):
@@ -357,6 +373,25 @@ def test_an_image_under_many_captions_is_pointed_out(captioned, tmp_path, capsys
     for seed in range(5):  # the four copies come first for some seed
         prepared(settings.model_copy(update={"seed": seed}), tmp_path / f"seed{seed}")
     assert "captions: is it a placeholder?" in capsys.readouterr().out
+
+
+def test_a_file_with_many_captions_and_files_with_one_caption_each(captioned, tmp_path, capsys):
+    settings = captioned({f"{n}.jpg": encoded(photo(n), "JPEG") for n in range(3)}, sizes=[3])
+    lines = [{"image": "0.jpg", "caption": f"caption {n}"} for n in range(5)]
+    lines += [{"image": f"{n}.jpg", "caption": f"other {n}"} for n in (1, 2)]
+    (tmp_path / "images" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for seed in range(5):  # the five captions of one file come before the others for some seed
+        prepared(settings.model_copy(update={"seed": seed}), tmp_path / f"seed{seed}")
+    assert "warning" not in capsys.readouterr().out, "a file with several captions is no placeholder"
+
+
+@pytest.mark.parametrize(("same", "warned"), [(8, True), (5, False)])
+def test_one_caption_under_most_images_is_pointed_out(captioned, tmp_path, capsys, same, warned):
+    captions = {f"{n}.jpg": "human" if n < same else f"thing {n}" for n in range(10)}
+    prepared(
+        captioned({name: encoded(photo(n), "JPEG") for n, name in enumerate(captions)}, captions), tmp_path / "out"
+    )
+    assert (f"warning: out: {same} of 10 images have the caption 'human'" in capsys.readouterr().out) == warned
 
 
 def test_the_requested_number_is_delivered_although_spares_run_out(captioned, tmp_path, monkeypatch, capsys):

@@ -238,7 +238,7 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
         (rad_record(111, 0, image_name="moving.jpg"), "neither JPEG nor PNG"),
         ("no record", "lacks qid, phrase_type, image_name, question, answer"),
         ({**good[4], "qid": 112}, "repeats image, question and answer of another row"),
-        ({**good[6], "question": "Another?"}, "repeats qid 6 of another row"),
+        ({**good[6], "question": "Another?"}, "repeats the qid of another row: 6"),
     ]
     source = write_osf(tmp_path / "rad", good + [row for row, _ in bad])
     (tmp_path / "rad" / "secret.jpg").write_bytes(picture(77))

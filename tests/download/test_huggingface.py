@@ -101,7 +101,7 @@ def test_entries_that_lack_a_part_are_rejected_with_the_reason(tmp_path, served)
     assert [(reject.id, reject.reason) for reject in rejects] == [
         (silent["id"], f"{name}[1]: has no caption"),
         (alone["id"], f"{name}[2]: has no image"),
-        (gone["id"], f"{name}[3]: images.zip has no member '{gone['image']}'"),
+        (gone["id"], f"{name}[3]: its image is not in images.zip: '{gone['image']}'"),
         (f"{name}[4]", f"{name}[4]: has no id"),
         (f"{name}[5]", f"{name}[5]: is not an object with id, image and conversations"),
         (entry(6)["id"], f"{name}[6]: its caption is not valid UTF-8"),

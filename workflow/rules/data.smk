@@ -1,6 +1,7 @@
 # Data: source -> Parquet -> folds and vision features.
 # Rules read small manifests, which Snakemake compares by content; large files are only `ancient`, so that a changed
-# time stamp (a copy, a fresh clone) never leads to work being done again.
+# time stamp (a copy, a fresh clone) never leads to work being done again. Descriptor 3 is the screen: what a step says
+# there (`announce` in utils/terminal.py) is read by people, and its log has it, too.
 
 
 rule fetch_dataset:
@@ -19,7 +20,8 @@ rule fetch_dataset:
     message:
         "Fetch and list data set {wildcards.dataset}"
     shell:
-        "python -m triptych.data.fetch --settings {params.settings:q} --out {params.out} > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.fetch --settings {params.settings:q} --out {params.out}"
+        " 3>&2 > {log} 2>&1"
 
 
 rule check_images:
@@ -66,8 +68,8 @@ rule prepare_dataset:
     message:
         "Choose the images of data set {wildcards.dataset} and write its tables"
     shell:
-        "python -m triptych.data.prepare --settings {params.settings:q} --source {params.source}"
-        " --out {params.out} > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.prepare --settings {params.settings:q} --source {params.source}"
+        " --out {params.out} 3>&2 > {log} 2>&1"
 
 
 rule make_folds:
@@ -113,8 +115,8 @@ rule audit_data:
     message:
         "Look for leaks between all parts of the data"
     shell:
-        "python -m triptych.data.audit --data {params.data} --folded {params.folded} --shared {params.shared}"
-        " --threshold {params.threshold} --out {params.out} > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.audit --data {params.data} --folded {params.folded}"
+        " --shared {params.shared} --threshold {params.threshold} --out {params.out} 3>&2 > {log} 2>&1"
 
 
 rule prepare_model:

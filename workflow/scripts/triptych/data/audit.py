@@ -15,6 +15,7 @@ from triptych.config.arms import BASELINES
 from triptych.data.answers import normalise
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.data.lookups import Predictor, image_vectors
+from triptych.data.rejects import causes_of, counted, say_counts, summary
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
@@ -272,6 +273,10 @@ def main() -> None:
     text = markdown(result)
     write_text(arguments.out / "audit.md", text)
     print(text)
+    for name, folder in folders.items():  # once more here: this step runs where somebody looks, also on a cluster
+        counts = counted(result["data"][name], causes_of(folder))
+        if summary(name, counts)[1]:
+            say_counts(name, counts)
     if found:
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise TriptychError(

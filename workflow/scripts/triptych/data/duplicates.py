@@ -79,16 +79,21 @@ class SeenBefore:
 
     def __init__(self, keep_near: bool):
         self.keep_near = keep_near
-        self.captions: dict[str, set[str]] = defaultdict(set)  # by sha256: of one image and its exact copies
+        # By sha256, of one image and its exact copies: captions, and the first of the files that have them.
+        self.captions: dict[str, dict[str, str]] = defaultdict(dict)
         self.ids: list[str] = []
         self.by_hash: dict[str, str] = {}
         self.hashes = np.zeros(1024, np.uint64)
         self.scratch = np.zeros_like(self.hashes)
         self.thumbnails = np.zeros((1024, THUMBNAIL * THUMBNAIL), np.uint8)
 
-    def reason(self, row: dict) -> str | None:
-        """Say why `row` is a duplicate; None where it is new, and then it is remembered."""
-        self.captions[row["sha256"]].add(row["caption"] or "")
+    def reason(self, row: dict, path: str) -> str | None:
+        """Say why the image of `row`, which its source names `path`, is a duplicate.
+
+        Returns:
+            None where it is new, and then it is remembered.
+        """
+        self.captions[row["sha256"]].setdefault(row["caption"] or "", path)
         if first := self.by_hash.get(row["sha256"]):
             return f"the same image as {first}"
         number, phash = len(self.ids), np.uint64(int(row["phash"], 16))
@@ -113,10 +118,13 @@ class SeenBefore:
         return None
 
     def suspects(self) -> Iterator[str]:
-        """Describe images that have three captions or more, a line for each: they often mean "not available"."""
+        """Describe images that stand in three files or more with other captions: they often mean "not available".
+
+        One file with several captions is none of them: many data sets have that.
+        """
         for sha256, captions in self.captions.items():
-            if len(captions) > 2:
+            if len(set(captions.values())) > 2:
                 yield (
-                    f"image {self.by_hash[sha256]} has {len(captions)} captions: is it a placeholder? "
-                    f"Then add {sha256} to `placeholders`"
+                    f"image {self.by_hash[sha256]} stands in several files with {len(captions)} captions: "
+                    f"is it a placeholder? Then add {sha256} to `placeholders`"
                 )

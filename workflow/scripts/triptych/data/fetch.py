@@ -1,13 +1,13 @@
 """Step: bring a data set's raw files into the cache and list its images; the data step that may need a network."""
 
 import argparse
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from triptych.config.datasets import Dataset
+from triptych.data.rejects import by_cause, forget_failed, keep_failed
 from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Item, Reject, clean_caption, hashed_split
@@ -54,11 +54,9 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
     """
     candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
     if not candidates:
-        reasons = Counter(row["reason"] for row in rejects).most_common(3)
-        listed = "; ".join(f"{reason} ({number} times)" for reason, number in reasons)
-        raise TriptychError(
-            f"the source gave no usable image; {len(rejects)} rows were rejected: {listed or 'no rows'}"
-        )
+        why = keep_failed(out, rejects, by_cause(rejects))
+        raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {why}")
+    forget_failed(out)
     tables = {
         "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
         "questions.parquet": (questions, QUESTION_SCHEMA),

@@ -5,7 +5,6 @@ answer to one fixed question.
 """
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,15 +16,18 @@ from pydantic import TypeAdapter
 from triptych.config.datasets import Captions, Dataset
 from triptych.data.check import BLOCK, Block, Candidates, block_path, ensure_block, row_facts
 from triptych.data.duplicates import SeenBefore
+from triptych.data.rejects import SUMMARY, cause, causes_of, counted, forget_failed, keep_failed, say_counts
 from triptych.data.schemas import IMAGE_SCHEMA, QUESTION_FIELDS, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
 from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
-from triptych.io.manifest import sha256_file, sha256_json, write_record
+from triptych.io.manifest import sha256_file, sha256_json, write_json, write_record
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
+from triptych.utils.terminal import announce
 
 IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
+MOST, FEW = 0.5, 3  # a caption of more than this share of the images, and of more than a few, is pointed out
 FACTS = ["id", "sha256", "phash", "thumbnail", "split", "group", "caption"]  # what the choice needs to know
 
 
@@ -63,10 +65,12 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             if tables.counts["images"].total() == wanted:
                 break
         _require_enough(tables, settings, out)
-        for line in duplicates.suspects() if duplicates else ():
-            print(f"warning: {line}", flush=True)
+        for line in _warnings(tables, duplicates):
+            announce(f"warning: {out.name}: {line}", warning=True)
     files = {name: sha256_file(out / name) for name in (QUESTIONS, REJECTS)}
     counts = {name: dict(sorted(counter.items())) for name, counter in tables.counts.items()}
+    write_json(out / SUMMARY, tables.causes)
+    forget_failed(out)
     return {
         "counts": {**counts, "seen": tables.seen},
         "files": {IMAGES: sha256_json(parts), **files},
@@ -80,7 +84,9 @@ class _Tables:
     Attributes:
         counts: images and questions by split, rejects by kind.
         seen: how many images were looked at.
-        reasons: how often images were rejected, by kind of reason.
+        rejected: rows of the table of rejects.
+        causes: how often something was rejected, by kind and cause.
+        captions: how many images have each caption.
         questions: the source's questions by image.
     """
 
@@ -89,7 +95,9 @@ class _Tables:
         self.questions = questions
         self.counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
         self.seen = 0
-        self.reasons: Counter[str] = Counter()
+        self.rejected: list[dict] = []
+        self.causes: dict[str, Counter[str]] = defaultdict(Counter)
+        self.captions: Counter[str] = Counter()
 
     def accept_image(self, row: dict, questions: list[dict]) -> None:
         """Add an image's questions."""
@@ -97,18 +105,22 @@ class _Tables:
             self._asked.add(question)
         self.counts["images"][row["split"]] += 1
         self.counts["questions"][row["split"]] += len(questions)
+        self.captions[row["caption"] or ""] += 1
 
-    def reject(self, kind: str, name: str, reason: str) -> None:
-        """Add a reject."""
-        self._rejects.add({"kind": kind, "id": name, "reason": reason})
+    def reject(self, kind: str, name: str, reason: str, why: str = "") -> None:
+        """Add a reject; `why` is its cause where that is not to be told from the reason."""
+        row = {"kind": kind, "id": name, "reason": reason}
+        self._rejects.add(row)
+        self.rejected.append(row)
         self.counts["rejects"][kind] += 1
+        self.causes[kind][why or cause(reason)] += 1
 
     def reject_image(self, name: str, path: str, reason: str) -> None:
         """Add an image to the rejects, with all its questions."""
-        self.reject("image", name, f"{path}: {reason}")
-        self.reasons[reason.split(":")[0].split(" as ")[0]] += 1
+        self.reject("image", name, f"{path}: {reason}", cause(reason))
         for question in self.questions[name]:
-            self.reject("question", question["question_id"], f"its image {path} was rejected: {reason}")
+            row = question["question_id"], f"its image {path} was rejected: {reason}"
+            self.reject("question", *row, "its image was rejected")
 
 
 @contextmanager
@@ -146,7 +158,7 @@ def _choose(
             tables.reject_image(candidate["id"], *block.rejects[position])
             continue
         row = next(accepted)
-        if duplicates and (reason := duplicates.reason(row)):
+        if duplicates and (reason := duplicates.reason(row, candidate["path"])):
             tables.reject_image(row["id"], candidate["path"], reason)
             taken.append(False)
             continue
@@ -161,18 +173,40 @@ def _require_enough(tables: _Tables, settings: Dataset, out: Path) -> None:
     """Refuse a data set of too few captioned images, or without questions.
 
     Raises:
-        TriptychError: it is one.
+        TriptychError: it is one, or has not all the images of a whole copy where `expected` asks for one.
     """
+    rejected = tables.rejected
     found = tables.counts["images"].total()
     if settings.has_captions and found < settings.size:
-        listed = ", ".join(f"{reason} ({number})" for reason, number in tables.reasons.most_common(4))
+        why = f"Rejected: {keep_failed(out, rejected, tables.causes)}. " if rejected else "None was rejected. "
         raise TriptychError(
-            f"{settings.size} images were asked for, but only {found} of {tables.seen} could be used. "
-            f"Rejected: {listed or 'none'}. Lower `sizes`, or {settings.more_images}"
+            f"{settings.size} images were asked for, but only {found} of {tables.seen} could be used. {why}"
+            f"Lower `sizes`, or {settings.more_images}"
         )
     if not tables.counts["questions"]:
-        rejected = tables.counts["rejects"].total()
-        raise TriptychError(f"{out}: the source gave no usable question; {rejected} were rejected")
+        why = keep_failed(out, rejected, tables.causes)
+        raise TriptychError(f"{out}: the source gave no usable question; {len(rejected)} were rejected: {why}")
+    if getattr(settings, "expected", None) and tables.counts["rejects"]["image"]:
+        why = keep_failed(out, rejected, tables.causes)
+        lost = tables.counts["rejects"]["image"]
+        raise TriptychError(
+            f"{out}: {lost} of {tables.seen} images cannot be used, though `expected` asks for a whole copy: {why}. "
+            "Get the copy again, or leave out the key `expected` of the data set"
+        )
+
+
+def _warnings(tables: _Tables, duplicates: SeenBefore | None) -> Iterator[str]:
+    """Say what is odd about captions: one image under many, or one caption under many images."""
+    if duplicates is None:
+        return
+    yield from duplicates.suspects()
+    if tables.captions:
+        caption, number = tables.captions.most_common(1)[0]
+        if number > max(FEW, MOST * tables.captions.total()):
+            yield (
+                f"{number} of {tables.captions.total()} images have the caption {caption!r:.60}: "
+                "does the key or column of captions name what is said of each image?"
+            )
 
 
 def write_part(block: Block, taken: list[bool], path: Path) -> str:
@@ -224,7 +258,7 @@ def main() -> None:
     write_record(
         arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json", by_alias=True), **written}
     )
-    print(json.dumps(written["counts"]))
+    say_counts(arguments.out.name, counted(written["counts"], causes_of(arguments.out)))
 
 
 if __name__ == "__main__":

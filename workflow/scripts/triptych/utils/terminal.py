@@ -1,4 +1,28 @@
-"""Bars and durations in plain ASCII, for terminals and logs."""
+"""Lines, bars and durations in plain ASCII, for terminals and logs."""
+
+import os
+import sys
+from typing import TextIO
+
+SCREEN = "TRIPTYCH_SCREEN"  # number of the descriptor of the screen, for steps whose output is a log
+YELLOW, PLAIN = "\x1b[1;33m", "\x1b[0m"
+
+
+def announce(text: str, warning: bool = False) -> None:
+    """Print a line to the output, and to the screen where the output is a log; warnings in colour on a terminal."""
+    _print(text, warning, sys.stdout)
+    number = os.environ.get(SCREEN, "")
+    if number.isdecimal():
+        try:
+            with open(int(number), "w", closefd=False, encoding="utf-8") as screen:
+                _print(text, warning, screen)
+        except OSError:
+            pass  # nobody looks
+
+
+def _print(text: str, warning: bool, stream: TextIO) -> None:
+    coloured = warning and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(f"{YELLOW}{text}{PLAIN}" if coloured else text, file=stream, flush=True)
 
 
 def bar(fraction: float, width: int = 24) -> str:

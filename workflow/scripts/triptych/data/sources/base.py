@@ -130,5 +130,7 @@ def clean_caption(text: str | None, shortest: int, longest: int) -> str:
         text = "".join(" " if unicodedata.category(sign) in ("Cc", "Cs", "Co", "Cn") else sign for sign in text)
     clean = " ".join(unicodedata.normalize("NFC", text).split())
     if not shortest <= len(clean) <= longest:
-        raise TriptychError(f"the caption has {len(clean)} characters, not {shortest} to {longest}")
+        raise TriptychError(
+            f"the caption is too short or too long: {len(clean)} characters, not {shortest} to {longest}"
+        )
     return clean

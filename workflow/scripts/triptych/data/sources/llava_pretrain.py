@@ -30,7 +30,7 @@ def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Rej
         try:
             name, image, caption = _parts(entry)
             if image not in members:
-                raise TriptychError(f"{IMAGES} has no member {image!r}")
+                raise TriptychError(f"its image is not in {IMAGES}: {image!r}")
         except TriptychError as error:
             name = entry.get("id") if isinstance(entry, dict) else None
             named = isinstance(name, str) and name and is_utf8(name)

@@ -194,7 +194,7 @@ def without_repeats(questions: list[Question]) -> tuple[list[Question], list[dic
         if triplet(question) in triplets:
             rejects.append({"row": question.shown, "reason": "repeats image, question and answer of another row"})
         elif qid in qids:
-            rejects.append({"row": question.shown, "reason": f"repeats qid {qid} of another row"})
+            rejects.append({"row": question.shown, "reason": f"repeats the qid of another row: {qid}"})
         else:
             kept.append(question)
             triplets.add(triplet(question))

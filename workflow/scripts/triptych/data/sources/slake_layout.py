@@ -90,7 +90,7 @@ def _questions(
             try:
                 fields = checked_row(row)
                 if fields["qid"] in seen:
-                    raise TriptychError(f"repeats qid {fields['qid']}")
+                    raise TriptychError(f"repeats the qid of another row: {fields['qid']}")
             except TriptychError as error:
                 yield Reject("question", question_id, f"{position} {error}")
                 continue
@@ -98,7 +98,7 @@ def _questions(
             part = english_parts.get(image_id, table)
             image = images.setdefault(image_id, _Image(fields["img_name"], fields["subject"], part, []))
             if image.part != part or plain_name(image.name) != plain_name(fields["img_name"]):
-                reason = f"{position}: image {image_id} already belongs to {image.part}.json"
+                reason = f"{position} has an image that already belongs to {image.part}.json: {image_id}"
                 yield Reject("question", question_id, reason)
                 continue
             seen.add(question_id)

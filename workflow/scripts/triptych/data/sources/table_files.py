@@ -159,7 +159,7 @@ def _csv_rows(path: Path, columns: Columns) -> Found:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield line, None, f"not valid CSV up to line {reader.line_num} ({error}); is a quote not closed?"
+                yield line, None, f"not valid CSV (up to line {reader.line_num}: {error}); is a quote not closed?"
                 continue
             if cells and len(cells) != len(header):
                 number = f"{len(cells)}, not {len(header)}; quote cells that hold {SEPARATORS[separator]}"
