@@ -142,7 +142,7 @@ def fetching(step, config: dict, name: str) -> str:
         ("old name", "validation.json: not there; .*; older copies call it validate.json: rename it"),
         ("not unpacked", "imgs: not there; .*; unpack imgs.zip"),
         ("not a list", "train.json: must be a list of records, as in SLAKE"),
-        ("cut off", r"train.json: not valid JSON \(.*\); restore it"),
+        ("cut off", r"train.json: not valid JSON \(.*\); restore the file"),
         ("no English", "slake: no question has q_lang 'zh'; change the key `language` of the data set"),
     ],
 )

@@ -242,11 +242,33 @@ def test_a_whole_copy_that_is_asked_for_has_all_its_images(slake, tmp_path):
 def test_the_slake_folder_is_named_by_the_variable_or_the_key(slake, monkeypatch):
     monkeypatch.delenv(SLAKE_VARIABLE, raising=False)
     assert local_folder(of_slake(slake)) == slake
+    assert of_slake(slake).overruled is None
     with pytest.raises(TriptychError, match=r"set TRIPTYCH_SLAKE=/path/to/slake, or the key `folder`"):
         local_folder(SlakeFolderVqa(source="slake-folder"))
     monkeypatch.setenv(SLAKE_VARIABLE, str(slake / "nowhere"))
-    with pytest.raises(TriptychError, match=r"nowhere/train\.json: not there"):
-        local_folder(of_slake(slake))
+    with pytest.raises(TriptychError, match=r"nowhere/train\.json: not there; TRIPTYCH_SLAKE must name"):
+        local_folder(SlakeFolderVqa(source="slake-folder"))
+    assert local_folder(of_slake(slake)) == slake
+    with pytest.raises(TriptychError, match=r"imgs/train\.json: not there; the key `folder` must name"):
+        local_folder(of_slake(slake / "imgs"))
+
+
+def test_the_folder_that_is_read_is_named_and_a_variable_that_differs_is_pointed_out(
+    slake, tmp_path, monkeypatch, capsys
+):
+    write_slake(tmp_path / "other", subjects=4)
+    monkeypatch.setenv(SLAKE_VARIABLE, str(tmp_path / "other"))
+    for name, settings, read in (
+        ("key", of_slake(slake), slake),
+        ("variable", SlakeFolderVqa(source="slake-folder"), tmp_path / "other"),
+    ):
+        manifest = fetch(settings, tmp_path / "cache", tmp_path / name)
+        assert manifest["folder"] == str(read) and manifest["counts"]["candidates"] == (20 if read == slake else 8)
+        said = capsys.readouterr().out
+        assert f"read from {read}" in said and (f"{SLAKE_VARIABLE} is {tmp_path / 'other'}" in said) == (name == "key")
+    monkeypatch.setenv(SLAKE_VARIABLE, str(slake / ".." / "slake"))
+    fetch(of_slake(slake), tmp_path / "cache", tmp_path / "same")
+    assert "warning" not in capsys.readouterr().out
 
 
 # Captions

@@ -320,5 +320,5 @@ def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
     with pytest.raises(AssertionError) as caught:
         broken.snakemake("results/sources/medical/manifest.json")
     text = str(caught.value)
-    assert "nowhere/train.json: not there; TRIPTYCH_SLAKE" in text
+    assert "nowhere/train.json: not there; the key `folder` must name" in text
     assert "Traceback" not in text

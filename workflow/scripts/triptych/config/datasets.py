@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from triptych.config.base import Name, Record, Revision, former
 
-SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE; takes precedence over the key `folder`
+SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE where the key `folder` does not
 
 
 class Images(Record):
@@ -33,6 +33,11 @@ class Images(Record):
     max_pixels: PositiveInt = Field(
         50_000_000, le=50_000_000, description="Maximum number of pixels; larger images are rejected."
     )
+
+    @property
+    def location(self) -> Path | None:
+        """The user's folder that is read, where there is one and settings alone do not tell it."""
+        return None
 
     def local_tables(self) -> list[Path]:
         """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
@@ -247,14 +252,21 @@ class SlakeFolderVqa(Vqa):
     source: Literal["slake-folder"]
     folder: str | None = Field(
         None,
-        description="Folder with train.json, validation.json, test.json and imgs/; or set TRIPTYCH_SLAKE.",
+        description="Folder with train.json, validation.json, test.json and imgs/. Null: the one that the variable "
+        "TRIPTYCH_SLAKE names.",
     )
 
     @property
     def location(self) -> Path | None:
-        """The user's folder: TRIPTYCH_SLAKE, or else the key `folder`; None where neither is given."""
-        name = os.environ.get(SLAKE_VARIABLE) or self.folder
+        """The user's folder: the key `folder`, or else TRIPTYCH_SLAKE; None where neither is given."""
+        name = self.folder or os.environ.get(SLAKE_VARIABLE)
         return Path(name).expanduser() if name else None
+
+    @property
+    def overruled(self) -> Path | None:
+        """Another folder, which TRIPTYCH_SLAKE names and the key `folder` overrules; None where they agree."""
+        other = Path(os.environ.get(SLAKE_VARIABLE) or self.folder or ".").expanduser()
+        return other if self.folder and other.resolve() != self.location.resolve() else None
 
     def local_tables(self) -> list[Path]:
         """The tables of the three parts."""

@@ -69,6 +69,8 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
         "counts": {"candidates": len(candidates), "questions": len(questions), "rejects": len(rejects)},
         "files": {name: sha256_file(out / name) for name in tables},
     }
+    if settings.location:
+        manifest["folder"] = str(settings.location.resolve())
     write_record(out / "manifest.json", manifest)
     return manifest
 

@@ -9,6 +9,7 @@ from triptych.data.schemas import SPLITS
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
 from triptych.errors import TriptychError
+from triptych.utils.terminal import announce
 
 
 def listing(settings: SlakeFolderVqa, cache: Path) -> Iterator[Item | Reject]:
@@ -17,7 +18,15 @@ def listing(settings: SlakeFolderVqa, cache: Path) -> Iterator[Item | Reject]:
     Raises:
         TriptychError: as `local_folder` and `folder_listing`.
     """
-    yield from folder_listing(local_folder(settings), settings.language, settings.expected)
+    folder = local_folder(settings)
+    print(f"read from {folder.resolve()}", flush=True)
+    if settings.overruled:
+        announce(
+            f"warning: the key `folder` is {folder}, and {SLAKE_VARIABLE} is {settings.overruled}: the key is read. "
+            "Leave out one of them",
+            warning=True,
+        )
+    yield from folder_listing(folder, settings.language, settings.expected)
 
 
 def reader(settings: SlakeFolderVqa, cache: Path) -> AbstractContextManager[Read]:
@@ -41,10 +50,11 @@ def local_folder(settings: SlakeFolderVqa) -> Path:
             f"datasets: no folder is given for SLAKE; set {SLAKE_VARIABLE}=/path/to/slake, or the key `folder` of the "
             "data set. The folder holds train.json, validation.json, test.json and imgs/"
         )
+    name = "the key `folder`" if settings.folder else SLAKE_VARIABLE
     for part in [*(f"{split}.json" for split in SPLITS), "imgs"]:
         if not (folder / part).exists():
             raise TriptychError(
-                f"{folder / part}: not there; {SLAKE_VARIABLE} (or the key `folder`) must name a folder with "
+                f"{folder / part}: not there; {name} must name a folder with "
                 "train.json, validation.json, test.json and imgs/, as in the hub data set BoKelvin/SLAKE"
                 + _hint(folder)
             )
