@@ -1,6 +1,7 @@
 """Converters: every published row ends in one part or among the rejects, and no image in two parts."""
 
 import json
+import math
 import random
 import sys
 
@@ -155,6 +156,38 @@ def test_vqa_rad_keeps_what_it_publishes(tmp_path):
     assert {record["modality"] for record in rows.values()} == {"Radiology"}
 
 
+def test_question_types_are_the_published_ones_and_what_was_changed_is_counted(tmp_path):
+    stated = ["PRSE", "ATRIB", "POS, PRES", " pres ", "Other", "SIZE/COLOR", "strange", "prse", None, "MODALITY "]
+    records = rad_records()
+    for record, text in zip(records, stated, strict=False):
+        record["question_type"] = text
+    summary = convert("vqa-rad", write_osf(tmp_path / "rad", records), tmp_path / "out", IMAGE)
+    rows = {record["qid"]: record["content_type"] for records in read(tmp_path / "out").values() for record in records}
+    expected = ["PRES", "ATTRIB", "POS", "PRES", "OTHER", "SIZE", "Unknown", "PRES", "Unknown", "MODALITY"]
+    assert [rows[str(number)] for number in range(10)] == expected
+    assert summary["content_types_folded"] == {
+        "ATRIB -> ATTRIB": 1, "POS, PRES -> POS": 1, "PRSE -> PRES": 2, "SIZE/COLOR -> SIZE": 1,
+        "STRANGE -> Unknown": 1,
+    }  # fmt: skip
+
+
+def test_framed_questions_and_names_made_on_windows_are_read(tmp_path):
+    records = rad_records()
+    records[0]["phrase_type"], records[1]["phrase_type"] = "frame", "test_frame"
+    records[2]["image_name"] = ".\\SYNPIC1.jpg"
+    summary = convert("vqa-rad", write_osf(tmp_path / "rad", records), tmp_path / "out", IMAGE)
+    assert (summary["accepted"], summary["rejected"]) == (40, 0)
+
+
+def test_many_rejects_are_a_warning(tmp_path, monkeypatch, capsys):
+    records = rad_records()
+    for record in records[:10]:
+        record["phrase_type"] = "other"
+    source = write_osf(tmp_path / "rad", records)
+    main(["vqa-rad", "--from", str(source), "--out", str(tmp_path / "out"), "--test", "0.3", "--validation", "0.3"])
+    assert "warning: 25.0 % of the rows were rejected. phrase_type is none of" in capsys.readouterr().out
+
+
 def test_official_split_never_trains_on_a_test_image(tmp_path):
     records = [record for record in rad_records() if record["qid"] % 2 == 0 or record["qid"] < 20]
     summary = convert("vqa-rad", write_osf(tmp_path / "rad", records), tmp_path / "out", OFFICIAL)
@@ -226,15 +259,17 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
     bad = [
         (rad_record(100, 0, answer=" "), "answer is empty"),
         (rad_record(101, 0, question=None), "lacks question"),
-        (rad_record(102, 0, phrase_type="framed"), "phrase_type 'framed' is none of"),
-        (rad_record(103, 0, answer_type="MAYBE"), "answer_type 'MAYBE' is neither"),
-        (rad_record(104, 0, answer=["left"]), "answer is not text"),
-        (rad_record(105, 0, answer="\ud800"), "answer is not valid Unicode"),
-        (rad_record(106, 99), "image_name 'synpic99.jpg': No such file"),
+        (rad_record(102, 0, phrase_type="framed"), "test_frame: 'framed'"),
+        (rad_record(103, 0, answer_type="MAYBE"), "answer_type is neither OPEN nor CLOSED: 'MAYBE'"),
+        (rad_record(104, 0, answer=["left"]), "answer is a list, not text"),
+        (rad_record(105, 0, answer="\ud800"), "answer is not valid UTF-8"),
+        (rad_record(113, 0, answer=math.nan), "answer is not a finite number"),
+        (rad_record(114, 0, question=True), "question is true or false, not text"),
+        (rad_record(106, 99), "its image cannot be read: 'synpic99.jpg', No such file"),
         (rad_record(107, 0, image_name="../secret.jpg"), "image_name '../secret.jpg' leads out of"),
         (rad_record(108, 0, image_name="/etc/hostname"), "image_name '/etc/hostname' leads out of"),
         (rad_record(109, 0, image_name="a\0b"), "not a usable name"),
-        (rad_record(110, 0, image_name=7), "image_name 7 is not a name"),
+        (rad_record(110, 0, image_name=7), "image_name is not a name: 7"),
         (rad_record(111, 0, image_name="moving.jpg"), "neither JPEG nor PNG"),
         ("no record", "lacks qid, phrase_type, image_name, question, answer"),
         ({**good[4], "qid": 112}, "repeats image, question and answer of another row"),
@@ -245,9 +280,9 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
     (source / OSF_IMAGES / "moving.jpg").write_bytes(picture(0, "gif"))
     summary = convert("vqa-rad", source, tmp_path / "out", IMAGE)
     read(tmp_path / "out")
-    assert (summary["seen"], summary["accepted"], summary["rejected"]) == (55, 40, 15)
+    assert (summary["seen"], summary["accepted"], summary["rejected"]) == (57, 40, 17)
     reasons = rejected(tmp_path / "out")
-    assert len(reasons) == 15
+    assert len(reasons) == 17
     for _, reason in bad:
         assert sum(reason in given for given in reasons) == 1, reason
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from triptych.data.sources.image_names import locate
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import sha256_bytes
@@ -22,11 +23,16 @@ HUB = {"vqa-rad": "flaviagiammarino/vqa-rad", "path-vqa": "flaviagiammarino/path
 HUB_PARTS = {"vqa-rad": ("train", "test"), "path-vqa": PARTS}
 BATCH = 32  # Parquet rows held at a time
 
-# VQA-RAD as published at OSF. Its read-me writes "paraphrase" where its file has "para".
+# VQA-RAD as published at OSF. Its read-me writes "paraphrase" where its file has "para"; copies that others prepared
+# hold the framed questions as rows of their own.
 OSF_JSON = "VQA_RAD Dataset Public.json"
 OSF_IMAGES = "VQA_RAD Image Folder"
-PHRASE_PARTS = dict.fromkeys(("freeform", "para", "paraphrase"), "train")
+PHRASE_PARTS = dict.fromkeys(("freeform", "para", "paraphrase", "frame"), "train")
 PHRASE_PARTS |= {f"test_{phrase}": "test" for phrase in PHRASE_PARTS}
+
+# The question types that VQA-RAD's paper describes; its file has slips of the pen, and several types in one cell.
+QUESTION_TYPES = ("ABN", "ATTRIB", "COLOR", "COUNT", "MODALITY", "ORGAN", "OTHER", "PLANE", "POS", "PRES", "SIZE")
+SLIPS = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
 
 
 @dataclass(frozen=True)
@@ -95,22 +101,27 @@ def vqa_rad_rows(source: Path) -> Iterator[Published]:
         phrase = str(fields.get("phrase_type")).strip().lower()
         error = f"lacks {', '.join(missing)}" if missing else ""
         if not error and phrase not in PHRASE_PARTS:
-            error = f"phrase_type {fields['phrase_type']!r} is none of {', '.join(PHRASE_PARTS)}"
+            error = f"phrase_type is none of {', '.join(PHRASE_PARTS)}: {fields['phrase_type']!r}"
         read = partial(_read_named, images, fields.get("image_name"))
         yield Published(row, fields, PHRASE_PARTS.get(phrase, ""), error, read)
 
 
+def question_type(stated: str) -> str:
+    """Give the published question type of a cell, the first that it names; empty where it names none."""
+    words = (SLIPS.get(word, word) for word in re.findall(r"[A-Z]+", stated.upper()))
+    return next((word for word in words if word in QUESTION_TYPES), "")
+
+
 def _read_named(images: Path, name: Any) -> bytes:
     if not isinstance(name, str) or not name.strip():
-        raise UnusableRowError(f"image_name {name!r} is not a name")
+        raise UnusableRowError(f"image_name is not a name: {name!r:.60}")
     try:
-        return resolve_under(images, name).read_bytes()
+        return resolve_under(images, locate(images, name)[0]).read_bytes()
     except TriptychError:
         raise UnusableRowError(f"image_name {name!r} leads out of '{OSF_IMAGES}'") from None
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a ring of links
-        raise UnusableRowError(
-            f"image_name {name!r}: {getattr(error, 'strerror', None) or 'not a usable name'}"
-        ) from None
+        why = getattr(error, "strerror", None) or "not a usable name"
+        raise UnusableRowError(f"its image cannot be read: {name!r}, {why}") from None
 
 
 def hub_shards(source: Path, parts: Iterable[str]) -> dict[str, list[Path]]:

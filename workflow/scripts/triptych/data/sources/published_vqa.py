@@ -11,16 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from triptych.data.sources.published_rows import HUB, HUB_PARTS, PARTS, Published, UnusableRowError, published
+from triptych.data.rejects import LOUD, cause, top_causes
+from triptych.data.sources.conversations import UNKNOWN, closed_or_open
+from triptych.data.sources.published_rows import (
+    HUB,
+    HUB_PARTS,
+    PARTS,
+    Published,
+    UnusableRowError,
+    published,
+    question_type,
+)  # fmt: skip
+from triptych.data.sources.slake_rows import ANSWER_TYPES
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import sha256_bytes, write_json
-from triptych.io.text import is_utf8
+from triptych.io.text import plain_text
 from triptych.utils.seeds import stable_order
+from triptych.utils.terminal import announce
 
 STRICTEST = ("test", "validation", "train")  # an image of several official parts goes to the first of these
 MODALITY = {"vqa-rad": "Radiology", "path-vqa": "Pathology"}
-UNKNOWN = "Unknown"
 SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
 MANIFEST = "conversion.json"
 
@@ -51,12 +62,14 @@ class Question:
         slake: the row in SLAKE's layout.
         image: name of its image, which is written already.
         part: its official part.
+        folded: what was made of its question type where the published types have no such: `PRSE -> PRES`.
     """
 
     shown: Any
     slake: dict
     image: str
     part: str
+    folded: str = ""
 
 
 def convert(name: str, source: Path, out: Path, split: Split) -> dict:
@@ -100,7 +113,7 @@ def convert(name: str, source: Path, out: Path, split: Split) -> dict:
             if not members:
                 raise TriptychError(
                     f"{source}: part '{part}' would be empty ({seen} rows, {len(rejects)} rejected"
-                    + (f", for example: {rejects[0]['reason']}" if rejects else "")
+                    + (f": {_causes(rejects)}" if rejects else "")
                     + "); check the folder, or change --validation, --test or --seed"
                 )
             write_json(folder / f"{part}.json", sorted(members, key=lambda row: (row["img_id"], row["qid"])))
@@ -112,7 +125,7 @@ def convert(name: str, source: Path, out: Path, split: Split) -> dict:
         write_text(folder / "rejects.json", text + "\n")
         counts = _counts(questions, parts)
         summary = {"dataset": name, "layout": layout, "split": vars(split), "seen": seen, "accepted": len(questions)}
-        summary |= {"rejected": len(rejects), **counts}
+        summary |= {"rejected": len(rejects), "causes": _causes(rejects), **counts}
         write_json(folder / MANIFEST, summary)
     return summary
 
@@ -130,9 +143,10 @@ def _checked(row: Published, name: str, images: Path) -> Question:
         if not text:
             raise UnusableRowError(f"{key} is empty")
     answer_type = _text(row.fields, "answer_type").upper()
-    if answer_type not in ("", "OPEN", "CLOSED"):
-        raise UnusableRowError(f"answer_type {answer_type!r} is neither OPEN nor CLOSED")
-    content_type, location = (_text(row.fields, key).upper() or UNKNOWN for key in ("question_type", "image_organ"))
+    if answer_type not in ("", *ANSWER_TYPES):
+        raise UnusableRowError(f"answer_type is neither OPEN nor CLOSED: {answer_type!r:.60}")
+    stated, location = (_text(row.fields, key).upper() for key in ("question_type", "image_organ"))
+    content_type = question_type(stated) or UNKNOWN
     qid = _text(row.fields, "qid")
     data = row.read()
     suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), None)
@@ -149,27 +163,24 @@ def _checked(row: Published, name: str, images: Path) -> Question:
         "question": question,
         "answer": answer,
         "q_lang": "en",
-        "location": location,
+        "location": location or UNKNOWN,
         "modality": MODALITY[name],
-        "answer_type": answer_type or ("CLOSED" if answer.strip(" .").lower() in ("yes", "no") else "OPEN"),
+        "answer_type": answer_type or closed_or_open(answer),
         "base_type": "vqa",
         "content_type": content_type,
         "triple": ["vhead", "_", "_"],
     }
-    return Question(row.shown, slake, path.name, row.part)
+    folded = f"{stated} -> {content_type}" if stated not in ("", content_type) else ""
+    return Question(row.shown, slake, path.name, row.part, folded)
 
 
 def _text(fields: dict, key: str) -> str:
     """A field as text on one line; numbers are answers too (how many lesions: 3)."""
     value = fields.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise UnusableRowError(f"{key} is not text")
-    text = " ".join(str(value).split())
-    if not is_utf8(text):
-        raise UnusableRowError(f"{key} is not valid Unicode")
-    return text
+    try:
+        return "" if value is None else " ".join(plain_text(value).split())
+    except TriptychError as error:
+        raise UnusableRowError(f"{key} {error}") from None
 
 
 def without_repeats(questions: list[Question]) -> tuple[list[Question], list[dict]]:
@@ -247,7 +258,12 @@ def _counts(questions: list[Question], parts: dict[str, str]) -> dict:
         "questions": {part: rows[part] for part in PARTS},
         "images_in_several_official_parts": sum(len(stood) > 1 for stood in _official_parts(questions).values()),
         "questions_moved": dict(sorted(moves.items())),
+        "content_types_folded": dict(sorted(Counter(row.folded for row in questions if row.folded).items())),
     }
+
+
+def _causes(rejects: list[dict]) -> str:
+    return top_causes(Counter(cause(row["reason"]) for row in rejects))
 
 
 def _sortable(value: Any) -> str:
@@ -281,6 +297,9 @@ def _report(summary: dict) -> str:
     moved = summary["questions_moved"]
     lines.append(f"questions that moved part: {sum(moved.values())} of {summary['accepted']}")
     lines += [f"  {move}: {number}" for move, number in moved.items()]
+    if folded := summary["content_types_folded"]:
+        lines.append(f"question types brought to the published ones: {sum(folded.values())} of {summary['accepted']}")
+        lines += [f"  {change}: {number}" for change, number in folded.items()]
     lines += [f"{part}: {summary['images'][part]} images, {summary['questions'][part]} questions" for part in PARTS]
     return "\n".join(lines)
 
@@ -313,7 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(arguments)
     mode = arguments.split or {"vqa-rad": "image", "path-vqa": "official"}[arguments.dataset]
     split = Split(mode, arguments.validation, arguments.test, arguments.seed)
-    print(_report(convert(arguments.dataset, arguments.source.expanduser(), arguments.out.expanduser(), split)))
+    summary = convert(arguments.dataset, arguments.source.expanduser(), arguments.out.expanduser(), split)
+    print(_report(summary))
+    if (share := summary["rejected"] / summary["seen"]) > LOUD:
+        announce(f"warning: {100 * share:.1f} % of the rows were rejected. {summary['causes']}", warning=True)
 
 
 if __name__ == "__main__":
