@@ -14,10 +14,12 @@ from PIL import Image
 from triptych.commands import estimate
 from triptych.commands.jobs import jobs
 from triptych.config.study import load_study
+from triptych.data.rejects import SUMMARY
 from triptych.io.atomic import write_text
+from triptych.io.manifest import write_json
 from triptych.report.__main__ import as_json, named
 from triptych.report.charts import per_stage, pivot
-from triptych.report.gather import limitations, planned_and_used, questions_and_answers
+from triptych.report.gather import limitations, planned_and_used, questions_and_answers, read_and_rejected
 from triptych.tables import schedules
 from triptych.tables.format import make_table
 
@@ -39,6 +41,21 @@ def test_every_question_stands_once_with_each_arms_first_answer():
     assert [(row[0], row[5], row[6]) for row in found["rows"]] == [
         ("what is 1?", ["liver", "lung"], [1, 0]),
         ("what is 2?", ["Liver.", ""], [1, 0]),
+    ]
+
+
+def test_the_first_screen_says_what_was_read_and_rejected(world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    write_json(tmp_path / "data" / "medical" / SUMMARY, {"image": {"no bytes": 3}})
+    counts = {"images": {"train": 17}, "questions": {"train": 51}, "rejects": {"image": 3, "question": 9}}
+    captions = {"images": {"train": 24}, "questions": {"train": 24}, "rejects": {}}
+    assert read_and_rejected(study, {"medical": counts, "general-24": captions}) == [
+        (
+            "warning: 15.0 % of the images and 15.0 % of the questions of medical were rejected. "
+            "20 images seen, 17 accepted, 3 rejected (no bytes: 3); 60 questions seen, 51 accepted, 9 rejected",
+            True,
+        ),
+        ("general-24: 24 images seen, 24 accepted, 0 rejected", False),
     ]
 
 

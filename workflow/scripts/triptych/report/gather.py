@@ -15,6 +15,7 @@ from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.data.image_table import ImageTable
+from triptych.data.rejects import causes_of, counted, summary
 from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
@@ -208,6 +209,17 @@ def _unused_test_part(study: Study) -> Iterator[str]:
         yield "The official test part has not been used yet (`snakemake test`)."
 
 
+def read_and_rejected(study: Study, data: Mapping[str, Mapping]) -> list[tuple[str, bool]]:
+    """Say of each data set what was seen, accepted and rejected, and whether so much was rejected that it is a warning.
+
+    Args:
+        study: the study.
+        data: counts of its data sets by name, as in the audit.
+    """
+    folders = {name: study.path(paths.DATA, dataset=name).parent for name in data}
+    return [summary(name, counted(counts, causes_of(folders[name]))) for name, counts in data.items()]
+
+
 def rejects(study: Study, name: str) -> list[dict]:
     """List what was rejected of a data set, with the reason: the first MOST_REJECTS; nothing without its tables."""
     path = study.path(paths.REJECTS, dataset=name)
@@ -304,6 +316,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
         **optional,
         "by_content": read_csv(folder / "by_content.csv", schedules.CONTENT_COLUMNS),
         "audit": audit,
+        "counts": read_and_rejected(study, audit["data"]),
         "rejects": {name: found for name in audit["data"] if (found := rejects(study, name))},
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
