@@ -425,6 +425,21 @@ def test_the_requested_number_is_delivered_although_spares_run_out(captioned, tm
     assert "the oversample did not suffice" in capsys.readouterr().out
 
 
+def test_all_takes_every_usable_image_and_a_number_is_its_beginning(captioned, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "BLOCK", 4)
+    pictures = {f"{n}.jpg": encoded(photo(n), "JPEG") if n % 3 else b"broken" for n in range(15)}
+    settings = captioned(pictures, sizes="all")
+    assert settings.sizes == ["all"] and settings.model_dump(mode="json")["sizes"] == ["all"]
+    counts = prepared(settings, tmp_path / "all")
+    assert sum(counts["images"].values()) == 10 and counts["rejects"] == {"image": 5} and counts["seen"] == 15
+    prepared(settings.model_copy(update={"sizes": [6]}), tmp_path / "six")
+    first, every = ([row["id"] for row in read_table(tmp_path / name / "images")] for name in ("six", "all"))
+    assert every[:6] == first
+    nothing = captioned(dict.fromkeys(pictures, b"broken"), sizes=["all"])
+    with pytest.raises(TriptychError, match="all images were asked for, but only 0 of 15 could be used"):
+        prepared(nothing, tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("caption", "reason"),
     [("  ", "is empty"), ("ab", "2 characters, not 3 to 2000"), ("x" * 2001, "2001 characters")],

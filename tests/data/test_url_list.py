@@ -258,6 +258,12 @@ def test_a_smaller_set_is_the_beginning_and_the_order_of_rows_does_not_matter(tm
     assert small == large[: len(small)] and len(paths(small)) == 6
 
 
+def test_all_asks_for_every_address(tmp_path, server):
+    write_table(tmp_path, mixed(server))
+    found = listing(tmp_path, sizes="all", oversample=0.1)
+    assert (len(paths(found)), len(reasons(found))) == (30, 10)
+
+
 def test_a_rerun_asks_only_for_what_is_missing(tmp_path, server):
     write_table(tmp_path, mixed(server))
     first = listing(tmp_path, sizes=[15], max_bytes=LIMIT)

@@ -190,6 +190,16 @@ def test_members_that_lead_out_are_refused(tmp_path, served, member, message):
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "cache"])
 
 
+@pytest.mark.parametrize(
+    "names", [["imgs/a/source.jpg", "imgs/a/source.jpg/source.jpg"], [f"imgs/{'x' * 300}/source.jpg"]]
+)
+def test_members_that_cannot_be_files_are_one_line(tmp_path, served, names):
+    serve_slake(served, dict.fromkeys(names, b"data"))
+    with pytest.raises(TriptychError, match=r"imgs\.zip: 'imgs/.*' cannot be unpacked \(.*\); check the revision"):
+        slake_hub.slake_folder(tmp_path / "cache", REVISION)
+    assert not list((tmp_path / "cache").glob("slake-*"))
+
+
 def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
     monkeypatch.setattr(slake_hub, "MAX_UNPACKED_BYTES", 1000)
     serve_slake(served, {"imgs/xmlab1/source.jpg": "x", "imgs/xmlab2/source.jpg": b"0" * 1000})

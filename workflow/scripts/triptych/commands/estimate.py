@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from statistics import median
 
 from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
@@ -20,6 +21,7 @@ from triptych.io.manifest import read_json
 # Of a training, in tokens: what stands in front of a question's image or behind it, and SLAKE's questions an image.
 TEXT_TOKENS = {"questions": 14, "captions": 40}
 QUESTIONS_PER_IMAGE = 11
+UNKNOWN_SIZE = 1000  # images or questions of a data set of which nothing is said
 PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
 # For the minimum detectable effect, where no comparison of this study says better; see docs/evaluation.md.
 RUN_SD = 2.8  # points between runs of the difference of two schedules: 2 points each
@@ -87,8 +89,9 @@ def questions(study: Study, dataset: str) -> tuple[int, int]:
     except TriptychError:
         pass
     if isinstance(described, Captions):
-        return described.sizes[0], described.sizes[0]
-    expected = getattr(described, "expected", None) or {"train": 1000, "validation": 0}
+        number = described.size if described.size < inf else UNKNOWN_SIZE
+        return number, number
+    expected = getattr(described, "expected", None) or {"train": UNKNOWN_SIZE, "validation": 0}
     number = sum(expected.get(part, 0) for part in parts)
     return number, max(1, number // QUESTIONS_PER_IMAGE)
 
@@ -193,8 +196,8 @@ def disk_gb(study: Study) -> tuple[float, float]:
     for prefix in study.grid.prefixes:
         model = model_sizes(study, prefix)
         for name in (study.settings.folds.dataset, study.grid.stage_of(prefix).data):
-            known = isinstance(sizes[name], Captions)
-            images = sizes[name].sizes[0] if known else questions(study, name)[1]
+            known = isinstance(sizes[name], Captions) and sizes[name].size < inf
+            images = sizes[name].size if known else questions(study, name)[1]
             bytes_each = model.image_tokens * model.width * width
             stored = images * bytes_each / 1e9
             encoded[study.grid.features(name, prefix)] = stored if stored <= study.settings.features.budget_gb else 0.0

@@ -10,12 +10,37 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
 
-from pydantic import Field, GetJsonSchemaHandler, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveInt,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from triptych.config.base import Name, Record, Revision, former
 
 SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE where the key `folder` does not
+
+
+ALL = "all"  # the size of a data set that takes every usable image
+
+
+def _size(value: Any) -> Any:
+    if value != ALL and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"must be a whole number, or {ALL}")
+    if value != ALL and value < 1:
+        raise ValueError(f"must be greater than 0, not {value}")
+    return value
+
+
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": ALL}]}
+Size = Annotated[Any, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class Images(Record):
@@ -49,10 +74,10 @@ class Captions(Images):
 
     has_captions = True
 
-    sizes: list[PositiveInt] = Field(
+    sizes: Annotated[list[Size], BeforeValidator(lambda sizes: [ALL] if sizes == ALL else sizes)] = Field(
         min_length=1,
-        description="Numbers of images. Each is a separate data set, `<name>-<size>`; a larger one contains the "
-        "smaller ones.",
+        description="Numbers of images, or `all` for every usable one. Each is a separate data set, `<name>-<size>`; a "
+        "larger one contains the smaller ones.",
     )
     oversample: float = former(
         "spares", 0.1, ge=0, le=5, description="Fraction of additional images read to replace rejected ones."
@@ -71,14 +96,14 @@ class Captions(Images):
     )
 
     @property
-    def size(self) -> int:
-        """Number of images of an expanded data set, which has one size only."""
-        return self.sizes[-1]
+    def size(self) -> float:
+        """Number of images of an expanded data set, which has one size only; infinite for all."""
+        return math.inf if self.sizes[-1] == ALL else self.sizes[-1]
 
     @property
-    def wanted(self) -> int:
-        """Number of candidates that are read at first: the size and what `oversample` adds."""
-        return self.size + math.ceil(self.size * self.oversample)
+    def wanted(self) -> float:
+        """Number of candidates that are read at first: the size and what `oversample` adds; infinite for all."""
+        return self.size + (0 if self.sizes[-1] == ALL else math.ceil(self.size * self.oversample))
 
     @model_validator(mode="after")
     def _lengths_are_in_order(self) -> "Captions":
@@ -137,6 +162,12 @@ class OpenMojiCaptions(Captions):
     module = "triptych.data.sources.embedded.openmoji"
 
     source: Literal["openmoji"]
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "OpenMojiCaptions":
+        if ALL in self.sizes:
+            raise ValueError("sizes must be numbers: images are composed without end")
+        return self
 
 
 @data_source
@@ -316,5 +347,5 @@ class Folds(Record):
 
 def expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
     """A data set's name with each of its sizes, or the name alone where it has none."""
-    sizes = [sizes] if isinstance(sizes, int) else sizes  # an error, which is reported elsewhere
+    sizes = [sizes] if isinstance(sizes, int) or sizes == ALL else sizes  # one number: an error, reported elsewhere
     return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]

@@ -8,6 +8,7 @@ import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 
 import pyarrow as pa
@@ -177,10 +178,10 @@ def _require_enough(tables: _Tables, settings: Dataset, out: Path) -> None:
     """
     rejected = tables.rejected
     found = tables.counts["images"].total()
-    if settings.has_captions and found < settings.size:
+    if settings.has_captions and (found < settings.size < inf or not found):
         why = f"Rejected: {keep_failed(out, rejected, tables.causes)}. " if rejected else "None was rejected. "
         raise TriptychError(
-            f"{settings.size} images were asked for, but only {found} of {tables.seen} could be used. {why}"
+            f"{settings.sizes[-1]} images were asked for, but only {found} of {tables.seen} could be used. {why}"
             f"Lower `sizes`, or {settings.more_images}"
         )
     if not tables.counts["questions"]:

@@ -10,7 +10,7 @@ from triptych.config.datasets import SlakeHubVqa
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
 from triptych.download.huggingface import BROKEN_MEMBER, check_revision, download, open_zip
-from triptych.errors import TriptychError
+from triptych.errors import NO_SPACE, TriptychError
 from triptych.io.atomic import atomic_directory, resolve_under
 
 SLAKE = "BoKelvin/SLAKE"
@@ -74,10 +74,18 @@ def _unpack(path: Path, folder: Path) -> None:
         if sum(member.file_size for member in targets.values()) > MAX_UNPACKED_BYTES:
             raise TriptychError(f"{path.name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes; refused")
         for target, member in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                target.write_bytes(archive.read(member))
+                data = archive.read(member)
             except BROKEN_MEMBER as error:
                 raise TriptychError(f"{path}: {member.filename!r} cannot be read ({error}); delete the file") from None
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            except OSError as error:  # a name that is too long, or a file where another member needs a folder
+                if error.errno in NO_SPACE:
+                    raise
+                raise TriptychError(
+                    f"{path}: {member.filename[:80]!r} cannot be unpacked ({error.strerror}); check the revision"
+                ) from None
     if not any(target.name == "source.jpg" for target in targets):
         raise TriptychError(f"{path.name}: holds no source.jpg; check the revision")

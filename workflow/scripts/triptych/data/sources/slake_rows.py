@@ -79,7 +79,7 @@ def checked_row(row: Any) -> dict[str, str]:
     if blank := [key for key in ("qid", "img_id", "img_name") if not fields[key].strip()]:
         raise TriptychError(f"has an empty {blank[0]}")
     if row.get("q_lang") is not None and language_of(row) is None:
-        raise TriptychError(f"has a q_lang that is neither en nor zh: {row['q_lang']!r:.60}")
+        raise TriptychError(f"has a q_lang that is neither en nor zh: {str(row['q_lang'])[:60]!r}")
     fields["answer_type"] = " ".join(fields["answer_type"].split()).upper()
     if fields["answer_type"] not in ANSWER_TYPES:
         raise TriptychError(f"has an answer_type that is neither OPEN nor CLOSED: {row['answer_type']!r:.60}")

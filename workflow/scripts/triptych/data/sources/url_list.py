@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from math import inf
 from pathlib import Path
 from typing import NoReturn
 
@@ -175,7 +176,7 @@ def _hopes(queue: deque[tuple[Item, Future]]) -> int:
 class _Progress:
     """Lines on how far the downloads are, every few seconds."""
 
-    def __init__(self, wanted: int):
+    def __init__(self, wanted: float):
         self.wanted, self.start = wanted, time.monotonic()
         self.reported = self.start
 
@@ -184,7 +185,8 @@ class _Progress:
         if last or now - self.reported >= PROGRESS_SECONDS:
             self.reported = now
             rate = (done + failed) / max(now - self.start, 1e-3)
-            print(f"{done} of {self.wanted} images, {failed} addresses failed, {rate:.1f}/s", flush=True)
+            wanted = "all" if self.wanted == inf else self.wanted
+            print(f"{done} of {wanted} images, {failed} addresses failed, {rate:.1f}/s", flush=True)
 
 
 @contextmanager
