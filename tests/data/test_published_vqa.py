@@ -269,7 +269,7 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
         (rad_record(107, 0, image_name="../secret.jpg"), "image_name '../secret.jpg' leads out of"),
         (rad_record(108, 0, image_name="/etc/hostname"), "image_name '/etc/hostname' leads out of"),
         (rad_record(109, 0, image_name="a\0b"), "not a usable name"),
-        (rad_record(110, 0, image_name=7), "image_name is not a name: 7"),
+        (rad_record(110, 0, image_name=7), "image_name is not a name: '7'"),
         (rad_record(111, 0, image_name="moving.jpg"), "neither JPEG nor PNG"),
         ("no record", "lacks qid, phrase_type, image_name, question, answer"),
         ({**good[4], "qid": 112}, "repeats image, question and answer of another row"),

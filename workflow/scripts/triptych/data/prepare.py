@@ -205,7 +205,7 @@ def _warnings(tables: _Tables, duplicates: SeenBefore | None) -> Iterator[str]:
         caption, number = tables.captions.most_common(1)[0]
         if number > max(FEW, MOST * tables.captions.total()):
             yield (
-                f"{number} of {tables.captions.total()} images have the caption {caption!r:.60}: "
+                f"{number} of {tables.captions.total()} images have the caption {caption[:60]!r}: "
                 "does the key or column of captions name what is said of each image?"
             )
 

@@ -114,7 +114,7 @@ def question_type(stated: str) -> str:
 
 def _read_named(images: Path, name: Any) -> bytes:
     if not isinstance(name, str) or not name.strip():
-        raise UnusableRowError(f"image_name is not a name: {name!r:.60}")
+        raise UnusableRowError(f"image_name is not a name: {str(name)[:60]!r}")
     try:
         return resolve_under(images, locate(images, name)[0]).read_bytes()
     except TriptychError:

@@ -144,7 +144,7 @@ def _checked(row: Published, name: str, images: Path) -> Question:
             raise UnusableRowError(f"{key} is empty")
     answer_type = _text(row.fields, "answer_type").upper()
     if answer_type not in ("", *ANSWER_TYPES):
-        raise UnusableRowError(f"answer_type is neither OPEN nor CLOSED: {answer_type!r:.60}")
+        raise UnusableRowError(f"answer_type is neither OPEN nor CLOSED: {answer_type[:60]!r}")
     stated, location = (_text(row.fields, key).upper() for key in ("question_type", "image_organ"))
     content_type = question_type(stated) or UNKNOWN
     qid = _text(row.fields, "qid")

@@ -82,7 +82,7 @@ def checked_row(row: Any) -> dict[str, str]:
         raise TriptychError(f"has a q_lang that is neither en nor zh: {str(row['q_lang'])[:60]!r}")
     fields["answer_type"] = " ".join(fields["answer_type"].split()).upper()
     if fields["answer_type"] not in ANSWER_TYPES:
-        raise TriptychError(f"has an answer_type that is neither OPEN nor CLOSED: {row['answer_type']!r:.60}")
+        raise TriptychError(f"has an answer_type that is neither OPEN nor CLOSED: {str(row['answer_type'])[:60]!r}")
     return fields
 
 
