@@ -338,6 +338,16 @@ def test_a_placeholder_in_several_encodings_is_pointed_out_too(captioned, tmp_pa
     assert "captions: is it a placeholder?" in capsys.readouterr().out
 
 
+def test_too_few_images_are_told_with_what_every_step_rejected(captioned, tmp_path):
+    pictures = {f"{n}.jpg": encoded(photo(n), "JPEG") if n < 2 else b"" for n in range(4)}
+    settings = captioned(pictures, {**{name: f"about {name}" for name in pictures}, "4.jpg": " ", "5.jpg": ""})
+    with pytest.raises(TriptychError) as caught:
+        prepared(settings, tmp_path / "out")
+    told = "6 images were asked for, but only 2 of 6 could be used. Rejected: 'caption' is empty: 2; no bytes: 2; each"
+    assert told in str(caught.value)
+    assert len(read_table(tmp_path / "out" / FAILED)) == 4
+
+
 def test_a_changed_revision_never_meets_old_images(tmp_path):
     settings = HubParquetCaptions(source="hub-parquet", repo="a/b", revision="0" * 40, sizes=[1])
     rows = [{"id": "x", "path": "p", "place": "q"}]

@@ -313,6 +313,11 @@ def test_a_shared_stage_that_would_see_held_out_images_stops_the_run(world, tmp_
     assert not list(tmp_path.glob("results/checkpoints/*"))
 
 
+def test_preparing_a_data_set_ends_with_its_counts_on_the_screen(world, tmp_path):
+    text = Study(tmp_path, toy_config(world)).snakemake("results/data/general-24/manifest.json")
+    assert "\ngeneral-24: 24 images seen, 24 accepted, 0 rejected\n" in text
+
+
 def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
     config = toy_config(world)
     config["datasets"]["medical"]["folder"] = str(tmp_path / "nowhere")
