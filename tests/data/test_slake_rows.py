@@ -75,6 +75,16 @@ def test_what_folds_and_tables_group_by_has_one_spelling(tmp_path, capsys):
     assert "answer_type" not in said
 
 
+def test_blanks_around_ids_make_no_other_image_question_or_patient(tmp_path):
+    rows = [row(1, subject="p1"), row(2, " 0", img_name="toy0/source.png", subject=" p1 "), row("1 ")]
+    found = list(folder_listing(write(tmp_path, rows)))
+    (item,) = (one for one in found if isinstance(one, Item))
+    assert (item.id, item.group, len(item.questions)) == ("0", "subject p1", 2)
+    assert [one.reason for one in found if isinstance(one, Reject)] == [
+        "train.json[2] repeats the qid of another row: 1"
+    ]
+
+
 def test_languages_are_read_without_regard_to_case_and_unknown_ones_rejected(tmp_path):
     rows = [row(1, q_lang=" EN"), row(2, q_lang="ZH"), row(3, q_lang="english"), row(4, q_lang=7), row(5)]
     rows += [{key: value for key, value in row(6).items() if key != "q_lang"}, row(7, q_lang=None)]

@@ -195,7 +195,10 @@ class HubParquetCaptions(Captions):
         "**/*.parquet", description="Glob pattern of the Parquet files to use, such as data/train-*.parquet."
     )
     image_column: str = Field("image", description="Column with the images ({bytes, path} or bytes).")
-    caption_column: str = Field("caption", description="Column with the captions; from a list, the first is used.")
+    caption_column: str = Field(
+        "caption",
+        description="Column with the captions; from a list the first, from a conversation the first answer is used.",
+    )
 
 
 @data_source
@@ -207,9 +210,11 @@ class FolderCaptions(Captions):
 
     source: Literal["caption-folder"]
     folder: str = Field(description="Folder that contains the table and the images.")
-    table: str = Field("captions.jsonl", description="Table in the folder: .csv, .json, .jsonl or .parquet.")
+    table: str = Field("captions.jsonl", description="Table in the folder: .csv, .tsv, .json, .jsonl or .parquet.")
     image_column: str = Field("image", description="Column or key with the path of the image below the folder.")
-    caption_column: str = Field("caption", description="Column or key with the caption.")
+    caption_column: str = Field(
+        "caption", description="Column or key with the caption; without it, the first answer of `conversations`."
+    )
 
     def local_tables(self) -> list[Path]:
         """The table in the folder."""
@@ -238,7 +243,7 @@ class UrlListCaptions(Captions):
     more_images = Captions.more_images + " (raise `oversample`, so that more are downloaded)"
 
     source: Literal["url-list"]
-    table: str = Field(description="Table file: .csv, .json, .jsonl or .parquet.")
+    table: str = Field(description="Table file: .csv, .tsv, .json, .jsonl or .parquet.")
     url_column: str = Field("url", description="Column with the URLs (http or https).")
     caption_column: str = Field("caption", description="Column with the captions.")
     connections: int = Field(16, ge=1, le=256, description="Number of parallel downloads.")

@@ -86,7 +86,7 @@ def _questions(
     for table, rows in asked.items():
         for position, row in rows:
             stated = row.get("qid") if isinstance(row, dict) else None
-            question_id = position if stated is None else str(stated)
+            question_id = position if stated is None else str(stated).strip()
             try:
                 fields = checked_row(row)
                 if fields["qid"] in seen:
@@ -154,7 +154,10 @@ def _require_pictures(missing: list[str], folder: Path) -> None:
 
 def _english_parts(tables: dict[str, list[Row]]) -> dict[str, str]:
     return {
-        str(row.get("img_id")): split for split, rows in tables.items() for _, row in rows if language_of(row) == "en"
+        str(row.get("img_id")).strip(): split
+        for split, rows in tables.items()
+        for _, row in rows
+        if language_of(row) == "en"
     }
 
 

@@ -72,7 +72,7 @@ def checked_row(row: Any) -> dict[str, str]:
             fields[key] = "" if row.get(key) is None else plain_text(row[key])
         except TriptychError as error:
             raise TriptychError(f"has {'an' if key[0] in 'aeiou' else 'a'} {key} that {error}") from None
-    for key in ("question", "answer", "subject"):
+    for key in ("qid", "img_id", "question", "answer", "subject"):
         fields[key] = fields[key].strip()
     if not fields["question"] or not fields["answer"]:
         raise TriptychError("has an empty question or answer")
