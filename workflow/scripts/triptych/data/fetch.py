@@ -30,7 +30,7 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
         caption = item.caption
         try:
             if item.id in seen:
-                raise TriptychError(f"{item.path}: the id {item.id} is there twice")
+                raise TriptychError(f"its id stands in the source twice: {item.id}")
             if settings.has_captions:
                 caption = clean_caption(item.caption, *settings.caption_length)
         except TriptychError as error:
