@@ -54,8 +54,8 @@ def require_all_tensors(folder: Path, info: dict) -> None:
     Raises:
         TriptychError: the files lack a tensor, or hold one of another shape.
     """
-    missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", [])]))
-    if missing:
+    other = [f"{name} as {tuple(needed)}" for name, _, needed in info.get("mismatched_keys", [])]
+    if missing := sorted([*map(str, info["missing_keys"]), *other]):
         raise TriptychError(f"{folder}: the weights lack {', '.join(missing[:5])}; fetch the model again")
 
 
@@ -88,6 +88,7 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         use_safetensors=True,
         attn_implementation=supported_attention(config, attention),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in what it says of the loading, and refused below
         trust_remote_code=False,
     )
     require_all_tensors(folder, info)

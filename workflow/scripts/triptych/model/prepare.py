@@ -17,6 +17,7 @@ from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
 from triptych.model.code import refuse_code
+from triptych.model.inspection import inspect_language_model
 from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
@@ -33,7 +34,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
         out: folder to write.
 
     Raises:
-        TriptychError: the model is unavailable, or names code of its own.
+        TriptychError: the model is unavailable, damaged or not supported, or names code of its own.
     """
     with atomic_directory(out) as temporary, _naming_the_source(temporary, settings):
         match settings.source:
@@ -44,6 +45,9 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
             case "package":
                 CONVERT[role](settings, cache, temporary)
         refuse_code(temporary)
+        if role == "language_model":
+            for doubt in inspect_language_model(temporary, settings.prompt):
+                print(f"warning: {doubt}", flush=True)
         paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
         files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in paths}
         write_record(temporary / "manifest.json", {"settings": settings.model_dump(), "files": files})
