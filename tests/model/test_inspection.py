@@ -15,7 +15,7 @@ from triptych.config.models import FolderLanguageModel, PackageLanguageModel
 from triptych.errors import TriptychError
 from triptych.model import inspection
 from triptych.model.architectures import ARCHITECTURES
-from triptych.model.inspection import check_prompt
+from triptych.model.inspection import check_prompt, inspect_language_model
 from triptych.model.prepare import prepare_model
 
 SMOLLM2 = "<|im_start|>user\n<image>\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -257,4 +257,4 @@ def test_the_packaged_model_and_its_prompt_raise_no_doubt(tmp_path, capsys):
     prepare_model("language_model", PackageLanguageModel(source="package", prompt=SMOLLM2), CACHE, tmp_path / "out")
     assert "warning" not in capsys.readouterr().out
     with pytest.raises(TriptychError, match=r"^models.language_model.prompt: .* does not know <s>, <\|user\|>, </s>"):
-        prepare_model("language_model", PackageLanguageModel(source="package", prompt=TINYLLAMA), CACHE, tmp_path / "x")
+        inspect_language_model(tmp_path / "out", TINYLLAMA)

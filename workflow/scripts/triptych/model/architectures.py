@@ -61,6 +61,17 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     return config.sliding_window
 
 
+def context_tokens(config: PreTrainedConfig) -> int:
+    """Give the most tokens of a sequence that a model was made for.
+
+    Beyond the original length, `longrope` turns all positions otherwise, which would depend on what shares a batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    return config.max_position_embeddings
+
+
 def final_softcap(config: PreTrainedConfig) -> float | None:
     """Give the bound c of the logits x, which become c * tanh(x / c); None: they have none."""
     return config.final_logit_softcapping if architecture(config).softcaps else None

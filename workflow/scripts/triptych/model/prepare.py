@@ -44,6 +44,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
                 copy_model(Path(settings.folder), FILES, temporary)
             case "package":
                 CONVERT[role](settings, cache, temporary)
+        (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
         refuse_code(temporary)
         if role == "language_model":
             for doubt in inspect_language_model(temporary, settings.prompt):

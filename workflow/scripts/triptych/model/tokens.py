@@ -130,6 +130,33 @@ def tokenise(rows: Sequence[dict], prompt: PromptTokens) -> list[Sample]:
     return samples
 
 
+def require_context(samples: Sequence[Sample], prefix_tokens: int, limit: int, new_tokens: int | None = None) -> None:
+    """Check that every sample fits into the language model's context.
+
+    Args:
+        samples: to be trained on, or answered.
+        prefix_tokens: of an image with the text before it.
+        limit: tokens of the context.
+        new_tokens: room for an answer that is yet to be given; None: for the sample's own.
+
+    Raises:
+        TriptychError: one is longer; the message names the longest.
+    """
+    lengths = [
+        prefix_tokens + len(sample.question) + (len(sample.answer) if new_tokens is None else new_tokens)
+        for sample in samples
+    ]
+    if (longest := max(lengths, default=0)) <= limit:
+        return
+    answer = "its answer" if new_tokens is None else f"evaluation.max_new_tokens ({new_tokens})"
+    named, long = samples[lengths.index(longest)].question_id, sum(length > limit for length in lengths)
+    raise TriptychError(
+        f"question {named}: {longest} tokens with its image ({prefix_tokens}, with the text before it) and {answer}, "
+        f"but the language model's context has {limit}; of {len(samples)} questions {long} are too long: shorten them, "
+        "let the connector pool image tokens, or choose another model"
+    )
+
+
 def by_image(samples: Sequence[Sample]) -> dict[str, list[int]]:
     """Group samples by image: the indices of each image's samples; images in order of first appearance."""
     places: dict[str, list[int]] = {}
