@@ -95,10 +95,11 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow/rules
 
-## schema: config/schema.json (for editors) and docs/configuration.md, from the settings in the code
+## schema: config/schema.json (for editors), docs/configuration.md and docs/models.md, from the code
 schema: $(VENV)/.installed
 	$(VENV)/bin/triptych schema --out config/schema.json
 	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
+	$(VENV)/bin/python tools/models_page.py docs/models.md
 
 ## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
 lock:

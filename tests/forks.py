@@ -27,7 +27,7 @@ def as_torchrun(rank: int, processes: int, port: int) -> None:
     """Set what `torchrun` sets."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {name: str(value) for name, value in {**numbers, "MASTER_PORT": port}.items()}
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "forks"}
 
 
 def free_port() -> int:

@@ -284,7 +284,7 @@ def test_the_exported_tokenizer_reads_whole_prompts_as_pieces(make, prompt, tmp_
     ours = make()
     image_tokenizer(ours, prompt, 3).save_pretrained(tmp_path)
     found = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    texts = [*QUESTIONS, "Is the <|user|> here ?", "  two  spaces", "näïve 12µm\t", "left\n\nright "]
+    texts = [*QUESTIONS, "Is the <user> here ?", "  two  spaces", "näïve 12µm\t", "left\n\nright "]
     assert same_ids(ours, found, prompt, 3, texts)
     assert found.convert_tokens_to_ids("<image>") == len(ours)
     assert {token: found.get_vocab()[token] for token in ours.get_vocab()} == ours.get_vocab()

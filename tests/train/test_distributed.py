@@ -116,13 +116,32 @@ def test_each_rank_gets_whole_images_once_and_about_as_many_tokens(prompt, train
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    for name, number in {"WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "LOCAL_RANK": 2}.items():
-        monkeypatch.setenv(name, str(number))
+    started = {"WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "LOCAL_RANK": 2, "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     message = r"runtime\.processes: 3 processes, but 2 GPUs"
     with pytest.raises(TriptychError, match=message), distributed.process_group():
         pass
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+        {"WORLD_SIZE": "", "RANK": "x"},
+        {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "SLURM_NTASKS": "8"},
+        {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)
+def test_what_the_surroundings_set_starts_no_group(monkeypatch, surroundings):
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    with distributed.process_group():
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+        assert not torch.distributed.is_initialized()
 
 
 def test_alone_nothing_is_exchanged():

@@ -36,6 +36,7 @@ views = {view_suffix(view): view for view in question_views()}  # what is asked,
 # trainings run, how they spare memory and time, when they save.
 processes = settings.runtime.processes
 os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multiply what a training asks for
+os.environ.pop("TORCHELASTIC_RUN_ID", None)  # of a `torchrun` around Snakemake, which trainings do not belong to
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
 SHELL_VARIABLES = {

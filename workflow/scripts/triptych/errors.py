@@ -1,6 +1,7 @@
 """The one error that a user sees, and how a step ends with it."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ class TriptychError(Exception):
 def run_step(main: Callable[[], None]) -> None:
     """Run one step's command; a `TriptychError` or a full disk becomes one line on stderr and exit status 1."""
     _leave_out_pandas()
+    _close_standard_input()
     try:
         main()
     except TriptychError as error:
@@ -26,6 +28,13 @@ def run_step(main: Callable[[], None]) -> None:
             raise
         where = f" for {error.filename}" if error.filename else ""
         sys.exit(f"error: no space left{where} ({error}); free some and run again: what is finished is kept")
+
+
+def _close_standard_input() -> None:
+    """Give the step, and all that it starts, an empty standard input: no library's question is ever answered there."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 class _NoPandas:

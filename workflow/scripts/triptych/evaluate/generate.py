@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache
 
+from triptych.model.attention import layer_masks
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
 
@@ -32,9 +33,10 @@ def generate(
     prefix = before.expand(len(images), -1, -1)
     if not model.blind:
         prefix = torch.cat([prefix, model.project(features(images).to(device))], dim=1)
-    cache = DynamicCache(config=model.decoder.config)
+    cache = DynamicCache()  # of all tokens, also for layers with a window: which ones they see, the masks say
     if prefix.shape[1]:  # a blind model's prompt may begin with the question
-        model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
+        seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
+        model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True, **_shown(model, seen, seen.shape[1]))
         cache.batch_select_indices(torch.tensor([images.index(sample.image_id) for sample in samples], device=device))
 
     longest = max(len(sample.question) for sample in samples)
@@ -48,10 +50,8 @@ def generate(
     logprobs = torch.zeros(len(samples), device=device)
     rows = torch.arange(len(samples), device=device)  # the samples that are still being answered
     for _ in range(max_new_tokens):
-        positions = (seen.cumsum(1) - 1)[:, -inputs.shape[1] :]
-        hidden = model.decoder(
-            input_ids=inputs, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        shown = _shown(model, seen, inputs.shape[1])
+        hidden = model.decoder(input_ids=inputs, past_key_values=cache, use_cache=True, **shown).last_hidden_state
         logits = model.logits(hidden[:, -1]).float()
         following = logits.argmax(-1)
         logprobs[rows] += logits.amax(-1) - logits.logsumexp(-1)
@@ -66,3 +66,17 @@ def generate(
             rows, inputs, seen = rows[running], inputs[running], seen[running]
         seen = torch.cat([seen, torch.ones_like(inputs)], dim=1)
     return answers, logprobs.tolist()
+
+
+def _shown(model: VisionLanguageModel, seen: torch.Tensor, queries: int) -> dict:
+    """Build positions and masks of the last `queries` tokens of rows of which `seen` (R, K) is 0 at padding.
+
+    Distances are counted in positions, without padding, so that windows are those of a question alone.
+    """
+    positions = seen.cumsum(1) - 1
+    keys = torch.arange(seen.shape[1], device=seen.device)
+    allowed = seen.bool()[:, None, :] & (keys[None, :] <= keys[-queries:, None])
+    distance = positions[:, -queries:, None] - positions[:, None, :]
+    dtype = model.language_model.get_input_embeddings().weight.dtype
+    masks = layer_masks(model.decoder.config, allowed[:, None], distance[:, None], dtype)
+    return {"position_ids": positions[:, -queries:], "attention_mask": masks}

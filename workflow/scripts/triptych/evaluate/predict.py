@@ -15,8 +15,9 @@ from triptych.features.store import Features
 from triptych.io.manifest import read_json, sha256_file, sha256_json
 from triptych.io.parquet import write_table
 from triptych.model import checkpoint
+from triptych.model.architectures import context_tokens
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.model.tokens import prompt_tokens, tokenise
+from triptych.model.tokens import prompt_tokens, require_context, tokenise
 from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
@@ -48,6 +49,9 @@ def main() -> None:
     shown = features
     if job.view in CONTROLS:
         shown = CONTROLS[job.view].load()(images, features, arguments.vision_encoder, device)
+    image_tokens = 0 if model.blind else model.image_tokens(shown(images[:1]))
+    prefix_tokens = len(prompt.before_image) + image_tokens
+    require_context(samples, prefix_tokens, context_tokens(model.decoder.config), job.max_new_tokens)
     key = sha256_json([job.model_dump(), sha256_file(arguments.checkpoint), questions, device.type, str(dtype)])
     kept = PartialPredictions(arguments.out.with_suffix(".part.jsonl"), key, job.batch_size)
     first = len(kept.records)

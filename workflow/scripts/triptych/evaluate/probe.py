@@ -224,7 +224,7 @@ def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[s
 
 def text_width(base: Base) -> int:
     """Give the size of the language model's hidden states, which connectors project to."""
-    return AutoConfig.from_pretrained(base.language_model).get_text_config().hidden_size
+    return AutoConfig.from_pretrained(base.language_model, trust_remote_code=False).get_text_config().hidden_size
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from triptych.config.base import Precision
 from triptych.config.stages import Connector
@@ -17,8 +16,9 @@ from triptych.export.base_models import BaseModels, encoder_settings
 from triptych.export.trained import MAX_NEW_TOKENS, greedy, plain_language_model
 from triptych.io.manifest import read_json, sha256_file, write_json
 from triptych.model import checkpoint, language_model, vision
+from triptych.model.architectures import context_tokens
 from triptych.model.connector import CONNECTOR_FILE, build_connector
-from triptych.model.tokens import Sample, prompt_tokens
+from triptych.model.tokens import Sample, prompt_tokens, require_context
 from triptych.model.vlm import VisionLanguageModel
 from triptych.utils.device import attention_kind, best_device, compute_dtype, mixed_precision
 
@@ -60,7 +60,7 @@ class Answerer:
         connector = build_connector(Connector.model_validate(facts["connector"]), self.encoder.hidden_size, hidden, 0)
         connector.load_state_dict(load_file(folder / CONNECTOR_FILE), strict=True)
         self.model = VisionLanguageModel(connector, network).to(device).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
+        self.tokenizer = language_model.load_tokenizer(folder / "language_model")
         self.prompt = prompt_tokens(self.tokenizer, facts["prompt"])
 
     @torch.inference_mode()
@@ -69,6 +69,8 @@ class Answerer:
         pixels = self.encoder.preprocess([image.convert("RGB")])
         tokens = self.encoder.tokens(pixels.to(self.device)).float()
         sample = Sample("", "", self.prompt.encode_question(question), ())
+        prefix_tokens = len(self.prompt.before_image) + self.model.image_tokens(tokens)
+        require_context([sample], prefix_tokens, context_tokens(self.model.decoder.config), max_new_tokens)
         with mixed_precision(self.precision, self.device):
             [answer], _ = generate(self.model, [sample], lambda _: tokens, self.prompt, max_new_tokens)
         return self.tokenizer.decode(answer, skip_special_tokens=True).strip()

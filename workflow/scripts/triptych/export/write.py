@@ -71,7 +71,7 @@ def load_checkpoint(source: Path, bases: BaseModels) -> VisionLanguageModel:
     require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
     encoder = vision.load(bases.vision_encoder, CPU)
     base = checkpoint.Base(language, encoder.hidden_size, encoder_hashes(bases.vision_encoder))
-    dtype = AutoConfig.from_pretrained(language).dtype or torch.float32
+    dtype = AutoConfig.from_pretrained(language, trust_remote_code=False).dtype or torch.float32
     return checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
 
 

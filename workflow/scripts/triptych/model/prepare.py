@@ -2,6 +2,8 @@
 
 import argparse
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -14,6 +16,8 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
+from triptych.model.code import refuse_code
+from triptych.model.inspection import inspect_language_model
 from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
@@ -30,9 +34,9 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
         out: folder to write.
 
     Raises:
-        TriptychError: the model is unavailable.
+        TriptychError: the model is unavailable, damaged or not supported, or names code of its own.
     """
-    with atomic_directory(out) as temporary:
+    with atomic_directory(out) as temporary, _naming_the_source(temporary, settings):
         match settings.source:
             case "hub":
                 model_folder(settings.repo, settings.revision, temporary, FILES)
@@ -40,9 +44,23 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
                 copy_model(Path(settings.folder), FILES, temporary)
             case "package":
                 CONVERT[role](settings, cache, temporary)
+        (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
+        refuse_code(temporary)
+        if role == "language_model":
+            for doubt in inspect_language_model(temporary, settings.prompt):
+                print(f"warning: {doubt}", flush=True)
         paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
         files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in paths}
         write_record(temporary / "manifest.json", {"settings": settings.model_dump(), "files": files})
+
+
+@contextmanager
+def _naming_the_source(temporary: Path, settings: Record) -> Iterator[None]:
+    """Let errors name the files where the user has them, not the copy that an error does away with."""
+    try:
+        yield
+    except TriptychError as error:
+        raise TriptychError(str(error).replace(str(temporary), getattr(settings, settings.source))) from None
 
 
 def copy_model(source: Path, patterns: list[str], out: Path) -> None:

@@ -84,9 +84,11 @@ def load_tower(folder: Path) -> PreTrainedModel:
     """
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     # A CLIP or SigLIP folder holds both towers; only the vision part is kept.
-    whole, info = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True)
+    whole, info = AutoModel.from_pretrained(
+        folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+    )
     require_all_tensors(folder, info)
     return getattr(whole, "vision_model", whole).eval().requires_grad_(False)
 
@@ -100,7 +102,7 @@ def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Enco
     from transformers import AutoImageProcessor
 
     tower = load_tower(folder).to(device)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     first = class_tokens(settings, tower.config.model_type)
 
     def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from triptych.config.stages import Lora
 from triptych.errors import TriptychError
-from triptych.model.attention import find_blocks, is_blockwise
+from triptych.model.architectures import final_softcap
+from triptych.model.attention import find_blocks, is_blockwise, layer_masks
 from triptych.model.connector import pool_tokens
 from triptych.model.packing import Batch
 
@@ -80,7 +81,9 @@ class VisionLanguageModel(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the output head to hidden states (..., H); gives float32 logits (..., V)."""
-        return self.language_model.get_output_embeddings()(hidden).float()
+        logits = self.language_model.get_output_embeddings()(hidden).float()
+        softcap = final_softcap(self.language_model.config)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     def answer_logits(self, batch: Batch, image: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the logits (T, V) that predict the batch's T answer tokens, and no others.
@@ -98,9 +101,8 @@ class VisionLanguageModel(nn.Module):
             shown = {"attention_mask": embeddings.new_zeros(1, 1, 1, 1)}
             shown["blocks"] = find_blocks(batch, self.decoder, embeddings.dtype)
         else:
-            allowed = batch.attention_mask()
-            lowest = torch.finfo(embeddings.dtype).min
-            shown = {"attention_mask": torch.zeros_like(allowed, dtype=embeddings.dtype).masked_fill(~allowed, lowest)}
+            masks = layer_masks(self.decoder.config, batch.attention_mask(), batch.distance(), embeddings.dtype)
+            shown = {"attention_mask": masks}
         hidden = self.decoder(
             inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False, **shown
         ).last_hidden_state

@@ -40,10 +40,12 @@ def rank() -> int:
 def process_group() -> Iterator[None]:
     """Join the processes that `torchrun` started, until the block ends; each gets its CPU threads, and a GPU.
 
+    `WORLD_SIZE` alone, as clusters and other programs set it, starts nothing.
+
     Raises:
         TriptychError: there are fewer GPUs than processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     local_size, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])

@@ -15,9 +15,10 @@ from triptych.config.base import Precision
 from triptych.config.runtime import Runtime
 from triptych.config.stages import Stage
 from triptych.errors import TriptychError
+from triptych.model.architectures import context_tokens
 from triptych.model.attention import row_tokens
 from triptych.model.packing import Batch, pack, split_by_image
-from triptych.model.tokens import PromptTokens, Sample
+from triptych.model.tokens import PromptTokens, Sample, require_context
 from triptych.model.vlm import VisionLanguageModel
 from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
 from triptych.train.autosave import Autosaver
@@ -119,13 +120,16 @@ class Trainer:
             print(f"resuming at epoch {epoch}, step {step} of {self.steps}", flush=True)
 
     def _measure_images(self) -> None:
-        """Count the tokens that an image takes, and prepare packing for them."""
+        """Count the tokens that an image takes, check that questions fit behind them, and prepare packing."""
         reference = self.training[:REFERENCE_SAMPLES]
         image_ids = list({sample.image_id: None for sample in reference})
         self.reference_features = None if self.stage.blind else self.features(image_ids)
         self.reference_tokens = torch.tensor([token for sample in reference for token in sample.text])
         self.image_tokens = 0 if self.stage.blind else self.model.image_tokens(self.reference_features)
         self.prefix_tokens = len(self.prompt.before_image) + self.image_tokens
+        require_context(
+            [*self.training, *self.validation], self.prefix_tokens, context_tokens(self.model.decoder.config)
+        )
         self.pack = partial(
             pack,
             features=self.features,
