@@ -216,9 +216,9 @@ def about(effect, half):
 VERDICTS = [
     (
         (0.1, 0.7, 1),
-        "a minus b is +0.1 points (95 % interval -0.6 to +0.8): no difference larger than 1 point is supported.",
+        "a and b are equivalent to within 1 point: a minus b is +0.1 points (95 % interval -0.6 to +0.8).",
     ),
-    ((-0.6, 0.3, 1), "no difference larger than 1 point is supported, but b is slightly better."),
+    ((-0.6, 0.3, 1), "; b is slightly better."),
     (
         (3.0, 1.5, 1),
         "a is better than b: a minus b is +3.0 points (95 % interval +1.5 to +4.5), a difference larger than 1 point.",

@@ -261,8 +261,8 @@ def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: 
     interval = f"{effect:+.1f} points ({100 * level:g} % interval {low:+.1f} to {high:+.1f})"
     found = p_holm < 1 - level
     if max(-low, high) <= margin:
-        equal = f"{first} minus {second} is {interval}: no difference larger than {size} is supported"
-        return f"{equal}, but {ahead} is slightly better." if found else f"{equal}."
+        equal = f"{first} and {second} are equivalent to within {size}: {first} minus {second} is {interval}"
+        return f"{equal}; {ahead} is slightly better." if found else f"{equal}."
     if found:
         start = f"{ahead} is better than {behind}: {first} minus {second} is {interval}"
         if min(abs(low), abs(high)) > margin:

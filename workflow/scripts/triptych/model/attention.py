@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import eager_mask
 
 from triptych.model.architectures import architecture, sliding_window
-from triptych.model.packing import PADDING, ROW_TOKENS, Batch
+from triptych.model.packing import PADDING, ROW_TOKENS, Batch, visible
 
 BLOCKWISE = "triptych_blockwise"
 
@@ -80,7 +80,7 @@ def find_blocks(batch: Batch, model: PreTrainedModel, dtype: torch.dtype) -> Blo
             if number == PADDING:
                 row_spans.append((start, stop, None))
                 continue
-            allowed = batch.may_see(row, start, stop)
+            allowed = visible(batch.segments[row, start:stop])
             mask = near = additive(allowed, dtype).repeat(shared, 1)
             positions = batch.positions[row, start:stop]
             if window is not None and positions.max() >= window:

@@ -54,29 +54,31 @@ class Batch:
     target_samples: torch.Tensor
 
     def attention_mask(self) -> torch.Tensor:
-        """Build the mask (R, 1, L, L), True where a query (row) attends to a key (column).
-
-        That is: causally, within its block, to the image prefix or to its own sample.
-        """
-        length = self.tokens.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
+        """Build the mask (R, 1, L, L) of whole rows: `visible`, within each block."""
         same_block = self.blocks[:, :, None] == self.blocks[:, None, :]
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
-        return (causal & same_block & ((key == PREFIX) | (key == query)))[:, None]
+        return (same_block & visible(self.segments))[:, None]
 
     def distance(self) -> torch.Tensor:
         """Count how many positions (R, 1, L, L) a key (column) is before a query (row) of the same sample."""
         return (self.positions[:, :, None] - self.positions[:, None, :])[:, None]
 
-    def may_see(self, row: int, start: int, stop: int) -> torch.Tensor:
-        """Build the mask (S, S) of the block from column `start` to before `stop` of a row; True: may attend."""
-        segments = self.segments[row, start:stop]
-        causal = torch.ones(stop - start, stop - start, dtype=torch.bool, device=segments.device).tril()
-        return causal & ((segments[None] == PREFIX) | (segments[None] == segments[:, None]))
-
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def visible(segments: torch.Tensor) -> torch.Tensor:
+    """Build the mask (..., L, L) of the tokens of a block, True where a query (row) may attend to a key (column).
+
+    That is: causally, to the image prefix and to its own sample. Windows of some layers are added in `layer_masks`.
+
+    Args:
+        segments: (..., L) what each token belongs to: PREFIX, or the number of a sample.
+    """
+    length = segments.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    query, key = segments[..., :, None], segments[..., None, :]
+    return causal & ((key == PREFIX) | (key == query))
 
 
 def place(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -53,3 +54,5 @@ def learning_rate_factor(step: int, steps: int, warmup: float, kind: LrSchedule 
             return 1 - (step - rising) / falling
         case "constant":
             return 1.0
+        case _:
+            assert_never(kind)
