@@ -360,8 +360,8 @@ def test_arms_that_cannot_be_paired_are_named(rows, fault):
     [
         (["--schedules", "a", "--equivalence-margin", "1"], "at least two"),
         (["--schedules", "a", "a", "--equivalence-margin", "1"], "at least two"),
-        (["--schedules", "a", "b", "--equivalence-margin", "0"], "above 0"),
-        (["--schedules", "a", "b", "--equivalence-margin", "nan"], "above 0"),
+        (["--schedules", "a", "b", "--equivalence-margin", "0"], "a positive number"),
+        (["--schedules", "a", "b", "--equivalence-margin", "nan"], "a positive number"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch, arguments, fault):
