@@ -67,6 +67,9 @@ def test_answers_are_normalised_as_lmms_eval_does(answer, normal):
         ("lung left", "left lung", 1.0, 1.0, 1.0, 0.5),
         ("a a a", "a b", 0.4, 0.5, 1 / 3, 0.4),
         ("", "left lung", 0.0, 0.0, 0.0, 0.0),
+        ("左肺上叶", "右肺上叶", 0.75, 0.75, 0.75, 0.75),
+        ("肺", "左肺", 2 / 3, 0.5, np.exp(-1), 2 / 3),
+        ("(A)", "(B)", 0.0, 0.0, 0.0, 0.0),
         ("", "", 1.0, 1.0, 1.0, 1.0),
     ],
 )
@@ -201,6 +204,18 @@ def test_the_page_shows_means_spreads_and_paired_differences():
     assert "| **1-2-3**" in text and "62.5 ± 17.7" in text
     assert "`1-2-3` minus `2-3`, paired by run: +25.0 ± 0.0 points (+25.0, +25.0)" in text
     assert_frame_equal(summarise((A + B)[::-1], ["1-2-3", "2-3"]), summarise(A + B, ["1-2-3", "2-3"]))
+
+
+def test_answers_that_the_two_rules_judge_differently_are_counted():
+    said = [
+        {**record, "prediction": "T2-", "gold": "T2+"} if record["question_id"] == "q0-1" else record for record in A
+    ]
+    table = summarise(said + B, ["1-2-3"])
+    [row] = rows_of(table)
+    assert (row["all_mean"], row["lmms_eval_mean"], row["rules_differ"]) == (50.0, 62.5, 1)
+    text = schedules_markdown(table, said, ["1-2-3"])
+    assert "| lmms-eval   |" in text and "\n1 of the kept answers differ from the gold answer by no more than" in text
+    assert "of the kept answers" not in schedules_markdown(summarise(A, ["1-2-3"]), A, ["1-2-3"])
 
 
 def test_controls_tell_what_is_lost_run_by_run():

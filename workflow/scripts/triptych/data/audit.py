@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.config.arms import BASELINES
-from triptych.data.answers import normalise
+from triptych.data.answers import same_answer
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.data.lookups import Predictor, image_vectors
 from triptych.data.rejects import causes_of, counted, say_counts, summary
@@ -155,7 +155,7 @@ def baseline_scores(folder: Path) -> list[dict]:
 
 def _exact_match(asked: list[dict], predict: Predictor) -> dict[str, float | None]:
     """Per cent of right answers to all, open and closed questions; None where there are none of a kind."""
-    right = [normalise(predict(row)) == normalise(row["answer"]) for row in asked]
+    right = [same_answer(predict(row), row["answer"]) for row in asked]
     found = {}
     for kind, answer_type in (("all", None), ("open", "OPEN"), ("closed", "CLOSED")):
         values = [hit for row, hit in zip(asked, right, strict=True) if answer_type in (None, row["answer_type"])]

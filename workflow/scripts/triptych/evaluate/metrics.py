@@ -3,19 +3,24 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from triptych.data.answers import normalise
+from triptych.data.answers import normalise, same_answer, words
 
 ANSWER_TYPES = ("ALL", "OPEN", "CLOSED")
 
 
 def exact_match(record: dict) -> bool:
-    """Tell whether the normalised prediction equals the normalised gold answer."""
+    """Tell whether the prediction is the gold answer, whatever its case, blanks and punctuation."""
+    return same_answer(record["prediction"], record["gold"])
+
+
+def lmms_eval(record: dict) -> bool:
+    """Score by the rule of lmms-eval's SLAKE tasks, for which "T2+" is "T2-" and "HER2 (+)" is "HER2 (-)"."""
     return normalise(record["prediction"]) == normalise(record["gold"])
 
 
-def _words(record: dict) -> tuple[list[str], list[str], int]:
+def _words(record: dict) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """Give the words of prediction and gold answer, and how many they share, counted with repetition."""
-    said, gold = normalise(record["prediction"]).split(), normalise(record["gold"]).split()
+    said, gold = words(record["prediction"]), words(record["gold"])
     return said, gold, (Counter(said) & Counter(gold)).total()
 
 
@@ -96,6 +101,7 @@ MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
     "llava_med_open": (token_recall, _is_open),
     "llava_med_closed": (llava_med_closed, _is_closed),
     "llava_med_ceiling": (_llava_med_ceiling, _is_closed),
+    "lmms_eval": (lmms_eval, lambda record: True),
 }
 
 

@@ -150,6 +150,7 @@ def limitations(
         *_leaking_folds(study.settings),
         *_hidden_differences(comparison),
         *_unused_test_part(study),
+        *filter(None, [schedules.rules_differ(arms)]),
     ]
 
 

@@ -8,21 +8,33 @@ import pandas
 
 from triptych.config.arms import CONTROLS
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.metrics import MEASURES, scores
+from triptych.evaluate.metrics import MEASURES, exact_match, lmms_eval, scores
 from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
-from triptych.tables.format import FLAG, NUMBER, TEXT, latex, make_table, markdown, rows_of, write_csv, write_table
+from triptych.tables.format import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    latex,
+    make_table,
+    markdown,
+    rows_of,
+    write_csv,
+    write_table,
+)
 from triptych.tables.runs import SIZES, Run, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 
 COLUMNS = {"arm": TEXT, "trained": FLAG, **SIZES}
 COLUMNS |= {f"{name}_{part}": NUMBER for name in MEASURES for part in ("mean", "sd")}
+COLUMNS |= {"rules_differ": INTEGER}
 
 MAIN = ("all", "open", "closed", "yes_no")
-OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling")
+OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling", "lmms_eval")
 HEADINGS = {
     "all": "all questions", "open": "open", "closed": "closed", "yes_no": "yes/no", "token_f1": "token F1",
     "recall": "recall", "bleu_1": "BLEU-1", "llava_med_open": "LLaVA-Med open", "llava_med_closed": "LLaVA-Med closed",
-    "llava_med_ceiling": "LLaVA-Med ceiling",
+    "llava_med_ceiling": "LLaVA-Med ceiling", "lmms_eval": "lmms-eval",
 }  # fmt: skip
 
 ASPECTS = ("modality", "location", "content_type", "answer_type")
@@ -63,8 +75,20 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
         row = {"arm": arm, "trained": _is_trained(runs), **sizes(runs)}
         for name in MEASURES:
             row[f"{name}_mean"], row[f"{name}_sd"] = mean_sd([score[name] for score in found])
+        answers = [record for run in runs.values() for record in run]
+        row["rules_differ"] = sum(exact_match(record) != lmms_eval(record) for record in answers)
         rows.append(row)
     return make_table(rows, COLUMNS)
+
+
+def rules_differ(table: pandas.DataFrame) -> str:
+    """Say how many answers are right by one rule alone: exact match or that of lmms-eval; nothing where none is."""
+    if not (number := int(table["rules_differ"].fillna(0).sum())):
+        return ""
+    return (
+        f"{number} of the kept answers differ from the gold answer by no more than signs or brackets (as T2+ and T2-, "
+        "or (A) and A): exact match looks at them, lmms-eval's rule does not."
+    )
 
 
 def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: Sequence[str]) -> pandas.DataFrame:
@@ -153,6 +177,8 @@ def schedules_markdown(table: pandas.DataFrame, records: Sequence[dict], schedul
             "",
         ]
     text += ["Other metrics in per cent:", "", markdown(shown_arms(table, OTHER)), ""]
+    if said := rules_differ(table):
+        text += [said, ""]
     return "\n".join(text)
 
 

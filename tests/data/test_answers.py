@@ -1,0 +1,74 @@
+"""When two answers are the same, and the words that they are cut into."""
+
+import string
+
+import pytest
+from triptych.data.answers import normalise, same_answer, words
+
+OPPOSITES = [
+    ("(A)", "(B)"),
+    ("+", "-"),
+    ("T2+", "T2-"),
+    (">5 cm", "<5 cm"),
+    ("-1", "1"),
+    ("HER2 (+)", "HER2 (-)"),
+    ("MRI (T2)", "MRI (T1)"),
+    ("?", ""),
+    ("1 5", "1.5"),
+    ("-3", "3"),
+    ("(A) left lung", "(B) left lung"),
+    ("1-5", "1.5"),
+    ("120/80", "120 80"),
+    ("T2＋", "T2－"),
+    ("（左）肺", "（右）肺"),
+    (".5 cm", "5 cm"),
+    ("p = 1", "p < 1"),
+    ("HER2 (+)", "HER2"),
+    ("...", "!"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), OPPOSITES)
+def test_answers_that_signs_or_brackets_alone_tell_apart_are_not_the_same(one, other):
+    assert normalise(one) == normalise(other), "what lmms-eval's rule does with them"
+    assert not same_answer(one, other) and not same_answer(other, one)
+    assert same_answer(one, one) and same_answer(f" {other.upper()} ", other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Left lung.", " left  lung"),
+        ("X-Ray", "xray"),
+        ("Yes.", "是的。"),
+        ("T2-weighted", "T2 weighted"),
+        ("COVID-19", "covid 19"),
+        ("Lung, heart", "lung heart"),
+        ("**MRI**", "MRI"),
+        ("T2＋", "T2 (+)"),
+        ("> 5 cm", ">5 cm"),
+        ("（左）肺", "(左)肺。"),
+        ("(A)", "A."),
+        ("(left lung)", "Left lung"),
+        ("", "  "),
+    ],
+)
+def test_case_blanks_and_punctuation_make_no_other_answer(one, other):
+    assert same_answer(one, other) and same_answer(other, one)
+
+
+def test_the_signs_of_lmms_evals_slake_tasks_are_blanks_and_no_others():
+    full_width = "｡＂＃＄％＆＇＊＋－／＜＝＞＠［＼］＾＿｀｛｜｝。，、；：《》？！（）【】～"
+    for sign in string.punctuation + full_width:
+        assert normalise(f"left{sign}lung") == "left lung", sign
+    for sign in "「」“”·…–°≤":
+        assert normalise(f"left{sign}lung") == f"left{sign}lung", sign
+
+
+def test_brackets_are_dropped_as_lmms_eval_does_one_kind_after_the_other():
+    assert normalise("（a(b）c)") == "a" and normalise("(a（b)c）") == "c"
+
+
+def test_a_word_of_chinese_is_a_character():
+    assert words("左肺 upper 2.5 cm") == ("左", "肺", "upper", "2", ".", "5", "cm")
+    assert words("かたち") == ("か", "た", "ち") and words("没有。") == ("no",)
