@@ -39,6 +39,7 @@ rule all:
         result(paths.AUDIT_PAGE),
         result(paths.REPORT),
         all_checkpoints(paths.CONNECTOR, grid.schedules),
+        kept_answers,
         [] if settings.wandb.mode == "disabled" else result(paths.WANDB),
     message:
         "The study is complete"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
@@ -277,6 +278,26 @@ def test_a_deleted_final_weight_is_noticed_and_a_deleted_intermediate_one_is_not
     final.unlink()
     assert study.trained() == {"2-3/fold0"}
     final.write_bytes(kept[final])
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("predictions/2-3/fold1/seed0.parquet", "predict"),
+        ("predictions/1-2-3/fold0/seed0-swapped.parquet", "predict"),
+        ("predictions/majority/fold0/untrained.parquet", "predict_baseline"),
+        ("predictions/1/shared/seed0.parquet", "predict_captions"),
+        ("probes/2/seed0.parquet", "probe"),
+    ],
+)
+def test_a_deleted_answer_is_made_again_and_nothing_trains(study, name, rule):
+    path = study.results / name
+    kept, times = path.read_bytes(), path.stat()
+    path.unlink()
+    planned = study.planned()
+    path.write_bytes(kept)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert planned[rule] == 1 and "train_stage" not in planned and study.planned() == {}
 
 
 def test_a_larger_set_beside_the_smaller_one_makes_only_what_is_new(study, world):

@@ -141,6 +141,12 @@ def predictions(view, arms, folds=None):
     ]
 
 
+def kept_answers(wildcards):
+    """Every record that tables were made of: they can be made again as long as all are there."""
+    steps = [STEPS[rule] for rule in ("predict", "predict_captions", "predict_baseline", "probe")]
+    return [result(step.output, **values) for step in steps for values in EACH[step.each](study)]
+
+
 def tables(pattern, *names):
     """Tables in their three forms."""
     return [result(pattern, table=f"{name}.{kind}") for name in names for kind in ("csv", "md", "tex")]

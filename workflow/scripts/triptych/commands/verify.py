@@ -3,8 +3,9 @@
     triptych verify --configfile config/mine.yaml --delete
 
 Snakemake looks at names and times of files, and does not see what a failing disk or a copy that was cut short has done
-to one. Steps check what they read; this reads everything. With --delete, what is damaged is removed, and with it the
-tables, figures and report, which have no hashes and are made of the rest; then Snakemake makes them again.
+to one, nor that one is gone of which tables were made already. Steps check what they read; this reads everything. With
+--delete, what is damaged is removed, and with it the tables, figures and report, which have no hashes and are made of
+the rest; then Snakemake makes them again.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from triptych.commands.jobs import jobs
 from triptych.commands.resume import left_steps, other_snakemakes
-from triptych.config.paths import STEPS
-from triptych.config.study import read_study
+from triptych.config.paths import REPORT, STEPS
+from triptych.config.study import Study, read_study
 from triptych.data.check import block_error
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
@@ -40,6 +42,14 @@ def damages(results: Path, cache: Path) -> Iterator[Damage]:
             if path not in seen:
                 seen.add(path)
                 yield from CHECKS.get(step.rule, _sealed)(path, cache)
+
+
+def missing(study: Study) -> Iterator[Damage]:
+    """Name what a finished study no longer has: results whose steps have run, and of which its report was made."""
+    if study.path(REPORT).exists():
+        for job in jobs(study):
+            if job.log.exists() and not job.output.exists():
+                yield f"{job.output}: missing, though {job.log} says that it was made", []
 
 
 def _sealed(path: Path, cache: Path) -> Iterator[Damage]:
@@ -160,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path.cwd()
     if arguments.delete and (other_snakemakes(folder) or left_steps(folder)):
         raise TriptychError(f"Snakemake or one of its steps runs in {folder}; let it end before anything is deleted")
-    found = list(damages(study.results, Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)))
+    cache = Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)
+    found = [*damages(study.results, cache), *missing(study)]
     for damage, _ in found:
         print(f"damaged: {damage}")
     if arguments.delete:
