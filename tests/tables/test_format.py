@@ -1,5 +1,8 @@
 """The three forms of a table, and its way back from CSV."""
 
+import csv
+import re
+
 import pandas
 import pytest
 from pandas.testing import assert_frame_equal
@@ -92,6 +95,40 @@ def test_latex_escapes_what_latex_would_read():
         r"  \end{tabular}",
         r"\end{table}",
     ]
+
+
+HOSTILE = ["<script>alert(1)</script>", "a | b", "[x](javascript:y)", "`code`", "two\n\nlines", r"\input /etc/passwd"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_out_of_data_is_one_cell_of_a_markdown_table_and_nothing_more(text):
+    lines = markdown(pandas.DataFrame([[text, "1"]], columns=["value", text])).splitlines()
+    assert len(lines) == 3 and len(set(map(len, lines))) == 1
+    for line in (lines[0], lines[2]):
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3 and "<" not in line and not re.search(r"(?<!\\)[`\[]", line)
+
+
+def test_a_backslash_out_of_data_begins_no_command_of_latex():
+    shown = pandas.DataFrame([[r"\input /etc/passwd", r"a~b^c<d>|\\"]], columns=["value", r"\def"])
+    text = latex(shown, r"\write18{ls}")
+    assert r"\textbackslash{}input /etc/passwd & a\textasciitilde{}b\textasciicircum{}c\textless{}d" in text
+    assert r"\textbackslash{}def" in text and r"\caption{\textbackslash{}write18\{ls\}}" in text
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-1+1", "\t=1", "'=1", "''@x"])
+def test_text_out_of_data_is_no_formula_and_comes_back_as_it_was(tmp_path, text):
+    columns = {"value": TEXT, "mean": NUMBER}
+    write_csv(tmp_path / "table.csv", make_table([{"value": text, "mean": -1.5}], columns))
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == [f"'{text}", "-1.5000"]
+    assert rows_of(read_csv(tmp_path / "table.csv", columns)) == [{"value": text, "mean": -1.5}]
+
+
+@pytest.mark.parametrize("text", ["-3", "+2.5", "T2-", "x=1", "'quoted'", "a@b"])
+def test_other_text_is_written_as_it_is(tmp_path, text):
+    write_csv(tmp_path / "table.csv", make_table([{"value": text}], {"value": TEXT}))
+    assert (tmp_path / "table.csv").read_text() == f"value\n{text}\n"
+    assert rows_of(read_csv(tmp_path / "table.csv", {"value": TEXT})) == [{"value": text}]
 
 
 def test_a_heading_may_stand_twice():

@@ -20,6 +20,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
+from triptych.utils.markdown import plain
 
 PARTS = ("train", "validation", "test")
 SHOWN = 5  # leaked images named in an error
@@ -220,7 +221,7 @@ def markdown(result: dict) -> str:
         ],
     )
     lines += ["", "## Leaks into stages that all folds share", ""]
-    lines += [f"- {line}" for line in result["leaks"]] or ["None."]
+    lines += [f"- {plain(line)}" for line in result["leaks"]] or ["None."]
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
@@ -253,7 +254,7 @@ def markdown(result: dict) -> str:
 
 
 def _table(headings: list[str], rows: list[list]) -> list[str]:
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (headings, ["---"] * len(headings), *rows)]
+    return ["| " + " | ".join(map(plain, row)) + " |" for row in (headings, ["---"] * len(headings), *rows)]
 
 
 def main() -> None:

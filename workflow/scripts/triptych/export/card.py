@@ -15,6 +15,7 @@ from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels
 from triptych.io.manifest import canonical_json, read_json
 from triptych.model import checkpoint
+from triptych.utils.markdown import plain
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 UNKNOWN = "not stated"
@@ -74,6 +75,7 @@ def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable
         tags=["triptych", "llava"],
     )
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["plain"] = plain
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         front_matter=front_matter.to_yaml(),
         manifest=manifest,

@@ -4,14 +4,16 @@ A step makes two frames of its records: the *table*, whose columns hold typed va
 text that people read. The CSV holds the first, Markdown and LaTeX the second.
 """
 
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pandas
 
 from triptych.errors import TriptychError
 from triptych.io.atomic import write_text
+from triptych.utils.markdown import plain
 
 Columns = Mapping[str, str]  # name -> type
 
@@ -27,9 +29,16 @@ FORMER_COLUMNS = {
 }
 FORMER_ARMS = {"nearest-pictures": "nearest-images"}
 
-_LATEX = str.maketrans(
-    {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": r"$-$"}
-)
+# fmt: off
+_LATEX = str.maketrans({
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": r"$-$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "\r": " ",
+})
+# fmt: on
+
+# Text that a spreadsheet would take for a formula, and is no number. An apostrophe before it says that it is text.
+_FORMULA = re.compile(r"'*(?![-+]?[\d.]+$)[-=+@\t\r]")
 
 
 def make_table(rows: Iterable[Mapping], columns: Columns) -> pandas.DataFrame:
@@ -43,7 +52,8 @@ def rows_of(table: pandas.DataFrame) -> list[dict]:
 
 
 def write_csv(path: Path, table: pandas.DataFrame, decimals: int = 4) -> None:
-    """Write a table as CSV: numbers with fixed decimals, nothing for a missing value."""
+    """Write a table as CSV: numbers with fixed decimals, nothing for a missing value, formulas in data as text."""
+    table = _map_text(table, lambda text: f"'{text}" if _FORMULA.match(text) else text)
     write_text(path, table.to_csv(index=False, float_format=f"%.{decimals}f", lineterminator="\n"))
 
 
@@ -61,7 +71,14 @@ def read_csv(path: Path, columns: Columns) -> pandas.DataFrame:
     except ValueError as error:
         raise TriptychError(f"{path}: {error}; delete the file and run Snakemake again") from error
     table = table.rename(columns=FORMER_COLUMNS).reindex(columns=list(columns)).astype(dict(columns))
+    table = _map_text(table, lambda text: text[1:] if text[0] == "'" and _FORMULA.match(text) else text)
     return table.replace({"arm": FORMER_ARMS}) if "arm" in columns else table
+
+
+def _map_text(table: pandas.DataFrame, change: Callable[[str], str]) -> pandas.DataFrame:
+    """Change every text of a table's columns of text."""
+    columns = table.select_dtypes("string")
+    return table.assign(**{name: columns[name].map(change, na_action="ignore").astype(TEXT) for name in columns})
 
 
 def current_names(row: Mapping) -> dict:
@@ -70,12 +87,12 @@ def current_names(row: Mapping) -> dict:
 
 
 def markdown(shown: pandas.DataFrame) -> str:
-    """Write a frame of text as a Markdown table whose columns line up as plain text too.
+    """Write a frame of text as a Markdown table whose columns line up as plain text too; `**` stays bold.
 
     `DataFrame.to_markdown` makes columns two characters wider than their heading, which would change every table that
     is already published.
     """
-    lines = [list(shown.columns), *shown.to_numpy().tolist()]
+    lines = [list(map(plain, line)) for line in (shown.columns, *shown.to_numpy().tolist())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     heading, *rest = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
