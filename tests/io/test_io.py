@@ -3,12 +3,15 @@
 import errno
 import fcntl
 import os
+import re
+import resource
 import subprocess
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors
 from conftest import ROOT
 from triptych import errors
 from triptych.errors import TriptychError
@@ -102,6 +105,47 @@ def test_a_step_ends_with_one_line(capsys):
     with pytest.raises(SystemExit) as caught:
         errors.run_step(step)
     assert caught.value.code == "error: data.json: broken; mend it"
+
+
+def refused_by_safetensors(folder):
+    raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def too_many_open(folder):
+    (folder / "table").touch()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        parquet.read_table(folder / "table")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def not_mine(folder):
+    raise PermissionError(errno.EACCES, "Permission denied", str(folder / "block"))
+
+
+@pytest.mark.parametrize(
+    ("main", "line"),
+    [
+        (refused_by_safetensors, "no space left: Error while serializing: .*; free some space and run again"),
+        (too_many_open, "too many open files: .*/table; allow more open files"),
+        (not_mine, "permission denied: .*/block; let its owner open it"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_with_a_remedy(tmp_path, main, line):
+    with pytest.raises(SystemExit) as caught:
+        errors.run_step(lambda: main(tmp_path))
+    assert re.match(f"error: {line}", caught.value.code) and "\n" not in caught.value.code
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), RuntimeError("(os error 2)"), FileNotFoundError(2, "none", "x")])
+def test_other_errors_are_not_hidden(error):
+    def step():
+        raise error
+
+    with pytest.raises(type(error)):
+        errors.run_step(step)
 
 
 def test_a_table_whose_last_rows_cannot_be_written_is_closed_all_the_same(tmp_path, monkeypatch):

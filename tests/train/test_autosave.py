@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,37 @@ def test_a_signal_saves_and_asks_to_be_run_again(trainer, undisturbed, number):
     assert last.startswith(f"stopped ({number.name}) and saved at epoch 1, step ") and "exit status 75" in last
     assert trainer.train(out, save_minutes=10) == 0
     assert contents(out) == undisturbed
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored(tmp_path):
+    before = {number: signal.getsignal(number) for number in autosave.SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        Autosaver(tmp_path, {}, 10).handle_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        Autosaver(tmp_path, {}, 10).handle_signals()
+        assert callable(signal.getsignal(signal.SIGHUP))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_full_disk_is_one_line_and_the_state_before_stays(trainer, undisturbed, stopped):
+    out = copy_of(stopped, "full")
+    before = newest(out)
+    with out.with_suffix(".log").open("w") as log:
+        command = [sys.executable, "-m", "triptych.train", *trainer.arguments(out)]
+        # As on a full disk: no file may grow beyond what the inputs and the log need, and a state is larger.
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))  # noqa: E731
+        process = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, preexec_fn=limit)
+    assert process.returncode == 1 and "Traceback" not in log_of(out)
+    last = log_of(out).splitlines()[-1]
+    assert last.startswith("error: no space left: ") and last.endswith(
+        "free some space and run again: what is finished is kept"
+    )
+    assert newest(out) == before and "resuming at epoch" in log_of(out)
+    assert trainer.train(out) == 0 and contents(out) == undisturbed
 
 
 def test_a_time_limit_saves_and_asks_to_be_run_again(trainer, undisturbed):

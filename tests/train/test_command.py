@@ -19,6 +19,7 @@ from triptych.io.parquet import read_table
 from triptych.model import checkpoint
 from triptych.model.connector import Mlp
 from triptych.train import __main__ as command
+from triptych.train.autosave import SIGNALS
 from triptych.utils.device import best_device
 
 
@@ -32,7 +33,7 @@ def inputs(world, tmp_path_factory):
 @pytest.fixture
 def steps(inputs, tmp_path, monkeypatch):
     """Runs trainings and predictions in this process: name and stage in, the checkpoint's manifest out."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     places = [f"--{name}={inputs / name.replace('-', '_')}" for name in ("data", "features", "language-model")]
     lora = Lora(rank=2, alpha=4).model_dump()
 

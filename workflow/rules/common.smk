@@ -2,6 +2,7 @@
 import os
 import re
 import shlex
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,8 @@ os.environ.update(TRIPTYCH_PROCESSES=str(processes))  # by which profiles multip
 os.environ.pop("TORCHELASTIC_RUN_ID", None)  # of a `torchrun` around Snakemake, which trainings do not belong to
 torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeout 300"
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` leaves it
+    torchrun += ",SIGHUP"
 SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
     "LAUNCH": "python" if processes == 1 else torchrun,

@@ -2,13 +2,25 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What the machine refuses, whatever a file holds: what to do about it, by `errno`.
+NO_SPACE = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space and run again: what is finished is kept"
+)
+REMEDIES = NO_SPACE | {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "let its owner open it (chmod -R g+rwX, and umask 002 from then on), or use a cache of your own "
+        "(TRIPTYCH_CACHE) and results of your own (pathvars.results)",
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n 4096) and run again"),
+}
 
 
 class TriptychError(Exception):
@@ -16,18 +28,30 @@ class TriptychError(Exception):
 
 
 def run_step(main: Callable[[], None]) -> None:
-    """Run one step's command; a `TriptychError` or a full disk becomes one line on stderr and exit status 1."""
+    """Run one step's command; a `TriptychError`, and what the machine refuses, is one line on stderr and status 1."""
     _leave_out_pandas()
     _close_standard_input()
     try:
         main()
     except TriptychError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+    except Exception as error:
+        if (number := refusal(error)) is None:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        sys.exit(f"error: no space left{where} ({error}); free some and run again: what is finished is kept")
+        what = "no space left" if number in NO_SPACE else os.strerror(number).lower()
+        where = getattr(error, "filename", None) or " ".join(str(error).split())
+        sys.exit(f"error: {what}: {where}; {REMEDIES[number]}")
+
+
+def refusal(error: BaseException) -> int | None:
+    """Give the `errno` of an error that says what the machine refuses, one of REMEDIES; None of any other error.
+
+    Libraries that are written in Rust say it in words: safetensors of a full disk, for one.
+    """
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    return number if number in REMEDIES else None
 
 
 def _close_standard_input() -> None:

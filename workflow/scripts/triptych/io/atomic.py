@@ -1,10 +1,13 @@
 """Files and folders that are written whole or not at all, and names that stay below a folder."""
 
+import contextlib
+import errno
 import glob
 import os
+import secrets
 import shutil
 import socket
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,12 +17,25 @@ from triptych.errors import TriptychError
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable."""
+    """Make a rename inside `path` durable, where the file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+def _fresh(path: Path) -> Path:
+    """Name a file or folder beside `path` that is not there."""
+    return path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(4)}")
+
+
+def _mode(path: Path, default: int) -> int:
+    """Permissions of what is at `path`, which its replacement keeps: who opened or closed it has decided that."""
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else default
 
 
 def _temporary_prefix(path: Path) -> str:
@@ -33,7 +49,8 @@ def _sweep(path: Path) -> None:
     for left in path.parent.glob(f"{glob.escape(start)}*"):
         process = left.name.removeprefix(start).split(".")[0]
         if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _runs(process: int) -> bool:
@@ -50,18 +67,19 @@ def _runs(process: int) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path`; when the block ends well, sync it and rename it to `path`.
 
-    An error inside the block leaves `path` as it was and removes the temporary file.
+    An error inside the block leaves `path` as it was and removes the temporary file. A new file has the mode that the
+    umask says, one that is replaced keeps its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _fresh(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _mode(path, 0o666) | 0o200))
+    mode = _mode(path, default=_mode(temporary, 0))
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         fsync_directory(path.parent)
     finally:
@@ -80,25 +98,28 @@ def link_or_copy(source: Path, path: Path) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; when the block ends well, sync its files and put it at `path`.
 
-    A folder already at `path` is replaced only after the new one is complete.
+    A folder already at `path` is replaced only after the new one is complete. Modes are as with `atomic_path`; a file
+    that was made narrower than its folder, as safetensors does, is opened as far as that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
-    temporary.chmod(0o755)
+    temporary = _fresh(path)
+    temporary.mkdir()
     try:
+        mode = _mode(path, default=_mode(temporary, 0)) | 0o700
+        temporary.chmod(mode)
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
-                file.chmod(0o644)  # safetensors makes its files readable for the owner only
+                _open_as(file, mode & 0o666)
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             elif file.is_dir():
                 fsync_directory(file)
         fsync_directory(temporary)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temporary_prefix(path)))
-            path.rename(old / path.name)
+            old = _fresh(path)
+            path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)
         else:
@@ -106,6 +127,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_as(file: Path, mode: int) -> None:
+    """Let a file be read and written by whom `mode` says, unless it has other names, whose mode is decided there."""
+    found = file.stat()
+    if found.st_nlink == 1 and found.st_mode & mode != mode:
+        file.chmod(stat.S_IMODE(found.st_mode) | mode)
 
 
 def write_text(path: Path, text: str) -> None:

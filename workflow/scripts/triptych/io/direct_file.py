@@ -27,11 +27,11 @@ class DirectFile(io.RawIOBase):
         """
         self._name = os.fspath(path)
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | DIRECT, 0o600)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | DIRECT, 0o666)
         except OSError as error:
             if error.errno != errno.EINVAL:  # a file system without direct writes
                 raise
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         self._buffer = mmap.mmap(-1, SIZE)  # direct writes need memory that begins where a page does
 
     def writable(self) -> bool:

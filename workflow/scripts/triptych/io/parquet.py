@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triptych.errors import NO_SPACE, TriptychError
+from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_path
 from triptych.io.direct_file import DirectFile
 
@@ -85,8 +86,8 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
                 raise pa.ArrowInvalid("its columns are not those that were written")
             yield table
     except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise
+        if (number := refusal(error)) is not None:
+            raise OSError(number, os.strerror(number), os.fspath(path)) from None
         reason = " ".join(str(error).split())  # Arrow's messages may have several lines
         raise TriptychError(f"{path}: cannot be read as Parquet ({reason}); delete it and run again") from None
 

@@ -21,7 +21,7 @@ from triptych.train.state import MANIFEST, State, load_state, save_state
 
 FINISHED, JOB = "finished", "job.json"
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -31,8 +31,8 @@ class Interrupted(Exception):
 class Autosaver:
     """Decides when a training is saved and when it stops; all its processes call it after every step.
 
-    A state is saved every `save_minutes`, and when the training must stop: on SIGTERM, SIGINT and SIGUSR1, or shortly
-    before its deadline.
+    A state is saved every `save_minutes`, and when the training must stop: on one of SIGNALS, or shortly before its
+    deadline.
     """
 
     def __init__(
@@ -64,9 +64,13 @@ class Autosaver:
         self._longest = 0.0  # seconds between two calls
 
     def handle_signals(self) -> None:
-        """Let SIGTERM, SIGINT and SIGUSR1 stop the training after its current step; a second SIGINT stops at once."""
+        """Let SIGNALS stop the training after its current step; a second SIGINT stops at once.
+
+        A SIGHUP that is ignored stays so: `nohup` has asked for that.
+        """
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

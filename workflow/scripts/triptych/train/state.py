@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import read_json, sha256_file
 from triptych.train.distributed import all_gather, rank
@@ -84,6 +84,8 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
         return State(tensors, read_json(path / RECORD))
     except (OSError, KeyError, TypeError) as error:
+        if refusal(error) is not None:  # the state is good, and must not be trained again
+            raise
         raise TriptychError(f"it is damaged ({type(error).__name__}: {error})") from None
 
 
