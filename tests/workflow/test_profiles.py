@@ -123,3 +123,25 @@ def test_one_setting_asks_for_several_gpus(processes, said, tmp_path):
 def test_several_processes_ask_a_workstation_for_no_more_than_it_has(tmp_path):
     asked = first_training("local", 3, tmp_path, cores=4)
     assert asked.pop("threads") == "4" and set(asked) == {"tmpdir"}
+
+
+def test_a_job_that_ran_out_of_memory_is_sent_again_with_more(tmp_path):
+    names = ["train_stage", "predict", "check_images"]  # the last has the memory of all rules
+    rules = [
+        f"rule {name}:\n    output: '{name}'\n    retries: 2\n"
+        f"    shell: 'echo {{resources.mem_mb}} >> {name}.log; test $(wc -l < {name}.log) = 3 && touch {{output}}'\n"
+        for name in names
+    ]
+    (tmp_path / "Snakefile").write_text(f"rule all:\n    input: {names}\n" + "".join(rules))
+    wanted = {name: AIRE["set-resources"].get(name, AIRE["default-resources"])["mem_mb"] for name in names}
+    command = [sys.executable, "-m", "snakemake", "--cores", "3", "--directory", str(tmp_path), "--set-resources"]
+    command += [f"{name}:mem_mb={memory}" for name, memory in wanted.items()]
+    command += ["--snakefile", str(tmp_path / "Snakefile"), "--resources", "mem_mb=1000000"]
+    run = subprocess.run(command, env=os.environ | {"TRIPTYCH_PROCESSES": "2"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    asked = {name: [int(line) for line in (tmp_path / f"{name}.log").read_text().split()] for name in names}
+    assert asked == {
+        "train_stage": [160000, 240000, 240000],  # all that a GPU node has
+        "predict": [80000, 120000, 160000],
+        "check_images": [32000, 64000, 96000],
+    }
