@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors
+import torch
 from conftest import ROOT
 from triptych import errors
 from triptych.errors import TriptychError
@@ -121,6 +122,14 @@ def too_many_open(folder):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def no_memory(folder):
+    torch.empty(10**15)
+
+
+def no_memory_of_the_gpu(folder):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
+
+
 def not_mine(folder):
     raise PermissionError(errno.EACCES, "Permission denied", str(folder / "block"))
 
@@ -129,7 +138,9 @@ def not_mine(folder):
     ("main", "line"),
     [
         (refused_by_safetensors, "no space left: Error while serializing: .*; free some space and run again"),
-        (too_many_open, "too many open files: .*/table; allow more open files"),
+        (too_many_open, "too many open files: .*/table; allow more "),
+        (no_memory, "out of memory: .*can't allocate memory.*; give the step more .mem_mb in the profile.*batch_size"),
+        (no_memory_of_the_gpu, "out of memory: CUDA out of memory. Tried to allocate 20 MiB; give the step more"),
         (not_mine, "permission denied: .*/block; let its owner open it"),
     ],
 )

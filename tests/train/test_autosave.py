@@ -17,11 +17,12 @@ import torch
 from conftest import ROOT, make_inputs
 from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
-from triptych.io.manifest import read_json, sha256_file, write_json
+from triptych.io.manifest import read_json, sha256_file, write_json, write_record
 from triptych.train import autosave
 from triptych.train.autosave import EXIT_STATUS, Autosaver, Interrupted
 from triptych.train.guards import GradientGuard
 from triptych.train.state import State, load_state, pack_tensors, save_state, unpack_tensors
+from triptych.utils.device import best_device, device_name
 
 KILLS = 20
 FILES = ["adapter.safetensors", "connector.safetensors", "manifest.json", "metrics.jsonl"]
@@ -118,6 +119,7 @@ def undisturbed(trainer) -> dict[str, bytes]:
     files = contents(out)
     assert sorted(files) == FILES, "the saved states are gone"
     rows = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
+    assert read_json(out / "manifest.json")["device"] == device_name(best_device())
     assert [row["epoch"] for row in rows] == [0, 1, 2] and rows[-1]["step"] > 150
     return files
 
@@ -323,6 +325,33 @@ def test_a_state_of_another_training_is_not_taken_up(trainer, undisturbed, stopp
     fresh = trainer.folder / "fresh"
     assert trainer.train(fresh, job=other, save_minutes=10) == 0
     assert contents(out) == contents(fresh) != undisturbed
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_a_gpu_has_made_is_not_made_again_on_the_cpu_unless_that_is_wanted(tmp_path, monkeypatch, finished):
+    def saver(device, precision="float32", settings="s"):
+        depends = {"device": device, "precision": precision, "settings": settings}
+        return Autosaver(tmp_path / "last", depends, 10)
+
+    def begin(*job):
+        return saver(*job).restore_finished() or saver(*job).load() is not None
+
+    write_record(tmp_path / "manifest.json", {"files": {}})
+    saver("cuda", "bfloat16").keep_finished() if finished else saver("cuda", "bfloat16").save(State({}, {"a": 1}))
+    kept = sorted(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    assert begin("cuda", "bfloat16"), "on a GPU it goes on"
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(TriptychError, match=r"a GPU has made this, .*training\.device: cpu to begin this training"):
+            begin("cpu", precision)
+    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.json")) == kept
+    assert not begin("cpu", "float32", "other settings"), "another training"
+    monkeypatch.setenv("TRIPTYCH_DEVICE", "cpu")
+    assert not begin("cpu")
+
+
+def test_a_faster_device_begins_again_by_itself(tmp_path):
+    Autosaver(tmp_path, {"device": "cpu"}, 10).save(State({}, {}))
+    assert Autosaver(tmp_path, {"device": "cuda"}, 10).load() is None
 
 
 def test_states_of_another_version_are_taken_up_and_it_is_recorded(trainer, stopped):

@@ -57,6 +57,7 @@ def wait_for(condition, what: str):
 def study_config(world: Path) -> dict:
     """The toy study with what makes jobs on GPUs, trainings in a chain among them, and little else."""
     config = toy_config(world) | {"schedules": [["1", "3"], ["3"]], "shards": 1}
+    config["runtime"]["device"] = "cpu"  # its jobs are given GPUs that are not there
     config["evaluation"] |= {"controls": [], "probe": None, "leak": None}
     return config
 

@@ -46,6 +46,7 @@ SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
     "LAUNCH": "python" if processes == 1 else torchrun,
     "RUNTIME": settings.runtime.model_dump_json(),
+    "TRIPTYCH_DEVICE": settings.runtime.device,
     "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
 }
 # A job on a cluster must not need the internet, and must not wait for one that is not there.

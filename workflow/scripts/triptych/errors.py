@@ -9,18 +9,25 @@ from typing import Any
 
 import pyarrow as pa
 
-# What the machine refuses, whatever a file holds: what to do about it, by `errno`.
-NO_SPACE = dict.fromkeys(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space and run again: what is finished is kept"
+# What the machine refuses, whatever a file holds, by `errno`: what it is called, and what to do about it.
+FULL = ("no space left", "free some space and run again: what is finished is kept")
+CLOSED = (
+    "permission denied",
+    "let its owner open it (chmod -R g+rwX, and umask 002 from then on), or use a cache of your own (TRIPTYCH_CACHE) "
+    "and results of your own (pathvars.results)",
 )
-REMEDIES = NO_SPACE | {
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS),
-        "let its owner open it (chmod -R g+rwX, and umask 002 from then on), or use a cache of your own "
-        "(TRIPTYCH_CACHE) and results of your own (pathvars.results)",
-    ),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n 4096) and run again"),
+NO_MEMORY = (
+    "out of memory",
+    "give the step more (mem_mb in the profile), set runtime.gradient_checkpointing: always, or lower batch_size",
+)
+TOO_MANY = ("too many open files", "allow more (ulimit -n 4096) and run again")
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), CLOSED),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), TOO_MANY),
+    errno.ENOMEM: NO_MEMORY,
 }
+MEMORY_WORDS = "DefaultCPUAllocator: can't allocate memory"  # torch's, on a CPU
 
 
 class TriptychError(Exception):
@@ -38,20 +45,23 @@ def run_step(main: Callable[[], None]) -> None:
     except Exception as error:
         if (number := refusal(error)) is None:
             raise
-        what = "no space left" if number in NO_SPACE else os.strerror(number).lower()
+        what, remedy = REFUSALS[number]
         where = getattr(error, "filename", None) or " ".join(str(error).split())
-        sys.exit(f"error: {what}: {where}; {REMEDIES[number]}")
+        sys.exit(f"error: {what}: {where}; {remedy}")
 
 
 def refusal(error: BaseException) -> int | None:
-    """Give the `errno` of an error that says what the machine refuses, one of REMEDIES; None of any other error.
+    """Give the `errno` of an error that says what the machine refuses, a key of REFUSALS; None of any other error.
 
-    Libraries that are written in Rust say it in words: safetensors of a full disk, for one.
+    Not all libraries raise an OSError: safetensors says it in words, and torch has a type of its own for memory.
     """
     number = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
-    return number if number in REMEDIES else None
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if {"MemoryError", "OutOfMemoryError"} & kinds or MEMORY_WORDS in str(error):
+        number = errno.ENOMEM
+    return number if number in REFUSALS else None
 
 
 def _close_standard_input() -> None:

@@ -34,7 +34,7 @@ from triptych.train.parameters import count_parameters
 from triptych.train.trainer import Trainer
 from triptych.train.validation import chosen_epoch
 from triptych.utils.arguments import folder
-from triptych.utils.device import best_device, compute_dtype
+from triptych.utils.device import best_device, compute_dtype, device_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -177,6 +177,7 @@ def start_manifest(arguments: argparse.Namespace, job: TrainingJob, inputs: Inpu
         "features": inputs.features.manifest["files"],
         **inputs.base.identity,
         "precision": inputs.precision,
+        "device": device_name(inputs.device),
         "samples": {"train": len(inputs.training), "validation": len(inputs.validation)},
     }
 

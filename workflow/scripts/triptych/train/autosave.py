@@ -17,7 +17,7 @@ from triptych.io.atomic import atomic_directory, fsync_directory, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_json, write_record
 from triptych.model.checkpoint import code_version
 from triptych.train.distributed import all_gather, fail_together, rank
-from triptych.train.state import MANIFEST, State, load_state, save_state
+from triptych.train.state import MANIFEST, SlowerDeviceError, State, load_state, refuse_slower_device, save_state
 
 FINISHED, JOB = "finished", "job.json"
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
@@ -140,15 +140,21 @@ class Autosaver:
 
         Returns:
             Whether it was restored.
+
+        Raises:
+            SlowerDeviceError: a GPU has finished this training, and this process has none.
         """
         kept = self.folder / FINISHED
         try:
             job = read_json(kept / JOB)
             if job != {"job": dict(self.job), "code": self.codes[-1]}:
+                refuse_slower_device(kept, self.job, job["job"])
                 return False
             files = read_json(kept / MANIFEST)["files"]
             require_files(kept, files, "it is not used")
-        except TriptychError as error:
+        except SlowerDeviceError:
+            raise
+        except (TriptychError, KeyError) as error:
             if (kept / JOB).exists():
                 print(f"last/{FINISHED} is not used: {error}", flush=True)
             return False

@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 
 from triptych.errors import TriptychError
+from triptych.utils.device import has_gpu
 
 TIMEOUT = timedelta(minutes=10)  # of one exchange; the slowest process loads its models in that time
 
@@ -49,13 +50,13 @@ def process_group() -> Iterator[None]:
         yield
         return
     local_size, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
+    if has_gpu():
         if local_rank >= torch.cuda.device_count():
             raise TriptychError(f"runtime.processes: {local_size} processes, but {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
     with _lost_process_as_error():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu() else "gloo", timeout=TIMEOUT)
     yield
     distributed.destroy_process_group()  # not after an error: the others may be waiting, and must see this one end
 

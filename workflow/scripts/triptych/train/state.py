@@ -13,11 +13,16 @@ from torch import nn
 
 from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_directory
-from triptych.io.manifest import read_json, sha256_file
+from triptych.io.manifest import read_json, sha256_file, sha256_json
 from triptych.train.distributed import all_gather, rank
+from triptych.utils.device import cpu_wanted
 
 FORMAT = 1  # raise it when the meaning of a state changes: states of another format are not used
 TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json"
+
+
+class SlowerDeviceError(TriptychError):
+    """What a GPU has made would be made again on the CPU, though nobody has asked for that."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,16 @@ def save_state(folder: Path, job: Mapping[str, str], state: State, previous: Pat
 
 
 def load_state(folder: Path, job: Mapping[str, str]) -> tuple[Path, State] | None:
-    """Load the newest undamaged state of `job` in `folder`; prints which states are skipped, and why."""
+    """Load the newest undamaged state of `job` in `folder`; prints which states are skipped, and why.
+
+    Raises:
+        SlowerDeviceError: a GPU has saved this training, and this process has none.
+    """
     for path in sorted(states(folder), key=number, reverse=True):
         try:
             return path, _read(path, job)
+        except SlowerDeviceError:
+            raise
         except TriptychError as error:
             print(f"{path.parent.name}/{path.name} is not used: {error}", flush=True)
     return None
@@ -79,6 +90,7 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
                 raise TriptychError(f"{name} is damaged: it differs from the hash in {MANIFEST}")
         differing = [name for name in sorted({*job, *manifest["job"]}) if job.get(name) != manifest["job"].get(name)]
         if differing:
+            refuse_slower_device(path, job, manifest["job"])
             raise TriptychError(f"it belongs to a training job with different {', '.join(differing)}")
         # Clones, because safetensors maps the file into memory, and the file is soon deleted.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
@@ -87,6 +99,22 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
         if refusal(error) is not None:  # the state is good, and must not be trained again
             raise
         raise TriptychError(f"it is damaged ({type(error).__name__}: {error})") from None
+
+
+def refuse_slower_device(path: Path, job: Mapping[str, str], other: Mapping[str, str]) -> None:
+    """Compare a training with one that is kept at `path`, by the hashes of what they depend on.
+
+    Raises:
+        SlowerDeviceError: the kept one is the same but for its device, a GPU, and the precision that went with it.
+    """
+    rest = {*job, *other} - {"device", "precision"}
+    devices = job.get("device"), other.get("device")
+    alike = all(job.get(name) == other.get(name) for name in rest)
+    if alike and devices == (sha256_json("cpu"), sha256_json("cuda")) and not cpu_wanted():
+        raise SlowerDeviceError(
+            f"{path}: a GPU has made this, and torch can use none here; run it again where there is one, or set "
+            "runtime.device: cpu to begin this training again on the CPU"
+        )
 
 
 def states(folder: Path) -> Iterator[Path]:

@@ -1,16 +1,52 @@
 """What this machine can compute: its device, precision, free memory and cores, found out when a step starts."""
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import psutil
 import torch
 
+from triptych.errors import TriptychError
+
+WANTED = "TRIPTYCH_DEVICE"  # variable by which the workflow hands `runtime.device` to its steps
+GIVEN = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # variables that name the GPUs of a job
+GPUS = re.compile(r"\d|GPU-|MIG-")  # how their values begin; "-1", "NoDevFiles" and nothing mean none
+
+
+def cpu_wanted() -> bool:
+    """Tell whether the study's settings ask for the CPU, whatever else there is."""
+    return os.environ.get(WANTED) == "cpu"
+
+
+def has_gpu() -> bool:
+    """Tell whether there is a GPU that torch can use, and the study's settings let it be used."""
+    return not cpu_wanted() and torch.cuda.is_available()
+
 
 def best_device() -> torch.device:
-    """Choose CUDA where there is a GPU, otherwise the CPU."""
-    # With its index: without one, a thread would use the first GPU, whichever this process uses.
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Choose CUDA where there is a GPU, otherwise the CPU.
+
+    Raises:
+        TriptychError: a GPU is asked for by the settings, or was given to this job, and torch can use none.
+    """
+    if has_gpu():
+        # With its index: without one, a thread would use the first GPU, whichever this process uses.
+        return torch.device("cuda", torch.cuda.current_device())
+    if not cpu_wanted():
+        named = [f"{name}={value}" for name in GIVEN if GPUS.match(value := os.environ.get(name, ""))]
+        why = "runtime.device asks for one" if os.environ.get(WANTED) == "gpu" else ", ".join(named)
+        if why:
+            raise TriptychError(
+                f"torch {torch.__version__} can use no GPU here, though {why}; look at `nvidia-smi`, install a torch "
+                "that is built for its driver, or set runtime.device: cpu"
+            )
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for records: `cpu`, or `cuda` with the GPU's model."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -10,7 +10,7 @@ from triptych.config.datasets import SlakeHubVqa
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
 from triptych.download.huggingface import BROKEN_MEMBER, check_revision, download, open_zip
-from triptych.errors import NO_SPACE, TriptychError
+from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_directory, resolve_under
 
 SLAKE = "BoKelvin/SLAKE"
@@ -82,7 +82,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
             except OSError as error:  # a name that is too long, or a file where another member needs a folder
-                if error.errno in NO_SPACE:
+                if refusal(error) is not None:
                     raise
                 raise TriptychError(
                     f"{path}: {member.filename[:80]!r} cannot be unpacked ({error.strerror}); check the revision"
