@@ -12,6 +12,7 @@ from conftest import image_bytes
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.sources import url_list
 from triptych.data.sources.base import Item, Reject, chosen
+from triptych.download import public_network
 from triptych.errors import TriptychError
 
 RED = image_bytes("red", "left")
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.asked[self.path] += 1
             times = self.server.asked[self.path]
             self.server.cookies.append(self.headers["cookie"])
-        what, _, rest = self.path[1:].partition("/")
+        what, _, rest = self.path.removeprefix("http://no.invalid")[1:].partition("/")  # as a proxy is asked
         match what:
             case "ok":
                 self.answer(200, RED)
@@ -56,6 +57,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 while not self.server.closing.wait(0.02):
                     self.wfile.write(b"x")
+            case "headers":  # one after the other, for ever
+                while not self.server.closing.wait(0.02):
+                    self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" if rest == "1" else b"X")
+            case "inside":
+                self.answer(302, location=f"http://{rest}:{self.server.server_address[1]}/ok/0")
             case "to":
                 self.answer(302, location=f"/{rest}")
             case "out":
@@ -116,6 +122,7 @@ def write_table(tmp_path, urls):
 
 def settings(tmp_path, **changes):
     given = {"source": "url-list", "table": str(tmp_path / "urls.jsonl"), "sizes": [100], "oversample": 0, "timeout": 5}
+    given["internal_hosts"] = ["127.0.0.1"]  # where the server of these tests is
     return UrlListCaptions(**{**given, "connections": 4, **changes})
 
 
@@ -183,12 +190,67 @@ def test_failures_have_a_reason_and_as_many_requests_as_make_sense(tmp_path, ser
 
 def test_servers_that_stay_silent_or_never_end_are_left(tmp_path, server, monkeypatch):
     monkeypatch.setattr(url_list, "PATIENCE", 2)
-    write_table(tmp_path, [f"{server.root}/slow/0", f"{server.root}/drip/0"])
+    dripping = [f"{server.root}/{path}" for path in ("drip/0", "headers/0", "headers/1")]
+    write_table(tmp_path, [f"{server.root}/slow/0", *dripping])
     assert reasons(listing(tmp_path, timeout=0.1, retries=1)) == {
         f"{server.root}/slow/0": "timed out after 2 attempts",
-        f"{server.root}/drip/0": "not complete within 0.2 s after 2 attempts",
+        **dict.fromkeys(dripping, "not complete within 0.2 s after 2 attempts"),
     }
-    assert server.asked == {"/slow/0": 2, "/drip/0": 2}
+    assert server.asked == dict.fromkeys(["/slow/0", "/drip/0", "/headers/0", "/headers/1"], 2)
+
+
+INSIDE = ["localhost", "127.1", "2130706433", "0x7f.0.0.1", "[::ffff:127.0.0.1]", "127.0.0.2", "0.0.0.0"]
+REFUSED = "not a public address (see `internal_hosts`)"
+
+
+@pytest.mark.parametrize("host", [*INSIDE, "[::1]", "10.0.0.1", "169.254.169.254", "[fe80::1]"])
+def test_internal_addresses_are_refused_in_every_spelling_and_behind_redirects(tmp_path, server, host):
+    port = server.server_address[1]
+    urls = [f"http://{host}:{port}/ok/0", f"{server.root}/inside/{host}"]
+    write_table(tmp_path, urls)
+    assert reasons(listing(tmp_path)) == dict.fromkeys(urls, REFUSED)
+    assert set(server.asked) == {f"/inside/{host}"}
+
+
+def test_a_host_that_is_allowed_later_is_asked_then(tmp_path, server):
+    write_table(tmp_path, [f"{server.root}/ok/0"])
+    assert reasons(listing(tmp_path, internal_hosts=[])) == {f"{server.root}/ok/0": REFUSED}
+    assert not server.asked and len(paths(listing(tmp_path))) == 1
+
+
+def test_what_a_name_means_is_asked_once(tmp_path, server, monkeypatch):
+    """A name that is public when it is checked, and another host when it is asked."""
+    answers = iter(["127.0.0.1", "10.0.0.1", "10.0.0.1"])
+    real = socket.getaddrinfo
+
+    def resolve(host, *rest, **more):
+        return real(next(answers) if host == "images.example" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(public_network, "is_public", lambda address: address == "127.0.0.1")
+    write_table(tmp_path, [f"http://images.example:{server.server_address[1]}/ok/0"])
+    assert len(paths(listing(tmp_path, internal_hosts=[]))) == 1 and server.asked == {"/ok/0": 1}
+
+
+def test_through_a_proxy_internal_addresses_are_refused_too(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.root)
+    write_table(tmp_path, ["http://10.0.0.1/ok/0", "http://localhost/ok/1", "http://no.invalid/ok/2"])
+    found = listing(tmp_path)
+    assert sorted(reasons(found).values()) == [REFUSED, REFUSED] and paths(found) == ["http://no.invalid/ok/2"]
+    assert set(server.asked) == {"http://no.invalid/ok/2"}, "the proxy resolves what this machine cannot"
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        *(("8.8.8.8", True), ("2606:4700::1111", True), ("64:ff9b::808:808", True), ("::ffff:8.8.8.8", True)),
+        *(("100.64.0.1", False), ("192.168.1.1", False), ("172.16.0.1", False), ("240.0.0.1", False)),
+        *(("224.0.0.1", False), ("255.255.255.255", False), ("fc00::1", False), ("fe80::1%eth0", False)),
+        *(("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::ffff:10.0.0.1", False), ("ff02::1", False)),
+    ],
+)
+def test_public_addresses_are_told_from_all_others(address, public):
+    assert public_network.is_public(address) is public
 
 
 def test_failures_that_pass_are_tried_again(tmp_path, server):

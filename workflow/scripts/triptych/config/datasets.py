@@ -250,6 +250,12 @@ class UrlListCaptions(Captions):
     timeout: float = Field(20, gt=0, description="Seconds to wait for a server that sends nothing.")
     retries: NonNegativeInt = Field(2, description="Further attempts after a temporary failure.")
     max_bytes: PositiveInt = Field(20_000_000, description="Maximum size of an image in bytes.")
+    internal_hosts: list[str] = Field(
+        [],
+        description="Hosts that may resolve to this machine or to a private network. All other addresses that are not "
+        "public are refused, also after a redirect.",
+        exclude_if=lambda hosts: not hosts,  # as in the settings that finished studies recorded
+    )
 
     def local_tables(self) -> list[Path]:
         """The table of addresses."""

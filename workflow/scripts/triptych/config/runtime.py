@@ -12,9 +12,9 @@ class Runtime(Record):
 
     device: Literal["auto", "gpu", "cpu"] = Field(
         "auto",
-        description="Device that models run on, also in prediction and feature encoding. auto: a GPU if there is one; a "
-        "job that was allocated a GPU, or a training job that started on one, never continues on the CPU. gpu: a GPU, "
-        "or an error. cpu: the CPU; training jobs that started on a GPU start again.",
+        description="Device that models run on, also in prediction and feature encoding. auto: a GPU if there is one; "
+        "a job that was allocated a GPU, or a training job that started on one, never continues on the CPU. gpu: a "
+        "GPU, or an error. cpu: the CPU; training jobs that started on a GPU start again.",
     )
     threads: PositiveInt = Field(
         1, description="CPU threads per process of a training job; with small models, run several jobs in parallel."

@@ -28,6 +28,7 @@ from triptych.config.datasets import UrlListCaptions
 from triptych.data.images import FORMATS
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import Columns, read_rows
+from triptych.download.public_network import InternalAddressError, guard, until
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import sha256_bytes, write_json
@@ -62,11 +63,15 @@ class _FailedError(Exception):
         passing: whether a further attempt may succeed.
         after: seconds that the server asks to wait for.
         unreachable: whether no connection to the server was made.
+        noted: whether a later run need not ask again.
     """
 
-    def __init__(self, reason: str, passing: bool = False, after: float = 0.0, unreachable: bool = False):
+    def __init__(
+        self, reason: str, passing: bool = False, after: float = 0.0, unreachable: bool = False, noted: bool = True
+    ):
         super().__init__(reason)
         self.reason, self.passing, self.after, self.unreachable = reason, passing, after, unreachable
+        self.noted = noted and not passing
 
 
 def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
@@ -202,6 +207,7 @@ def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -
         limits=httpx2.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections),
     )
 
+    guard(client, settings.internal_hosts)
     retrying = _retrying(settings.retries, stop)
 
     def get(url: str) -> Outcome:
@@ -211,7 +217,7 @@ def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -
         try:
             data = retrying(_attempt, client, url, settings, stop)
         except _FailedError as failure:
-            if not failure.passing:
+            if failure.noted:
                 _note(path, failure.reason, settings.max_bytes)
             return Outcome(reason=failure.reason, unreachable=failure.unreachable)
         with atomic_path(path) as temporary:
@@ -259,28 +265,14 @@ def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: t
     limit = PATIENCE * settings.timeout
     deadline = time.monotonic() + limit
     try:
-        for _ in range(MAX_REDIRECTS + 1):
-            with client.stream("GET", url) as response:
-                if response.status_code in REDIRECTS and "location" in response.headers:
-                    url = str(response.url.join(response.headers["location"]))
-                    if error := _address_error(url):
-                        raise _FailedError(f"redirected: {error}")
-                    continue
-                _require_ok(response)
-                data, length = bytearray(), response.headers.get("content-length", "")
-                if length.isdecimal() and int(length) > settings.max_bytes:
-                    raise _FailedError(f"larger than {settings.max_bytes} bytes")
-                for part in response.iter_raw():
-                    data += part
-                    if len(data) > settings.max_bytes:
-                        raise _FailedError(f"larger than {settings.max_bytes} bytes")
-                    if time.monotonic() > deadline or stop.is_set():
-                        raise _FailedError(f"not complete within {limit:g} s", passing=True)
-            if not _is_image(data):
-                raise _FailedError(f"not an image ({', '.join(FORMATS)})")
-            return bytes(data)
+        with until(deadline):
+            return _exchange(client, url, settings, stop)
+    except InternalAddressError:
+        raise _FailedError("not a public address (see `internal_hosts`)", noted=False) from None
     # The errors' own texts are left out: they may hold parts of the address.
     except httpx2.TimeoutException as error:
+        if time.monotonic() > deadline:
+            raise _FailedError(f"not complete within {limit:g} s", passing=True) from None
         raise _FailedError("timed out", passing=True, unreachable=isinstance(error, httpx2.ConnectTimeout)) from None
     except httpx2.ConnectError:
         raise _FailedError("cannot connect", passing=True, unreachable=True) from None
@@ -288,6 +280,29 @@ def _attempt(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: t
         raise _FailedError(f"broken off ({type(error).__name__})", passing=True) from None
     except (httpx2.InvalidURL, ValueError):
         raise _FailedError("not a valid address") from None
+
+
+def _exchange(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: threading.Event) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        with client.stream("GET", url) as response:
+            if response.status_code in REDIRECTS and "location" in response.headers:
+                url = str(response.url.join(response.headers["location"]))
+                if error := _address_error(url):
+                    raise _FailedError(f"redirected: {error}")
+                continue
+            _require_ok(response)
+            data, length = bytearray(), response.headers.get("content-length", "")
+            if length.isdecimal() and int(length) > settings.max_bytes:
+                raise _FailedError(f"larger than {settings.max_bytes} bytes")
+            for part in response.iter_raw():
+                data += part
+                if len(data) > settings.max_bytes:
+                    raise _FailedError(f"larger than {settings.max_bytes} bytes")
+                if stop.is_set():
+                    raise _FailedError("stopped", passing=True)
+        if not _is_image(data):
+            raise _FailedError(f"not an image ({', '.join(FORMATS)})")
+        return bytes(data)
     raise _FailedError(f"more than {MAX_REDIRECTS} redirects")
 
 
