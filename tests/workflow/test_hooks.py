@@ -1,9 +1,12 @@
 """Hooks into Snakemake's internals: without them the workflow runs all the same."""
 
+import os
+import time
 import types
 
 import pytest
 from conftest import ROOT, Study, toy_config
+from snakemake.io import AnnotatedString
 from triptych import workflow_hooks
 from triptych.errors import TriptychError
 
@@ -45,6 +48,26 @@ def test_too_many_finished_trainings_are_an_error_and_no_missing_hook(tmp_path):
     with pytest.raises(TriptychError, match="2 on fold0, seed 0: Forced execution"):
         workflow_hooks.protect_trainings(workflow, 0)
     workflow_hooks.protect_trainings(workflow, 1)
+
+
+@pytest.mark.parametrize(("ahead", "refused"), [(7200, True), (90, True), (20, False), (-7200, False)])
+def test_an_input_that_is_dated_ahead_is_named_with_what_to_do(tmp_path, monkeypatch, ahead, refused):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my results").mkdir()
+    path = tmp_path / "my results/manifest.json"
+    path.touch()
+    os.utime(path, (time.time() + ahead,) * 2)
+    job = types.SimpleNamespace(input=[str(tmp_path / "not made yet"), str(path)])
+    workflow = types.SimpleNamespace(dag=types.SimpleNamespace(needrun_jobs=lambda: [job]))
+    if refused:
+        with pytest.raises(TriptychError, match=r"manifest\.json is dated .* ahead of the clock.*: touch '.*json'$"):
+            workflow_hooks.refuse_dates_ahead(workflow)
+    else:
+        workflow_hooks.refuse_dates_ahead(workflow)
+    job.input[1] = AnnotatedString(path)
+    job.input[1].flags["ancient"] = True
+    workflow_hooks.refuse_dates_ahead(workflow)
+    assert [found.name for found in tmp_path.iterdir()] == ["my results"]
 
 
 def test_snakemakes_internals_are_used_in_one_file_only():

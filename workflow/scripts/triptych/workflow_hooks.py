@@ -1,4 +1,4 @@
-"""What touches Snakemake's internals: faster dry runs, a stop before trainings are lost, records of unwatched jobs.
+"""What touches Snakemake's internals: faster dry runs, stops before work is lost, records of unwatched jobs.
 
 Snakemake promises none of the names that are used here. Where its version lacks one of them, a line says what is
 missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switches all of them off.
@@ -7,12 +7,19 @@ missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switch
 import functools
 import gc
 import os
+import shlex
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from triptych.commands.retraining import refuse_to_retrain
+from triptych.errors import TriptychError
+from triptych.utils.terminal import duration
+
+CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
 def _soft(consequence: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -64,6 +71,29 @@ def protect_trainings(workflow: Any, at_most: int) -> None:
         if job.rule.name.endswith("train_stage") and Path(job.output.manifest).exists()
     ]
     refuse_to_retrain(again, at_most)
+
+
+@_soft("files that are dated ahead of the clock are not named")
+def refuse_dates_ahead(workflow: Any) -> None:
+    """Stop where a file is dated ahead of the clock, as a machine with a wrong clock leaves it.
+
+    What is made of it would be older than it, and so be deleted and made again at every start.
+
+    Raises:
+        TriptychError: such a file is an input of a job that would run; it is named.
+    """
+    from snakemake.io import is_flagged
+
+    with tempfile.NamedTemporaryFile(dir=".") as file:  # the disk's own clock may differ from this machine's
+        now = max(time.time(), Path(file.name).stat().st_mtime)
+    inputs = (path for job in workflow.dag.needrun_jobs() for path in job.input if not is_flagged(path, "ancient"))
+    for path in dict.fromkeys(map(str, inputs)):
+        ahead = Path(path).stat().st_mtime - now if Path(path).exists() else 0
+        if ahead > CLOCK_SKEW:
+            raise TriptychError(
+                f"{path} is dated {duration(ahead)} ahead of the clock, and what is made of it would be made again at "
+                f"every start; set the clock if it is wrong, or else: touch {shlex.quote(path)}"
+            )
 
 
 @_soft("changed settings are not noticed for jobs that ended after their Snakemake was killed")
