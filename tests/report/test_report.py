@@ -83,7 +83,11 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
         and "`v4.0`" not in said
     )
     rows[1]["all_mean"] = 80.0
-    assert "No schedule beats" not in sentences(comparison)
+    assert "No schedule beats" not in sentences(comparison) and "signs or brackets" not in sentences(comparison)
+    rows[0]["rules_differ"], rows[1]["rules_differ"] = 2, 1
+    assert "3 of the kept answers differ from the gold answer by no more than signs or brackets" in sentences(
+        comparison
+    )
 
 
 def test_answers_cannot_break_out_of_the_page():

@@ -341,7 +341,7 @@ def test_what_a_gpu_has_made_is_not_made_again_on_the_cpu_unless_that_is_wanted(
     kept = sorted(path.read_bytes() for path in tmp_path.rglob("*.json"))
     assert begin("cuda", "bfloat16"), "on a GPU it goes on"
     for precision in ("float32", "bfloat16"):
-        with pytest.raises(TriptychError, match=r"a GPU has made this, .*training\.device: cpu to begin this training"):
+        with pytest.raises(TriptychError, match=r"a GPU has made this, .*runtime\.device: cpu to begin this training"):
             begin("cpu", precision)
     assert sorted(path.read_bytes() for path in tmp_path.rglob("*.json")) == kept
     assert not begin("cpu", "float32", "other settings"), "another training"

@@ -18,7 +18,8 @@ CLOSED = (
 )
 NO_MEMORY = (
     "out of memory",
-    "give the step more (mem_mb in the profile), set runtime.gradient_checkpointing: always, or lower batch_size",
+    "give the step more (mem_mb in the profile), or set runtime.gradient_checkpointing: always; of answers, a smaller "
+    "evaluation.batch_size",
 )
 TOO_MANY = ("too many open files", "allow more (ulimit -n 4096) and run again")
 REFUSALS = {
