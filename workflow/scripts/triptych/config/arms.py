@@ -42,6 +42,12 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
+def reserved_names() -> dict[str, str]:
+    """Give the names that a trained arm must not have, in tables and paths, with what has them already."""
+    probes = {PRE_PROJECTION: "the probe of vision features", RANDOM_CONNECTOR: "the probe of an untrained connector"}
+    return dict.fromkeys(BASELINES, "a look-up without training") | probes
+
+
 @dataclass(frozen=True)
 class Control:
     """A view of the held-out questions with other images than their own: a model that looks loses by it.

@@ -7,17 +7,20 @@ An ablation is one more schedule, with settings of its own. It shares what is tr
 it departs from the base: `1-2+slow`, then `1-2+slow-3`. Code asks for the settings of a prefix here, and nowhere else.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from triptych.config import paths
 from triptych.config.ablations import trained_as, varied
-from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR
+from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR, reserved_names
 from triptych.config.base import Record
 from triptych.config.settings import Settings
 from triptych.config.stages import Stage
 from triptych.io.manifest import canonical_json
 
 SHARED = "shared"
+LONGEST_NAME = 160  # of the 255 bytes that file systems allow: temporary names add host and process, logs fold and seed
 ROLES = ("vision_encoder", "language_model")
 
 
@@ -74,13 +77,31 @@ class Grid:
             [schedule] = variant.schedules
             self._add(variant, schedule, name)
         self.prefixes = dict(sorted(self.prefixes.items(), key=lambda item: (len(item[1].stages), item[0])))
-        datasets = settings.expanded_datasets()
+        self.errors += self._names_that_clash()
+
+    def _names_that_clash(self) -> Iterator[str]:
+        """Names that something else has already, and names too long for files."""
+        taken = reserved_names()
+        for name in self.prefixes:
+            if name in taken:
+                yield f"schedules: '{name}' is the name of {taken[name]}, too; rename a stage"
+        datasets = self.settings.expanded_datasets()
         encoded = [f"{name}{tag}" for name in datasets for tag in self.tags if tag]
-        self.errors += [
-            f"datasets.{name}: is also the name of an ablation's features; rename one"
-            for name in encoded
-            if name in datasets
-        ]
+        for name in encoded:
+            if name in datasets:
+                yield f"datasets.{name}: is also the name of an ablation's features; rename one"
+        patterns = (paths.SOURCE, paths.DATA, paths.FEATURES)
+        files = {name for pattern in patterns for name in paths.beside(pattern, "dataset")}
+        for name in datasets:
+            if name in files:
+                yield f"datasets.{name}: a file or folder of the results has this name; rename the data set"
+        made = {"datasets": [*datasets, *encoded], "schedules": self.prefixes, "ablations": self.models}
+        for kind, name in ((kind, name) for kind, names in made.items() for name in names):
+            if len(name) > LONGEST_NAME:
+                yield (
+                    f"{kind}: '{name[:40]}...' is a name of {len(name)} letters, and {LONGEST_NAME} are the most of a "
+                    "file's; shorten the names that it is made of"
+                )
 
     def _add(self, settings: Settings, schedule: list[str], tag: str) -> None:
         """Add a schedule; an ablation's `tag` is put where it first trains otherwise than the base."""

@@ -19,6 +19,7 @@ AUDIT_PAGE = "data/audit.md"
 MODEL = "models/{role}{tag}/manifest.json"
 MODEL_CONFIG = "models/{model}/config.json"
 FEATURES = "features/{dataset}{tag}/manifest.json"
+FEATURE_SHARDS = "features/shards"
 # Trainings
 CHECKPOINT_FOLDER = "checkpoints/{prefix}/{split}/seed{seed}"
 CHECKPOINT = f"{CHECKPOINT_FOLDER}/manifest.json"
@@ -83,6 +84,20 @@ STEPS = {
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }
+
+
+def beside(pattern: str, wildcard: str) -> set[str]:
+    """Name what other patterns put into the folder where a pattern has a folder named by a wildcard.
+
+    Args:
+        pattern: one of the patterns above, with a folder `{wildcard}` or one that begins so.
+        wildcard: name of the wildcard.
+    """
+    parts = pattern.split("/")
+    place = next(index for index, part in enumerate(parts) if part.startswith(f"{{{wildcard}}}"))
+    others = [value.split("/") for name, value in globals().items() if name.isupper() and isinstance(value, str)]
+    found = (other[place] for other in others if other[:place] == parts[:place] and len(other) > place)
+    return {name for name in found if "{" not in name}
 
 
 def fill(pattern: str, **values: object) -> str:

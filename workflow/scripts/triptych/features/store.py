@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from triptych.config.paths import FEATURE_SHARDS
 from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
 from triptych.features.shards import TENSOR, TORCH, Dtype, checksum, encoder_hashes, read_header
@@ -56,7 +57,7 @@ class Features:
 
 def shards_folder(folder: Path) -> Path:
     """Give the folder of the shards of all data sets, beside the features folder of one of them."""
-    return folder.parent / "shards"
+    return folder.parent / Path(FEATURE_SHARDS).name
 
 
 def _stored(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], torch.Tensor]]:

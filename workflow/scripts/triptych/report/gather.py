@@ -237,12 +237,12 @@ def planned_and_used(study: Study) -> list[dict]:
         Rows of `what`, `jobs`, `planned`, `used`; the last is their sum.
     """
     before = estimate.hours(study, [])
-    found: dict[str, dict] = {}
+    found: dict[str | None, dict] = {}
     for job in jobs(study):
         if job.rule not in WORK or not job.output.exists() or (seconds := seconds_taken(job.times)) is None:
             continue
-        what = job.cell.prefix if job.cell else "predictions"
-        row = found.setdefault(what, {"what": what, "jobs": 0, "planned": 0.0, "used": 0.0})
+        prefix = job.cell.prefix if job.cell else None  # a stage, too, may be called `predictions`
+        row = found.setdefault(prefix, {"what": prefix or "predictions", "jobs": 0, "planned": 0.0, "used": 0.0})
         row["jobs"] += 1
         row["planned"] += before.of(job)
         row["used"] += seconds / 3600
