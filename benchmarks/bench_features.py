@@ -29,7 +29,7 @@ from photographs import photograph
 from triptych.config.base import Record
 from triptych.config.models import FolderEncoder, PackageEncoder
 from triptych.config.stages import FeatureSettings
-from triptych.download.packages import default_cache
+from triptych.config.texts import cache_folder
 from triptych.features.encode import encode
 from triptych.features.store import compute_tokens
 from triptych.io.manifest import sha256_bytes, sha256_file, write_json
@@ -130,7 +130,7 @@ def measure(folder: Path, images: int, rounds: int, seconds: float) -> dict:
     device = best_device()
     size = write_images(folder / "data", images)
     settings, side = encoder_settings(folder, device)
-    prepare_model("vision_encoder", settings, default_cache(), folder / "encoder")
+    prepare_model("vision_encoder", settings, cache_folder(), folder / "encoder")
     encoder = vision.load(folder / "encoder", device)
 
     def alone(batch_size: int, length: float) -> tuple[float, float]:

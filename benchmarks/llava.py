@@ -27,7 +27,7 @@ from triptych.config.models import FolderLanguageModel
 from triptych.config.settings import Settings
 from triptych.config.stages import Connector
 from triptych.config.study import load_study
-from triptych.download.packages import default_cache
+from triptych.config.texts import cache_folder
 from triptych.model.connector import build_connector
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.prepare import prepare_model
@@ -84,7 +84,7 @@ def prepare(folder: Path, threads: int, language_model: str) -> tuple[PromptToke
     if language_model == "tinyllama":
         apart(write_tinyllama, folder / "tinyllama")
         settings = FolderLanguageModel(source="folder", folder=str(folder / "tinyllama"), prompt=settings.prompt)
-    prepare_model("language_model", settings, default_cache(), folder / "language_model")
+    prepare_model("language_model", settings, cache_folder(), folder / "language_model")
     for tokens in image_tokens_of(language_model):
         apart(write_llava, folder, tokens, settings_of(language_model).connector)
     prompt = load_prompt_tokens(folder)

@@ -19,6 +19,7 @@ from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, question_v
 from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
+from triptych.config.texts import cache_folder
 from triptych.config.wildcards import EACH
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
@@ -27,7 +28,8 @@ workflow_hooks.speed_up_dry_runs()
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
-    study = load_study(config, Path(workflow.configfiles[-1]).name if workflow.configfiles else "config")
+    files = [Path(file) for file in workflow.configfiles]
+    study = load_study(config, files[-1].name if files else "config", filter(Path.is_file, files))
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid
@@ -47,7 +49,7 @@ SHELL_VARIABLES = {
     "LAUNCH": "python" if processes == 1 else torchrun,
     "RUNTIME": settings.runtime.model_dump_json(),
     "TRIPTYCH_DEVICE": settings.runtime.device,
-    "TRIPTYCH_CACHE": os.environ.get("TRIPTYCH_CACHE") or settings.cache,
+    "TRIPTYCH_CACHE": str(cache_folder(settings.cache)),
 }
 # A job on a cluster must not need the internet, and must not wait for one that is not there.
 if workflow.remote_exec:
@@ -56,17 +58,11 @@ if workflow.remote_exec:
 # Steps use the Python that Snakemake runs in; with --sdm conda, that of the environment.
 use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
+prefix = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "
 
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
-shell.prefix(
-    "set -euo pipefail; "
-    f"export {python_first}"
-    f"PYTHONPATH={shlex.quote(str(SCRIPTS))} "
-    + " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
-    .replace("{", "{{")
-    .replace("}", "}}")
-    + "; "
-)
+shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
 
 
 # Images are read and checked by this many processes side by side.

@@ -20,8 +20,8 @@ rule fetch_dataset:
     message:
         "Fetch and list data set {wildcards.dataset}"
     shell:
-        "TRIPTYCH_SCREEN=3 python -m triptych.data.fetch --settings {params.settings:q} --out {params.out}"
-        " 3>&2 > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.fetch --settings {params.settings:q} --out {params.out:q}"
+        " 3>&2 > {log:q} 2>&1"
 
 
 rule check_images:
@@ -44,7 +44,8 @@ rule check_images:
     shell:
         # Memory of images goes back and forth a thousand times a second: kept by the process, a tenth faster.
         "MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=33554432 python -m triptych.data.check"
-        " --settings {params.settings:q} --source {params.source} --shard {wildcards.scatteritem} --out {output} > {log} 2>&1"
+        " --settings {params.settings:q} --source {params.source:q} --shard {wildcards.scatteritem:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule prepare_dataset:
@@ -68,8 +69,8 @@ rule prepare_dataset:
     message:
         "Choose the images of data set {wildcards.dataset} and write its tables"
     shell:
-        "TRIPTYCH_SCREEN=3 python -m triptych.data.prepare --settings {params.settings:q} --source {params.source}"
-        " --out {params.out} 3>&2 > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.prepare --settings {params.settings:q} --source {params.source:q}"
+        " --out {params.out:q} 3>&2 > {log:q} 2>&1"
 
 
 rule make_folds:
@@ -91,7 +92,7 @@ rule make_folds:
     message:
         "Cut {params.data} into folds{wildcards.cut}"
     shell:
-        "python -m triptych.data.folds --data {params.data} --settings {params.settings:q} {params.cut} > {log} 2>&1"
+        "python -m triptych.data.folds --data {params.data:q} --settings {params.settings:q} {params.cut} > {log:q} 2>&1"
 
 
 rule audit_data:
@@ -115,8 +116,8 @@ rule audit_data:
     message:
         "Look for leaks between all parts of the data"
     shell:
-        "TRIPTYCH_SCREEN=3 python -m triptych.data.audit --data {params.data} --folded {params.folded}"
-        " --shared {params.shared} --threshold {params.threshold} --out {params.out} 3>&2 > {log} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.data.audit --data {params.data:q} --folded {params.folded:q}"
+        " --shared {params.shared:q} --threshold {params.threshold:q} --out {params.out:q} 3>&2 > {log:q} 2>&1"
 
 
 rule prepare_model:
@@ -133,8 +134,8 @@ rule prepare_model:
     message:
         "Fetch and convert the {wildcards.role}{wildcards.tag}"
     shell:
-        "python -m triptych.model.prepare --role {wildcards.role} --settings {params.settings:q}"
-        " --out {params.out} > {log} 2>&1"
+        "python -m triptych.model.prepare --role {wildcards.role:q} --settings {params.settings:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
 
 
 rule encode_images:
@@ -158,5 +159,5 @@ rule encode_images:
     message:
         "Encode the images of {wildcards.dataset}{wildcards.tag}"
     shell:
-        'OMP_NUM_THREADS={threads} python -m triptych.features.encode --settings "$FEATURES" --data {params.data}'
-        " --encoder {params.encoder} --out {params.out} > {log} 2>&1"
+        'OMP_NUM_THREADS={threads} python -m triptych.features.encode --settings "$FEATURES" --data {params.data:q}'
+        " --encoder {params.encoder:q} --out {params.out:q} > {log:q} 2>&1"

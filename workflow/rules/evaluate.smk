@@ -21,9 +21,10 @@ rule predict_captions:
     message:
         "Describe images of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint}"
-        " --job {params.job:q} --data {input.data} --features {input.features}"
-        " --vision-encoder {input.vision_encoder} --language-model {input.language_model} --out {output} > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint:q}"
+        " --job {params.job:q} --data {input.data:q} --features {input.features:q}"
+        " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 use rule predict_captions as predict with:
@@ -63,8 +64,9 @@ rule predict_baseline:
     message:
         "Answer questions of {wildcards.fold} with {wildcards.baseline}: {params.view}"
     shell:
-        "python -m triptych.evaluate.baselines --baseline {wildcards.baseline} --data {input.data}"
-        " --features {input.features} --split {wildcards.fold} --view {params.view} --out {output} > {log} 2>&1"
+        "python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q} --data {input.data:q}"
+        " --features {input.features:q} --split {wildcards.fold:q} --view {params.view}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule probe:
@@ -87,8 +89,8 @@ rule probe:
         "Probe the image tokens of {wildcards.representation}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.probe --job {params.job:q}"
-        " --checkpoints {input.checkpoints} --data {input.data} --features {input.features}"
-        " --language-model {input.language_model} --out {output} > {log} 2>&1"
+        " --checkpoints {input.checkpoints:q} --data {input.data:q} --features {input.features:q}"
+        " --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule tabulate:
@@ -119,8 +121,8 @@ rule tabulate:
     message:
         "Write the tables of schedules, baselines and controls"
     shell:
-        "python -m triptych.tables.schedules --predictions {input} --view {params.view} --schedules {params.schedules}"
-        " --baselines {params.baselines} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.schedules --predictions {input:q} --view {params.view:q}"
+        " --schedules {params.schedules:q} --baselines {params.baselines:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 # The source's own test part is asked only by `snakemake test`, once everything else is decided. What is answered stays.
@@ -175,8 +177,8 @@ rule compare_schedules:
     message:
         "Compare the first schedule with each of the others"
     shell:
-        "python -m triptych.tables.comparison --predictions {input} --schedules {params.schedules}"
-        " --equivalence-margin {params.margin} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.comparison --predictions {input:q} --schedules {params.schedules:q}"
+        " --equivalence-margin {params.margin:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule tabulate_probe:
@@ -215,8 +217,9 @@ rule tabulate_probe:
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.tables.probes --probes {input} --order {params.order} --shared {params.shared}"
-        " --references {params.references:q} --ways {params.ways:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
+        "python -m triptych.tables.probes --probes {input:q} --order {params.order:q} --shared {params.shared:q}"
+        " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
+        " > {log:q} 2>&1"
 
 
 rule tabulate_leak:
@@ -248,7 +251,8 @@ rule tabulate_leak:
     message:
         "Write the table of what leaking folds add"
     shell:
-        "python -m triptych.tables.leakage --predictions {input} --splits {params.splits:q} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.leakage --predictions {input:q} --splits {params.splits:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
 
 
 rule tabulate_captions:
@@ -271,4 +275,4 @@ rule tabulate_captions:
     message:
         "Write the table of captions"
     shell:
-        "python -m triptych.tables.captions --predictions {input} --out {params.out} > {log} 2>&1"
+        "python -m triptych.tables.captions --predictions {input:q} --out {params.out:q} > {log:q} 2>&1"

@@ -36,8 +36,8 @@ rule plot_stages:
     message:
         "Draw validation loss and accuracy per stage"
     shell:
-        "python -m triptych.tables.stages --checkpoints {input.manifests} --schedules {params.schedules:q}"
-        " --stages {params.stages:q} --csv {output.csv} --svg {output.svg} > {log} 2>&1"
+        "python -m triptych.tables.stages --checkpoints {input.manifests:q} --schedules {params.schedules:q}"
+        " --stages {params.stages:q} --csv {output.csv:q} --svg {output.svg:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -61,8 +61,8 @@ rule report:
     message:
         "Write the report"
     shell:
-        "python -m triptych.report --settings {params.settings:q} --tables {input.tables} --out {output}"
-        " --figures {params.figures}/figures > {log} 2>&1"
+        "python -m triptych.report --settings {params.settings:q} --tables {input.tables:q} --out {output:q}"
+        " --figures {params.figures:q}/figures > {log:q} 2>&1"
 
 
 # By hand, also while trainings run: triptych wandb --configfile config/...
@@ -83,7 +83,8 @@ rule write_wandb_runs:
     message:
         "Write the runs of Weights & Biases"
     shell:
-        "python -m triptych.report.wandb_runs --job {params.job:q} --checkpoints {input.manifests} --out {params.out} > {log} 2>&1"
+        "python -m triptych.report.wandb_runs --job {params.job:q} --checkpoints {input.manifests:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
 
 
 # Nothing runs: what the study will cost, and what it can show.
@@ -98,4 +99,4 @@ rule plan:
     message:
         "Plan the study"
     shell:
-        "python -m triptych.commands.plan --settings {params.settings:q} 2>&1 | tee {log}"
+        "python -m triptych.commands.plan --settings {params.settings:q} 2>&1 | tee {log:q}"

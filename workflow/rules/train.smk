@@ -29,7 +29,7 @@ rule train_stage:
     message:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
-        "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent}"
-        " --data {input.data} --features {input.features}"
-        " --language-model {input.language_model} --out {output.manifest}"
-        ' --runtime "$RUNTIME" > {log} 2>&1'
+        "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent:q}"
+        " --data {input.data:q} --features {input.features:q}"
+        " --language-model {input.language_model:q} --out {output.manifest:q}"
+        ' --runtime "$RUNTIME" > {log:q} 2>&1'

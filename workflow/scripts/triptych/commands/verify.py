@@ -9,7 +9,6 @@ the rest; then Snakemake makes them again.
 """
 
 import argparse
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from triptych.commands.jobs import jobs
 from triptych.commands.resume import left_steps, other_snakemakes
 from triptych.config.paths import REPORT, STEPS
 from triptych.config.study import Study, read_study
+from triptych.config.texts import cache_folder
 from triptych.data.check import block_error
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
@@ -170,8 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path.cwd()
     if arguments.delete and (other_snakemakes(folder) or left_steps(folder)):
         raise TriptychError(f"Snakemake or one of its steps runs in {folder}; let it end before anything is deleted")
-    cache = Path(os.environ.get("TRIPTYCH_CACHE") or study.settings.cache)
-    found = [*damages(study.results, cache), *missing(study)]
+    found = [*damages(study.results, cache_folder(study.settings.cache)), *missing(study)]
     for damage, _ in found:
         print(f"damaged: {damage}")
     if arguments.delete:

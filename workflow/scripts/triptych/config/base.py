@@ -1,9 +1,11 @@
 """What the sections of a configuration share: the base class, names and values."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Part = Literal["connector", "lora"]
 
@@ -12,13 +14,6 @@ LrSchedule = Literal["cosine", "linear", "constant"]
 
 
 Switch = Literal["auto", "never", "always"]
-
-
-# Numbers are allowed as names because YAML reads `1:` as one.
-Name = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
-
-
-FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9.+-]*$"  # names become folder names; `_` is left out to keep them unlike rules
 
 
 Value = TypeVar("Value")
@@ -31,13 +26,40 @@ PerPart = Annotated[
 ]
 
 
-Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="Full commit id on the hub.")]
+EXPONENT_FORM = r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"  # a number in YAML 1.2 and JSON, a text in YAML 1.1
 
 
 class Record(BaseModel):
-    """Base of all settings: unknown keys are errors, and a loaded study cannot be changed."""
+    """Base of all settings: unknown keys are errors, values have the type they say, and nothing changes once loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exponents_are_numbers(cls, values: Any) -> Any:
+        """Read `1e-4` as the number that it is, which YAML 1.1 does of `1.0e-4` only; no other text is a number."""
+        if not isinstance(values, Mapping):
+            return values
+        numbers = _numbers(cls)
+        return {key: _number(value) if key in numbers else value for key, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _number(inner) for key, inner in value.items()}
+    return float(value) if isinstance(value, str) and re.fullmatch(EXPONENT_FORM, value) else value
+
+
+@cache
+def _numbers(record: type[Record]) -> set[str]:
+    """Names of the fields that are numbers, or hold numbers by name."""
+    found = {name: field for name, field in record.model_fields.items() if _holds(field.annotation, float)}
+    return {*found, *(field.alias for field in found.values() if field.alias)}
+
+
+def _holds(annotation: Any, kind: type) -> bool:
+    """Tell whether a type is `kind`, or is made of it, as float | None and dict[str, float] are of float."""
+    return annotation is kind or any(_holds(part, kind) for part in get_args(annotation))
 
 
 Precision = Literal["auto", "bf16", "fp32"]

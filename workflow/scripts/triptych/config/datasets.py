@@ -17,13 +17,15 @@ from pydantic import (
     NonNegativeInt,
     PlainValidator,
     PositiveInt,
+    Strict,
     TypeAdapter,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from triptych.config.base import Name, Record, Revision, former
+from triptych.config.base import Record, former
+from triptych.config.texts import HubId, Line, LocalPath, Name, Prose, Revision, Sha256, located
 
 SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE where the key `folder` does not
 
@@ -84,14 +86,14 @@ class Captions(Images):
     )
     seed: int = Field(0, description="Seed of the selection of images.")
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Fraction of images held out for validation.")
-    question: str = Field("Describe the image.", description="Instruction to which every caption is the answer.")
-    caption_length: tuple[PositiveInt, PositiveInt] = Field(
+    question: Prose = Field("Describe the image.", description="Instruction to which every caption is the answer.")
+    caption_length: Annotated[tuple[PositiveInt, PositiveInt], Strict(False)] = Field(  # YAML has lists only
         (3, 2000), description="Minimum and maximum number of characters of a caption."
     )
     keep_near_duplicates: bool = Field(
         False, description="Use near-duplicates too; otherwise only the first of them is used."
     )
-    placeholders: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+    placeholders: list[Sha256] = Field(
         [], description='SHA-256 of images that replace a missing one ("image not available"); they are rejected.'
     )
 
@@ -189,13 +191,13 @@ class HubParquetCaptions(Captions):
     read_options = ("repo", "revision", "files", "image_column")
 
     source: Literal["hub-parquet"]
-    repo: str = Field(description="Hub id of the data set.")
+    repo: HubId = Field(description="Hub id of the data set.")
     revision: Revision
-    files: str = Field(
+    files: Line = Field(
         "**/*.parquet", description="Glob pattern of the Parquet files to use, such as data/train-*.parquet."
     )
-    image_column: str = Field("image", description="Column with the images ({bytes, path} or bytes).")
-    caption_column: str = Field(
+    image_column: Line = Field("image", description="Column with the images ({bytes, path} or bytes).")
+    caption_column: Line = Field(
         "caption",
         description="Column with the captions; from a list the first, from a conversation the first answer is used.",
     )
@@ -209,16 +211,16 @@ class FolderCaptions(Captions):
     read_options = ("folder", "image_column")
 
     source: Literal["caption-folder"]
-    folder: str = Field(description="Folder that contains the table and the images.")
-    table: str = Field("captions.jsonl", description="Table in the folder: .csv, .tsv, .json, .jsonl or .parquet.")
-    image_column: str = Field("image", description="Column or key with the path of the image below the folder.")
-    caption_column: str = Field(
+    folder: LocalPath = Field(description="Folder that contains the table and the images.")
+    table: Line = Field("captions.jsonl", description="Table in the folder: .csv, .tsv, .json, .jsonl or .parquet.")
+    image_column: Line = Field("image", description="Column or key with the path of the image below the folder.")
+    caption_column: Line = Field(
         "caption", description="Column or key with the caption; without it, the first answer of `conversations`."
     )
 
     def local_tables(self) -> list[Path]:
         """The table in the folder."""
-        return [Path(self.folder).expanduser() / self.table]
+        return [located(self.folder) / self.table]
 
 
 @data_source
@@ -229,9 +231,9 @@ class WebdatasetCaptions(Captions):
     read_options = ("folder",)
 
     source: Literal["webdataset"]
-    folder: str = Field(description="Folder that contains the shards.")
-    shards: str = Field("*.tar", description="Glob pattern of the shards.")
-    caption_key: str = Field("caption", description="Key of the caption in `key.json`, if that is used.")
+    folder: LocalPath = Field(description="Folder that contains the shards.")
+    shards: Line = Field("*.tar", description="Glob pattern of the shards.")
+    caption_key: Line = Field("caption", description="Key of the caption in `key.json`, if that is used.")
 
 
 @data_source
@@ -243,9 +245,9 @@ class UrlListCaptions(Captions):
     more_images = Captions.more_images + " (raise `oversample`, so that more are downloaded)"
 
     source: Literal["url-list"]
-    table: str = Field(description="Table file: .csv, .tsv, .json, .jsonl or .parquet.")
-    url_column: str = Field("url", description="Column with the URLs (http or https).")
-    caption_column: str = Field("caption", description="Column with the captions.")
+    table: LocalPath = Field(description="Table file: .csv, .tsv, .json, .jsonl or .parquet.")
+    url_column: Line = Field("url", description="Column with the URLs (http or https).")
+    caption_column: Line = Field("caption", description="Column with the captions.")
     connections: int = Field(16, ge=1, le=256, description="Number of parallel downloads.")
     timeout: float = Field(20, gt=0, description="Seconds to wait for a server that sends nothing.")
     retries: NonNegativeInt = Field(2, description="Further attempts after a temporary failure.")
@@ -259,7 +261,7 @@ class UrlListCaptions(Captions):
 
     def local_tables(self) -> list[Path]:
         """The table of addresses."""
-        return [Path(self.table).expanduser()]
+        return [located(self.table)]
 
 
 @data_source
@@ -292,7 +294,7 @@ class SlakeFolderVqa(Vqa):
     read_options = ("folder",)
 
     source: Literal["slake-folder"]
-    folder: str | None = Field(
+    folder: LocalPath | None = Field(
         None,
         description="Folder with train.json, validation.json, test.json and imgs/. Null: the one that the variable "
         "TRIPTYCH_SLAKE names.",
@@ -302,12 +304,12 @@ class SlakeFolderVqa(Vqa):
     def location(self) -> Path | None:
         """The user's folder: the key `folder`, or else TRIPTYCH_SLAKE; None where neither is given."""
         name = self.folder or os.environ.get(SLAKE_VARIABLE)
-        return Path(name).expanduser() if name else None
+        return located(name) if name else None
 
     @property
     def overruled(self) -> Path | None:
         """Another folder, which TRIPTYCH_SLAKE names and the key `folder` overrules; None where they agree."""
-        other = Path(os.environ.get(SLAKE_VARIABLE) or self.folder or ".").expanduser()
+        other = located(os.environ.get(SLAKE_VARIABLE) or self.folder or ".")
         return other if self.folder and other.resolve() != self.location.resolve() else None
 
     def local_tables(self) -> list[Path]:

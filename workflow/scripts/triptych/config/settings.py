@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
-    NonNegativeInt,
     PositiveInt,
 )
 
-from triptych.config.base import Name, Record
+from triptych.config.base import Record
 from triptych.config.datasets import Dataset, Folds, expanded_names
 from triptych.config.evaluation import Evaluation
 from triptych.config.models import Models
 from triptych.config.runtime import Runtime
 from triptych.config.stages import Connector, FeatureSettings, Lora, Stage, Training
+from triptych.config.texts import Line, LocalPath, Name, ResultsPath, WandbName
 from triptych.io.manifest import write_json
 
 
@@ -31,8 +31,10 @@ class WeightsAndBiases(Record):
         description="offline: runs are written to wandb/ in the results folder, for `wandb sync`; online: they "
         "are also uploaded, from the machine on which Snakemake runs; disabled: no runs are written.",
     )
-    project: str = Field("triptych", min_length=1, description="Project in Weights & Biases.")
-    entity: str | None = Field(None, description="User or team in Weights & Biases; null: the user who is logged in.")
+    project: WandbName = Field("triptych", description="Project in Weights & Biases.")
+    entity: WandbName | None = Field(
+        None, description="User or team in Weights & Biases; null: the user who is logged in."
+    )
 
 
 class Plan(Record):
@@ -48,7 +50,7 @@ class Plan(Record):
         description="Fraction of the peak rate that training reaches; the rate of finished training jobs replaces it.",
     )
     at_once: PositiveInt = Field(15, description="Training jobs that run in parallel.")
-    unit: str = Field("GPU hours", description="Unit of time in the plan: one hour of one training job.")
+    unit: Line = Field("GPU hours", description="Unit of time in the plan: one hour of one training job.")
     disk_gb: float = Field(1000, gt=0, description="Disk space available for results, in GB.")
 
 
@@ -78,11 +80,15 @@ class Settings(Record):
 
     __hash__ = object.__hash__  # by identity, so that what follows from a study can be cached
 
-    pathvars: dict[Literal["results"], str] = Field(
+    pathvars: dict[Literal["results"], ResultsPath] = Field(
         {}, description="`results`: the output folder; each study needs its own."
     )
-    cache: str = Field("cache", description="Folder for downloads, shared by studies; TRIPTYCH_CACHE takes precedence.")
-    seeds: list[NonNegativeInt] = Field(min_length=1, description="Seeds; every training job runs once per seed.")
+    cache: LocalPath = Field(
+        "cache", description="Folder for downloads, shared by studies; TRIPTYCH_CACHE takes precedence."
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        min_length=1, description="Seeds; every training job runs once per seed."
+    )
     models: Models
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
     folds: Folds

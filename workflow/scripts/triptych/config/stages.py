@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from triptych.config.base import LrSchedule, Name, Part, PerPart, Record, former
+from triptych.config.base import LrSchedule, Part, PerPart, Record, former
+from triptych.config.texts import Line, Name
 
 
 class FeatureSettings(Record):
@@ -72,7 +73,7 @@ class Lora(Record):
     rank: PositiveInt = Field(8, description="Rank r of the update.")
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
-    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
+    target_modules: list[Line] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
 
 
 # Settings of a stage that may have a value for each part.

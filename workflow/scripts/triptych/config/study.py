@@ -1,22 +1,24 @@
 """A study from its configuration file, checked as a whole."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from triptych.config import ablations
 from triptych.config.datasets import Dataset
+from triptych.config.environment import overruled
 from triptych.config.errors import error_lines, mapping, reference_errors
 from triptych.config.former_names import current_names
 from triptych.config.grid import Checkpoint, Grid
 from triptych.config.paths import CHECKPOINT_FOLDER, below
 from triptych.config.settings import Settings
+from triptych.config.texts import visible
+from triptych.config.yaml_file import read_yaml
 from triptych.errors import TriptychError
 
 
@@ -63,24 +65,21 @@ def read_study(configfile: Path) -> Study:
     Raises:
         TriptychError: the file is missing, is not YAML, or says something wrong.
     """
-    try:
-        config = yaml.safe_load(configfile.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TriptychError(f"{configfile}: cannot be read ({error.strerror}); name a file in config/") from None
-    except yaml.MarkedYAMLError as error:
-        place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-        raise TriptychError(f"{configfile}: not valid YAML, {place}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TriptychError(f"{configfile}: not valid YAML: {' '.join(str(error).split())}") from None
-    return load_study(mapping(config), configfile.name)
+    return load_study(mapping(read_yaml(configfile)[0]), configfile.name, [configfile])
 
 
-def load_study(config: Mapping[str, Any], name: str = "config") -> Study:
+def load_study(config: Mapping[str, Any], name: str = "config", files: Iterable[Path] = ()) -> Study:
     """Check a whole configuration and lay out its study.
 
+    Args:
+        config: what the files say.
+        name: what heads errors and notes.
+        files: the files that it was read from: what was lost in reading them is an error, too.
+
     Raises:
-        TriptychError: with one line for each error, all at once; `name` heads them.
+        TriptychError: with one line for each error, all at once.
     """
+    written = [f"{file.name}: {fault}" for file in files for fault in read_yaml(file)[1]]
     config, notes, lines = current_names(config)
     for note in notes:
         print(f"{name}: {note}", file=sys.stderr)
@@ -95,6 +94,8 @@ def load_study(config: Mapping[str, Any], name: str = "config") -> Study:
     if not lines:
         study = Study.of(settings)
         lines = study.grid.errors
-    if study is None or lines:
-        raise TriptychError("\n".join(f"{name}: {line}" for line in lines))
+    if study is None or lines or written:
+        raise TriptychError("\n".join(visible(line) for line in (*written, *(f"{name}: {line}" for line in lines))))
+    for note in overruled(config, settings):
+        print(f"{name}: {note}", file=sys.stderr)
     return study

@@ -21,12 +21,12 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from triptych.config.datasets import Captions, Dataset
+from triptych.config.texts import cache_folder
 from triptych.data.duplicates import perceptual_hashes
 from triptych.data.images import THUMBNAIL, Inspected, inspect
 from triptych.data.schemas import IMAGE_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Read
-from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, write_record
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
     parser.add_argument("--source", type=Path, required=True, help="folder that the fetch step wrote")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads and blocks")
     parser.add_argument("--shard", required=True, help="which of how many: <number>-of-<all>")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write: the shard's blocks")
     arguments = parser.parse_args()

@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from triptych.config.datasets import Dataset
+from triptych.config.texts import cache_folder
 from triptych.data.rejects import by_cause, forget_failed, keep_failed
 from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Item, Reject, clean_caption, hashed_split
-from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import sha256_file, write_record
 from triptych.io.parquet import write_table
@@ -79,7 +79,7 @@ def main() -> None:
     """Fetch one data set's raw files and list what they hold."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)

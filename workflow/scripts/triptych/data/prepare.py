@@ -15,12 +15,12 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from triptych.config.datasets import Captions, Dataset
+from triptych.config.texts import cache_folder
 from triptych.data.check import BLOCK, Block, Candidates, block_path, ensure_block, row_facts
 from triptych.data.duplicates import SeenBefore
 from triptych.data.rejects import SUMMARY, cause, causes_of, counted, forget_failed, keep_failed, say_counts
 from triptych.data.schemas import IMAGE_SCHEMA, QUESTION_FIELDS, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
-from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
 from triptych.io.manifest import sha256_file, sha256_json, write_json, write_record
@@ -248,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="the data set's settings as JSON")
     parser.add_argument("--source", type=Path, required=True, help="folder that the fetch step wrote")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloads and blocks")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads and blocks")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)

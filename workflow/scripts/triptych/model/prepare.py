@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 from triptych.config.base import Record
 from triptych.config.models import Models
+from triptych.config.texts import cache_folder, located
 from triptych.download.huggingface import model_folder
-from triptych.download.packages import default_cache
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
@@ -41,7 +41,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
             case "hub":
                 model_folder(settings.repo, settings.revision, temporary, FILES)
             case "folder":
-                copy_model(Path(settings.folder), FILES, temporary)
+                copy_model(located(settings.folder), FILES, temporary)
             case "package":
                 CONVERT[role](settings, cache, temporary)
         (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
@@ -69,7 +69,7 @@ def copy_model(source: Path, patterns: list[str], out: Path) -> None:
     Raises:
         TriptychError: the folder has no safetensors file.
     """
-    files = {path for pattern in patterns for path in source.expanduser().glob(pattern) if path.is_file()}
+    files = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
     if not any(path.suffix == ".safetensors" for path in files):
         raise TriptychError(f"{source}: has no .safetensors file; name a folder that `save_pretrained` has written")
     for path in sorted(files):
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of downloaded packages")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloaded packages")
     parser.add_argument("--out", type=folder, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.config.datasets import FolderCaptions
+from triptych.config.texts import located
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id, read_below
 from triptych.data.sources.image_names import locate, respelt
 from triptych.data.sources.table_files import Columns, read_rows
@@ -16,7 +17,7 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
     """
-    folder, items = Path(settings.folder).expanduser(), []
+    folder, items = located(settings.folder), []
     for position, row, reason in read_rows(
         folder / settings.table, Columns(settings.image_column, settings.caption_column)
     ):
@@ -34,7 +35,7 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
 @contextmanager
 def reader(settings: FolderCaptions, cache: Path) -> Iterator[Read]:
     """Read images by their names below the folder; names that lead out of it are refused."""
-    folder = Path(settings.folder).expanduser()
+    folder = located(settings.folder)
 
     def read(place: str) -> bytes:
         return read_below(folder, place)

@@ -25,6 +25,7 @@ from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from triptych.config.datasets import UrlListCaptions
+from triptych.config.texts import located
 from triptych.data.images import FORMATS
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import Columns, read_rows
@@ -81,7 +82,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
         TriptychError: the table is missing, cannot be read or lacks a column, or there seems to be no network.
     """
     items = []
-    table = Path(settings.table).expanduser()
+    table = located(settings.table)
     for position, row, reason in read_rows(table, Columns(settings.url_column, settings.caption_column)):
         url = row[0].strip() if row else ""
         if reason := reason or _address_error(url):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.config.datasets import WebdatasetCaptions
+from triptych.config.texts import located
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import caption_text
 from triptych.errors import TriptychError
@@ -24,7 +25,7 @@ def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject
     Raises:
         TriptychError: there are no shards, or one is compressed, cut off or damaged; it names the shard.
     """
-    folder, items = Path(settings.folder).expanduser(), []
+    folder, items = located(settings.folder), []
     for name in _shards(folder, settings.shards):
         path = resolve_under(folder, name)
         about = path.stat()
@@ -39,7 +40,7 @@ def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject
 @contextmanager
 def reader(settings: WebdatasetCaptions, cache: Path) -> Iterator[Read]:
     """Read an image's bytes out of its shard, at the place that `listing` gave."""
-    folder = Path(settings.folder).expanduser()
+    folder = located(settings.folder)
 
     def read(place: str) -> bytes:
         shard, offset, size = place.rsplit(":", 2)
