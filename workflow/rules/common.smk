@@ -59,10 +59,10 @@ if workflow.remote_exec:
 use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
 exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
-prefix = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "
+preamble = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "
 
 # Strict mode is repeated because a prefix replaces Snakemake's own. Braces are doubled because Snakemake formats it.
-shell.prefix(prefix.replace("{", "{{").replace("}", "}}"))
+shell.prefix(preamble.replace("{", "{{").replace("}", "}}"))
 
 
 # Images are read and checked by this many processes side by side.

@@ -28,7 +28,7 @@ def _text(value: Any) -> Any:
 
 def is_name(value: Any) -> bool:
     """Tell whether a value can be a name, which a whole number can."""
-    return isinstance(value, str | int) and re.fullmatch(FILE_NAME, str(value)) is not None
+    return isinstance(_text(value), str) and re.fullmatch(FILE_NAME, _text(value)) is not None
 
 
 def check_name(name: str) -> str:
