@@ -539,7 +539,7 @@ def test_compressed_shards_are_refused(tmp_path):
         shard_listing(tmp_path, shards="*.tar.gz")
 
 
-@pytest.mark.parametrize("pattern", ["*.zip", "/etc/*", "", "../*.tar"])
+@pytest.mark.parametrize("pattern", ["*.zip", "/etc/*", "../*.tar"])
 def test_patterns_without_shards_below_the_folder_are_refused(tmp_path, pattern):
     write_shard(tmp_path / "outside.tar", sample("0", "a thing"))
     (tmp_path / "shards").mkdir()

@@ -59,7 +59,7 @@ def reader(settings: WebdatasetCaptions, cache: Path) -> Iterator[Read]:
 def _shards(folder: Path, pattern: str) -> list[str]:
     try:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
-    except (ValueError, NotImplementedError) as error:  # an absolute or empty pattern, or one that leads out
+    except (ValueError, NotImplementedError) as error:  # an absolute pattern, or one that leads out
         raise TriptychError(f"shards: {pattern!r} is no pattern of files below `folder` ({error})") from None
     if not names:
         raise TriptychError(f"{folder}: no file matches {pattern!r}; correct `folder` or `shards` of the data set")
