@@ -252,7 +252,7 @@ class UrlListCaptions(Captions):
     timeout: float = Field(20, gt=0, description="Seconds to wait for a server that sends nothing.")
     retries: NonNegativeInt = Field(2, description="Further attempts after a temporary failure.")
     max_bytes: PositiveInt = Field(20_000_000, description="Maximum size of an image in bytes.")
-    internal_hosts: list[str] = Field(
+    internal_hosts: list[Line] = Field(
         [],
         description="Hosts that may resolve to this machine or to a private network. All other addresses that are not "
         "public are refused, also after a redirect.",
