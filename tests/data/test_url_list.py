@@ -171,7 +171,7 @@ def test_images_are_stored_and_read_without_the_server(tmp_path, server):
         ("204/0", 1, "HTTP 204"),
         ("500/0", 3, "HTTP 500 after 3 attempts"),
         ("429/0", 3, "HTTP 429 after 3 attempts"),
-        ("page/0", 1, "not an image (JPEG, PNG, WEBP, BMP, TIFF)"),
+        ("page/0", 1, "is a web page (HTML), not an image that is read here; download the image itself"),
         ("large/0", 1, f"larger than {LIMIT} bytes"),
         ("endless/0", 1, f"larger than {LIMIT} bytes"),
         ("cut/0", 3, "broken off (RemoteProtocolError) after 3 attempts"),

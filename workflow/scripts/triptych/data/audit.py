@@ -220,6 +220,9 @@ def markdown(result: dict) -> str:
             for name, counts in result["data"].items()
         ],
     )
+    read_as = [[name, *row] for name, counts in result["data"].items() for row in counts.get("read_as", {}).items()]
+    if read_as:
+        lines += ["", *_table(["data set", "read as", "images"], read_as)]
     lines += ["", "## Leaks into stages that all folds share", ""]
     lines += [f"- {plain(line)}" for line in result["leaks"]] or ["None."]
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from triptych.config.datasets import Captions, Dataset
+from triptych.config.datasets import Dataset
 from triptych.config.texts import cache_folder
 from triptych.data.duplicates import perceptual_hashes
 from triptych.data.images import THUMBNAIL, Inspected, inspect
@@ -33,7 +33,7 @@ from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, writ
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table
 
 BLOCK = 1000  # candidates
-CHECKS = 5  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 6  # raise it whenever what is accepted, or what is written of it, changes
 FOOTER_KEY = b"triptych"  # of what a block's table says in its footer
 
 # Errors that an image's own path decides; any other error of reading may pass, and is not kept.
@@ -49,12 +49,14 @@ class Block:
         path: the table's file.
         sha256: hash of all rows; of the images' bytes, which are not in it, each row has a hash of its own.
         rejects: what was not accepted, by position among the block's candidates: (path, reason).
+        notes: how accepted images were read that could have been read otherwise, by position.
         complete: False where a file could not be opened: it is tried again.
     """
 
     path: Path
     sha256: str
     rejects: dict[int, tuple[str, str]]
+    notes: dict[int, tuple[str, ...]]
     complete: bool
 
 
@@ -92,19 +94,22 @@ def ensure_block(candidates: list[dict], settings: Dataset, read: Read, path: Pa
     kept = _read_block(path)
     if kept is not None and kept.complete:
         return kept, lambda: None
-    rejects, facts, complete = {}, [], True
+    rejects, notes, facts, complete = {}, {}, [], True
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         table = stack.enter_context(TableWriter(temporary, IMAGE_SCHEMA, **IMAGE_TABLE))
         for start in range(0, len(candidates), ROW_GROUP):
-            accepted, refused, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
+            accepted, refused, noted, missing = _checked(candidates[start : start + ROW_GROUP], settings, read)
             table.add_batch(pa.RecordBatch.from_pylist(accepted, schema=IMAGE_SCHEMA))
             facts += [row_facts(row) for row in accepted]
             rejects |= {start + position: why for position, why in refused.items()}
+            notes |= {start + position: said for position, said in noted.items()}
             complete = complete and not missing
-        block = Block(path, sha256_json(facts), rejects, complete)
+        block = Block(path, sha256_json(facts), rejects, notes, complete)
         reasons = {str(position): why for position, why in rejects.items()}
         footer = {"sha256": block.sha256, "rejects": reasons, "complete": complete}
+        if notes:
+            footer["notes"] = {str(position): said for position, said in notes.items()}
         # In the table's own file: two processes that make one block cannot mix what they found.
         table.writer.add_key_value_metadata({FOOTER_KEY: canonical_json(footer)})
         return block, stack.pop_all().close
@@ -116,7 +121,8 @@ def _read_block(path: Path) -> Block | None:
         with open_table(path) as table:
             footer = json.loads(table.metadata.metadata[FOOTER_KEY])
         rejects = {int(position): tuple(why) for position, why in footer["rejects"].items()}
-        return Block(path, footer["sha256"], rejects, footer["complete"])
+        notes = {int(position): tuple(said) for position, said in footer.get("notes", {}).items()}
+        return Block(path, footer["sha256"], rejects, notes, footer["complete"])
     except (TriptychError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -169,8 +175,8 @@ class Candidates:
 
 def _checked(
     candidates: list[dict], settings: Dataset, read: Read
-) -> tuple[list[dict], dict[int, tuple[str, str]], bool]:
-    """Read and check candidates: rows of IMAGE_SCHEMA, rejects by position, and whether files are missing.
+) -> tuple[list[dict], dict[int, tuple[str, str]], dict[int, tuple[str, ...]], bool]:
+    """Read and check candidates: rows of IMAGE_SCHEMA, rejects and notes by position, whether files are missing.
 
     Images are read in the order of their places, which suits archives.
 
@@ -178,15 +184,15 @@ def _checked(
         TriptychError: an image cannot be read for a reason that may pass.
     """
     accepted: dict[int, dict] = {}
-    rejects, missing = {}, False
+    rejects, notes, missing = {}, {}, False
     for position in sorted(range(len(candidates)), key=lambda position: candidates[position]["place"]):
         candidate = candidates[position]
         try:
             data = read(candidate["place"])
             found = inspect(data, settings.min_side, settings.max_pixels)
-            sha256 = sha256_bytes(data)
-            if settings.has_captions:
-                _require_content(found, sha256, settings)
+            sha256 = sha256_bytes(found.data)
+            own = sha256 if found.data is data else sha256_bytes(data)
+            _require_content(found, {sha256, own}, settings)
         except OSError as error:
             if error.errno not in LASTING:
                 raise TriptychError(f"{candidate['path']}: {error.strerror or error}; run again") from None
@@ -196,9 +202,11 @@ def _checked(
         except TriptychError as error:
             rejects[position] = (candidate["path"], str(error).removeprefix(f"{candidate['path']}: "))
             continue
+        if found.notes:
+            notes[position] = found.notes
         accepted[position] = {
             **{name: candidate[name] for name in ("id", "group", "split", "caption", "boxes")},
-            "image": {"bytes": data, "path": candidate["path"]},
+            "image": {"bytes": found.data, "path": candidate["path"]},
             "width": found.width,
             "height": found.height,
             "sha256": sha256,
@@ -211,16 +219,16 @@ def _checked(
         hashes = perceptual_hashes(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL))
         for row, value in zip(rows, hashes, strict=True):
             row["phash"] = f"{value:016x}"
-    return rows, dict(sorted(rejects.items())), missing
+    return rows, dict(sorted(rejects.items())), notes, missing
 
 
-def _require_content(found: Inspected, sha256: str, settings: Captions) -> None:
-    """Refuse an image that takes the place of a missing one.
+def _require_content(found: Inspected, hashes: set[str], settings: Dataset) -> None:
+    """Refuse an image that shows nothing, or takes the place of a missing one.
 
     Raises:
         TriptychError: it is a placeholder, or shows nothing.
     """
-    if sha256 in settings.placeholders:
+    if hashes.intersection(getattr(settings, "placeholders", ())):
         raise TriptychError("a placeholder: its sha256 is among `placeholders`")
     if int(found.thumbnail.max()) - int(found.thumbnail.min()) < FLAT:
         raise TriptychError("shows nothing: one flat colour")

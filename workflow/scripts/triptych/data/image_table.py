@@ -78,7 +78,7 @@ class ImageTable:
             reason = "its bytes differ from its sha256"
         else:
             try:
-                return decode(data)
+                return decode(data, min_side=1)  # its size was checked by the settings of its data set
             except TriptychError as error:
                 reason = str(error)
         raise TriptychError(f"{self._path}: image {self.image_ids[row]}: {reason}; {self._remedy}")

@@ -39,8 +39,9 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
     taken images are written. So the parts' bytes depend on the blocks alone.
 
     Returns:
-        The manifest's entries. counts: images and questions per split, rejects by kind, and how many images were
-        looked at; files: hashes of the tables; parts: hashes of what the parts of `images/` hold.
+        The manifest's entries. counts: images and questions per split, rejects by kind, how many images were looked
+        at (seen), and how many were read in a particular way, by the way (read_as); files: hashes of the tables; parts:
+        hashes of what the parts of `images/` hold.
 
     Raises:
         TriptychError: a caption source has fewer usable images than asked for, or a question set has none.
@@ -70,6 +71,8 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
             announce(f"warning: {out.name}: {line}", warning=True)
     files = {name: sha256_file(out / name) for name in (QUESTIONS, REJECTS)}
     counts = {name: dict(sorted(counter.items())) for name, counter in tables.counts.items()}
+    if tables.notes:
+        counts["read_as"] = dict(sorted(tables.notes.items()))
     write_json(out / SUMMARY, tables.causes)
     forget_failed(out)
     return {
@@ -88,6 +91,7 @@ class _Tables:
         rejected: rows of the table of rejects.
         causes: how often something was rejected, by kind and cause.
         captions: how many images have each caption.
+        notes: how many of the images that are used were read in a particular way, by the way.
         questions: the source's questions by image.
     """
 
@@ -99,6 +103,7 @@ class _Tables:
         self.rejected: list[dict] = []
         self.causes: dict[str, Counter[str]] = defaultdict(Counter)
         self.captions: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
 
     def accept_image(self, row: dict, questions: list[dict]) -> None:
         """Add an image's questions."""
@@ -166,6 +171,7 @@ def _choose(
         tables.accept_image(
             row, [_caption_question(row, settings)] if settings.has_captions else tables.questions[row["id"]]
         )
+        tables.notes.update(block.notes.get(position, ()))
         taken.append(True)
     return taken + [False for _ in accepted]
 
@@ -197,7 +203,9 @@ def _require_enough(tables: _Tables, settings: Dataset, out: Path) -> None:
 
 
 def _warnings(tables: _Tables, duplicates: SeenBefore | None) -> Iterator[str]:
-    """Say what is odd about captions: one image under many, or one caption under many images."""
+    """Say how images were read, and what is odd about captions: one image under many, or one under many images."""
+    for note, number in sorted(tables.notes.items()):
+        yield f"{number} images were read as {note}"
     if duplicates is None:
         return
     yield from duplicates.suspects()
@@ -243,6 +251,14 @@ def _caption_question(row: dict, settings: Captions) -> dict:
     return {**question, **dict.fromkeys(QUESTION_FIELDS, ""), **said}
 
 
+def _read_as(notes: dict[str, int]) -> str:
+    """The part of the data card on how images were read that could have been read otherwise; empty where none was."""
+    if not notes:
+        return ""
+    lines = ["", "## How images were read", "", "| images | read as |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {number} | {note} |" for note, number in notes.items())]) + "\n"
+
+
 def main() -> None:
     """Prepare one data set; its manifest is written last."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -254,7 +270,8 @@ def main() -> None:
     settings = TypeAdapter(Dataset).validate_json(arguments.settings)
     written = write_dataset(settings, arguments.source, arguments.cache, arguments.out)
     card = getattr(source_module(settings), "card", None)
-    if card and (text := card(settings, arguments.cache, written["counts"])):
+    text = card(settings, arguments.cache, written["counts"]) if card else ""
+    if text := text + _read_as(written["counts"].get("read_as", {})):
         write_text(arguments.out / "card.md", text)
     write_record(
         arguments.out / "manifest.json", {"settings": settings.model_dump(mode="json", by_alias=True), **written}

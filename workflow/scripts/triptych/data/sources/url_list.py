@@ -5,7 +5,6 @@ side, but their outcomes are used in the order of the choice. A download is kept
 that will not change is noted beside it, so that only what is missing is asked for again.
 """
 
-import io
 import json
 import re
 import threading
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import httpx2
-from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from triptych.config.datasets import UrlListCaptions
 from triptych.config.texts import located
-from triptych.data.images import FORMATS
+from triptych.data.formats.recognise import refusal
+from triptych.data.images import is_image
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import Columns, read_rows
 from triptych.download.public_network import InternalAddressError, guard, until
@@ -198,7 +197,6 @@ class _Progress:
 @contextmanager
 def _downloader(settings: UrlListCaptions, store: Path, stop: threading.Event) -> Iterator[Callable[[str], Outcome]]:
     """Give a function, for any thread, that stores the image of an address where it is not stored yet."""
-    Image.init()  # before there are threads: loads Pillow's formats once
     client = httpx2.Client(
         # Compressed bodies could unpack to any size; images are compressed already.
         headers={"User-Agent": "Triptych (research; downloads captioned images)", "Accept-Encoding": "identity"},
@@ -301,8 +299,8 @@ def _exchange(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: 
                     raise _FailedError(f"larger than {settings.max_bytes} bytes")
                 if stop.is_set():
                     raise _FailedError("stopped", passing=True)
-        if not _is_image(data):
-            raise _FailedError(f"not an image ({', '.join(FORMATS)})")
+        if not is_image(data):
+            raise _FailedError(refusal(bytes(data)))
         return bytes(data)
     raise _FailedError(f"more than {MAX_REDIRECTS} redirects")
 
@@ -313,15 +311,6 @@ def _require_ok(response: httpx2.Response) -> None:
         after = response.headers.get("retry-after", "")
         passing = status in PASSING_STATUS or status >= 500
         raise _FailedError(f"HTTP {status}", passing, float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0)
-
-
-def _is_image(data: bytes | bytearray) -> bool:
-    """Whether the bytes begin as an image; they are decoded to the end by the step that reads them."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS):
-            return True
-    except Exception:  # Pillow's readers raise many types
-        return False
 
 
 def _address_error(url: str) -> str:

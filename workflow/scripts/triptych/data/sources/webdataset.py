@@ -7,13 +7,13 @@ from pathlib import Path
 
 from triptych.config.datasets import WebdatasetCaptions
 from triptych.config.texts import located
+from triptych.data.formats.recognise import SUFFIXES
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import caption_text
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.text import decode_text, is_utf8, parse_json
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 KINDS = (*SUFFIXES, "txt", "json")  # of members that are read; others are further facts of a sample
 MAX_CAPTION_BYTES = 1_000_000
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -1,0 +1,33 @@
+"""Grey values of more than 8 bits brought to 8."""
+
+import numpy as np
+
+_DEPTHS = (8, 10, 12, 14)  # that devices have; above, all 16 bits count
+
+
+def scaled(values: np.ndarray, high: int) -> np.ndarray:
+    """Scale values from 0 to `high` to bytes from 0 to 255, rounded."""
+    return ((values.astype(np.uint64) * 255 + high // 2) // high).clip(0, 255).astype(np.uint8)
+
+
+def to_bytes(values: np.ndarray, declared: int | None = None) -> tuple[np.ndarray, str | None]:
+    """Bring grey values stored in 16 bits to 8.
+
+    Devices store 10, 12 or 14 bits in 16; taken for 16 bits, they would be all but black. So the scale is the largest
+    value that the file declares or, where it declares none, the least usual depth that holds the image's values.
+
+    Args:
+        values: (H, W), uint16.
+        declared: the largest value that the file declares for them; None where it declares nothing.
+
+    Returns:
+        (H, W), uint8, and what the scale was; None for the latter where all 16 bits count.
+    """
+    largest = int(values.max())
+    if declared and largest <= declared < 2**15:
+        return scaled(values, declared), f"values in 16 bits, scaled by the declared range 0 to {declared}"
+    for bits in _DEPTHS:
+        if largest < 2**bits:
+            note = f"values in 16 bits, scaled by the {bits} bits that their real range needs: nothing is declared"
+            return scaled(values, 2**bits - 1), note
+    return (values // 257).astype(np.uint8), None
