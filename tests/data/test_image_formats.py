@@ -13,6 +13,7 @@ from PIL import Image
 from triptych.data.formats.recognise import FORMATS
 from triptych.data.images import decode, inspect
 from triptych.errors import TriptychError
+from verdicts import refused, verdicts
 
 HEIGHT, WIDTH = 64, 96
 ROWS, COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -29,25 +30,6 @@ def photo() -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 30, (HEIGHT, WIDTH, 3))
     colours = np.stack([GREY, 255 - 3 * ROWS, 220 - GREY // 2], -1) // 2
     return Image.fromarray((colours + noise).astype(np.uint8))
-
-
-def verdicts(data: bytes) -> list[str | None]:
-    """What `decode` and `inspect` say: None where they accept."""
-    found = []
-    for judge in (decode, inspect):
-        try:
-            judge(data)
-            found.append(None)
-        except TriptychError as error:
-            found.append(str(error))
-    return found
-
-
-def refused(data: bytes) -> str:
-    first, second = verdicts(data)
-    assert first == second and first, "both refuse, with the same reason"
-    assert not re.search("0x[0-9a-f]{6}|BytesIO", first)
-    return first
 
 
 def accepted(data: bytes) -> np.ndarray:

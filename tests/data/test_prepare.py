@@ -632,6 +632,45 @@ def test_images_that_cannot_be_used_say_why(data, reason):
             read(data)
 
 
+def test_images_that_show_nothing_are_rejected_in_question_sets_too(slake, tmp_path):
+    name = json.loads((slake / "train.json").read_text())[0]["img_name"]
+    (slake / "imgs" / name).write_bytes(encoded(Image.new("I;16", (64, 64), 900), "PNG"))
+    prepared(SlakeFolderVqa(source="slake-folder", folder=str(slake)), tmp_path / "out")
+    assert any("shows nothing" in reason for reason in rejects(tmp_path / "out").values())
+
+
+def test_how_deep_images_were_read_is_warned_of_and_stands_in_the_card(captioned, tmp_path, capsys):
+    deep = (np.asarray(photo(1).convert("L")).astype(np.uint16)) * 16
+    settings = captioned({"a.png": encoded(Image.fromarray(deep), "PNG"), "b.jpg": encoded(photo(2), "JPEG")})
+    counts = prepared(settings, tmp_path)
+    note = "values in 16 bits, scaled by the 12 bits that their real range needs: nothing is declared"
+    assert counts["read_as"] == {note: 1}
+    assert f"warning: 1 images were read as {note}" in capsys.readouterr().out
+    command = [sys.executable, "-m", "triptych.data.prepare", "--settings", settings.model_dump_json()]
+    command += ["--source", tmp_path / "source", "--cache", tmp_path / "cache", "--out", tmp_path / "again"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert f"| 1 | {note} |" in (tmp_path / "again" / "card.md").read_text()
+    rows = read_table(tmp_path / "again" / "images")
+    assert [row["width"] for row in rows] == [160, 160]
+    assert all(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("L")).max() > 200 for row in rows)
+
+
+def test_equal_input_gives_equal_rejects(captioned, tmp_path):
+    strangers = {
+        "a.ppm": b"P6\n9 9\n255\n",
+        "b.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+        "c.tga": bytes(30),
+        "d.tif": b"II*\0" * 9,
+    }
+    settings = captioned({**strangers, "e.png": encoded(photo(1), "PNG")}, sizes=[1], oversample=5)
+    prepared(settings, tmp_path / "one")
+    again = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "triptych.data.prepare", "--settings", settings.model_dump_json()]
+    command += ["--source", tmp_path / "one" / "source", "--cache", tmp_path / "other", "--out", tmp_path / "two"]
+    subprocess.run(command, check=True, capture_output=True, env=again)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
 def test_a_wrong_extension_does_not_matter(captioned, tmp_path):
     counts = prepared(captioned({"a.png": encoded(photo(1), "JPEG"), "b.jpg": encoded(photo(2), "PNG")}), tmp_path)
     assert sum(counts["images"].values()) == 2

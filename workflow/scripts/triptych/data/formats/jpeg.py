@@ -20,12 +20,23 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 @dataclass(frozen=True)
 class Frame:
-    """What a JPEG says of its pixels: sides, bits of a value, and whether the usual decoder may be given it."""
+    """What a JPEG says before its scan.
+
+    Attributes:
+        width: in pixels, as stored.
+        height: in pixels.
+        bits: of a value.
+        channels: of colour.
+        common: whether the usual decoder may be given it.
+        orientation: as EXIF or else XMP states it in any segment; None where neither does.
+    """
 
     width: int
     height: int
     bits: int
+    channels: int
     common: bool
+    orientation: int | None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -47,29 +58,23 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def read_frame(data: bytes) -> Frame:
-    """Read the frame header of a JPEG.
+    """Read what a JPEG says before its scan.
 
     Raises:
-        ValueError: there is none before the scan.
+        ValueError: it has no frame header there.
     """
+    found = exif = xmp = None
     for marker, start, end in _segments(data):
-        if marker in _FRAMES and end - start >= 10 and end <= len(data):
-            bits, height, width = struct.unpack(">BHH", data[start + 4 : start + 9])
-            return Frame(width, height, bits, marker in _COMMON and bits == 8)
-    raise ValueError("it has no frame header before its scan")
-
-
-def orientation(data: bytes) -> int | None:
-    """Read the orientation that EXIF or else XMP states in any segment before the scan; None where neither does."""
-    exif = xmp = None
-    for marker, start, end in _segments(data):
-        if marker == _APP1:
-            body = data[start + 4 : end]
-            if body.startswith(b"Exif\0"):
-                exif = exif or exif_orientation(body)
-            elif body.startswith(_XMP):
-                xmp = xmp or xmp_orientation(body)
-    return exif or xmp
+        if marker in _FRAMES and not found and end - start >= 10 and end <= len(data):
+            bits, height, width, channels = struct.unpack(">BHHB", data[start + 4 : start + 10])
+            found = (width, height, bits, channels, marker in _COMMON and bits == 8)
+        elif marker == _APP1 and data[start + 4 : start + 9] == b"Exif\0":
+            exif = exif or exif_orientation(data[start + 4 : end])
+        elif marker == _APP1 and data.startswith(_XMP, start + 4):
+            xmp = xmp or xmp_orientation(data[start + 4 : end])
+    if found is None:
+        raise ValueError("it has no frame header before its scan")
+    return Frame(*found, exif or xmp)
 
 
 def decode(data: bytes, frame: Frame) -> Image.Image | np.ndarray:
@@ -99,7 +104,7 @@ def decode_small_grey(data: bytes, frame: Frame, side: int) -> np.ndarray | None
         None where `decode` must judge: of rare kinds, and wherever this decoding fails.
     """
     try:
-        if not frame.common or simplejpeg.decode_jpeg_header(data)[2] not in ("Gray", "YCbCr", "RGB"):
+        if not frame.common or frame.channels not in (1, 3):
             return None
         # Images below twice the side are decoded whole: a factor would make them too small.
         small = min(frame.height, frame.width) >= 2 * side
