@@ -1,10 +1,11 @@
 """The audit: overlaps are counted, and a leak into a shared stage stops the run."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import write_captions, write_slake
 from triptych.config.datasets import FolderCaptions, Folds, SlakeFolderVqa
-from triptych.data.audit import Part, audit, leaks, markdown, overlap
+from triptych.data.audit import Part, audit, cropped_share, leaks, markdown, overlap
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
 from triptych.data.folds import assign, group_images
@@ -78,3 +79,19 @@ def test_the_audit_knows_every_part_and_baseline(folders):
         "majority", "majority-per-question", "majority-per-place", "nearest-images",
     }  # fmt: skip
     assert markdown(record).count("| nearest-images |") == 4
+
+
+def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_read(folders):
+    assert cropped_share(folders["medical"]) == {"mean": 0.0, "most": 0.0}, "squares"
+    result, _ = audit(folders, "medical", ["general-20"], 0.98)
+    wide = [{"width": 128, "height": 32}, {"width": 50, "height": 100}, {"width": 9, "height": 9}]
+    write_table(folders["again"] / "wide", wide, pa.schema([("width", pa.int32()), ("height", pa.int32())]))
+    (folders["again"] / "images").rename(folders["again"] / "before")
+    (folders["again"] / "wide").rename(folders["again"] / "images")
+    share = cropped_share(folders["again"])
+    assert share["most"] == 75 and round(share["mean"], 1) == 41.7
+    result["cropped_share"]["again"] = share
+    result["data"]["medical"]["read_as"] = {"first of 2 frames of a GIF": 3}
+    page = markdown(result)
+    assert "| again | 41.7 | 75.0 |" in page and "| medical | 0.0 | 0.0 |" in page
+    assert "| medical | first of 2 frames of a GIF | 3 |" in page

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ from triptych.model import checkpoint, vision
 from triptych.model.language_model import load_tokenizer
 from triptych.model.prepare import prepare_model
 from triptych.model.tokens import Sample, prompt_tokens
+from vision_encoders import write_encoder
 
 PLAIN = Connector()
 CPU = torch.device("cpu")
@@ -245,6 +247,8 @@ def test_a_blind_control_is_not_exported(models, tmp_path):
         (write_clip, {"layer": -1}, 16),
         (write_clip, {"drop_class_token": False}, 17),
         (write_siglip, {}, 4),
+        (partial(write_encoder, "dinov2"), {}, 16),
+        (partial(write_encoder, "dinov2"), {"drop_class_token": False}, 17),
     ],
 )
 def test_other_encoders_and_layers(world, tmp_path, write, settings, tokens):
@@ -254,6 +258,21 @@ def test_other_encoders_and_layers(world, tmp_path, write, settings, tokens):
     export(source, models, [], tmp_path / "out", False)
     assert read_json(tmp_path / "out" / "config.json")["image_seq_length"] == tokens
     assert plain_answers(tmp_path / "out") == triptych_answers(source, models)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("dinov2_with_registers", {}), ("dinov3_vit", {}), ("clip", {"fit": "pad"})]
+)
+def test_what_transformers_has_no_class_for_is_exported_with_its_own_loader(world, tmp_path, kind, settings):
+    encoder = {"folder": str(write_encoder(kind, tmp_path / "encoder")), **settings}
+    models = prepare(tmp_path / "models", encoder, world / "models" / "llama")
+    source = save_checkpoint(tmp_path / "checkpoint", models, Lora(rank=2))
+    assert export(source, models, [], tmp_path / "out", False) == "triptych"
+    answer = load(tmp_path / "out", device=CPU)
+    words = [answer(image, question, NEW_TOKENS) for image in pictures() for question in QUESTIONS]
+    tokenizer = load_tokenizer(models / "language_model")
+    expected = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in triptych_answers(source, models)]
+    assert words == expected
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -7,6 +7,17 @@ from pydantic import Field, PositiveInt, model_validator
 from triptych.config.base import Record
 from triptych.config.texts import HubId, LocalPath, Prose, Revision
 
+Fit = Literal["pad", "squash", "crop"]
+# Left out where nothing is set: what is recorded of a model is then what it was before there was this setting.
+FitField = Annotated[
+    Fit | None,
+    Field(
+        exclude_if=lambda value: value is None,
+        description="What is done to an image that is not square: pad it, squash it, or crop its border. Empty: what "
+        "the encoder's own processor does (CLIP crops, SigLIP and the packaged encoder squash).",
+    ),
+]
+
 
 class PackageEncoder(Record):
     """EfficientNet-Lite0 (ImageNet) from a pinned package: the embedded default."""
@@ -18,25 +29,28 @@ class PackageEncoder(Record):
     image_size: PositiveInt = Field(
         224, multiple_of=32, description="Side in pixels; the number of tokens is (side / 32)^2."
     )
+    fit: FitField = None
 
 
 class HubEncoder(Record):
-    """A CLIP or SigLIP vision tower from the hub, at a pinned revision."""
+    """A vision encoder from the hub, at a pinned revision; docs/models.md lists those that are supported."""
 
     source: Literal["hub"]
     repo: HubId = Field(description="Hub id, such as google/siglip-base-patch16-384; it must include safetensors.")
     revision: Revision
     layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
-    drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
+    drop_class_token: bool = Field(True, description="Drop the tokens before the patches: class token, registers.")
+    fit: FitField = None
 
 
 class FolderEncoder(Record):
-    """A CLIP or SigLIP vision tower in a local folder, as `save_pretrained` of transformers writes it."""
+    """A supported vision encoder in a local folder, as `save_pretrained` of transformers writes it."""
 
     source: Literal["folder"]
     folder: LocalPath = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
     layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
-    drop_class_token: bool = Field(True, description="Drop the CLS token (CLIP has one, SigLIP has none).")
+    drop_class_token: bool = Field(True, description="Drop the tokens before the patches: class token, registers.")
+    fit: FitField = None
 
 
 class PackageLanguageModel(Record):

@@ -164,6 +164,13 @@ def _exact_match(asked: list[dict], predict: Predictor) -> dict[str, float | Non
     return found
 
 
+def cropped_share(folder: Path) -> dict[str, float]:
+    """Compute how much of the images' area a crop to the middle square leaves out, in per cent: the mean, the most."""
+    sides = [(row["width"], row["height"]) for row in read_table(folder / "images", ["width", "height"])]
+    lost = [100 * (1 - min(pair) / max(pair)) for pair in sides]
+    return {"mean": sum(lost) / max(1, len(lost)), "most": max(lost, default=0.0)}
+
+
 def _split(questions: Iterable[dict], split: str) -> list[dict]:
     return [row for row in questions if row["split"] == split]
 
@@ -199,6 +206,7 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         "leaks": found,
         "balance": balance(folders[folded]),
         "baselines": baseline_scores(folders[folded]),
+        "cropped_share": {name: cropped_share(folder) for name, folder in folders.items()},
         "data": {name: read_json(folder / "manifest.json")["counts"] for name, folder in folders.items()},
     }
     return result, found
@@ -223,6 +231,15 @@ def markdown(result: dict) -> str:
     read_as = [[name, *row] for name, counts in result["data"].items() for row in counts.get("read_as", {}).items()]
     if read_as:
         lines += ["", *_table(["data set", "read as", "images"], read_as)]
+    lines += [
+        "",
+        "An encoder whose processor crops images to a square (CLIP, DINOv2) sees nothing of their border; with",
+    ]
+    lines += ["`models.vision_encoder.fit: pad` it sees all. Of the area, such a crop loses:", ""]
+    lines += _table(
+        ["data set", "per cent of all images", "of the image that loses most"],
+        [[name, f"{lost['mean']:.1f}", f"{lost['most']:.1f}"] for name, lost in result["cropped_share"].items()],
+    )
     lines += ["", "## Leaks into stages that all folds share", ""]
     lines += [f"- {plain(line)}" for line in result["leaks"]] or ["None."]
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):

@@ -22,6 +22,7 @@ from triptych.export.tokenizer import IMAGE_TOKEN, chat_template, image_tokenize
 from triptych.export.trained import greedy, plain_language_model
 from triptych.model import language_model, vision
 from triptych.model.connector import Linear
+from triptych.model.encoders import tokens_before_patches
 from triptych.model.vlm import VisionLanguageModel
 
 INSIDE = "language_model."  # where LLaVA holds the decoder, below `model.`
@@ -101,8 +102,9 @@ def count_tokens(tower: nn.Module, image_processor: BaseImageProcessor, settings
     with torch.inference_mode():
         states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
     patches = (pixels.shape[-2] // tower.config.patch_size) * (pixels.shape[-1] // tower.config.patch_size)
-    class_tokens = vision.class_tokens(settings, tower.config.model_type)
-    return ImageTokens(states[settings["layer"]].shape[1], class_tokens, patches)
+    found = states[settings["layer"]].shape[1]
+    class_tokens = tokens_before_patches(found, pixels, tower) if settings["drop_class_token"] else 0
+    return ImageTokens(found, class_tokens, patches)
 
 
 def llava_processor(

@@ -15,6 +15,7 @@ from triptych.features.shards import encoder_hashes
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import read_json, require_files, sha256_file, write_json
 from triptych.model import checkpoint, language_model, vision
+from triptych.model.encoders import encoder_kind
 from triptych.model.vlm import VisionLanguageModel
 
 CPU = torch.device("cpu")
@@ -92,8 +93,14 @@ def refuse_unsupported(model: VisionLanguageModel, source: Path, manifest: dict,
 def parts_without_class(bases: BaseModels, manifest: dict) -> list[str]:
     """Return the parts of a model that transformers has no class for, in words."""
     connector = manifest["connector"]["kind"]
-    packaged, pools = encoder_settings(bases)["source"] == "package", connector == "pooled-mlp"
-    return [*(["encoder, EfficientNet-Lite0"] if packaged else []), *([f"connector, {connector}"] if pools else [])]
+    settings, found = encoder_settings(bases), []
+    if settings["source"] == "package":
+        found.append("encoder, EfficientNet-Lite0")
+    elif not (kind := encoder_kind(bases.vision_encoder)).plain_export:
+        found.append(f"encoder, {kind.name}")
+    if fit := settings.get("fit"):
+        found.append(f"fitting of images, {fit}")
+    return [*found, *([f"connector, {connector}"] if connector == "pooled-mlp" else [])]
 
 
 def files_below(folder: Path) -> list[str]:

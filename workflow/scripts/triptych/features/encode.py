@@ -15,6 +15,7 @@ from triptych.errors import run_step
 from triptych.features.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
 from triptych.features.store import compute_tokens, load_pixels, shards_folder
 from triptych.io.manifest import read_json, write_record
+from triptych.io.parquet import read_table
 from triptych.model import vision
 from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, cores, encoder_batch, loading_threads
@@ -59,6 +60,7 @@ def encode(
     }
     if missing:
         encoder = vision.load(models, device)
+        warn_of_unseen_borders(read_table(data / "images", ["width", "height"]), encoder)
         batch_size = settings.batch_size or encoder_batch(device)
         shape, rate = time_one_batch(encoder, table, missing[0].rows[:batch_size], settings, device)
     else:
@@ -81,6 +83,19 @@ def encode(
         ]
     write_record(out / "manifest.json", record)
     return record
+
+
+def warn_of_unseen_borders(images: Sequence[dict], encoder: vision.Encoder) -> None:
+    """Say how much of the images the encoder does not see, where its processor crops them."""
+    unseen = [1 - encoder.visible(row["width"], row["height"]) for row in images]
+    cropped = sum(share > 0.005 for share in unseen)
+    if cropped:
+        print(
+            f"warning: the border of {cropped} of {len(unseen)} images is cropped and never seen: "
+            f"{100 * sum(unseen) / len(unseen):.1f} % of the area of all, {100 * max(unseen):.1f} % of one; "
+            "models.vision_encoder.fit: pad (or squash) shows all of it",
+            flush=True,
+        )
 
 
 def time_one_batch(

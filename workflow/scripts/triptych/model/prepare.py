@@ -49,6 +49,8 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
         if role == "language_model":
             for doubt in inspect_language_model(temporary, settings.prompt):
                 print(f"warning: {doubt}", flush=True)
+        if role == "vision_encoder" and settings.source != "package":
+            print(vision.check_encoder(temporary, settings.model_dump()), flush=True)
         paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
         files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in paths}
         write_record(temporary / "manifest.json", {"settings": settings.model_dump(), "files": files})

