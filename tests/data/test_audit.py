@@ -91,7 +91,7 @@ def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_rea
     share = cropped_share(folders["again"])
     assert share["most"] == 75 and round(share["mean"], 1) == 41.7
     result["cropped_share"]["again"] = share
-    result["data"]["medical"]["read_as"] = {"first of 2 frames of a GIF": 3}
+    result["data"]["medical"]["read_as"] = {"first frame of a GIF of several": 3}
     page = markdown(result)
     assert "| again | 41.7 | 75.0 |" in page and "| medical | 0.0 | 0.0 |" in page
-    assert "| medical | first of 2 frames of a GIF | 3 |" in page
+    assert "| medical | first frame of a GIF of several | 3 |" in page

@@ -212,7 +212,7 @@ def test_the_first_frame_of_several_is_taken_and_said():
     data = dicom(frames[0], pixels=frames.tobytes(), NumberOfFrames=2, BurnedInAnnotation="YES")
     assert np.array_equal(grey(data), frames[0])
     assert inspect(data).notes[1:] == (
-        "first of 2 frames of a DICOM",
+        "first frame of a DICOM of several",
         "DICOM whose header says that text is burned into the image",
     )
 

@@ -131,8 +131,7 @@ def _read_by_pillow(data: bytes, kind: str, min_side: int, max_pixels: int) -> P
         deep = image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM")
         if not deep and image.mode in ("I", "F"):
             raise TriptychError(f"mode {image.mode} has no fixed brightness scale; convert it to 8 or 16 bits")
-        pages = getattr(image, "n_frames", 1)
-        notes = (f"first of {pages} frames of a {kind}",) if pages > 1 else ()
+        notes = (f"first frame of a {kind} of several",) if getattr(image, "is_animated", False) else ()
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
         image.load()
         turn = TURNS.get(orientation_of(image))
@@ -203,6 +202,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     """Turn whatever a decoder raises into one TriptychError that says what the bytes are."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged metadata, which say nothing about pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except TriptychError:

@@ -25,7 +25,7 @@ def to_bytes(values: np.ndarray, declared: int | None = None) -> tuple[np.ndarra
     """
     largest = int(values.max())
     if declared and largest <= declared < 2**15:
-        return scaled(values, declared), f"values in 16 bits, scaled by the declared range 0 to {declared}"
+        return scaled(values, declared), "values in 16 bits, scaled by the range that the file declares"
     for bits in _DEPTHS:
         if largest < 2**bits:
             note = f"values in 16 bits, scaled by the {bits} bits that their real range needs: nothing is declared"

@@ -59,8 +59,8 @@ def read_dicom(data: bytes, check_size: Callable[[int, int], None]) -> tuple[np.
         values = _decoded(header)
         kind = str(header.get("PhotometricInterpretation", ""))
         notes = []
-        if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
-            notes.append(f"first of {frames} frames of a DICOM")
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            notes.append("first frame of a DICOM of several")
         if header.get("BurnedInAnnotation") == "YES":
             notes.append("DICOM whose header says that text is burned into the image")
         try:
