@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
         ("sha256", pa.string()),
     ]
 )
@@ -54,6 +56,7 @@ def write_images(folder: Path, number: int) -> int:
     files = [photograph(seed) for seed in range(number)]
     rows = [
         {"id": str(row), "image": {"bytes": data, "path": f"{row}.jpg"}, "sha256": sha256_bytes(data)}
+        | {"width": 640, "height": 480}
         for row, data in enumerate(files)
     ]
     write_table(folder / "images", rows, SCHEMA)

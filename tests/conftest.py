@@ -352,6 +352,8 @@ IMAGE_COLUMNS = pyarrow.schema(
     [
         ("id", pyarrow.string()),
         ("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+        ("width", pyarrow.int32()),
+        ("height", pyarrow.int32()),
         ("sha256", pyarrow.string()),
     ]
 )
@@ -363,7 +365,7 @@ def write_images(folder, pictures, first=0):
     for number in range(first, pictures):
         data = image_bytes(list(COLOURS)[number % 4], "left", number)
         image = {"bytes": data, "path": None}
-        rows.append({"id": f"image{number}", "image": image, "sha256": sha256_bytes(data)})
+        rows.append({"id": f"image{number}", "image": image, "width": 32, "height": 32, "sha256": sha256_bytes(data)})
     write_table(folder / "images", rows, IMAGE_COLUMNS)
     write_json(folder / "manifest.json", {"files": {"images": sha256_file(folder / "images")}})
 

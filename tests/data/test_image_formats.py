@@ -373,7 +373,7 @@ STRANGERS = {
     b"P5\n96 64\n255\n": "PPM image that is damaged",
     b"GIF89a": "GIF image that is damaged",
     b"II*\0\x08\0\0\0": "TIFF of a variant",
-    b"hello": "is no image of a format.*JPEG, PNG",
+    b"hello": "no image of a format that is read here .JPEG, PNG",
 }
 
 

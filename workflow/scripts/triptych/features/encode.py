@@ -60,9 +60,9 @@ def encode(
     }
     if missing:
         encoder = vision.load(models, device)
-        warn_of_unseen_borders(read_table(data / "images", ["width", "height"]), encoder)
         batch_size = settings.batch_size or encoder_batch(device)
         shape, rate = time_one_batch(encoder, table, missing[0].rows[:batch_size], settings, device)
+        warn_of_unseen_borders(read_table(data / "images", ["width", "height"]), encoder)
     else:
         shape, rate = read_header(store / shards[0].file, shards[0].key).shape[1:], None
     gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9

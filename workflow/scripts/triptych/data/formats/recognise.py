@@ -92,4 +92,4 @@ def refusal(data: bytes, error: Exception | None = None) -> str:
     for mark, what, remedy in _STRANGERS:
         if data.lower().startswith(mark) or start.startswith(mark):
             return f"is {what}, not an image that is read here; {remedy}"
-    return f"is no image of a format that is read here ({', '.join(FORMATS)})"
+    return f"cannot be decoded: no image of a format that is read here ({', '.join(FORMATS)})"
