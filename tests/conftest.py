@@ -393,7 +393,7 @@ def make_toy_data(folder: Path) -> None:
     for image_id in dict.fromkeys(row["image_id"] for row in questions):
         data = image_bytes(generator.choice(list(COLOURS)), generator.choice(["left", "right"]))
         image = {"bytes": data, "path": f"{image_id}.png"}
-        images.append({"id": image_id, "image": image, "sha256": sha256_bytes(data)})
+        images.append({"id": image_id, "image": image, "width": 32, "height": 32, "sha256": sha256_bytes(data)})
     folder.mkdir(parents=True)
     for name, rows in {"questions.parquet": [row | columns for row in questions], "images": images}.items():
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
