@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
 from triptych.model.architectures import ARCHITECTURES
+from vision_encoders import vision_encoders
 
 INTRODUCTION = """\
 # Supported models
@@ -91,7 +92,7 @@ def language_models() -> Iterator[str]:
     yield ""
 
 
-SECTIONS = [language_models]
+SECTIONS = [language_models, vision_encoders]
 
 
 def page() -> str:

@@ -1,7 +1,5 @@
 """The section of vision encoders in `docs/models.md`, from the list in the package and a tiny model of each kind."""
 
-import argparse
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +26,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from triptych.errors import TriptychError, run_step
-from triptych.io.atomic import write_text
+from triptych.errors import TriptychError
 from triptych.io.manifest import write_json
 from triptych.model import vision
 from triptych.model.encoders import ENCODERS
@@ -40,17 +37,17 @@ SIZES |= {"image_size": SIDE, "patch_size": PATCH}
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
 TEXT |= {"max_position_embeddings": 8}
 
-BEGIN, END = "<!-- vision encoders: made by tools/vision_encoders.py -->", "<!-- end of vision encoders -->"
 INTRODUCTION = """\
 ## Vision encoders
 
-Of each kind a tiny random model is built and its tokens are compared with plain transformers
-(`tests/model/test_encoders.py`). `model_type` is the key in a model's `config.json`; the folder needs its
-`preprocessor_config.json`, too. What is not listed is refused in one line in the step that fetches models.
-`drop_class_token: true` leaves out all tokens before those of the patches; they are counted, not guessed. The
-processors of the published models do to an image whose sides differ what the table says; `fit` changes it: `pad` shows
-all of it, with a ground of the mean colour, `squash` changes its shape, `crop` leaves out the border of the longer
-side. The last column is the share of an image of 3 x 1 that is seen: with the processor alone, and with each `fit`.
+The tokens of a tiny random model of each kind are compared with plain transformers (`tests/model/test_encoders.py`).
+`model_type` is the key in a model's `config.json`; the folder must contain its `preprocessor_config.json`, too. Any
+other model is refused in one line by the step that fetches models. `drop_class_token: true` drops all tokens before the
+patches; they are counted, not guessed. What the processor of a published model does to an image that is not square is
+in the table; the setting `fit` changes it: `pad` shows the whole image on the mean colour, `squash` changes its aspect
+ratio, and `crop` cuts off the border of the longer side. The last column is the share of a 3 x 1 image that the encoder
+sees: with the processor alone, and with each `fit`. The log of the encode step and the data audit state which share of
+the images' area is lost.
 """
 
 
@@ -126,7 +123,7 @@ def shares(kind: str) -> str:
 def vision_encoders() -> Iterator[str]:
     """The section, line by line."""
     yield INTRODUCTION
-    yield "| encoder | `model_type` | examples | before the patches | an image whose sides differ | seen of 3 x 1 |"
+    yield "| encoder | `model_type` | examples | tokens before the patches | image that is not square | seen of 3 x 1 |"
     yield "|---|---|---|---|---|---|"
     for kinds in rows():
         known = ENCODERS[kinds[0]]
@@ -137,23 +134,3 @@ def vision_encoders() -> Iterator[str]:
         yield f"| {' | '.join([known.name, types, known.examples, known.before, known.images, seen[0]])} |"
     yield "| EfficientNet-Lite0 | packaged | `source: package` | none | squashed to a square | as `fit` says |"
     yield ""
-
-
-def renewed(page: str) -> str:
-    """The page with a section that is up to date."""
-    section = "\n".join([BEGIN, *vision_encoders(), END])
-    if BEGIN in page:
-        return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: section, page, flags=re.DOTALL)
-    return f"{page.rstrip()}\n\n{section}\n".lstrip()
-
-
-def main() -> None:
-    """Renew the section of vision encoders."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("file", type=Path, help="page to change")
-    file = parser.parse_args().file
-    write_text(file, renewed(file.read_text(encoding="utf-8") if file.exists() else ""))
-
-
-if __name__ == "__main__":
-    run_step(main)

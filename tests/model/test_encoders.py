@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image, ImageDraw
 from torch.nn import functional
 from transformers import AutoImageProcessor, Siglip2VisionConfig, Siglip2VisionModel, ViTConfig, ViTModel
@@ -16,7 +15,7 @@ from triptych.model import vision
 from triptych.model.encoders import ENCODERS
 from triptych.model.prepare import prepare_model
 from triptych.model.preprocessing import fitted
-from vision_encoders import PATCH, SIDE, renewed, settings_of, tiny_encoder, write_encoder
+from vision_encoders import PATCH, SIDE, settings_of, tiny_encoder, write_encoder
 
 CPU = torch.device("cpu")
 PATCHES = (SIDE // PATCH) ** 2
@@ -223,8 +222,3 @@ def test_faults_are_found_in_the_model_step(damage, said, tmp_path):
     with pytest.raises(TriptychError, match=said) as error:
         prepare_model("vision_encoder", settings, tmp_path, tmp_path / "out")
     assert "\n" not in str(error.value)
-
-
-def test_the_section_of_encoders_is_up_to_date():
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert renewed(page) == page, "run `python tools/vision_encoders.py docs/models.md`"

@@ -18,7 +18,7 @@ class EncoderKind:
         name: as people call it.
         examples: models of the hub.
         before: tokens before those of the patches; `drop_class_token` leaves all of them out.
-        images: what the published processors do to an image whose sides differ.
+        images: what the published processors do to an image that is not square.
         plain_export: whether transformers' LLaVA class can hold it.
     """
 
