@@ -311,7 +311,7 @@ def test_sources_read_dicom_and_no_output_holds_a_name(kind, tmp_path, capfd):
     assert len(read_table(out / "images")) == 4
     assert counts["read_as"] == {"DICOM, grey by the real range of its values: the header has no window": 3}
     said = capfd.readouterr()
-    assert "warning: 3 images were read as DICOM" in said.out
+    assert "warning: out: 3 images were read as DICOM" in said.out
     reasons = [row["reason"] for row in read_table(out / "rejects.parquet") if row["kind"] == "image"]
     if kind == "slake-folder":  # of captions, four were enough, wherever the film came
         assert len(reasons) == 1 and "MPEG2" in reasons[0]
