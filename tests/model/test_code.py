@@ -104,7 +104,7 @@ LOADERS = {
     "image processor": (
         "preprocessor_config.json",
         "clip",
-        lambda folder: vision._load_pretrained(folder, {"drop_class_token": True, "layer": -2}, torch.device("cpu")),
+        lambda folder: vision.load_pretrained(folder, {"drop_class_token": True, "layer": -2}, torch.device("cpu")),
     ),
 }
 
