@@ -28,11 +28,17 @@ REFUSALS = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), TOO_MANY),
     errno.ENOMEM: NO_MEMORY,
 }
+_ADDRESS = re.compile(r"<[^>]*\b0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
 MEMORY_WORDS = "DefaultCPUAllocator: can't allocate memory"  # torch's, on a CPU
 
 
 class TriptychError(Exception):
     """An error that the user can correct. Its message names the file, key or row, and says what to do."""
+
+
+def message_of(error: BaseException) -> str:
+    """Give what another library's error says, as one line without memory addresses, which differ from run to run."""
+    return _ADDRESS.sub("", " ".join(str(error).split()))
 
 
 def run_step(main: Callable[[], None]) -> None:
@@ -47,7 +53,7 @@ def run_step(main: Callable[[], None]) -> None:
         if (number := refusal(error)) is None:
             raise
         what, remedy = REFUSALS[number]
-        where = getattr(error, "filename", None) or " ".join(str(error).split())
+        where = getattr(error, "filename", None) or message_of(error)
         sys.exit(f"error: {what}: {where}; {remedy}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 
 
 def read_yaml(file: Path) -> tuple[Any, list[str]]:
@@ -39,7 +39,7 @@ def read_yaml(file: Path) -> tuple[Any, list[str]]:
         place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
         raise TriptychError(f"{file}: not valid YAML, {place}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise TriptychError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise TriptychError(f"{file}: not valid YAML: {message_of(error)}") from None
     except RecursionError:
         raise TriptychError(f"{file}: not a configuration: its values are nested too deep") from None
 

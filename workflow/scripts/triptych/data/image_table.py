@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from triptych.data.images import decode
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.manifest import sha256_bytes
 from triptych.io.parquet import parts_of_table, read_table
 
@@ -66,7 +66,7 @@ class ImageTable:
                 table = file.read_row_group(number, columns=["image.bytes"], use_threads=False)
                 self._kept[group] = table.column("image").combine_chunks().field("bytes")
             except (pa.ArrowException, OSError, KeyError) as error:
-                reason = " ".join(str(error).split())
+                reason = message_of(error)
                 raise TriptychError(f"{self._path}: cannot be read as Parquet ({reason}); {self._remedy}") from None
             if len(self._kept) > KEPT_GROUPS:
                 self._kept.popitem(last=False)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, read_json, sha256_json
 
@@ -133,7 +133,7 @@ def read_header(path: Path, key: str) -> Header:
     except FileNotFoundError:
         raise TriptychError(f"{path}: missing") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise TriptychError(f"{path}: damaged ({error})") from None
+        raise TriptychError(f"{path}: damaged ({message_of(error)})") from None
 
 
 def require_whole(path: Path, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triptych.errors import TriptychError, refusal
+from triptych.errors import TriptychError, message_of, refusal
 from triptych.io.atomic import atomic_path
 from triptych.io.direct_file import DirectFile
 
@@ -88,7 +88,7 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
         if (number := refusal(error)) is not None:
             raise OSError(number, os.strerror(number), os.fspath(path)) from None
-        reason = " ".join(str(error).split())  # Arrow's messages may have several lines
+        reason = message_of(error)  # Arrow's messages may have several lines
         raise TriptychError(f"{path}: cannot be read as Parquet ({reason}); delete it and run again") from None
 
 

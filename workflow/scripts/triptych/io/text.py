@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 
 _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
@@ -90,7 +90,7 @@ def read_json_file(path: Path, remedy: str = "restore the file") -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise TriptychError(f"{path}: not valid JSON ({error}); {remedy}") from None
+        raise TriptychError(f"{path}: not valid JSON ({message_of(error)}); {remedy}") from None
 
 
 def is_utf8(text: str) -> bool:
@@ -152,4 +152,4 @@ def _naming(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise TriptychError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); restore the file") from None
+        raise TriptychError(f"{path}: cannot be read ({message_of(error)}); restore the file") from None

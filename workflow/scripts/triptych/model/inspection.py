@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.model import language_model
 from triptych.model.architectures import architecture
 from triptych.model.tokens import Reader
@@ -57,7 +57,7 @@ def _in_one_line(what: str) -> Iterator[None]:
     except TriptychError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = message_of(error)
         said = f"{said[:200]}..." if len(said) > 200 else said
         raise TriptychError(f"{what} ({type(error).__name__}: {said}); fetch or save the model again") from None
 

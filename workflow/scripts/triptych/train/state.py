@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from triptych.errors import TriptychError, refusal
+from triptych.errors import TriptychError, message_of, refusal
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import read_json, sha256_file, sha256_json
 from triptych.train.distributed import all_gather, rank
@@ -98,7 +98,7 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
     except (OSError, KeyError, TypeError) as error:
         if refusal(error) is not None:  # the state is good, and must not be trained again
             raise
-        raise TriptychError(f"it is damaged ({type(error).__name__}: {error})") from None
+        raise TriptychError(f"it is damaged ({type(error).__name__}: {message_of(error)})") from None
 
 
 def refuse_slower_device(path: Path, job: Mapping[str, str], other: Mapping[str, str]) -> None:

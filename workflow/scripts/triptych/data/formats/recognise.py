@@ -1,8 +1,8 @@
 """What bytes are, by their first bytes and never by a file's name; and what to do about those that are not read."""
 
-import re
-
 from PIL import features
+
+from triptych.errors import message_of
 
 # The names are those of Pillow's readers, where one reads the format.
 READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM", "TGA", "DICOM")
@@ -38,7 +38,6 @@ _STRANGERS = (
     (b"\x02\0\0\0", "a DICOM file without preamble", "write it again with its preamble and file meta information"),
     (b"{", "a JSON text", "put the image in its place"),
 )  # fmt: skip
-_ADDRESS = re.compile(r"<[^>]*\b0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
 
 
 def format_of(data: bytes) -> str | None:
@@ -82,7 +81,7 @@ def refusal(data: bytes, error: Exception | None = None) -> str:
         return "no bytes"
     name = format_of(data)
     if name in FORMATS:
-        said = _ADDRESS.sub("", " ".join(str(error).split())) if error else "damaged"
+        said = message_of(error) if error else "damaged"
         if name == "TIFF" and type(error).__name__ == "UnidentifiedImageError":
             return f"is a TIFF of a variant that is not read (compression, bits or layout of its values); {_CONVERT}"
         return f"cannot be decoded: a {name} image that is damaged or of a rare variant ({said}); get it again"

@@ -16,7 +16,7 @@ from triptych.config.datasets import HubParquetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import arrow_values, caption_text
 from triptych.download import huggingface
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.manifest import read_json, sha256_json, write_json
 from triptych.io.text import is_utf8
 
@@ -85,7 +85,8 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
         except StopIteration:
             raise TriptychError(f"{place}: no such row") from None
         except pa.ArrowException as error:
-            raise TriptychError(f"{place}: cannot be read ({error}); delete the file and run again") from None
+            said = message_of(error)
+            raise TriptychError(f"{place}: cannot be read ({said}); delete the file and run again") from None
         if not data:
             raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of an image")
         if len(data) > MAX_BYTES:
@@ -142,7 +143,8 @@ def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[t
                     paths = arrow_values(batch.column(settings.image_column).field("path"))
                 yield from zip(captions, paths, strict=True)
     except (pa.ArrowException, OSError) as error:
-        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); delete the file and run again") from None
+        said = message_of(error)
+        raise TriptychError(f"{path}: cannot be read as Parquet ({said}); delete the file and run again") from None
 
 
 def _has_names(kind: pa.DataType, name: str, settings: HubParquetCaptions) -> bool:

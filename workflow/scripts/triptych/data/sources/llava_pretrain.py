@@ -7,7 +7,7 @@ from pathlib import Path
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen
 from triptych.download import huggingface
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.text import is_utf8, read_json_file
 
 REPO = "liuhaotian/LLaVA-Pretrain"
@@ -59,7 +59,7 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
             except KeyError:
                 raise TriptychError(f"{IMAGES} has no member {place!r}") from None
             except huggingface.BROKEN_MEMBER as error:
-                raise TriptychError(f"{place}: cannot be read out of {IMAGES} ({error})") from None
+                raise TriptychError(f"{place}: cannot be read out of {IMAGES} ({message_of(error)})") from None
 
         yield read
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.data.sources.image_names import locate
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import sha256_bytes
 from triptych.io.text import read_json_file
@@ -184,4 +184,4 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
             for batch in table.iter_batches(batch_size=BATCH, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise TriptychError(f"{file}: cannot be read as Parquet ({error}); download it again") from None
+        raise TriptychError(f"{file}: cannot be read as Parquet ({message_of(error)}); download it again") from None

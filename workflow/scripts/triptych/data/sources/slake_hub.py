@@ -10,7 +10,7 @@ from triptych.config.datasets import SlakeHubVqa
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
 from triptych.download.huggingface import BROKEN_MEMBER, check_revision, download, open_zip
-from triptych.errors import TriptychError, refusal
+from triptych.errors import TriptychError, message_of, refusal
 from triptych.io.atomic import atomic_directory, resolve_under
 
 SLAKE = "BoKelvin/SLAKE"
@@ -77,7 +77,8 @@ def _unpack(path: Path, folder: Path) -> None:
             try:
                 data = archive.read(member)
             except BROKEN_MEMBER as error:
-                raise TriptychError(f"{path}: {member.filename!r} cannot be read ({error}); delete the file") from None
+                said = message_of(error)
+                raise TriptychError(f"{path}: {member.filename!r} cannot be read ({said}); delete the file") from None
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.data.sources.conversations import first_answer, is_conversation
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.text import encoding_of, kind_of, open_text, parse_json, plain_text, read_json_file
 
 Row = tuple[str, tuple[str, str] | None, str]
@@ -71,7 +71,7 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
                     reason = str(error)
             yield f"{path.name}:{number}", row, reason
     except OSError as error:  # ArrowInvalid of a broken Parquet file comes as one in places
-        raise TriptychError(f"{path}: cannot be read ({error}); restore the file") from None
+        raise TriptychError(f"{path}: cannot be read ({message_of(error)}); restore the file") from None
     if answers:
         print(f"{path.name}: the caption is the first answer of {CONVERSATIONS!r} in {answers} rows", flush=True)
     if rows and (missing := [name for name in columns if name not in known]):
@@ -182,7 +182,7 @@ def _header(path: Path, columns: Columns, line: str) -> tuple[str, list[str]]:
         if all(_same(name, [cell.strip() for cell in header]) for name in columns):
             return separator, header
     if not found:
-        raise TriptychError(f"{path}: its first line is not valid CSV ({error})")
+        raise TriptychError(f"{path}: its first line is not valid CSV ({message_of(error)})")
     return found[0]
 
 
@@ -211,7 +211,7 @@ def _jsonl_rows(path: Path, columns: Columns) -> Found:
             try:
                 entry = parse_json(line)
             except ValueError as error:
-                yield number, None, f"not valid JSON ({error})"
+                yield number, None, f"not valid JSON ({message_of(error)})"
             else:
                 yield from _objects([(number, entry)], columns)
 
@@ -239,7 +239,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Found:
                     number += 1
                     yield number, dict(zip(texts, cells, strict=True)), ""
     except pa.ArrowException as error:
-        raise TriptychError(f"{path}: cannot be read as Parquet ({error}); restore the file") from None
+        raise TriptychError(f"{path}: cannot be read as Parquet ({message_of(error)}); restore the file") from None
 
 
 def _places(path: Path, columns: Columns, found: list[str]) -> dict[str, int]:

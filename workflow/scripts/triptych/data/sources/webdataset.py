@@ -10,7 +10,7 @@ from triptych.config.texts import located
 from triptych.data.formats.recognise import SUFFIXES
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import caption_text
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import resolve_under
 from triptych.io.text import decode_text, is_utf8, parse_json
 
@@ -60,7 +60,8 @@ def _shards(folder: Path, pattern: str) -> list[str]:
     try:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
     except (ValueError, NotImplementedError) as error:  # an absolute pattern, or one that leads out
-        raise TriptychError(f"shards: {pattern!r} is no pattern of files below `folder` ({error})") from None
+        said = message_of(error)
+        raise TriptychError(f"shards: {pattern!r} is no pattern of files below `folder` ({said})") from None
     if not names:
         raise TriptychError(f"{folder}: no file matches {pattern!r}; correct `folder` or `shards` of the data set")
     return names
@@ -92,7 +93,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
                 samples[key][suffix] = (member.offset_data, member.size, text)
             _require_end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise TriptychError(f"{path}: cut off or damaged ({error}); get the shard again") from None
+        raise TriptychError(f"{path}: cut off or damaged ({message_of(error)}); get the shard again") from None
     _leave_out_further(name, samples)
     for key, parts in samples.items():
         suffix = next((suffix for suffix in SUFFIXES if suffix in parts), "")
@@ -193,7 +194,7 @@ def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
     except UnicodeDecodeError:
         raise TriptychError(f"its .{kind} is not valid UTF-8") from None
     except ValueError as error:
-        raise TriptychError(f"its .json is not valid JSON ({error})") from None
+        raise TriptychError(f"its .json is not valid JSON ({message_of(error)})") from None
     try:
         return caption_text(text)
     except TriptychError as error:

@@ -30,7 +30,7 @@ from triptych.data.sources.embedded.medical_questions import Question, choose
 from triptych.data.sources.embedded.medical_volumes import Volume, on_grid, read_nifti
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
 from triptych.download.packages import PACKAGES, fetch
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import sha256_file, sha256_json, write_json
 
@@ -174,7 +174,8 @@ def read_atlas(folder: Path, name: str) -> tuple[Volume, dict[str, int]]:
     try:
         rows = [line.split(",", 1) for line in path.read_text(encoding="utf-8").splitlines()[1:] if line]
     except OSError as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+        said = message_of(error)
+        raise TriptychError(f"{path}: cannot be read ({said}); delete its package's folder and run again") from None
     return read_nifti(folder / f"atlas_{name}.nii.gz"), {label: int(number) for number, label in rows}
 
 

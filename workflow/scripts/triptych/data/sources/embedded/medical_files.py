@@ -13,7 +13,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from triptych.data.sources.embedded.medical_images import MedicalImage
 from triptych.data.sources.embedded.medical_volumes import MAX_SIDE, to_bytes, window
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def single_images(single: Single, path: Path) -> Iterator[MedicalImage]:
         dataset = pydicom.dcmread(path)
         frames = [pixel_array(dataset, index=frame) for frame in single.frames]
     except (OSError, InvalidDicomError, RuntimeError, ValueError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+        said = message_of(error)
+        raise TriptychError(f"{path}: cannot be read ({said}); delete its package's folder and run again") from None
     for number, values in zip(single.frames, frames, strict=True):
         for name in single.windows:
             pixels = turned(_shown(values, dataset, name), dataset)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_SIDE = 256  # pixels; the images' longest side
@@ -73,7 +73,8 @@ def read_nrrd(path: Path) -> Volume:
     try:
         data, header = nrrd.read(str(path))
     except (OSError, nrrd.NRRDError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+        said = message_of(error)
+        raise TriptychError(f"{path}: cannot be read ({said}); delete its package's folder and run again") from None
     if header.get("space") != "left-posterior-superior":
         raise TriptychError(f"{path}: space is {header.get('space')!r}, expected left-posterior-superior")
     affine = np.eye(4)
@@ -92,7 +93,8 @@ def read_nifti(path: Path) -> Volume:
         image = nib.load(path)
         return to_ras(np.asarray(image.dataobj), image.affine)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise TriptychError(f"{path}: cannot be read ({error}); delete its package's folder and run again") from None
+        said = message_of(error)
+        raise TriptychError(f"{path}: cannot be read ({said}); delete its package's folder and run again") from None
 
 
 def cut(data: np.ndarray, plane: str, index: int) -> np.ndarray:
