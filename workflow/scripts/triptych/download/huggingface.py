@@ -1,8 +1,10 @@
 """Data sets and models of the Hugging Face hub, each at a pinned commit; nothing downloaded is ever executed."""
 
+import lzma
 import os
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,13 +15,13 @@ import httpx2
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, message_of, refusal
 from triptych.io.atomic import atomic_directory
 
 Answer = TypeVar("Answer")
 
-# What reading a member of a broken archive raises.
-BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+# What a broken archive raises: places before its beginning are an OSError, and fields cut short a struct.error.
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError, struct.error)
 
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -130,5 +132,24 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except BROKEN as error:
+        if refusal(error) is not None:
+            raise
         raise TriptychError(f"{path}: not a readable zip archive; delete the file and run again") from None
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Read a member of a downloaded archive; no more than its declared size is ever read.
+
+    Raises:
+        TriptychError: it is damaged, or written in a way that is not read, such as encrypted.
+    """
+    try:
+        return archive.read(member)
+    except BROKEN as error:
+        if refusal(error) is not None:
+            raise
+        raise TriptychError(
+            f"{member.filename}: cannot be read out of {Path(archive.filename).name} ({message_of(error)}); delete the "
+            "archive in the cache, so that it is downloaded again"
+        ) from None

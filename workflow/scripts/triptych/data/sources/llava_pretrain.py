@@ -7,7 +7,7 @@ from pathlib import Path
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen
 from triptych.download import huggingface
-from triptych.errors import TriptychError, message_of
+from triptych.errors import TriptychError
 from triptych.io.text import is_utf8, read_json_file
 
 REPO = "liuhaotian/LLaVA-Pretrain"
@@ -55,11 +55,9 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
                 member = archive.getinfo(place)
                 if member.file_size > MAX_BYTES:
                     raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
-                return archive.read(member)
             except KeyError:
                 raise TriptychError(f"{IMAGES} has no member {place!r}") from None
-            except huggingface.BROKEN_MEMBER as error:
-                raise TriptychError(f"{place}: cannot be read out of {IMAGES} ({message_of(error)})") from None
+            return huggingface.read_member(archive, member)
 
         yield read
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from triptych.config.datasets import SlakeHubVqa
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
-from triptych.download.huggingface import BROKEN_MEMBER, check_revision, download, open_zip
-from triptych.errors import TriptychError, message_of, refusal
+from triptych.download.huggingface import check_revision, download, open_zip, read_member
+from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_directory, resolve_under
 
 SLAKE = "BoKelvin/SLAKE"
@@ -53,12 +53,13 @@ def slake_folder(cache: Path, revision: str) -> Path:
     with atomic_directory(folder) as temporary:
         for name, path in tables.items():
             shutil.copyfile(path, temporary / name)
-        _unpack(images, temporary)
+        _unpack(images, temporary, folder)
     return folder
 
 
-def _unpack(path: Path, folder: Path) -> None:
-    """Write the members that are kept below `folder`, after every member's name and kind has been checked."""
+def _unpack(path: Path, temporary: Path, folder: Path) -> None:
+    """Write the members that are kept below `temporary`, to be `folder`; all names and kinds are checked first."""
+    root = folder.resolve()
     with open_zip(path) as archive:
         targets = {}
         for member in archive.infolist():
@@ -67,18 +68,13 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise TriptychError(f"{path.name}: member {member.filename!r} is a link or device; refused")
             if "\\" in member.filename:
                 raise TriptychError(f"{path.name}: member {member.filename!r} has a backslash in its name; refused")
-            target = resolve_under(folder, member.filename)
+            target = temporary / resolve_under(root, member.filename).relative_to(root)
             if PurePosixPath(member.filename).name in SLAKE_KEPT and not member.is_dir():
                 targets[target] = member
-        # No more than the declared size of a member is ever read out of it.
         if sum(member.file_size for member in targets.values()) > MAX_UNPACKED_BYTES:
             raise TriptychError(f"{path.name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes; refused")
         for target, member in targets.items():
-            try:
-                data = archive.read(member)
-            except BROKEN_MEMBER as error:
-                said = message_of(error)
-                raise TriptychError(f"{path}: {member.filename!r} cannot be read ({said}); delete the file") from None
+            data = read_member(archive, member)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
