@@ -133,7 +133,7 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
         ("x: {lora: {rnk: 4}}", "ablations.x.lora.rnk: not a known setting; did you mean 'rank'?"),
         ("x: {lra: {rank: 4}}", "ablations.x.lra: not a known setting; did you mean 'lora'?"),
         ("x: {lora: 4}", "ablations.x.lora: must be a mapping of keys to values, not 4"),
-        ("x: {lora: {rank: many}}", "ablations.x.lora.rank: must be a whole number, not 'many'"),
+        ("x: {lora: {rank: many}}", "ablations.x.lora.rank: must be a whole number, not the text 'many'"),
         ("x: {seeds: [3]}", "ablations.x.seeds: not a known setting"),
         ("x: {connector: {kind: pooled-mlp}}", "ablations.x.connector: pool is required for kind pooled-mlp, and"),
         ("x: {stages: {2: {epochs: -3}}}", "ablations.x.stages.2.epochs: must be greater than 0, not -3"),
