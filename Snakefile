@@ -28,6 +28,7 @@ onstart:
             workflow_hooks.protect_trainings(workflow, settings.runtime.retrain_at_most)
     except TriptychError as error:
         raise WorkflowError(str(error))
+    workflow_hooks.settle_answers(workflow)
     workflow_hooks.record_unwatched(workflow)
 
 

@@ -66,9 +66,10 @@ def of(reports: list[JobState], name: str) -> JobState:
 ABLATIONS = {"last": {"models": {"vision_encoder": {"layer": -1}}}, "slow": {"stages": {"2": {"max_samples": 9}}}}
 
 
-@pytest.mark.parametrize("ablations", [{}, ABLATIONS])
-def test_the_steps_are_the_jobs_that_snakemake_plans(world, study, ablations):
+@pytest.mark.parametrize(("ablations", "leak"), [({}, []), (ABLATIONS, []), ({}, ["2-3"])])
+def test_the_steps_are_the_jobs_that_snakemake_plans(world, study, ablations, leak):
     config = {**toy_config(world), "ablations": ablations}
+    config["evaluation"] = {**config["evaluation"], "leak": {"schedules": leak}}
     Path("study.yaml").write_text(yaml.safe_dump(config))
     study = load_study(config)
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
@@ -79,10 +80,12 @@ def test_the_steps_are_the_jobs_that_snakemake_plans(world, study, ablations):
     planned = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)", stats, re.MULTILINE)}
     counted = Counter(job.rule for job in jobs(study))
     assert {rule: planned.get(rule) for rule in counted} == counted
+    # Two folds each: of every schedule all views in one job; of the leak study's three other kinds of folds one view.
+    assert counted["predict"] == (2 + len(ablations)) * 2 and counted["predict_view"] == len(leak) * 3 * 2
     # Their files, too: an output or a log by another name would be left for ever.
     text = result.stdout + result.stderr
     for job in jobs(study):
-        assert str(job.output) in text and f"> {job.log} 2>&1" in text
+        assert all(str(path) in text for path in job.outputs) and f"> {job.log} 2>&1" in text
 
 
 def test_each_state_is_told_from_what_a_step_left(study):
@@ -165,15 +168,15 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
         times = RESULTS / f"benchmarks/predict/{prefix}/fold0/seed0.jsonl"
         times.parent.mkdir(parents=True)
         times.write_text('{"s": 4}\n')
-        output = RESULTS / f"predictions/{prefix}/fold0/seed0.parquet"
-        write_predictions(output)
+        for view in ("", "-swapped", "-blank"):
+            write_predictions(RESULTS / f"predictions/{prefix}/fold0/seed0{view}.parquet")
     reports = job_states(study, NOW)
     ahead = outlook(study, reports)
-    # Two that run say 8 and 9; of stage 3, three are left, of 50 each; of three views of four runs, ten, of 4 each.
-    # Two at a time.
-    assert ahead.seconds == (8 + 9 + 3 * 50 + 10 * 4) / 2 and ahead.source == "estimated from finished jobs"
+    # Two that run say 8 and 9; of stage 3, three are left, of 50 each; of the answers of four runs, those of two, of 4
+    # each. Two at a time.
+    assert ahead.seconds == (8 + 9 + 3 * 50 + 2 * 4) / 2 and ahead.source == "estimated from finished jobs"
     # Stage 2 takes 20 each: two are done and two are half done; of stage 3 one of four is done.
-    assert ahead.share == pytest.approx((100 + 3 * 20 + 50 + 2 * 4) / (100 + 4 * 20 + 4 * 50 + 12 * 4))
+    assert ahead.share == pytest.approx((100 + 3 * 20 + 50 + 2 * 4) / (100 + 4 * 20 + 4 * 50 + 4 * 4))
     [predicted] = [report for report in reports if report.job.name == "2-3/fold0/seed0" and report.job.cell is None]
     assert predicted.detail == "exact match 50.0 %"
 
@@ -208,7 +211,7 @@ def test_every_running_job_has_a_bar_and_the_time_that_it_takes_still(study):
 def write_predictions(path: Path) -> None:
     import pandas
 
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame({"prediction": ["Left.", "ct"], "gold": ["left", "MRI"]}).to_parquet(path)
 
 
@@ -223,7 +226,7 @@ def test_the_text_is_plain_and_ends_with_the_whole(study, monkeypatch, capsys):
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
     assert re.search(
-        r"\] 1 done, 1 failed, 66 pending; about .+ left, estimated from finished jobs and, at their rate", lines[-1]
+        r"\] 1 done, 1 failed, 58 pending; about .+ left, estimated from finished jobs and, at their rate", lines[-1]
     )
     reports = job_states(study, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)

@@ -13,7 +13,7 @@ from triptych.config.study import load_study
 def study(world, tmp_path):
     """Empty files in the place of all results and logs."""
     study = replace(load_study(toy_config(world)), results=tmp_path)
-    for path in [study.results / "report.html", *(path for job in jobs(study) for path in (job.output, job.log))]:
+    for path in [study.results / "report.html", *(path for job in jobs(study) for path in (*job.outputs, job.log))]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return study

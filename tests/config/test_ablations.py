@@ -233,7 +233,7 @@ def test_ablations_add_their_own_jobs_only(toy):
     study = read_study(toy.folder / "study.yaml")
     counted = [job.rule for job in jobs(study)]
     assert {rule: counted.count(rule) for rule in set(counted)} == {rule: toy.jobs[rule] for rule in set(counted)}
-    assert all((toy.folder / job.output).exists() for job in jobs(study))
+    assert all((toy.folder / path).exists() for job in jobs(study) for path in job.outputs)
 
 
 def test_every_ablation_is_trained_by_its_difference_and_is_a_row_of_the_tables(toy):

@@ -5,8 +5,9 @@ import torch
 from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
+from triptych.evaluate import generate as generation
 from triptych.evaluate.controls import other_images
-from triptych.evaluate.generate import generate
+from triptych.evaluate.generate import SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
@@ -62,6 +63,34 @@ def check_answers(model, many, features, prompt, different=3):
         assert answers == expected, f"batch size {size}"
 
 
+@pytest.mark.parametrize("room", [1 << 30, 100])
+def test_prefixes_are_run_once_for_all_views_unless_they_need_too_much_room(room, many, features, prompt, monkeypatch):
+    monkeypatch.setattr(generation, "PREFIX_BYTES", room)
+    monkeypatch.setattr(generation, "NEIGHBOURS", 5)
+    model, ran = make_model("sdpa"), []
+    images = sorted({sample.image_id for sample in many})
+
+    def run(names):
+        ran.append(list(names))
+        return run_prefixes(model, features, prompt, names)
+
+    shared = SharedPrefixes(run, images)
+    expected = [generate(model, many[start : start + 7], features, prompt, NEW_TOKENS) for start in range(0, 28, 7)]
+    for _ in range(2):  # as two views
+        for number, start in enumerate(range(0, 28, 7)):
+            found = generate(model, many[start : start + 7], None, prompt, NEW_TOKENS, shared)
+            assert found[0] == expected[number][0] and found[1] == pytest.approx(expected[number][1], abs=1e-5)
+    if room > 100:
+        assert [tuple(names) for names in ran] == list(dict.fromkeys(map(tuple, ran))), "no image is run twice"
+        assert all(names == images[5 * (images.index(names[0]) // 5) :][:5] for names in ran), "with its neighbours"
+    other = other_images(images)
+    swapped = generate(model, many[:7], lambda names: features([other[name] for name in names]), prompt, NEW_TOKENS)
+    before = len(ran)
+    found = generate(model, many[:7], None, prompt, NEW_TOKENS, lambda names: shared([other[name] for name in names]))
+    assert found[0] == swapped[0] and found[0] != expected[0][0]
+    assert len(ran) - before <= (3 if room > 100 else 1)
+
+
 def test_length_is_bounded_by_the_setting_alone(model, many, features, prompt):
     longer, _ = generate(model, many, features, prompt, 4)
     shorter, _ = generate(model, many, features, prompt, 2)
@@ -93,16 +122,23 @@ def test_every_image_is_swapped_for_another():
 
 def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):
     path = tmp_path / "seed0.part.jsonl"
-    kept = PartialPredictions(path, "key", 2)
+    kept = PartialPredictions(path, "key", 2, 7)
     for number in range(3):
         kept.add([{"number": 2 * number}, {"number": 2 * number + 1}])
     path.write_text(path.read_text()[:-4])  # cut in the middle of the last line
-    assert [record["number"] for record in PartialPredictions(path, "key", 2).records] == [0, 1, 2, 3]
-    assert PartialPredictions(path, "another", 2).records == []
+    assert [record["number"] for record in PartialPredictions(path, "key", 2, 7).records] == [0, 1, 2, 3]
+    assert PartialPredictions(path, "another", 2, 7).records == []
+
+
+def test_the_last_batch_of_a_whole_prediction_is_kept_though_it_is_short(tmp_path):
+    path = tmp_path / "seed0.part.jsonl"
+    PartialPredictions(path, "key", 2, 3).add([{"number": number} for number in range(3)])
+    assert len(PartialPredictions(path, "key", 2, 3).records) == 3
+    assert len(PartialPredictions(path, "key", 2, 4).records) == 2
 
 
 def test_answers_with_line_separators_in_them_are_kept(tmp_path):
     path = tmp_path / "seed0.part.jsonl"
     records = [{"prediction": "a\u2028b"}, {"prediction": "c\u0085\r"}]
-    PartialPredictions(path, "key", 2).add(records)
-    assert PartialPredictions(path, "key", 2).records == records
+    PartialPredictions(path, "key", 2, 7).add(records)
+    assert PartialPredictions(path, "key", 2, 7).records == records

@@ -79,7 +79,8 @@ def test_a_training_stops_before_its_first_step(samples, features, prompt, part,
 def test_answering_stops_before_its_first_question(world, tmp_path, monkeypatch):
     make_inputs(world, tmp_path)
     features = Features(tmp_path / "features")
-    asked = "predict --data={0}/data --features={0}/features --language-model={0}/{1} --vision-encoder={0}/none"
+    asked = "predict --data={0}/data --features={0}/features --language-model={0}/{1}"
+    asked += " --vision-encoder={0}/vision_encoder --views test"
     for limit, language_model in ((256, "language_model"), (40, "short")):
         folder = tmp_path / language_model
         if limit == 40:
@@ -94,7 +95,7 @@ def test_answering_stops_before_its_first_question(world, tmp_path, monkeypatch)
         facts = {"prefix": "1", "split": "shared", "seed": 0, "connector": Connector().model_dump(), **base.identity}
         checkpoint.save(model, tmp_path / f"checkpoint{limit}", facts, "")
         for new_tokens, fits in ((3, True), (37, limit == 256)):
-            job = {"precision": "fp32", "max_new_tokens": new_tokens, "batch_size": 50, "view": "test", "limit": 3}
+            job = {"precision": "fp32", "max_new_tokens": new_tokens, "batch_size": 50, "limit": 3}
             out = tmp_path / f"{limit}-{new_tokens}.parquet"
             arguments = [*asked.format(tmp_path, language_model).split(), "--job", json.dumps(job), f"--out={out}"]
             arguments += [f"--checkpoint={tmp_path / f'checkpoint{limit}' / 'manifest.json'}"]

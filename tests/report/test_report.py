@@ -103,7 +103,8 @@ def test_hours_used_stand_beside_those_that_the_configuration_assumed(world, tmp
     for name, seconds in (("1/shared", 1800), ("2/fold0", 3600), ("2/fold1", 7200)):
         write_text(tmp_path / f"checkpoints/{name}/seed0/manifest.json", "{}")
         write_text(tmp_path / f"benchmarks/train_stage/{name}/seed0.jsonl", json.dumps({"s": seconds}) + "\n")
-    write_text(tmp_path / "predictions/2-3/fold0/seed0.parquet", "")
+    for view in ("", "-swapped", "-blank"):
+        write_text(tmp_path / f"predictions/2-3/fold0/seed0{view}.parquet", "")
     write_text(tmp_path / "benchmarks/predict/2-3/fold0/seed0.jsonl", '{"s": 36}\n')
     write_text(tmp_path / "checkpoints/2-3/fold0/seed0/manifest.json", "{}")  # copied here: no time is known
     write_text(tmp_path / "benchmarks/train_stage/1-2/fold0/seed0.jsonl", '{"s": 99}\n')  # not there any more

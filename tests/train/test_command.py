@@ -48,13 +48,13 @@ def steps(inputs, tmp_path, monkeypatch):
         command.main()
         return tmp_path / name / "manifest.json"
 
-    def run_predict(manifest, view="held-out"):
-        out = tmp_path / "answers.parquet"
-        job = json.dumps({"precision": "fp32", "max_new_tokens": 4, "batch_size": 5, "view": view})
-        told = [f"--job={job}", f"--vision-encoder={inputs / 'vision_encoder'}", f"--out={out}"]
-        monkeypatch.setattr("sys.argv", ["x", f"--checkpoint={manifest}", *places, *told])
+    def run_predict(manifest, *views, folder="answers", **settings):
+        job = json.dumps({"precision": "fp32", "max_new_tokens": 4, "batch_size": 5, **settings})
+        told = [f"--job={job}", f"--vision-encoder={inputs / 'vision_encoder'}", "--views", *(views or ("held-out",))]
+        outs = [tmp_path / folder / f"{view}.parquet" for view in views or ("held-out",)]
+        monkeypatch.setattr("sys.argv", ["x", f"--checkpoint={manifest}", *places, *told, "--out", *map(str, outs)])
         predict.main()
-        return read_table(out)
+        return read_table(outs[0]) if len(outs) == 1 else [path.read_bytes() for path in outs]
 
     yield run_stage, run_predict
     for number, handler in handlers.items():
@@ -141,10 +141,122 @@ def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, caps
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(predict, "generate", killed)
-        run_predict(manifest)
+        run_predict(manifest, folder="killed")
     capsys.readouterr()
-    assert run_predict(manifest) == whole
+    assert run_predict(manifest, folder="killed") == whole
     assert f"{min(10, len(whole))}/{len(whole)} questions" in capsys.readouterr().out.splitlines()[0]
+
+
+VIEWS = ("held-out", "swapped", "blank", "test")
+
+
+def asked(monkeypatch):
+    """Count the questions that are answered from here on."""
+    generate, samples = predict.generate, []
+
+    def counted(model, batch, *others):
+        samples.extend(batch)
+        return generate(model, batch, *others)
+
+    monkeypatch.setattr(predict, "generate", counted)
+    return samples
+
+
+def test_views_asked_together_have_the_bytes_of_each_asked_alone(steps, tmp_path, monkeypatch):
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", BOTH)
+    run, calls = predict.run_prefixes, []
+    monkeypatch.setattr(predict, "run_prefixes", lambda *arguments: calls.extend(arguments[-1]) or run(*arguments))
+    together = run_predict(manifest, *VIEWS, folder="together")
+    images = {row["image_id"] for view in ("held-out", "test") for row in read_rows(tmp_path / "together", view)}
+    assert len(calls) <= len(images) + len(read_images(tmp_path / "together", "test")) + 1, "and one grey image"
+    for view in VIEWS:
+        run_predict(manifest, view, folder="alone")
+    assert [(tmp_path / f"alone/{view}.parquet").read_bytes() for view in VIEWS] == together
+    assert run_predict(manifest, "blank", "swapped", folder="two") == [together[2], together[1]]
+    assert len(set(together)) == len(VIEWS)
+
+
+def read_rows(folder, view):
+    return read_table(folder / f"{view}.parquet")
+
+
+def read_images(folder, view):
+    return {row["image_id"] for row in read_rows(folder, view)}
+
+
+@pytest.mark.parametrize("stopped_at", [1, 9, 13])  # 7 batches a view: in its first, in the second view
+def test_a_job_killed_in_any_view_goes_on_there_also_where_its_files_were_removed(
+    steps, stopped_at, tmp_path, monkeypatch
+):
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", BOTH)
+    whole = run_predict(manifest, *VIEWS[:3], folder="whole")
+    total = sum(len(read_rows(tmp_path / "whole", view)) for view in VIEWS[:3])
+    generate, calls = predict.generate, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    for removed in (False, True):  # of a failed job, Snakemake removes the results
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(predict, "generate", killed)
+            run_predict(manifest, *VIEWS[:3], folder=f"killed{removed}")
+        there = [view for view in VIEWS[:3] if (tmp_path / f"killed{removed}/{view}.parquet").exists()]
+        assert len(there) == (stopped_at - 1) // 7, "each view is written when it is done"
+        for view in there if removed else ():
+            (tmp_path / f"killed{removed}/{view}.parquet").unlink()
+        with monkeypatch.context() as patch:
+            samples = asked(patch)
+            assert run_predict(manifest, *VIEWS[:3], folder=f"killed{removed}") == whole
+        assert len(samples) == total - sum(min(5, 32 - 5 * (call % 7)) for call in range(stopped_at - 1))
+        assert not list((tmp_path / f"killed{removed}").glob("*.part.jsonl"))
+
+
+def test_only_what_is_missing_or_changed_is_asked(steps, tmp_path, monkeypatch, capsys):
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", BOTH)
+    folder = tmp_path / "answers"
+    both = run_predict(manifest, "held-out", "swapped")
+    samples, number = asked(monkeypatch), len(read_rows(folder, "held-out"))
+
+    def asks(views, *names, **settings):
+        samples.clear()
+        run_predict(manifest, *names, **settings)
+        assert len(samples) == views * number, names
+
+    asks(0, "held-out", "swapped")
+    assert "answered already, and kept: held-out, swapped" in capsys.readouterr().out
+    asks(1, "held-out", "swapped", "blank")
+    (folder / "swapped.parquet").unlink()
+    asks(1, "held-out", "swapped")
+    (folder / "held-out.parquet").write_bytes(both[0][:-1] + b"?")
+    asks(1, "held-out", "swapped")
+    (folder / "swapped.json").write_text("{")
+    asks(1, "held-out", "swapped")
+    assert [(folder / f"{view}.parquet").read_bytes() for view in ("held-out", "swapped")] == both
+    asks(2, "held-out", "swapped", max_new_tokens=3)
+    asks(0, "held-out", "swapped", max_new_tokens=3)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    whole = run_predict(manifest, "held-out", "swapped")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "generate", stop)
+        run_predict(manifest, "held-out", "swapped", "test")
+    for path in folder.glob("*.parquet"):  # as Snakemake does with all results of a job that failed
+        path.unlink()
+    samples.clear()
+    again = run_predict(manifest, "held-out", "swapped", "test")
+    assert again[:2] == whole and len(samples) == len(read_rows(folder, "test"))
+    assert {path.suffix for path in folder.iterdir()} == {".parquet", ".json"}
+    manifest.write_text(manifest.read_text() + "\n")  # another checkpoint by the same name
+    asks(2, "held-out", "swapped", max_new_tokens=3)
 
 
 def test_a_parent_with_another_connector_is_refused(steps, inputs):

@@ -9,6 +9,7 @@ from conftest import ROOT, Study, toy_config
 from snakemake.io import AnnotatedString
 from triptych import workflow_hooks
 from triptych.errors import TriptychError
+from triptych.evaluate.answered import is_answered
 
 
 @pytest.fixture
@@ -68,6 +69,64 @@ def test_an_input_that_is_dated_ahead_is_named_with_what_to_do(tmp_path, monkeyp
     job.input[1].flags["ancient"] = True
     workflow_hooks.refuse_dates_ahead(workflow)
     assert [found.name for found in tmp_path.iterdir()] == ["my results"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "read"),
+    [
+        # What the job of one view recorded; with and without a limit; of captions, which recorded no view beside it.
+        (
+            ["'blank'", '\'{"batch_size":64,"precision":"auto","view":"blank"}\''],
+            ['\'{"batch_size":64,"precision":"auto"}\''],
+        ),
+        (
+            ['\'{"batch_size":5,"limit":9,"precision":"fp32","view":"captions"}\''],
+            ['\'{"batch_size":5,"limit":9,"precision":"fp32"}\''],
+        ),
+        # What is recorded now, and what other rules record, stays as it is.
+        (['\'{"batch_size":64,"precision":"auto"}\''], ['\'{"batch_size":64,"precision":"auto"}\'']),
+        (["'held-out'"], ["'held-out'"]),
+        (["'a'", '\'{"stage":{"precision":"auto"}}\''], ["'a'", '\'{"stage":{"precision":"auto"}}\'']),
+        ([], []),
+        (None, None),
+    ],
+)
+def test_what_the_job_of_one_view_recorded_is_read_without_the_view(recorded, read):
+    assert workflow_hooks.without_view(recorded) == read
+
+
+def test_the_record_of_answers_is_written_from_snakemakes_where_nothing_has_changed(tmp_path):
+    names = ("checkpoint", "data")
+    checksums = {f"{name}.json": f"sha256:{name}" for name in names}
+
+    def settle(rule="predict", forced=False, incomplete=(), changed=False, checksums=checksums):
+        answers = tmp_path / "seed0.parquet"
+        answers.write_text("answers")
+        job = types.SimpleNamespace(
+            rule=types.SimpleNamespace(name=rule),
+            output=[str(answers), str(tmp_path / "seed0-new.parquet")],
+            input={name: f"{name}.json" for name in names},
+            params=types.SimpleNamespace(job="settings"),
+        )
+
+        async def found(job):
+            return list(incomplete)
+
+        persistence = types.SimpleNamespace(
+            incomplete=found,
+            metadata=lambda path: types.SimpleNamespace(input_checksums=checksums),
+            params_changed=lambda job, path: changed,
+        )
+        dag = types.SimpleNamespace(needrun_jobs=lambda: [job], reason=lambda job: types.SimpleNamespace(forced=forced))
+        workflow_hooks.settle_answers(types.SimpleNamespace(dag=dag, persistence=persistence))
+        return is_answered(answers, "settings", {name: name for name in names})
+
+    assert not settle(rule="probe") and not settle(changed=True) and not settle(checksums=None)
+    assert not settle(checksums={"data.json": "sha256:data"}), "an input that Snakemake did not hash"
+    assert settle() and settle(changed=True), "what is recorded stays: the step compares it"
+    assert settle(forced=True, incomplete=["seed0.parquet"]), "a killed job is forced, too, and goes on"
+    assert not settle(forced=True) and not (tmp_path / "seed0.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["seed0.parquet"]
 
 
 def test_snakemakes_internals_are_used_in_one_file_only():

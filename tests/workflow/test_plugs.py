@@ -12,7 +12,9 @@ from triptych.commands.jobs import job_states, jobs
 from triptych.config.arms import BASELINES, CONTROLS, Baseline, Control
 from triptych.config.paths import STEPS, Step
 from triptych.config.study import load_study, read_study
+from triptych.config.wildcards import asked_views
 from triptych.evaluate import baselines, predict
+from triptych.evaluate.controls import Shown
 from triptych.io.manifest import write_record
 from triptych.report.__main__ import render
 from triptych.tables import schedules
@@ -25,8 +27,7 @@ def always_yes(training, vectors):
 
 
 def first_image(image_ids, features, encoder, device):
-    shown = sorted(image_ids)[0]
-    return lambda images: features([shown] * len(images))
+    return Shown(dict.fromkeys(image_ids, min(image_ids)), features)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_baseline_is_one_entry(finished, monkeypatch):
     assert re.search(rf"^predict_baseline +{before + 2} +{before} +2$", "\n".join(plan.lines(finished, states)), re.M)
     data = ["--data", finished.results / "data/medical", "--features", finished.results / "features/medical"]
     for job, fold in zip(added, finished.grid.folds, strict=True):
-        run(monkeypatch, baselines, "--baseline", "always-yes", *data, "--split", fold, "--out", job.output)
+        run(monkeypatch, baselines, "--baseline", "always-yes", *data, "--split", fold, "--out", job.outputs[0])
     tabulate(monkeypatch, finished)
     table = pandas.read_csv(finished.results / "tables/schedules.csv").set_index("arm")
     assert table.loc["always-yes", "questions"] == table.loc["majority", "questions"]
@@ -73,16 +74,20 @@ def test_a_control_is_one_entry(finished, monkeypatch):
     config = finished.settings.model_dump(exclude_unset=True)
     config["evaluation"]["controls"] = ["swapped", "blank", "first"]
     study = replace(load_study(config), results=finished.results)
-    added = [job for job in jobs(study) if job.output.name.endswith("-first.parquet")]
-    assert len(added) == len(study.grid.schedules) * 2
+    asking = [job for job in jobs(study) if job.rule == "predict"]
+    assert len(asking) == len(study.grid.schedules) * 2
+    before = {path: path.stat().st_mtime_ns for job in asking for path in job.outputs[:-1]}
     models = study.results / "models"
-    told = {"precision": "fp32", "max_new_tokens": 6, "batch_size": 5, "view": "first"}
-    for job in added:
-        prefix, fold = job.output.parts[-3:-1]
+    told = {"precision": "fp32", "max_new_tokens": 6, "batch_size": 5}
+    for job in asking:
+        prefix, fold = job.outputs[0].parts[-3:-1]
         files = ["--checkpoint", study.results / f"checkpoints/{prefix}/{fold}/seed0/manifest.json"]
-        files += ["--data", study.results / "data/medical", "--features", study.results / "features/medical"]
+        files += ["--data", study.results / "data/medical/folds.json", "--features", study.results / "features/medical"]
         files += ["--vision-encoder", models / "vision_encoder", "--language-model", models / "language_model"]
-        run(monkeypatch, predict, *files, "--job", json.dumps(told), "--out", job.output)
+        files += ["--views", *asked_views(study), "--out", *job.outputs]
+        run(monkeypatch, predict, *files, "--job", json.dumps(told))
+        assert job.done
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "the new view alone is asked"
     tabulate(monkeypatch, study)
     table = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
     assert table["first_mean"].notna().all() and {"swapped_mean", "blank_mean"} < set(table.columns)
@@ -94,15 +99,16 @@ def test_a_control_is_one_entry(finished, monkeypatch):
 def test_a_result_is_one_entry(finished, monkeypatch, capsys):
     monkeypatch.setitem(STEPS, "summarise", Step("summarise", "data set", "/{dataset}", "data/{dataset}/summary.json"))
     added = [job for job in jobs(finished) if job.rule == "summarise"]
-    assert [job.output for job in added] == [
+    assert [*(path for job in added for path in job.outputs)] == [
         finished.results / f"data/{name}/summary.json" for name in finished.grid.used_datasets
     ]
     assert "summarise" in "\n".join(plan.lines(finished, job_states(finished, 0.0)))
     for job in added:
-        write_record(job.output, {"images": 1})
+        write_record(job.outputs[0], {"images": 1})
     assert {state.state for state in job_states(finished, 0.0) if state.job in added} == {"done"}
     cache = finished.results.parent / "cache"
     assert not list(verify.damages(finished.results, cache))
-    added[0].output.write_text(added[0].output.read_text().replace("1", "2", 1))
+    damaged = added[0].outputs[0]
+    damaged.write_text(damaged.read_text().replace("1", "2", 1))
     [(damage, remove)] = verify.damages(finished.results, cache)
-    assert "summary.json: damaged or edited" in damage and remove == [added[0].output]
+    assert "summary.json: damaged or edited" in damage and remove == [damaged]

@@ -125,7 +125,7 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
         return [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in body.split("</tr>")[:-1]]
 
     hours = {row[0]: row[1:] for row in rows('id="planned"')}
-    jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "12", "all": "21"}
+    jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "4", "all": "13"}
     assert {what: found[0] for what, found in hours.items()} == jobs
     found = read_json(study.results / "data/audit.json")["fold_overlaps"]
     fields = ("seen", "part", "images", "identical_images", "similar_images")
@@ -209,6 +209,8 @@ def test_deleted_tables_come_back_byte_for_byte(study):
 
 def test_the_test_part_is_scored_on_demand_and_once(study):
     assert not list(study.results.glob("predictions/*/*/*-test.parquet"))
+    planned = study.snakemake("test", "--dry-run", "--quiet", "host")
+    assert re.search(r"^predict_view +4$", planned, re.M) and not re.search(r"^predict +\d", planned, re.M)
     study.snakemake("test")
     answered = study.results.glob("predictions/2-3/*/seed0-test.parquet")
     rows = pandas.concat(map(pandas.read_parquet, answered))
@@ -298,6 +300,39 @@ def test_a_deleted_answer_is_made_again_and_nothing_trains(study, name, rule):
     path.write_bytes(kept)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert planned[rule] == 1 and "train_stage" not in planned and study.planned() == {}
+
+
+def earlier(study, folder):
+    """A copy of a study as the version left it that answered each view in a job of its own."""
+    shutil.copytree(study.folder, folder, dirs_exist_ok=True)
+    copy = Study(folder, study.config)
+    for record in copy.results.glob("predictions/*/*/seed*.json"):
+        record.unlink()
+    for file in (folder / ".snakemake/metadata").rglob("*"):
+        record = json.loads(file.read_text()) if file.is_file() else {}
+        if record.get("rule") in ("predict", "predict_captions"):
+            answers = base64.b64decode(file.name).decode()
+            view = pandas.read_parquet(folder / answers)["view"].iloc[0] if "/shared/" not in answers else "captions"
+            [job] = record["params"]
+            record["params"] = [repr(view)] * (view != "captions") + [f'{job[:-2]},"view":"{view}"}}\'']
+            file.write_text(json.dumps(record))
+    return copy
+
+
+def test_answers_of_a_study_that_was_asked_view_by_view_are_kept_and_a_new_view_is_asked_alone(study, tmp_path):
+    copy = earlier(study, tmp_path)
+    assert copy.planned() == {}
+    answers = [copy.results / f"predictions/2-3/fold0/seed0{view}.parquet" for view in ("", "-swapped", "-blank")]
+    before = {path: path.read_bytes() for path in answers}
+    answers[2].unlink()
+    copy.snakemake(str(answers[2].relative_to(tmp_path)))
+    log = copy.results / "logs/predict/2-3/fold0/seed0.log"
+    assert log.read_text().startswith("answered already, and kept: held-out, swapped\n")
+    assert {path: path.read_bytes() for path in answers} == before
+    copy.snakemake(str(answers[0].relative_to(tmp_path)), "--forcerun", "predict")
+    assert "kept" not in log.read_text() and {path: path.read_bytes() for path in answers} == before
+    copy.config["evaluation"]["batch_size"] = 7
+    assert copy.planned()["predict"] == 4
 
 
 def test_a_larger_set_beside_the_smaller_one_makes_only_what_is_new(study, world):

@@ -20,11 +20,12 @@ from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.texts import cache_folder
-from triptych.config.wildcards import EACH
+from triptych.config.wildcards import EACH, asked_views
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
 
 workflow_hooks.speed_up_dry_runs()
+workflow_hooks.recognise_earlier_predictions()
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:

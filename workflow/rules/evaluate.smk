@@ -1,4 +1,6 @@
 # Evaluation: answers of finished schedules and of untrained baselines; then the tables, from these records alone.
+# Answers are `update`d: Snakemake does not remove them before a step, which keeps those that need not be asked again.
+# Which views a step is asked is derived from its outputs and so no recorded setting: another view asks itself alone.
 
 
 rule predict_captions:
@@ -8,7 +10,7 @@ rule predict_captions:
         data=lambda wildcards: result(paths.DATA, dataset=stage_data(wildcards)),
         features=lambda wildcards: features_of(stage_data(wildcards), wildcards.prefix),
     output:
-        result(paths.CAPTION_PREDICTION),
+        update(result(paths.CAPTION_PREDICTION)),
     log:
         log_of("predict_captions"),
     benchmark:
@@ -17,33 +19,53 @@ rule predict_captions:
         "../envs/triptych.yaml"
     threads: settings.runtime.threads
     params:
-        job=jobs.PredictionJob.of(study, CAPTIONS).text(),
+        job=jobs.prediction_text(study, CAPTIONS),
+        views=lambda wildcards, output: CAPTIONS,
     message:
         "Describe images of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint:q}"
         " --job {params.job:q} --data {input.data:q} --features {input.features:q}"
         " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q}"
-        " --out {output:q} > {log:q} 2>&1"
+        " --views {params.views} --out {output:q} > {log:q} 2>&1"
 
 
-use rule predict_captions as predict with:
+# One view alone: other folds of the leak study, and the source's own test part.
+use rule predict_captions as predict_view with:
     input:
         unpack(models_of),
         checkpoint=result(paths.CHECKPOINT, split="{fold}"),
         data=lambda wildcards: folds_of(wildcards.fold),
         features=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix),
     output:
-        result(paths.PREDICTION),
+        update(result(paths.PREDICTION)),
+    log:
+        log_of("predict_view"),
+    benchmark:
+        times_of("predict_view")
+    params:
+        job=prediction_job,
+        views=lambda wildcards, output: views[wildcards.view],
+    message:
+        "Answer the questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}: {params.views}"
+
+
+# All views of a study's own folds: models, features and questions are loaded once, and an image's prefix is run once.
+use rule predict_view as predict with:
+    output:
+        [update(result(paths.PREDICTION, view=view_suffix(view))) for view in asked_views(study)],
     log:
         log_of("predict"),
     benchmark:
         times_of("predict")
+    wildcard_constraints:
+        fold=one_of(grid.folds),
     params:
         job=prediction_job,
-        view=lambda wildcards: views[wildcards.view],
-    message:
-        "Answer the {params.view} questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}"
+        views=lambda wildcards, output: asked_views(study),
+
+
+ruleorder: predict > predict_view
 
 
 rule predict_baseline:

@@ -98,8 +98,8 @@ def training_job(wildcards):
 
 
 def prediction_job(wildcards):
-    """The settings of a prediction."""
-    return jobs.prediction_text(study, views[wildcards.view])
+    """The settings of a prediction, whatever it is asked."""
+    return jobs.prediction_text(study, HELD_OUT)
 
 
 def baseline_view(wildcards):
@@ -143,8 +143,8 @@ def predictions(view, arms, folds=None):
 
 def kept_answers(wildcards):
     """Every record that tables were made of: they can be made again as long as all are there."""
-    steps = [STEPS[rule] for rule in ("predict", "predict_captions", "predict_baseline", "probe")]
-    return [result(step.output, **values) for step in steps for values in EACH[step.each](study)]
+    steps = [STEPS[rule] for rule in ("predict", "predict_view", "predict_captions", "predict_baseline", "probe")]
+    return [result(path) for step in steps for values in EACH[step.each](study) for path in step.outputs(values)]
 
 
 def tables(pattern, *names):

@@ -7,6 +7,7 @@ missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switch
 import functools
 import gc
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from typing import Any
 
 from triptych.commands.retraining import refuse_to_retrain
 from triptych.errors import TriptychError
+from triptych.evaluate.answered import record_path, write_answered
 from triptych.utils.terminal import duration
 
+VIEW_JOB = re.compile(r"""'(\{"batch_size":.*"precision":"[a-z0-9]+"),"view":"[a-z0-9-]+"\}'""")
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -58,6 +61,23 @@ def speed_up_dry_runs() -> None:
     snakemake.common.get_function_params = snakemake.rules.get_function_params = read_once
 
 
+@_soft("answers of a study that an earlier version finished are asked again")
+def recognise_earlier_predictions() -> None:
+    """Read what earlier versions recorded of each view's job as what is recorded now, which does not name the view."""
+    from snakemake.persistence import PersistenceBase
+
+    recorded = PersistenceBase.params
+    PersistenceBase.params = lambda self, path: without_view(recorded(self, path))
+
+
+def without_view(params: list[str] | None) -> list[str] | None:
+    """Give recorded parameters without the view, where they are those of one view's prediction."""
+    for text in params or ():
+        if found := VIEW_JOB.fullmatch(text):
+            return [f"'{found[1]}}}'"]
+    return params
+
+
 @_soft("finished training jobs that a changed setting would run again are not listed beforehand")
 def protect_trainings(workflow: Any, at_most: int) -> None:
     """Stop before more than `at_most` finished trainings are made again.
@@ -71,6 +91,31 @@ def protect_trainings(workflow: Any, at_most: int) -> None:
         if job.rule.name.endswith("train_stage") and Path(job.output.manifest).exists()
     ]
     refuse_to_retrain(again, at_most)
+
+
+@_soft("forced predictions keep their answers, and a new view of a study of an earlier version asks all of them again")
+def settle_answers(workflow: Any) -> None:
+    """Before predictions run, settle which of their answers may stay.
+
+    Steps keep answers whose record says that they are made from the same settings and inputs. Forced jobs keep nothing.
+    Earlier versions wrote no such record: it is written here from Snakemake's own, where the settings have not changed.
+    """
+    from snakemake.common import async_run
+
+    for job in workflow.dag.needrun_jobs():
+        if not job.rule.name.endswith(("predict", "predict_view", "predict_captions")):
+            continue
+        forced = workflow.dag.reason(job).forced and not async_run(workflow.persistence.incomplete(job))
+        for path in job.output:
+            answers = Path(path)
+            if forced:
+                record_path(answers).unlink(missing_ok=True)
+            elif answers.exists() and not record_path(answers).exists():
+                recorded = workflow.persistence.metadata(path)
+                known = recorded and not workflow.persistence.params_changed(job, path) and recorded.input_checksums
+                hashes = {name: (known or {}).get(str(file), "") for name, file in job.input.items()}
+                if all(hash_.startswith("sha256:") for hash_ in hashes.values()):
+                    write_answered(answers, job.params.job, {k: v.removeprefix("sha256:") for k, v in hashes.items()})
 
 
 @_soft("files that are dated ahead of the clock are not named")

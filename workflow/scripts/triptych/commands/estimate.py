@@ -125,7 +125,7 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
 
 
 def prediction_cost(study: Study, prefix: str) -> Cost:
-    """The same of one prediction of a fold's held-out part."""
+    """The same of the answers to one view of a fold's held-out part."""
     model = model_sizes(study, prefix)
     number, images = questions(study, study.settings.folds.dataset)
     held_out = min(number, study.settings.evaluation.max_questions or number) / max(2, study.settings.folds.number)
@@ -139,7 +139,7 @@ class Hours:
 
     Attributes:
         of_training: by prefix, of one training.
-        of_prediction: by schedule, of one prediction.
+        of_prediction: by schedule, of the answers to one view.
         left: of all that is left.
         done: what finished ones took.
         rate: FLOP/s that the estimate assumes.
@@ -159,7 +159,7 @@ class Hours:
         """Hours of one job, a training or a prediction."""
         if job.cell:
             return self.of_training[job.cell.prefix]
-        return self.of_prediction[job.arm]  # the schedule whose answers it is
+        return self.of_prediction[job.arm] * len(job.outputs)  # a file for each view
 
 
 def hours(study: Study, states: Sequence[JobState]) -> Hours:

@@ -22,7 +22,7 @@ QUIET_MINUTES = 30  # a log that is silent for longer than any validation takes 
 TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
 RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
-WORK = ("train_stage", "predict")  # the rules that take the time of a study
+WORK = ("train_stage", "predict", "predict_view")  # the rules that take the time of a study
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
     Attributes:
         rule: name of its rule.
         name: what tells it from the other jobs of the rule.
-        output: the file that it writes last.
+        outputs: the files that it writes, one after the other.
         log: its log.
         times: the file in which Snakemake notes its time.
         arm: the schedule or baseline that it answers for, or the prefix that it trains.
@@ -42,12 +42,17 @@ class Job:
 
     rule: str
     name: str
-    output: Path
+    outputs: tuple[Path, ...]
     log: Path
     times: Path
     arm: str = ""
     cell: Checkpoint | None = None
     stage: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether everything that it writes is there."""
+        return all(path.exists() for path in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,12 @@ def jobs(study: Study) -> list[Job]:
 def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
     step = STEPS[rule]
     name = step.job.format(**wildcards).lstrip("/")
-    files = (study.path(pattern, **wildcards) for pattern in (step.output, step.log, step.benchmark))
+    outputs = tuple(study.results / path for path in step.outputs(wildcards))
+    log, times = (study.path(pattern, **wildcards) for pattern in (step.log, step.benchmark))
     cell = Checkpoint(*(wildcards[key] for key in ("prefix", "split", "seed"))) if rule == "train_stage" else None
     stage = study.grid.last_stage(cell.prefix) if cell else ""
-    return Job(rule, name, *files, str(wildcards.get("prefix") or wildcards.get("baseline") or ""), cell, stage)
+    arm = str(wildcards.get("prefix") or wildcards.get("baseline") or "")
+    return Job(rule, name, outputs, log, times, arm, cell, stage)
 
 
 def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
@@ -93,7 +100,7 @@ def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
         now: seconds since 1970.
     """
     try:
-        if job.output.exists():
+        if job.done:
             return JobState(job, "done", _finished(job), 1.0)
         place, fraction, seconds = _under_way(job, study, lines := _tail(job.log))
         quiet = now - job.log.stat().st_mtime
@@ -119,10 +126,10 @@ def _tail(log: Path) -> list[str]:
 
 def _finished(job: Job) -> str:
     if job.rule == "train_stage":
-        manifest = read_json(job.output)
+        manifest = read_json(job.outputs[0])
         return _metrics(manifest["metrics"])
-    if job.rule in ("predict", "predict_baseline"):
-        records = read_table(job.output, ["prediction", "gold"])
+    if job.rule in ("predict", "predict_view", "predict_baseline"):
+        records = read_table(job.outputs[0], ["prediction", "gold"])
         return f"exact match {100 * fmean(map(exact_match, records)):.1f} %" if records else ""
     return ""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, hours, model_sizes
-from triptych.commands.jobs import JobState, job_states
+from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
 from triptych.config.paths import CHECKPOINT
@@ -84,7 +84,7 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     total = sum(number * found.of_training[prefix] for prefix, number in cells.items())
     saved = sum(max(0, alone[prefix] - number) * found.of_training[prefix] for prefix, number in cells.items())
     fewer = sum(max(0, alone[prefix] - number) for prefix, number in cells.items())
-    predictions = [state for state in states if state.job.rule == "predict"]
+    predictions = [state for state in states if state.job.rule in WORK and not state.job.cell]
     answering = sum(found.of(state.job) for state in predictions)
     plan = study.settings.plan
     each = answering / max(1, len(predictions))

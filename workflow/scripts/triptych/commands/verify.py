@@ -48,8 +48,9 @@ def missing(study: Study) -> Iterator[Damage]:
     """Name what a finished study no longer has: results whose steps have run, and of which its report was made."""
     if study.path(REPORT).exists():
         for job in jobs(study):
-            if job.log.exists() and not job.output.exists():
-                yield f"{job.output}: missing, though {job.log} says that it was made", []
+            for output in job.outputs if job.log.exists() else ():
+                if not output.exists():
+                    yield f"{output}: missing, though {job.log} says that it was made", []
 
 
 def _sealed(path: Path, cache: Path) -> Iterator[Damage]:

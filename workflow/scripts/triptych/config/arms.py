@@ -53,8 +53,8 @@ class Control:
     """A view of the held-out questions with other images than their own: a model that looks loses by it.
 
     Attributes:
-        function: `module:name` of what shows the images: (image ids, features, folder of the vision encoder, device)
-            -> (image ids -> vision features).
+        function: `module:name` of what says which images are shown: (image ids, features, folder of the vision encoder,
+            device) -> `evaluate.controls.Shown`.
         heading: what the tables call the images.
         note: what the page says of them, after "with".
     """

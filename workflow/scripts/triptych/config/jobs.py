@@ -67,23 +67,21 @@ class TrainingJob(JobSettings):
 
 
 class PredictionJob(JobSettings):
-    """The answers of one checkpoint to the questions of one view."""
+    """How one checkpoint answers. Which views it is asked is no part of it: a new view asks no other one again."""
 
     precision: Precision
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
-    view: View
     limit: PositiveInt | None = None  # see `data.questions.asked_questions`
 
     @classmethod
     def of(cls, study: Study, view: str) -> Self:
-        """Build the job of a view."""
+        """Build the job of a view: captions have a limit of their own, all others are alike."""
         evaluation = study.settings.evaluation
         return cls(
             precision=study.settings.training.precision,
             max_new_tokens=evaluation.max_new_tokens,
             batch_size=evaluation.batch_size,
-            view=view,
             limit=evaluation.captions if view == CAPTIONS else evaluation.max_questions,
         )
 

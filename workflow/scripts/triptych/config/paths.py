@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Data
 SOURCE_FOLDER = "sources/{dataset}/"
@@ -46,13 +47,19 @@ class Step:
         rule: name of the rule.
         each: what there is a job for; `config/wildcards.py` enumerates it.
         job: what tells one job from another: pattern of its log below `logs/` and of its times below `benchmarks/`.
-        output: pattern of the file that it writes last.
+        output: pattern of the file that it writes last; where the job's `view` names several, of one file for each.
     """
 
     rule: str
     each: str
     job: str
     output: str
+
+    def outputs(self, wildcards: dict[str, Any]) -> list[str]:
+        """Fill in the pattern of the output: a file for each view."""
+        views = wildcards.get("view", "")
+        each = views if isinstance(views, tuple) else (views,)
+        return [self.output.format(**{**wildcards, "view": view}) for view in each]
 
     @property
     def log(self) -> str:
@@ -78,7 +85,8 @@ STEPS = {
         Step("prepare_model", "model", "/{role}{tag}", MODEL),
         Step("encode_images", "features", "/{dataset}{tag}", FEATURES),
         Step("train_stage", "training", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
-        Step("predict", "prediction", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
+        Step("predict", "prediction", "/{prefix}/{fold}/seed{seed}", PREDICTION),
+        Step("predict_view", "prediction of one view", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
         Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
         Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),

@@ -19,14 +19,22 @@ def _cuts(study: Study) -> Iterator[dict[str, object]]:
     return ({"dataset": study.settings.folds.dataset, "cut": cut} for cut in cuts)
 
 
+def asked_views(study: Study) -> tuple[str, ...]:
+    """Name the views that every finished schedule is asked, in one job for each fold and seed."""
+    return (HELD_OUT, *study.settings.evaluation.controls)
+
+
 def _predictions(study: Study) -> Iterator[dict[str, object]]:
-    views = [view_suffix(view) for view in (HELD_OUT, *study.settings.evaluation.controls)]
-    seeds, leak = study.settings.seeds, study.settings.evaluation.leak
-    for prefix, fold, seed, view in product(study.grid.schedules, study.grid.folds, seeds, views):
-        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view}
+    views = tuple(map(view_suffix, asked_views(study)))
+    for prefix, fold, seed in product(study.grid.schedules, study.grid.folds, study.settings.seeds):
+        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": views}
+
+
+def _single_predictions(study: Study) -> Iterator[dict[str, object]]:
+    leak = study.settings.evaluation.leak
     for cell in study.grid.trainings:
         if leak and cell.prefix in leak.schedules and cell.split not in study.grid.folds:
-            yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": ""}
+            yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": view_suffix(HELD_OUT)}
 
 
 def _baselines(study: Study) -> Iterator[dict[str, object]]:
@@ -63,6 +71,7 @@ EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
     "features": lambda study: ({"dataset": name, "tag": ""} for name in study.grid.used_features),
     "training": lambda study: (vars(cell) for cell in study.grid.trainings),
     "prediction": _predictions,
+    "prediction of one view": _single_predictions,
     "captions": _captions,
     "baseline": _baselines,
     "probe": _probes,

@@ -1,6 +1,7 @@
-"""Controls: the images that a model is shown in place of a question's own. `config/arms.py` lists them."""
+"""Views: what a model is shown with a question: its own image, or that of a control, which `config/arms.py` lists."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +17,25 @@ from triptych.utils.seeds import stable_order
 GREY = Image.new("RGB", (256, 256), (128, 128, 128))
 
 
-def swapped(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> ReadFeatures:
+@dataclass(frozen=True)
+class Shown:
+    """What is shown for every image.
+
+    Attributes:
+        of: by image id, the name of what is shown.
+        read: from R names to vision features (R, N, D); prefixes are shared between views of the same `read`.
+    """
+
+    of: Mapping[str, str]
+    read: ReadFeatures
+
+
+def own(image_ids: Sequence[str], features: ReadFeatures) -> Shown:
+    """Show every image itself."""
+    return Shown({image: image for image in image_ids}, features)
+
+
+def swapped(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> Shown:
     """Show another image for every image.
 
     Args:
@@ -28,11 +47,10 @@ def swapped(image_ids: Sequence[str], features: Features, encoder: Path, device:
     Raises:
         TriptychError: there is one image only.
     """
-    other = other_images(image_ids)
-    return lambda images: features([other[image] for image in images])
+    return Shown(other_images(image_ids), features)
 
 
-def blank(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> ReadFeatures:
+def blank(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> Shown:
     """Show a grey image for every image.
 
     Args:
@@ -48,7 +66,7 @@ def blank(image_ids: Sequence[str], features: Features, encoder: Path, device: t
         raise TriptychError(f"{encoder}: is not the encoder that made the vision features; encode them again")
     model = vision.load(encoder, device)
     grey = compute_tokens(model, model.preprocess([GREY]), features.manifest["dtype"], device).float()
-    return lambda images: grey.expand(len(images), -1, -1)
+    return Shown(dict.fromkeys(image_ids, "blank"), lambda names: grey.expand(len(names), -1, -1))
 
 
 def other_images(image_ids: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Greedy answers of a model, the questions of one image together."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers import DynamicCache
@@ -10,6 +11,10 @@ from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
 
 ReadFeatures = Callable[[Sequence[str]], torch.Tensor]
+RunPrefixes = Callable[[Sequence[str]], DynamicCache]
+
+PREFIX_BYTES = 2 << 30  # of all prefixes that are kept: a fold of SLAKE with TinyLlama-1.1B in bf16 needs 1.7 GB
+NEIGHBOURS = 8  # images that are run together
 
 
 @torch.inference_mode()
@@ -19,32 +24,29 @@ def generate(
     features: ReadFeatures,
     prompt: PromptTokens,
     max_new_tokens: int,
+    prefixes: RunPrefixes | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Greedy answers (token ids, without the end token) and their log-probabilities, in the order of `samples`.
 
     The image prefix runs once per image; its keys and values are then shared by all the image's questions. Questions
     are padded on the left, between prefix and question, where the mask hides it. A blind model is shown no image, and
     no features are asked for. The log-probability (natural logarithm) is that of the answer's tokens and, where it is
-    not cut off, of its end.
+    not cut off, of its end. `prefixes`, where given, is called for the prefixes of images instead of running them here,
+    as `SharedPrefixes` does.
     """
     device = next(model.parameters()).device
     images = list(dict.fromkeys(sample.image_id for sample in samples))
-    before = model.embed(torch.tensor(prompt.before_image, dtype=torch.long, device=device))
-    prefix = before.expand(len(images), -1, -1)
-    if not model.blind:
-        prefix = torch.cat([prefix, model.project(features(images).to(device))], dim=1)
-    cache = DynamicCache()  # of all tokens, also for layers with a window: which ones they see, the masks say
-    if prefix.shape[1]:  # a blind model's prompt may begin with the question
-        seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
-        model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True, **_shown(model, seen, seen.shape[1]))
+    cache = (prefixes or partial(run_prefixes, model, features, prompt))(images)
+    before = cache.get_seq_length()
+    if before:  # a blind model's prompt may begin with the question
         cache.batch_select_indices(torch.tensor([images.index(sample.image_id) for sample in samples], device=device))
 
     longest = max(len(sample.question) for sample in samples)
     pads = [longest - len(sample.question) for sample in samples]
     tokens = [[prompt.end] * pad + list(sample.question) for pad, sample in zip(pads, samples, strict=True)]
-    seen = torch.ones(len(samples), prefix.shape[1] + longest, dtype=torch.long, device=device)
+    seen = torch.ones(len(samples), before + longest, dtype=torch.long, device=device)
     for row, pad in enumerate(pads):
-        seen[row, prefix.shape[1] : prefix.shape[1] + pad] = 0
+        seen[row, before : before + pad] = 0
     inputs = torch.tensor(tokens, device=device)
     answers: list[list[int]] = [[] for _ in samples]
     logprobs = torch.zeros(len(samples), device=device)
@@ -66,6 +68,61 @@ def generate(
             rows, inputs, seen = rows[running], inputs[running], seen[running]
         seen = torch.cat([seen, torch.ones_like(inputs)], dim=1)
     return answers, logprobs.tolist()
+
+
+@torch.inference_mode()
+def run_prefixes(
+    model: VisionLanguageModel, features: ReadFeatures, prompt: PromptTokens, images: Sequence[str]
+) -> DynamicCache:
+    """Run the prompt up to and with the image for R images; give their keys and values, of all tokens.
+
+    Layers with a window have all tokens, too: which ones they see, the masks say.
+    """
+    device = next(model.parameters()).device
+    before = model.embed(torch.tensor(prompt.before_image, dtype=torch.long, device=device))
+    prefix = before.expand(len(images), -1, -1)
+    if not model.blind:
+        prefix = torch.cat([prefix, model.project(features(images).to(device))], dim=1)
+    cache = DynamicCache()
+    if prefix.shape[1]:
+        seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
+        model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True, **_shown(model, seen, seen.shape[1]))
+    return cache
+
+
+class SharedPrefixes:
+    """Prefixes of images, each run once for all batches and views that show it.
+
+    An image is always run with the same neighbours: so its last bits depend neither on the view, nor on where a killed
+    job goes on.
+    """
+
+    def __init__(self, run: RunPrefixes, images: Sequence[str]):
+        """Share the prefixes of `images` (all that are shown), which `run` runs."""
+        self._run = run
+        self._images = list(images)
+        self._place = {image: number for number, image in enumerate(images)}
+        self._kept: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._too_large = False
+
+    def __call__(self, images: Sequence[str]) -> DynamicCache:
+        """Give keys and values of R images; where all of them would not fit into PREFIX_BYTES, they are run anew."""
+        for image in images:
+            if image not in self._kept and not self._too_large:
+                start = self._place[image] // NEIGHBOURS * NEIGHBOURS
+                self._keep(self._images[start : start + NEIGHBOURS])
+        if self._too_large:
+            self._kept.clear()
+            return self._run(images)
+        layers = zip(*(self._kept[image] for image in images), strict=True)
+        return DynamicCache([[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in layers])
+
+    def _keep(self, images: Sequence[str]) -> None:
+        layers = [(layer.keys, layer.values) for layer in self._run(images).layers]
+        size = sum(part.nbytes for layer in layers for part in layer) / len(images)
+        self._too_large = size * len(self._images) > PREFIX_BYTES
+        for row, image in enumerate(images):
+            self._kept[image] = [(keys[row : row + 1], values[row : row + 1]) for keys, values in layers]
 
 
 def _shown(model: VisionLanguageModel, seen: torch.Tensor, queries: int) -> dict:

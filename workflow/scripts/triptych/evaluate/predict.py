@@ -1,15 +1,24 @@
-"""Step: greedy answers of one checkpoint to the held-out questions of its fold; one record per question is kept."""
+"""Step: greedy answers of one checkpoint to one or more views of its questions; a record is kept of each question.
+
+Everything is loaded once. Views that are answered already, from the same settings and inputs, stay as they are.
+"""
 
 import argparse
 import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from triptych.config.arms import CONTROLS
+from triptych.config.arms import CAPTIONS, CONTROLS, HELD_OUT, question_views
 from triptych.config.jobs import PredictionJob
 from triptych.data.questions import asked_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
-from triptych.evaluate.generate import generate
+from triptych.evaluate.answered import is_answered, keep, kept_path, restore, write_answered
+from triptych.evaluate.controls import Shown, own
+from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions, answer_record
 from triptych.features.store import Features
 from triptych.io.manifest import read_json, sha256_file, sha256_json
@@ -17,61 +26,145 @@ from triptych.io.parquet import write_table
 from triptych.model import checkpoint
 from triptych.model.architectures import context_tokens
 from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.model.tokens import prompt_tokens, require_context, tokenise
+from triptych.model.tokens import Sample, prompt_tokens, require_context, tokenise
 from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
+INPUTS = ("checkpoint", "data", "features", "vision_encoder", "language_model")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A view that is still to be answered: rows of the question table, as many samples, and what they show."""
+
+    view: str
+    out: Path
+    questions: list[dict]
+    samples: list[Sample]
+    shown: Shown
+    kept: PartialPredictions
+
+
+class Respondent:
+    """One checkpoint with all that it answers with, loaded once for all views."""
+
+    def __init__(self, arguments: Namespace, job: PredictionJob):
+        """Load models, features and questions that the command line names."""
+        self.job, self.data, self.encoder = job, folder(arguments.data), folder(arguments.vision_encoder)
+        self.device = best_device()
+        self.dtype = compute_dtype(job.precision, self.device)
+        self.features = Features(folder(arguments.features))
+        language_model = folder(arguments.language_model)
+        base = checkpoint.Base(language_model, self.features.hidden_size, self.features.encoder)
+        self.manifest, self.sha256 = read_json(arguments.checkpoint), sha256_file(arguments.checkpoint)
+        self.model = checkpoint.load(base, arguments.checkpoint, self.dtype, self.device)
+        self.tokenizer = load_tokenizer(language_model)
+        self.prompt = prompt_tokens(self.tokenizer, load_prompt(language_model))
+        self._questions: dict[str, tuple[list[dict], list[Sample]]] = {}
+        self._prefixes: dict[tuple[ReadFeatures, tuple[str, ...]], SharedPrefixes] = {}
+
+    def ask(self, view: str, out: Path) -> Asked:
+        """Prepare a view, with what an attempt at the same view left.
+
+        Raises:
+            TriptychError: a question with its answer does not fit into the model's context.
+        """
+        part = HELD_OUT if view in CONTROLS else view
+        if part not in self._questions:
+            rows = asked_questions(self.data, self.manifest["split"], part, self.job.limit)
+            self._questions[part] = rows, tokenise(rows, self.prompt)
+        rows, samples = self._questions[part]
+        images = [row["image_id"] for row in rows]
+        show = partial(CONTROLS[view].load(), encoder=self.encoder, device=self.device) if view in CONTROLS else own
+        shown = show(images, self.features)
+        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([shown.of[images[0]]]))
+        prefix, config = len(self.prompt.before_image) + image_tokens, self.model.decoder.config
+        require_context(samples, prefix, context_tokens(config), self.job.max_new_tokens)
+        settings = {**self.job.model_dump(), "view": view}
+        key = sha256_json([settings, self.sha256, rows, self.device.type, str(self.dtype)])
+        kept = PartialPredictions(partial_path(out), key, self.job.batch_size, len(rows))
+        return Asked(view, out, rows, samples, shown, kept)
+
+    def answer(self, asked: Asked) -> Iterator[int]:
+        """Answer what is left of a view, and yield the number of questions of each batch when it is kept."""
+        images = tuple(sorted(set(asked.shown.of.values())))
+        prefixes = self._prefixes.get((asked.shown.read, images))
+        if prefixes is None:
+            run = partial(run_prefixes, self.model, asked.shown.read, self.prompt)
+            prefixes = self._prefixes[asked.shown.read, images] = SharedPrefixes(run, images)
+        run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
+        for position in range(len(asked.kept.records), len(asked.samples), self.job.batch_size):
+            batch = slice(position, position + self.job.batch_size)
+            with mixed_precision(self.job.precision, self.device):
+                answers, logprobs = generate(
+                    self.model,
+                    asked.samples[batch],
+                    asked.shown.read,
+                    self.prompt,
+                    self.job.max_new_tokens,
+                    None if self.model.blind else lambda names: prefixes([asked.shown.of[name] for name in names]),
+                )
+            texts = [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+            asked.kept.add(
+                [
+                    answer_record(row, *run, text, len(answer), logprob, asked.view)
+                    for row, text, answer, logprob in zip(asked.questions[batch], texts, answers, logprobs, strict=True)
+                ]
+            )
+            yield len(texts)
+
+
+def partial_path(out: Path) -> Path:
+    """Give the path of what is answered so far."""
+    return out.with_suffix(".part.jsonl")
+
+
+def input_hashes(arguments: Namespace) -> dict[str, str]:
+    """Give the SHA-256 of each input, a manifest or the folder of one, by its name on the command line."""
+    paths = {name: getattr(arguments, name) for name in INPUTS}
+    return {name: sha256_file(path / "manifest.json" if path.is_dir() else path) for name, path in paths.items()}
+
 
 def main() -> None:
-    """Write one checkpoint's answers to the questions of a view."""
+    """Write one checkpoint's answers to the questions of one or more views, a file for each."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the checkpoint's manifest.json")
     parser.add_argument("--job", required=True, help="settings as JSON")
-    parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
-    parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
-    parser.add_argument("--vision-encoder", type=folder, required=True, help="folder of the vision encoder")
-    parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
-    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--data", type=Path, required=True, help="manifest of the data set, or record of its folds")
+    parser.add_argument("--features", type=Path, required=True, help="manifest of the vision features")
+    parser.add_argument("--vision-encoder", type=Path, required=True, help="manifest of the vision encoder")
+    parser.add_argument("--language-model", type=Path, required=True, help="manifest of the language model")
+    views = [*question_views(), CAPTIONS]
+    parser.add_argument("--views", nargs="+", choices=views, required=True, help="what is asked")
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="Parquet file to write, one for each view")
     arguments = parser.parse_args()
     job = PredictionJob.model_validate_json(arguments.job)
-
-    device = best_device()
-    dtype = compute_dtype(job.precision, device)
-    features = Features(arguments.features)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
-    manifest = read_json(arguments.checkpoint)
-    model = checkpoint.load(base, arguments.checkpoint, dtype, device)
-    tokenizer = load_tokenizer(arguments.language_model)
-    prompt = prompt_tokens(tokenizer, load_prompt(arguments.language_model))
-    questions = asked_questions(arguments.data, manifest["split"], job.view, job.limit)
-    samples = tokenise(questions, prompt)
-    images = [row["image_id"] for row in questions]
-    shown = features
-    if job.view in CONTROLS:
-        shown = CONTROLS[job.view].load()(images, features, arguments.vision_encoder, device)
-    image_tokens = 0 if model.blind else model.image_tokens(shown(images[:1]))
-    prefix_tokens = len(prompt.before_image) + image_tokens
-    require_context(samples, prefix_tokens, context_tokens(model.decoder.config), job.max_new_tokens)
-    key = sha256_json([job.model_dump(), sha256_file(arguments.checkpoint), questions, device.type, str(dtype)])
-    kept = PartialPredictions(arguments.out.with_suffix(".part.jsonl"), key, job.batch_size)
-    first = len(kept.records)
-    start = time.monotonic()
-    for position in range(first, len(samples), job.batch_size):
-        batch = slice(position, position + job.batch_size)
-        with mixed_precision(job.precision, device):
-            answers, logprobs = generate(model, samples[batch], shown, prompt, job.max_new_tokens)
-        run = (manifest["prefix"], manifest["split"], manifest["seed"])
-        texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-        kept.add(
-            [
-                answer_record(row, *run, text, len(answer), logprob, job.view)
-                for row, text, answer, logprob in zip(questions[batch], texts, answers, logprobs, strict=True)
-            ]
-        )
-        rate = (len(kept.records) - first) / (time.monotonic() - start)
-        print(f"{len(kept.records)}/{len(samples)} questions, {rate:.1f}/s", flush=True)
-    write_table(arguments.out, kept.records, RECORD_SCHEMA)
-    kept.path.unlink()
+    inputs = input_hashes(arguments)
+    outs = dict(zip(arguments.views, arguments.out, strict=True))
+    for out in outs.values():
+        restore(out)
+    left = {view: out for view, out in outs.items() if not is_answered(out, job.text(), inputs)}
+    ready = [view for view in outs if view not in left]
+    if ready:
+        print(f"answered already, and kept: {', '.join(ready)}", flush=True)
+    if left:
+        for view in ready:
+            keep(outs[view])
+        respondent = Respondent(arguments, job)
+        asked = [respondent.ask(view, out) for view, out in left.items()]
+        first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
+        done = first
+        start = time.monotonic()
+        for one in asked:
+            for number in respondent.answer(one):
+                done += number
+                rate = (done - first) / (time.monotonic() - start)
+                print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
+            write_table(one.out, one.kept.records, RECORD_SCHEMA)
+            write_answered(one.out, job.text(), inputs)
+    for out in outs.values():  # not before: of a job that fails, Snakemake removes or restores the results
+        partial_path(out).unlink(missing_ok=True)
+        kept_path(out).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,13 @@ def _line(record: dict) -> str:
 
 
 class PartialPredictions:
-    """Records of the batches answered so far, in a file beside the result, so that a killed prediction goes on."""
+    """Records of the batches answered so far, in a file beside the result, so that a killed prediction goes on.
 
-    def __init__(self, path: Path, key: str, batch_size: int):
-        """Read what an attempt at the same job left; anything else in the file is dropped."""
+    The file stays until all views of its job are answered: of a job that fails, Snakemake removes or restores results.
+    """
+
+    def __init__(self, path: Path, key: str, batch_size: int, total: int):
+        """Read what an attempt at the same job, of `total` records, left; anything else in the file is dropped."""
         self.path = path
         self.records: list[dict] = []
         # Not `splitlines`, which also splits at some characters within a text.
@@ -32,7 +35,8 @@ class PartialPredictions:
                     break
                 self.records.append(json.loads(text))
         # Whole batches only: what an answer is batched with may decide its last bits.
-        del self.records[len(self.records) // batch_size * batch_size :]
+        if len(self.records) != total:
+            del self.records[len(self.records) // batch_size * batch_size :]
         write_text(path, "".join(f"{line}\n" for line in (key, *map(_line, self.records))))
 
     def add(self, records: Sequence[dict]) -> None:

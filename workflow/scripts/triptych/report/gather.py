@@ -239,7 +239,7 @@ def planned_and_used(study: Study) -> list[dict]:
     before = estimate.hours(study, [])
     found: dict[str | None, dict] = {}
     for job in jobs(study):
-        if job.rule not in WORK or not job.output.exists() or (seconds := seconds_taken(job.times)) is None:
+        if job.rule not in WORK or not job.done or (seconds := seconds_taken(job.times)) is None:
             continue
         prefix = job.cell.prefix if job.cell else None  # a stage, too, may be called `predictions`
         row = found.setdefault(prefix, {"what": prefix or "predictions", "jobs": 0, "planned": 0.0, "used": 0.0})
