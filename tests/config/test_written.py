@@ -179,7 +179,7 @@ def test_no_schedule_has_the_name_of_what_is_not_trained(demo_config, name):
 def test_a_new_baseline_or_result_is_reserved_at_once(demo_config, monkeypatch):
     load_study(with_stages(demo_config, "guess"))
     monkeypatch.setitem(arms.BASELINES, "guess", arms.Baseline("module:name"))
-    assert faults(demo_config) == ["schedules: 'guess' is the name of a look-up without training, too; rename a stage"]
+    assert faults(demo_config) == ["schedules: 'guess' is the name of a baseline, too; rename a stage"]
     monkeypatch.delitem(arms.BASELINES, "guess")
     demo_config["datasets"]["card.md"] = {"source": "embedded-medical"}
     load_study(demo_config)

@@ -43,6 +43,7 @@ def test_the_grid_is_trained_once_and_handed_on(study):
 def test_tables_and_figure_say_what_the_predictions_say(study):
     table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
     untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-images", "nearest-features"]
+    untrained += ["classifier", "classifier-blind"]
     assert list(table.index) == ["1-2-3", "2-3", *untrained]
     predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]

@@ -64,7 +64,7 @@ rule predict_baseline:
     message:
         "Answer questions of {wildcards.fold} with {wildcards.baseline}: {params.view}"
     shell:
-        "python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q} --data {input.data:q}"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q} --data {input.data:q}"
         " --features {input.features:q} --split {wildcards.fold:q} --view {params.view}"
         " --out {output:q} > {log:q} 2>&1"
 
