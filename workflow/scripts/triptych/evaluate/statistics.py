@@ -99,8 +99,8 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
 
     The variance is that of Cameron, Gelbach and Miller (Journal of Business & Economic Statistics 29, 2011), run term
     + group term - term of the cells, each with its G / (G - 1), where the run term is multiplied by `overlap_factor`.
-    The degrees of freedom are the number of runs or of groups, whichever is smaller, minus one. On a common test part,
-    where every run fills every cell, they are Satterthwaite's, if those are more.
+    The degrees of freedom are the number of runs or of groups, whichever is smaller, minus one. With one
+    training part and a common test part, where every run fills every cell, they are more: see `satterthwaite`.
 
     Where every answer differs by the same amount there is no spread: the standard error is 0, the interval is the
     effect alone, and p is 1 for an effect of zero and 0 for any other. A report of such a result must say so.
@@ -130,7 +130,7 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
     error = np.where(error > 1e-12 * scale, error, 0.0)  # what rounding leaves of an exact zero
 
     df = min(runs, groups) - 1
-    if (counts > 0).all():
+    if folds == 1 and (counts > 0).all():
         df = satterthwaite(variance, run_term, group_term - cell_term, runs, groups)
     flat = np.where(effect == 0, 0.0, np.inf)
     t = np.divide(np.abs(effect), error, out=np.asarray(flat), where=error > 0)
@@ -141,9 +141,10 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
 
 
 def satterthwaite(variance: Number, run_term: Number, group_term: Number, runs: int, groups: int) -> Number:
-    """Give the degrees of freedom of a sum of two variances (Satterthwaite, Biometrics Bulletin 2, 1946).
+    """Give degrees of freedom midway between those of the smaller number of clusters and Satterthwaite's.
 
-    At least those of the smaller number of clusters, at most those of both together.
+    Satterthwaite's (Biometrics Bulletin 2, 1946; at most those of runs and groups together) take estimated variances
+    for true ones, which claims too much of few runs that vary much; the middle does not. Two runs get the former alone.
 
     Args:
         variance: the sum, as it is used.
@@ -154,9 +155,8 @@ def satterthwaite(variance: Number, run_term: Number, group_term: Number, runs: 
     """
     spread = np.square(run_term) / (runs - 1) + np.square(np.maximum(group_term, 0)) / (groups - 1)
     least, most = min(runs, groups) - 1, runs + groups - 2
-    return np.clip(
-        np.divide(np.square(variance), spread, out=np.full_like(spread, least), where=spread > 0), least, most
-    )
+    both = np.divide(np.square(variance), spread, out=np.full_like(spread, least, dtype=float), where=spread > 0)
+    return least + np.clip(both - least, 0, most - least) * (0.5 if runs > 2 else 0.0)
 
 
 def _cluster_variance(sums: np.ndarray, clusters: int, counts: np.ndarray) -> np.ndarray:

@@ -32,7 +32,6 @@ from triptych.io.parquet import read_table
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, markdown, write_csv
 
 LEVEL = 0.95  # of intervals
-ENOUGH_DRAWS = 3  # seeds with which a stage that folds share no longer raises false positives; see docs/evaluation.md
 
 READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
 
@@ -196,15 +195,23 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
             estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
             plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
             text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
-            text += _few_draws(row, drawn or {})
+            text += _warning(row, drawn or {})
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     return concluded
 
 
-def _few_draws(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-    """Warn where folds share few trainings of a first stage, whose variation the interval then hardly contains."""
+def few_draws(folds: int, seeds: int) -> bool:
+    """Tell whether a stage that all folds share is drawn too seldom: false positives may exceed 6 %.
+
+    As simulated in `benchmarks/simulate_comparison.py`.
+    """
+    return folds > 1 and seeds < folds
+
+
+def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+    """Warn where folds share fewer trainings of a first stage than there are folds: intervals are then too narrow."""
     prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
-    if row["folds"] == 1 or row["seeds"] >= ENOUGH_DRAWS or not prefixes:
+    if not few_draws(row["folds"], row["seeds"]) or not prefixes:
         return ""
     named = " and ".join(f"stage {prefix}" for prefix in prefixes)
     draws = "one draw" if row["seeds"] == 1 else f"{row['seeds']} draws"
