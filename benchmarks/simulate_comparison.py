@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special, stats
 from triptych.evaluate.statistics import Cells, bootstrap_interval, overlap_factor, two_way_clustered_t
+from triptych.tables.comparison import few_draws
 
 FOLDS = 5
 BASE, QUESTION, IMAGE, ARM_IMAGE, ARM_QUESTION, RUN = 1.6, 1.5, 0.6, 0.35, 0.7, 0.16
@@ -41,10 +42,11 @@ class Setting:
 
     Attributes:
         design: `folds` or `common test`.
-        runs: their number, a multiple of FOLDS; run r belongs to fold r mod FOLDS and seed r div FOLDS.
+        runs: their number, a multiple of `folds`; run r belongs to fold r mod `folds` and seed r div `folds`.
         overlap: correlation of any two runs, as their training parts overlap.
         same_fold: further correlation of runs on the same fold.
         same_seed: further correlation of runs with the same seed, such as a first stage that all folds share.
+        folds: training parts; 1 where all runs train on the same one.
     """
 
     design: str
@@ -52,6 +54,12 @@ class Setting:
     overlap: float
     same_fold: float = 0.0
     same_seed: float = 0.0
+    folds: int = FOLDS
+
+    @property
+    def warned(self) -> bool:
+        """Whether the product says that this design has too few draws of what folds share."""
+        return self.same_seed > 0 and few_draws(self.folds, self.runs // self.folds)
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,14 @@ class Studies:
         first_only: (studies,) answers that only the first arm's run has right, over all runs.
         second_only: (studies,) the same of the second.
         question_mean: (studies, Q) mean difference of each question over its runs.
+        folds: training parts of the setting.
     """
 
     cells: Cells
     first_only: np.ndarray
     second_only: np.ndarray
     question_mean: np.ndarray
+    folds: int
 
 
 SETTINGS = [
@@ -83,6 +93,15 @@ BEYOND = [
     for design in ("folds", "common test")
     for same_fold, same_seed in ((0.3, 0.0), (0.0, 0.3))
 ]
+# Other numbers of folds and seeds, where all folds share the first stage of a seed; and one training part.
+DESIGNS = [
+    Setting(design, folds * seeds, 1 / folds, same_seed=same_seed, folds=folds)
+    for design in ("folds", "common test")
+    for folds, seeds, same_seed in (
+        *((3, 1, 0), (5, 1, 0), (5, 5, 0), (10, 1, 0)),
+        *((3, 3, 0.3), (5, 5, 0.3), (5, 1, 0.3), (5, 3, 0.3), (10, 1, 0.3), (10, 3, 0.3)),
+    )
+] + [Setting("common test", seeds, 0.0, folds=1) for seeds in (2, 3, 5, 10)]
 
 
 def questions_per_image(images: int, seed: int) -> np.ndarray:
@@ -116,8 +135,8 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
         seed: of all draws.
     """
     generator = np.random.Generator(np.random.SFC64(seed))
-    fold_of_image = np.random.default_rng(0).permutation(len(sizes)) % FOLDS
-    fold_of_run, seed_of_run = np.arange(setting.runs) % FOLDS, np.arange(setting.runs) // FOLDS
+    fold_of_image = np.random.default_rng(0).permutation(len(sizes)) % setting.folds
+    fold_of_run, seed_of_run = np.arange(setting.runs) % setting.folds, np.arange(setting.runs) // setting.folds
     answers = np.ones((setting.runs, len(sizes)), bool)
     if setting.design == "folds":
         answers = fold_of_run[:, None] == fold_of_image
@@ -135,8 +154,8 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
             RUN
             * (
                 setting.overlap**0.5 * normal(2, 1)
-                + setting.same_fold**0.5 * normal(2, FOLDS)[:, :, fold_of_run]
-                + setting.same_seed**0.5 * normal(2, setting.runs // FOLDS)[:, :, seed_of_run]
+                + setting.same_fold**0.5 * normal(2, setting.folds)[:, :, fold_of_run]
+                + setting.same_seed**0.5 * normal(2, setting.runs // setting.folds)[:, :, seed_of_run]
                 + own**0.5 * normal(2, setting.runs)
             )
         )
@@ -153,7 +172,7 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
             first_question = np.concatenate([[0], np.cumsum(sizes[answers[run]])[:-1]])  # of each image
             sums[:, run, answers[run]] = np.add.reduceat(difference, first_question, axis=1, dtype=np.float32)
         times = np.repeat(answers.sum(0), sizes)
-        yield Studies(Cells(sums, answers * sizes), *only, total / times)
+        yield Studies(Cells(sums, answers * sizes), *only, total / times, setting.folds)
 
 
 def rejected_by_t(mean: np.ndarray, error: np.ndarray, df: int) -> np.ndarray:
@@ -195,19 +214,19 @@ def over_both(studies: Studies) -> np.ndarray:
     return np.array([low > 0 or high < 0 for low, high in ends])
 
 
-def clustered(studies: Studies, folds: int = FOLDS) -> np.ndarray:
+def clustered(studies: Studies) -> np.ndarray:
     """Two-way clustered t test."""
-    return two_way_clustered_t(studies.cells, folds).p < 0.05
+    return two_way_clustered_t(studies.cells, studies.folds).p < 0.05
 
 
 def uncorrected(studies: Studies) -> np.ndarray:
     """Two-way clustered t test without the factor for overlap."""
-    return clustered(studies, 1)
+    return two_way_clustered_t(studies.cells, 1).p < 0.05
 
 
 def over_runs_corrected(studies: Studies) -> np.ndarray:
     """Nadeau and Bengio's corrected t test over the runs' means."""
-    return over_runs(studies, overlap_factor(studies.cells.counts.shape[0], FOLDS))
+    return over_runs(studies, overlap_factor(studies.cells.counts.shape[0], studies.folds))
 
 
 TESTS: dict[str, Callable[[Studies], np.ndarray]] = {
@@ -234,7 +253,8 @@ def rates(
 
 def describe(setting: Setting) -> str:
     """A setting as the head of a column."""
-    text = f"{setting.design}, {setting.runs} runs, overlap {setting.overlap:g}"
+    folds = f"{setting.folds} folds x {setting.runs // setting.folds}" if setting.folds > 1 else f"{setting.runs} seeds"
+    text = f"{setting.design}, {folds}, overlap {setting.overlap:g}"
     text += f", same fold +{setting.same_fold:g}" if setting.same_fold else ""
     return text + (f", same seed +{setting.same_seed:g}" if setting.same_seed else "")
 
@@ -251,12 +271,12 @@ def main() -> None:
     for design, sizes in structure.items():
         print(f"{design}: {len(sizes)} images, {sizes.sum()} questions ({'SLAKE' if folder else 'made up'})")
     print(f"{arguments.studies} studies a number: ± {196 * (0.05 * 0.95 / arguments.studies) ** 0.5:.1f} at 5 %\n")
-    for settings in (SETTINGS, BEYOND):
+    for settings in (SETTINGS, BEYOND, DESIGNS):
         for setting in settings:
             sizes = structure[setting.design]
             false = rates(setting, sizes, arguments.studies, 0.0, 1, tests)
             power = rates(setting, sizes, arguments.studies, SHIFT, 2, tests)
-            print(f"{describe(setting):52}  false positives %   power %")
+            print(f"{describe(setting):52}{' (warned of)' if setting.warned else ''}  false positives %   power %")
             for name in tests:
                 print(f"  {name:50}  {false[name]:17.1f}   {power[name]:7.1f}", flush=True)
 

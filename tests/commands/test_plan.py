@@ -124,7 +124,9 @@ def test_more_folds_and_seeds_find_less_and_one_run_finds_nothing(tmp_path):
 def test_what_was_compared_takes_the_place_of_the_assumptions(study):
     rows = [{"detectable": 3.0}, {"detectable": 5.0}, {"detectable": 4.0}]
     write_json(study.results / "tables/comparison.json", {"comparisons": rows})
-    assert estimate.detectable(study) == (4.0, True)
+    assert estimate.detectable(study) == (3.0, True), "the primary comparison"
+    write_json(study.results / "tables/comparison.json", {"comparisons": []})
+    assert not estimate.detectable(study)[1]
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,24 @@ def test_no_schedule_has_the_name_of_what_is_not_trained(demo_config, name):
         assert line in faults(config)
 
 
+def test_the_primary_comparison_is_with_another_schedule_of_the_study(demo_config):
+    first, second, *_ = load_study(demo_config).grid.schedules
+    for wrong in (first, "2-4", "majority"):
+        [line] = faults({**demo_config, "evaluation": {**demo_config.get("evaluation", {}), "primary": wrong}})
+        assert line.startswith(f"evaluation.primary: '{wrong}' is not compared with the first schedule; name one of")
+        assert second in line
+    more = {**demo_config, "ablations": {"slow": {"stages": {2: {"epochs": 3}}}}}
+    slow = load_study(more).grid.schedules[-1]
+    chosen = load_study({**more, "evaluation": {**demo_config.get("evaluation", {}), "primary": slow}}).grid
+    assert load_study(more).grid.compared == chosen.schedules, "null: the second"
+    assert chosen.compared == [first, slow, *chosen.schedules[1:-1]]
+    assert chosen.drawn_once[first] == "1" and second not in chosen.drawn_once
+
+
 def test_a_new_baseline_or_result_is_reserved_at_once(demo_config, monkeypatch):
     load_study(with_stages(demo_config, "guess"))
     monkeypatch.setitem(arms.BASELINES, "guess", arms.Baseline("module:name"))
-    assert faults(demo_config) == ["schedules: 'guess' is the name of a look-up without training, too; rename a stage"]
+    assert faults(demo_config) == ["schedules: 'guess' is the name of a baseline, too; rename a stage"]
     monkeypatch.delitem(arms.BASELINES, "guess")
     demo_config["datasets"]["card.md"] = {"source": "embedded-medical"}
     load_study(demo_config)

@@ -43,6 +43,7 @@ def test_the_grid_is_trained_once_and_handed_on(study):
 def test_tables_and_figure_say_what_the_predictions_say(study):
     table = pandas.read_csv(study.results / "tables/schedules.csv").set_index("arm")
     untrained = ["majority", "majority-per-question", "majority-per-place", "nearest-images", "nearest-features"]
+    untrained += ["classifier", "classifier-blind"]
     assert list(table.index) == ["1-2-3", "2-3", *untrained]
     predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
@@ -217,6 +218,12 @@ def test_the_test_part_is_scored_on_demand_and_once(study):
     asked = pandas.read_parquet(study.results / "data/medical/questions.parquet").query("split == 'test'")
     assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
     table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
+    [compared] = pandas.read_csv(study.results / "tables/test/comparison.csv").to_dict("records")
+    assert (compared["first"], compared["second"], compared["questions"]) == (
+        "1-2-3",
+        "2-3",
+        len(set(rows["question_id"])),
+    )
     assert table.loc["2-3", "questions"] == len(asked)
     assert "Nothing to be done" in study.snakemake("test")
     shutil.rmtree(study.results / "tables/test")

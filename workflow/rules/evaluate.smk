@@ -86,7 +86,7 @@ rule predict_baseline:
     message:
         "Answer questions of {wildcards.fold} with {wildcards.baseline}: {params.view}"
     shell:
-        "python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q} --data {input.data:q}"
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q} --data {input.data:q}"
         " --features {input.features:q} --split {wildcards.fold:q} --view {params.view}"
         " --out {output:q} > {log:q} 2>&1"
 
@@ -173,6 +173,7 @@ use rule tabulate as tabulate_test with:
 rule test:
     input:
         result(paths.TEST_TABLE, table="schedules.csv"),
+        [result(paths.TEST_TABLE, table="comparison.md")] if len(grid.schedules) > 1 else [],
     message:
         "The test part is scored"
 
@@ -193,14 +194,31 @@ rule compare_schedules:
     conda:
         "../envs/triptych.yaml"
     params:
-        schedules=grid.schedules,
+        schedules=grid.compared,
+        drawn=canonical_json(grid.drawn_once),
         margin=settings.evaluation.equivalence_margin,
         out=subpath(output[0], parent=True),
     message:
         "Compare the first schedule with each of the others"
     shell:
         "python -m triptych.tables.comparison --predictions {input:q} --schedules {params.schedules:q}"
-        " --equivalence-margin {params.margin:q} --out {params.out:q} > {log:q} 2>&1"
+        " --drawn-once {params.drawn:q} --equivalence-margin {params.margin:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+use rule compare_schedules as compare_test with:
+    input:
+        predictions(TEST, grid.schedules),
+    output:
+        report(
+            multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+            caption="../report/test.rst",
+            category="Tables",
+            subcategory="Test part",
+        ),
+    log:
+        "<results>/logs/compare_test.log",
+    message:
+        "Compare the schedules on the test part"
 
 
 rule tabulate_probe:

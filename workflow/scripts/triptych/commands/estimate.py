@@ -214,17 +214,17 @@ def disk_gb(study: Study) -> tuple[float, float]:
 def detectable(study: Study) -> tuple[float, bool]:
     """Give the minimum detectable effect of a comparison in points, at 80 % power, and whether it is measured.
 
-    From this study's comparison where there is one: the median of its rows. Otherwise from the number of runs, folds,
-    questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE, ALIKE), as
-    `statistics.two_way_clustered_t` adds them.
+    Of the primary comparison. From this study's comparison where there is one: its first row. Otherwise from the
+    number of runs, folds, questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE,
+    ALIKE), as `statistics.two_way_clustered_t` adds them.
     """
     try:
         rows = read_json(study.path(paths.TABLE, table="comparison.json"))["comparisons"]
-        if known := [row["detectable"] for row in rows if row.get("detectable")]:
-            return median(known), True
-    except (TriptychError, KeyError, TypeError):
+        if known := rows[0].get("detectable"):
+            return known, True
+    except (TriptychError, LookupError, TypeError):
         pass
-    from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor
+    from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor, satterthwaite
 
     number, images = questions(study, study.settings.folds.dataset)
     folds = study.settings.folds.number
@@ -235,4 +235,7 @@ def detectable(study: Study) -> tuple[float, bool]:
     question_term = 100**2 * DISAGREE * (1 + (number / images - 1) * ALIKE) / number
     if runs < 2:
         return float("inf"), False
-    return minimum_detectable_effect((run_term + question_term) ** 0.5, min(runs, images) - 1), False
+    variance, df = run_term + question_term, min(runs, images) - 1
+    if folds == 1:
+        df = float(satterthwaite(variance, run_term, question_term, runs, images))
+    return minimum_detectable_effect(variance**0.5, df), False

@@ -16,17 +16,21 @@ RANDOM_CONNECTOR = "random-connector"
 
 @dataclass(frozen=True)
 class Baseline:
-    """A look-up that answers without training.
+    """What answers out of the training part, without a language model.
 
     Attributes:
-        function: `module:name` of what makes it: (rows of the training part, vectors by image id) -> (row -> answer).
-        vectors: which vectors of images it compares: 32 x 32 thumbnails, mean vision features, or none.
+        function: `module:name` of what makes it: (rows of the training part, vectors by image id) -> (row -> answer);
+            where it is fitted, rows of the validation part are a third argument.
+        vectors: which vectors of images it compares: 32 x 32 thumbnails; mean vision features, less the mean of all
+            images and of length 1; the same as they are; or none.
         leak_study: it answers on the folds of every kind of the leak study, too.
+        fitted: it is more than a look-up: the validation part chooses a setting of it. The audit leaves it out.
     """
 
     function: str
-    vectors: Literal["thumbnails", "features"] | None = None
+    vectors: Literal["thumbnails", "features", "plain features"] | None = None
     leak_study: bool = False
+    fitted: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -39,13 +43,15 @@ BASELINES: dict[str, Baseline] = {
     "majority-per-place": Baseline("triptych.data.lookups:majority_per_place"),
     "nearest-images": Baseline("triptych.data.lookups:nearest", "thumbnails", leak_study=True),
     "nearest-features": Baseline("triptych.data.lookups:nearest", "features"),
+    "classifier": Baseline("triptych.evaluate.classifier:classifier", "plain features", fitted=True),
+    "classifier-blind": Baseline("triptych.evaluate.classifier:classifier", fitted=True),
 }
 
 
 def reserved_names() -> dict[str, str]:
     """Give the names that a trained arm must not have, in tables and paths, with what has them already."""
     probes = {PRE_PROJECTION: "the probe of vision features", RANDOM_CONNECTOR: "the probe of an untrained connector"}
-    return dict.fromkeys(BASELINES, "a look-up without training") | probes
+    return dict.fromkeys(BASELINES, "a baseline") | probes
 
 
 @dataclass(frozen=True)

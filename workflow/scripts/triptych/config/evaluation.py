@@ -65,6 +65,11 @@ class Evaluation(Record):
     leak: Leak | None = Field(
         Leak(), description="Measures how many points leaking folds would add; null: off. Not with official folds."
     )
+    primary: Name | None = Field(
+        None,
+        description="The schedule that the first one is compared with primarily, without correction for the number of "
+        "comparisons; all others are corrected (Holm). Choose it before you see results; null: the second schedule.",
+    )
     equivalence_margin: float = former(
         "rope",
         1.0,

@@ -78,6 +78,10 @@ class Grid:
             self._add(variant, schedule, name)
         self.prefixes = dict(sorted(self.prefixes.items(), key=lambda item: (len(item[1].stages), item[0])))
         self.errors += self._names_that_clash()
+        primary, others = settings.evaluation.primary, self.schedules[1:]
+        if primary is not None and primary not in others:
+            known = f"one of {', '.join(others)}" if others else "another schedule, which this study lacks"
+            self.errors.append(f"evaluation.primary: '{primary}' is not compared with the first schedule; name {known}")
 
     def _names_that_clash(self) -> Iterator[str]:
         """Names that something else has already, and names too long for files."""
@@ -142,6 +146,20 @@ class Grid:
     def lineage(self) -> dict[str, list[str]]:
         """Schedule -> the prefixes that it passes through, itself the last."""
         return {arm: [*self.prefixes[arm].before, arm] for arm in self.schedules}
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """Schedules in the order in which they are compared: the first, that of the primary comparison, the others."""
+        first, *others = self.schedules
+        return [first, *sorted(others, key=lambda arm: arm != self.settings.evaluation.primary)]
+
+    @cached_property
+    def drawn_once(self) -> dict[str, str]:
+        """Schedule -> the last prefix on its way that is trained once for all folds, where there is one."""
+        shared = {
+            arm: [prefix for prefix in self.lineage[arm] if prefix in self.shared_prefixes] for arm in self.schedules
+        }
+        return {arm: prefixes[-1] for arm, prefixes in shared.items() if prefixes}
 
     @cached_property
     def used_stages(self) -> list[str]:

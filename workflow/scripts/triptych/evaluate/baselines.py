@@ -1,4 +1,4 @@
-"""Step: untrained baselines, as records of the same form as a model's predictions."""
+"""Step: baselines, as records of the same form as a model's predictions."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from triptych.io.parquet import write_table
 from triptych.utils.arguments import folder
 
 
-def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:
-    """Mean vision features of images, less their common mean and of length 1: their products are cosines.
+def mean_features(folder: Path, image_ids: Sequence[str]) -> Vectors:
+    """Read the mean vision features (D,) of images.
 
     Args:
         folder: the vision features.
@@ -28,9 +28,15 @@ def feature_vectors(folder: Path, image_ids: Sequence[str]) -> Vectors:
     features = Features(folder)
     batches = [image_ids[start : start + 64] for start in range(0, len(image_ids), 64)]
     pooled = np.concatenate([features(batch).mean(dim=1).numpy() for batch in batches])
-    pooled -= pooled.mean(axis=0)
-    pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
     return dict(zip(image_ids, pooled, strict=True))
+
+
+def cosine_vectors(vectors: Vectors) -> Vectors:
+    """Take the common mean from vectors and bring them to length 1: their products are cosines."""
+    centred = np.stack(list(vectors.values()))
+    centred -= centred.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    return dict(zip(vectors, centred, strict=True))
 
 
 def main() -> None:
@@ -47,11 +53,14 @@ def main() -> None:
     training = load_questions(arguments.data, arguments.split, "train")
     asked = asked_questions(arguments.data, arguments.split, arguments.view, arguments.limit)
     baseline, vectors = BASELINES[arguments.baseline], {}
-    if baseline.vectors == "features":
-        vectors = feature_vectors(arguments.features, sorted({row["image_id"] for row in training + asked}))
-    elif baseline.vectors == "thumbnails":
+    validation = load_questions(arguments.data, arguments.split, "validation") if baseline.fitted else []
+    if baseline.vectors == "thumbnails":
         vectors = image_vectors(arguments.data)
-    predict = baseline.load()(training, vectors)
+    elif baseline.vectors:
+        vectors = mean_features(arguments.features, sorted({row["image_id"] for row in training + validation + asked}))
+    if baseline.vectors == "features":
+        vectors = cosine_vectors(vectors)
+    predict = baseline.load()(training, vectors, *([validation] if baseline.fitted else []))
     records = [
         answer_record(row, arguments.baseline, arguments.split, None, predict(row), view=arguments.view)
         for row in asked

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from triptych.errors import TriptychError
 
@@ -21,6 +21,7 @@ Number = float | np.ndarray
 
 DRAWS = 10_000  # of the bootstrap
 DRAWS_AT_ONCE = 1000  # bounds its memory
+POWER_POINTS = 2000  # power to 0.1 %
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Estimate:
     Attributes:
         effect: mean over all answers.
         standard_error: of the effect.
-        df: degrees of freedom.
+        df: degrees of freedom; on a common test part not a whole number.
         p: two-sided p value of "no difference".
         low: lower end of the confidence interval.
         high: its upper end.
@@ -53,7 +54,7 @@ class Estimate:
 
     effect: Number
     standard_error: Number
-    df: int
+    df: Number
     p: Number
     low: Number
     high: Number
@@ -98,7 +99,8 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
 
     The variance is that of Cameron, Gelbach and Miller (Journal of Business & Economic Statistics 29, 2011), run term
     + group term - term of the cells, each with its G / (G - 1), where the run term is multiplied by `overlap_factor`.
-    The degrees of freedom are the number of runs or of groups, whichever is smaller, minus one.
+    The degrees of freedom are the number of runs or of groups, whichever is smaller, minus one. With one
+    training part and a common test part, where every run fills every cell, they are more: see `satterthwaite`.
 
     Where every answer differs by the same amount there is no spread: the standard error is 0, the interval is the
     effect alone, and p is 1 for an effect of zero and 0 for any other. A report of such a result must say so.
@@ -128,12 +130,33 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
     error = np.where(error > 1e-12 * scale, error, 0.0)  # what rounding leaves of an exact zero
 
     df = min(runs, groups) - 1
+    if folds == 1 and (counts > 0).all():
+        df = satterthwaite(variance, run_term, group_term - cell_term, runs, groups)
     flat = np.where(effect == 0, 0.0, np.inf)
     t = np.divide(np.abs(effect), error, out=np.asarray(flat), where=error > 0)
     half = stats.t.ppf((1 + level) / 2, df) * error
-    values = (effect, error, 2 * stats.t.sf(t, df), effect - half, effect + half)
-    effect, error, p, low, high = (float(value) if np.ndim(value) == 0 else value for value in values)
+    values = (effect, error, df, 2 * stats.t.sf(t, df), effect - half, effect + half)
+    effect, error, df, p, low, high = (float(value) if np.ndim(value) == 0 else value for value in values)
     return Estimate(effect, error, df, p, low, high)
+
+
+def satterthwaite(variance: Number, run_term: Number, group_term: Number, runs: int, groups: int) -> Number:
+    """Give degrees of freedom midway between those of the smaller number of clusters and Satterthwaite's.
+
+    Satterthwaite's (Biometrics Bulletin 2, 1946; at most those of runs and groups together) take estimated variances
+    for true ones, which claims too much of few runs that vary much; the middle does not. Two runs get the former alone.
+
+    Args:
+        variance: the sum, as it is used.
+        run_term: what runs contribute.
+        group_term: what groups contribute; by chance it can be negative, which counts as nothing.
+        runs: number of runs.
+        groups: number of groups.
+    """
+    spread = np.square(run_term) / (runs - 1) + np.square(np.maximum(group_term, 0)) / (groups - 1)
+    least, most = min(runs, groups) - 1, runs + groups - 2
+    both = np.divide(np.square(variance), spread, out=np.full_like(spread, least, dtype=float), where=spread > 0)
+    return least + np.clip(both - least, 0, most - least) * (0.5 if runs > 2 else 0.0)
 
 
 def _cluster_variance(sums: np.ndarray, clusters: int, counts: np.ndarray) -> np.ndarray:
@@ -222,21 +245,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_effect(standard_error: float, df: int, level: float = 0.95, power: float = 0.8) -> float:
+def minimum_detectable_effect(standard_error: float, df: float, size: float = 0.05, power: float = 0.8) -> float:
     """Give the smallest true difference that a comparison of this precision finds with probability `power`.
 
-    (t of the test + t of the power) x standard error (Bloom, Evaluation Review 19, 1995).
+    By the noncentral t distribution, integrated over POWER_POINTS quantiles of chi square: scipy's own has no value
+    far from 0. The standard error is taken for the true one.
 
     Args:
         standard_error: of the effect.
         df: its degrees of freedom.
-        level: 1 - the test's size.
+        size: of the two-sided test.
         power: wanted probability.
     """
-    return float((stats.t.ppf((1 + level) / 2, df) + stats.t.ppf(power, df)) * standard_error)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(POWER_POINTS) + 0.5) / POWER_POINTS, df) / df)
+    critical = stats.t.ppf(1 - size / 2, df) * spread
+
+    def lacking(shift: float) -> float:
+        return float((stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)).mean()) - power
+
+    return float(optimize.brentq(lacking, 0, critical[-1] + 10) * standard_error)
 
 
-def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: float, level: float = 0.95) -> str:
+def verdict(
+    first: str, second: str, estimate: Estimate, p_holm: float, margin: float, detectable: float, level: float = 0.95
+) -> str:
     """State what a comparison supports, in a sentence or two, in points.
 
     A difference is claimed only where the corrected p value allows it; equivalence only where the whole interval lies
@@ -246,8 +278,9 @@ def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: 
         first: name of the first arm.
         second: name of the second.
         estimate: from `two_way_clustered_t`, in points.
-        p_holm: p value after Holm's correction over all comparisons.
+        p_holm: p value after the correction for the number of comparisons.
         margin: half width of the region of practical equivalence, in points.
+        detectable: the minimum detectable effect, in points.
         level: of the interval; the test's size is 1 - level.
     """
     effect, low, high = estimate.effect, estimate.low, estimate.high
@@ -268,13 +301,12 @@ def verdict(first: str, second: str, estimate: Estimate, p_holm: float, margin: 
         if min(abs(low), abs(high)) > margin:
             return f"{start}, a difference larger than {size}."
         return f"{start}; whether the difference is larger than {size} remains open."
-    detectable = round(minimum_detectable_effect(estimate.standard_error, estimate.df, level), 1)
     open_to = round(max(-low, high), 1)
     corrected = ", after correction for the number of comparisons" if low > 0 or high < 0 else ""
     return (
         f"No difference between {first} and {second} is shown{corrected}: {first} minus {second} is {interval}. A "
         f"difference of up to {points(open_to)} is not ruled out; the minimum detectable effect at 80 % power is "
-        f"{points(detectable)}."
+        f"{points(round(detectable, 1))}."
     )
 
 

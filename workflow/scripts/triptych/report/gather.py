@@ -29,6 +29,7 @@ MOST_REJECTS = 50  # listed of each data set
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
+FEATURES = "classifier"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
@@ -169,6 +170,7 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
     for name, what in (
         (LOOKUP, "a look-up in the three most similar images"),
         (BLIND, "the most common answer to the same question"),
+        (FEATURES, "a classifier on the frozen vision features"),
     ):
         if name in reached and reached[name] >= reached[best]:
             yield (

@@ -1,8 +1,9 @@
 """Step: compare the first schedule with each of the others on the same questions and runs, from prediction records."""
 
 import argparse
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ READ = ["arm", "split", "seed", "question_id", "group", "answer_type", "gold", "
 
 COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
 COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
-COLUMNS |= {"df": INTEGER}
+COLUMNS |= {"df": NUMBER}
 COLUMNS |= dict.fromkeys(("p", "p_holm", "bootstrap_low", "bootstrap_high", "equivalence_margin"), NUMBER)
 COLUMNS |= dict.fromkeys(("probability_below", "probability_equal", "probability_above"), NUMBER)
 COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, "verdict": TEXT}
@@ -121,7 +122,7 @@ def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str]
 def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
     """Compare two arms, in points of accuracy; statistics that need more than one run of each are None.
 
-    `p_holm` and `verdict` depend on all rows: see `conclude`.
+    `p_holm`, `detectable` and `verdict` depend on all rows: see `conclude`.
 
     Args:
         first: name of the first arm.
@@ -165,14 +166,23 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
         "probability_below": below,
         "probability_equal": equal,
         "probability_above": above,
-        "detectable": minimum_detectable_effect(estimate.standard_error, estimate.df, LEVEL),
     }  # fmt: skip
 
 
-def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to the rows their p values corrected for the number of comparisons, and their verdicts."""
+def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Add to the rows their corrected p values, minimum detectable effects and verdicts.
+
+    The first row is the primary comparison, which is not corrected. The others are, for their number. Their minimum
+    detectable effect is at the strictest size that Holm's correction can ask for.
+
+    Args:
+        rows: from `compare`.
+        drawn: schedule -> the prefix that it begins with and that all folds share, for those that have one.
+    """
     concluded = []
-    for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    others = rows[1:]
+    corrected = [row["p"] for row in rows[:1]] + holm([row["p"] for row in others])
+    for number, (row, p_holm) in enumerate(zip(rows, corrected, strict=True)):
         plain = {name: value for name, value in row.items() if name != "estimate"}
         if row["runs"] == 1:
             text = (
@@ -182,9 +192,30 @@ def conclude(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "nothing about the schedules: more seeds or folds are needed."
             )
         else:
-            text = verdict(row["first"], row["second"], row["estimate"], p_holm, row["equivalence_margin"], LEVEL)
+            estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
+            plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
+            text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
+            text += _warning(row, drawn or {})
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     return concluded
+
+
+def few_draws(folds: int, seeds: int) -> bool:
+    """Tell whether a stage that all folds share is drawn too seldom: false positives may exceed 6 %.
+
+    As simulated in `benchmarks/simulate_comparison.py`.
+    """
+    return folds > 1 and seeds < folds
+
+
+def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+    """Warn where folds share fewer trainings of a first stage than there are folds: intervals are then too narrow."""
+    prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
+    if not few_draws(row["folds"], row["seeds"]) or not prefixes:
+        return ""
+    named = " and ".join(f"stage {prefix}" for prefix in prefixes)
+    draws = "one draw" if row["seeds"] == 1 else f"{row['seeds']} draws"
+    return f" All folds share {draws} of {named} (trained once per seed); how other draws differ is not known."
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
@@ -215,6 +246,11 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
         f"Differences below {points(head['equivalence_margin'])} count as none. Minimum detectable effects are at "
         "80 % power."
     )
+    if len(rows) > 1:
+        about += (
+            f" The comparison with {head['second']} is the primary one, and is not corrected; p values of the others "
+            "are, for their number."
+        )
     verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
     return f"# Comparison of schedules\n\n{about}\n\n{markdown(shown(rows))}\n\n{verdicts[:-1]}"
 
@@ -237,10 +273,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--schedules",
         nargs="+",
         required=True,
-        help="names of schedules; the first is compared with each of the others",
+        help="names of schedules; the first is compared with each of the others, primarily with the second",
     )
     parser.add_argument(
         "--equivalence-margin", type=float, required=True, help="points below which a difference counts as none"
+    )
+    parser.add_argument(
+        "--drawn-once",
+        type=json.loads,
+        default={},
+        help="JSON: schedules whose first stages all folds share, with the name of these stages",
     )
     parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="use only questions of this type")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
@@ -265,8 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [
             compare(first, other, pair(records, first, other), arguments.equivalence_margin, arguments.seed)
             for other in others
-        ]
-    )  # fmt: skip
+        ],
+        arguments.drawn_once,
+    )
     write_csv(arguments.out / "comparison.csv", make_table(rows, COLUMNS))
     write_text(arguments.out / "comparison.md", as_markdown(rows))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
