@@ -218,12 +218,6 @@ def test_the_test_part_is_scored_on_demand_and_once(study):
     asked = pandas.read_parquet(study.results / "data/medical/questions.parquet").query("split == 'test'")
     assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
     table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
-    [compared] = pandas.read_csv(study.results / "tables/test/comparison.csv").to_dict("records")
-    assert (compared["first"], compared["second"], compared["questions"]) == (
-        "1-2-3",
-        "2-3",
-        len(set(rows["question_id"])),
-    )
     assert table.loc["2-3", "questions"] == len(asked)
     assert "Nothing to be done" in study.snakemake("test")
     shutil.rmtree(study.results / "tables/test")
