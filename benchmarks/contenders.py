@@ -170,7 +170,7 @@ def measure_triptych(task: Task) -> Found:
             found = found_between(clock.times[clock.first], clock.times[clock.last], task.steps, clock.loss)
     batches = [packed_tokens(chosen, prompt, task.image_tokens) for chosen in steps_of(samples, task.seed)]
     timed = batches[clock.first : clock.last]
-    config = AutoConfig.from_pretrained(task.folder / "language_model")
+    config = AutoConfig.from_pretrained(task.folder / "language_model", trust_remote_code=False)
     found.flops = sum(model_flops(batch, config, lora) for batch in timed)
     if task.profiled:
         found.parts = breakdown(clock.profiler, found.seconds, config.vocab_size)

@@ -166,7 +166,7 @@ def write_llava(folder: Path, image_tokens: int, connector: Connector) -> None:
     torch.manual_seed(SEED)
     device = best_device()
     dtype = compute_dtype("auto", device)
-    text = AutoModelForCausalLM.from_pretrained(folder / "language_model", dtype=dtype)
+    text = AutoModelForCausalLM.from_pretrained(folder / "language_model", dtype=dtype, trust_remote_code=False)
     architecture, side, patch_side = TOWERS[image_tokens]
     kind = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[architecture]
     config = LlavaConfig(
@@ -198,7 +198,9 @@ def load_llava(folder: Path, image_tokens: int) -> nn.Module:
     from transformers import LlavaForConditionalGeneration as Llava
 
     dtype = compute_dtype("auto", best_device())
-    model = Llava.from_pretrained(folder / f"llava-{image_tokens}", dtype=dtype).requires_grad_(False)
+    model = Llava.from_pretrained(
+        folder / f"llava-{image_tokens}", dtype=dtype, trust_remote_code=False
+    ).requires_grad_(False)
     model.model.multi_modal_projector.float().load_state_dict(load_file(folder / f"fresh-{image_tokens}.safetensors"))
     return model.to(best_device())
 
