@@ -226,7 +226,7 @@ def test_the_text_is_plain_and_ends_with_the_whole(study, monkeypatch, capsys):
     lines = text.splitlines()
     assert lines[-2].startswith("failed: train_stage 1-2/fold0/seed0: error: no space left (results/logs/train_stage/")
     assert re.search(
-        r"\] 1 done, 1 failed, 58 pending; about .+ left, estimated from finished jobs and, at their rate", lines[-1]
+        r"\] 1 done, 1 failed, 62 pending; about .+ left, estimated from finished jobs and, at their rate", lines[-1]
     )
     reports = job_states(study, NOW)
     assert re.search(r"^train_stage 1-2/fold0/seed0 +failed +see below$", text, re.MULTILINE)

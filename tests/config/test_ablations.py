@@ -228,7 +228,7 @@ def toy(world, tmp_path_factory):
 def test_ablations_add_their_own_jobs_only(toy):
     # Of two folds each: 2 and 2-3, and one training for every ablation; two encoders, two language models.
     expected = {"train_stage": 2 * (2 + 4), "predict": 2 * (1 + 4), "prepare_model": 4, "encode_images": 2}
-    expected |= {"prepare_dataset": 1, "compare_schedules": 1, "probe": 2 + 6, "predict_baseline": 10}
+    expected |= {"prepare_dataset": 1, "compare_schedules": 1, "probe": 2 + 6, "predict_baseline": 14}
     assert {rule: toy.jobs[rule] for rule in expected} == expected
     study = read_study(toy.folder / "study.yaml")
     counted = [job.rule for job in jobs(study)]

@@ -7,10 +7,11 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT
+from snakemake.cli import parse_config
 from triptych.commands import status
 from triptych.config import arms, paths
 from triptych.config.study import load_study, read_study
-from triptych.config.yaml_file import read_yaml
+from triptych.config.yaml_file import read_yaml, with_types
 from triptych.errors import TriptychError, run_step
 
 
@@ -219,3 +220,20 @@ def test_names_too_long_for_a_file_are_told_with_the_settings(demo_config):
     assert faults(config) == [f"{rest} that it is made of"]
     [line] = faults(with_stages(demo_config, *("y" * 40 + str(number) for number in range(4))))
     assert line.startswith(f"schedules: '{'y' * 40}...' is a name of 167 letters")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("[0, 1, 2]", [0, 1, 2]),
+        ("{threads: 2, compile: always}", {"threads": 2, "compile": "always", "processes": 1}),
+        ("{limit: null, save_minutes: 0.5}", {"limit": None, "save_minutes": 0.5, "processes": 1}),
+        ("1-2-3", "1-2-3"),
+        ("[a, 'b c']", ["a", "b c"]),
+    ],
+)
+def test_values_of_the_command_line_have_the_types_that_they_have_in_a_file(given, wanted):
+    said = parse_config([f"key={given}", "yes_retrain=true"])
+    before = {"key": {"processes": 1} if isinstance(wanted, dict) else None, "other": "3"}
+    merged = {**before, "key": {**before["key"], **said["key"]} if isinstance(wanted, dict) else said["key"]}
+    assert with_types(merged, said) == {"key": wanted, "other": "3"}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -98,33 +99,36 @@ def use_cache(user: int, umask: int, cache: Path, out: Path) -> tuple[int, str]:
         with atomic.atomic_directory(out) as folder:
             atomic.link_or_copy(cache / "blocks/ab/block", folder / "part")
 
-    said = out.parent / f"{out.name}.log"
+    reader, writer = os.pipe()
     if not (process := os.fork()):  # the interpreter itself may lie where another user cannot start it
-        os.umask(umask)
-        os.setgroups([])
-        os.setgid(4321)
-        os.setuid(user)
+        status, said = 0, ""
         try:
+            os.umask(umask)
+            os.setgroups([])
+            os.setgid(4321)
+            os.setuid(user)
             run_step(step)
         except SystemExit as end:
-            said.write_text(str(end))
-            os._exit(1)
+            status, said = 1, str(end)
         except BaseException as error:
-            said.write_text(repr(error))
-            os._exit(2)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return status, said.read_text() if said.exists() else ""
+            status, said = 2, repr(error)
+        finally:  # whatever happens, the copy of this test ends here
+            os.write(writer, said.encode())
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), said
 
 
 @pytest.fixture
-def shared(tmp_path):
-    """A folder of the two users' group, in which both may write."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    os.chown(tmp_path, 0, 4321)
-    tmp_path.chmod(0o2775)
-    return tmp_path
+def shared():
+    """A folder of the two users' group, in which both may write; others may not pass through pytest's own folders."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chown(folder, 0, 4321)
+        folder.chmod(0o2775)
+        yield folder
 
 
 @root_only

@@ -21,6 +21,7 @@ from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.texts import cache_folder
 from triptych.config.wildcards import EACH, asked_views
+from triptych.config.yaml_file import with_types
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
 
@@ -30,6 +31,7 @@ workflow_hooks.recognise_earlier_predictions()
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
     files = [Path(file) for file in workflow.configfiles]
+    config = with_types(config, workflow.config_settings.config)
     study = load_study(config, files[-1].name if files else "config", filter(Path.is_file, files))
 except TriptychError as error:
     raise WorkflowError(str(error))

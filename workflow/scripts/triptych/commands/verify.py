@@ -20,6 +20,7 @@ from triptych.config.paths import REPORT, STEPS
 from triptych.config.study import Study, read_study
 from triptych.config.texts import cache_folder
 from triptych.data.check import block_error
+from triptych.data.rejects import SUMMARY, causes_of
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import require_whole
 from triptych.io.manifest import read_json, require_files
@@ -73,7 +74,8 @@ def _shard(path: Path, cache: Path) -> Iterator[Damage]:
 
 def _prepared(path: Path, cache: Path) -> Iterator[Damage]:
     # Folds are cut from these tables, but are files of their own.
-    made = [path, *(path.with_name(name) for name in ("images", "shards", "questions.parquet", "rejects.parquet"))]
+    names = ("images", "shards", "questions.parquet", "rejects.parquet", SUMMARY)
+    made = [path, *(path.with_name(name) for name in names)]
     yield from _damage(lambda: _data_set(path), made)
 
 
@@ -97,6 +99,7 @@ def _data_set(path: Path) -> None:
     manifest = read_json(path)
     files = {name: sha256 for name, sha256 in manifest["files"].items() if name != "images"}
     require_files(path.parent, files, "")
+    causes_of(path.parent)
     for name in manifest["parts"]:
         part = path.parent / "images" / name
         if not part.is_file():

@@ -1,7 +1,7 @@
 """A configuration file as it is written: what YAML would drop or change without a word is found here."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,23 @@ def read_yaml(file: Path) -> tuple[Any, list[str]]:
         raise TriptychError(f"{file}: not valid YAML: {message_of(error)}") from None
     except RecursionError:
         raise TriptychError(f"{file}: not a configuration: its values are nested too deep") from None
+
+
+def with_types(config: Any, given: Any) -> Any:
+    """Give back the types of what `--config` says, of which Snakemake reads lists and mappings as texts alone.
+
+    Args:
+        config: the configuration, with what `--config` says in it.
+        given: what `--config` says; keys that have been taken out of `config` stay out.
+    """
+    if isinstance(given, Mapping):
+        return {**config, **{key: with_types(config[key], value) for key, value in given.items() if key in config}}
+    if isinstance(given, list):
+        return [with_types(None, value) for value in given]
+    try:
+        return yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        return given
 
 
 def _faults(node: yaml.Node, loader: yaml.SafeLoader, path: str, met: dict[yaml.Node, bool]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from triptych.data.schemas import IMAGE_SCHEMA, QUESTION_FIELDS, QUESTION_SCHEMA
 from triptych.data.sources import source_module
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
-from triptych.io.manifest import sha256_file, sha256_json, write_json, write_record
+from triptych.io.manifest import sha256_file, sha256_json, write_record
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
 from triptych.utils.terminal import announce
 
@@ -73,7 +73,7 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
     counts = {name: dict(sorted(counter.items())) for name, counter in tables.counts.items()}
     if tables.notes:
         counts["read_as"] = dict(sorted(tables.notes.items()))
-    write_json(out / SUMMARY, tables.causes)
+    write_record(out / SUMMARY, tables.causes)
     forget_failed(out)
     return {
         "counts": {**counts, "seen": tables.seen},
