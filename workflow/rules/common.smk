@@ -21,7 +21,7 @@ from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.texts import cache_folder
 from triptych.config.wildcards import EACH, asked_views
-from triptych.config.yaml_file import with_types
+from triptych.config.yaml_file import read_yaml, with_types
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json
 
@@ -32,7 +32,8 @@ yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
     files = [Path(file) for file in workflow.configfiles]
     config = with_types(config, workflow.config_settings.config)
-    study = load_study(config, files[-1].name if files else "config", filter(Path.is_file, files))
+    written = [f"{file.name}: {fault}" for file in files if file.is_file() for fault in read_yaml(file)[1]]
+    study = load_study(config, files[-1].name if files else "config", written)
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid

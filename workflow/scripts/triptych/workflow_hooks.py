@@ -133,7 +133,10 @@ def refuse_dates_ahead(workflow: Any) -> None:
         now = max(time.time(), Path(file.name).stat().st_mtime)
     inputs = (path for job in workflow.dag.needrun_jobs() for path in job.input if not is_flagged(path, "ancient"))
     for path in dict.fromkeys(map(str, inputs)):
-        ahead = Path(path).stat().st_mtime - now if Path(path).exists() else 0
+        try:
+            ahead = Path(path).stat().st_mtime - now
+        except FileNotFoundError:  # it is yet to be made
+            continue
         if ahead > CLOCK_SKEW:
             raise TriptychError(
                 f"{path} is dated {duration(ahead)} ahead of the clock, and what is made of it would be made again at "

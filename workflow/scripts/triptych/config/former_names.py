@@ -55,20 +55,20 @@ def current_names(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str],
 def _moved(config: Mapping[str, Any], notes: list[str], errors: list[str]) -> Mapping[str, Any]:
     """Put settings that stood in another section where they stand today; adds to `notes` and `errors`."""
     for former, present, section in MOVED:
-        stood = config.get(former)
-        if not isinstance(stood, Mapping) or not isinstance(config.get(present) or {}, Mapping):
+        stood, stands = config.get(former), config.get(present) or {}
+        if not isinstance(stood, Mapping) or not isinstance(stands, Mapping):
             continue
         names = dict(_former(section)) | {name: name for name in section.model_fields}
         found = {names[key]: value for key, value in stood.items() if key in names}
         for key in (key for key in stood if key in names):
             line = f"{former}.{key} is now {present}.{names[key]}"
-            if {key, names[key]} & (config.get(present) or {}).keys():
+            if {key, names[key]} & stands.keys():
                 errors.append(f"{line}, which is also set; remove {former}.{key}")
             else:
                 notes.append(f"{line}; please move it")
         if found:
             rest = {key: value for key, value in stood.items() if key not in names}
-            config = {**config, former: rest, present: {**found, **(config.get(present) or {})}}
+            config = {**config, former: rest, present: {**found, **stands}}
     return config
 
 

@@ -1,7 +1,7 @@
 """A study from its configuration file, checked as a whole."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,21 +65,21 @@ def read_study(configfile: Path) -> Study:
     Raises:
         TriptychError: the file is missing, is not YAML, or says something wrong.
     """
-    return load_study(mapping(read_yaml(configfile)[0]), configfile.name, [configfile])
+    config, faults = read_yaml(configfile)
+    return load_study(mapping(config), configfile.name, [f"{configfile.name}: {fault}" for fault in faults])
 
 
-def load_study(config: Mapping[str, Any], name: str = "config", files: Iterable[Path] = ()) -> Study:
+def load_study(config: Mapping[str, Any], name: str = "config", written: Sequence[str] = ()) -> Study:
     """Check a whole configuration and lay out its study.
 
     Args:
         config: what the files say.
         name: what heads errors and notes.
-        files: the files that it was read from: what was lost in reading them is an error, too.
+        written: errors in the writing of the files, which `read_yaml` finds, with the name of the file.
 
     Raises:
         TriptychError: with one line for each error, all at once.
     """
-    written = [f"{file.name}: {fault}" for file in files for fault in read_yaml(file)[1]]
     config, notes, lines = current_names(config)
     for note in notes:
         print(f"{name}: {note}", file=sys.stderr)

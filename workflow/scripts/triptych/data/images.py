@@ -18,7 +18,7 @@ from triptych.data.formats.checks import check_bmp, check_png
 from triptych.data.formats.depth import to_bytes
 from triptych.data.formats.dicom import read_dicom
 from triptych.data.formats.orientation import TURNS, orientation_of
-from triptych.data.formats.recognise import FORMATS, format_of, refusal
+from triptych.data.formats.recognise import FORMATS, describe_unusable, format_of
 from triptych.errors import TriptychError
 
 MIN_SIDE, MAX_PIXELS = 8, 50_000_000
@@ -102,7 +102,7 @@ def read(data: bytes, min_side: int = MIN_SIDE, max_pixels: int = MAX_PIXELS) ->
     """
     kind = format_of(data)
     if kind not in FORMATS:
-        raise TriptychError(refusal(data))
+        raise TriptychError(describe_unusable(data))
     if kind == "DICOM":
         pixels, notes = read_dicom(data, lambda *size: _check_size(*size, min_side, max_pixels))
         return Picture(Image.fromarray(pixels), tuple(notes), as_stored=False)
@@ -208,7 +208,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     except TriptychError:
         raise
     except Exception as error:  # decoders raise many types; each means that the image cannot be used
-        raise TriptychError(refusal(data, error)) from None
+        raise TriptychError(describe_unusable(data, error)) from None
 
 
 def _check_size(width: int, height: int, min_side: int, max_pixels: int) -> None:

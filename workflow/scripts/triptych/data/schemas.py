@@ -13,6 +13,7 @@ def _text_columns(*names: str) -> list[tuple[str, pa.DataType]]:
 
 # Values of the column `split`: the parts of a source, and of each fold.
 SPLITS = ("train", "validation", "test")
+ANSWER_TYPES = ("OPEN", "CLOSED")
 
 # What a source says of a question; `answer_type` is OPEN or CLOSED, and CAPTION for captions.
 QUESTION_FIELDS = ("question", "answer", "answer_type", "content_type", "modality", "location")

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable
 
 from triptych.data.answers import normalise, same_answer, words
 
-ANSWER_TYPES = ("ALL", "OPEN", "CLOSED")
-
 
 def exact_match(record: dict) -> bool:
     """Tell whether the prediction is the gold answer, whatever its case, blanks and punctuation."""

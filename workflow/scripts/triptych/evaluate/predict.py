@@ -90,8 +90,8 @@ class Respondent:
         images = tuple(sorted(set(asked.shown.of.values())))
         prefixes = self._prefixes.get((asked.shown.read, images))
         if prefixes is None:
-            run = partial(run_prefixes, self.model, asked.shown.read, self.prompt)
-            prefixes = self._prefixes[asked.shown.read, images] = SharedPrefixes(run, images)
+            run_images = partial(run_prefixes, self.model, asked.shown.read, self.prompt)
+            prefixes = self._prefixes[asked.shown.read, images] = SharedPrefixes(run_images, images)
         run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
         for position in range(len(asked.kept.records), len(asked.samples), self.job.batch_size):
             batch = slice(position, position + self.job.batch_size)

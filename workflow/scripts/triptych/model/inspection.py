@@ -1,4 +1,4 @@
-"""What the model step asks of a language model, so that no later job finds out: it opens, it computes, it can be asked.
+"""What the model step asks of a model, so that no later job finds out: it opens, it computes, it can be asked.
 
 Every fault is one line. Doubts about the prompt are warnings in the step's log.
 """
@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from triptych.errors import TriptychError, message_of
-from triptych.model import language_model
+from triptych.model import language_model, vision
 from triptych.model.architectures import architecture
+from triptych.model.encoders import encoder_kind
+from triptych.model.preprocessing import PROCESSOR
 from triptych.model.tokens import Reader
 from triptych.utils.device import free_memory
 
@@ -47,6 +50,36 @@ def inspect_language_model(folder: Path, prompt: str) -> list[str]:
     doubts = check_prompt(tokenizer, prompt, rows)
     compute_one_token(folder, config, tokenizer.eos_token_id)
     return doubts
+
+
+def inspect_encoder(folder: Path, settings: dict) -> str:
+    """Open a vision encoder's files and encode a blank image.
+
+    Args:
+        folder: with configuration, processor and weights.
+        settings: of the encoder.
+
+    Returns:
+        What it gives for an image, in words.
+
+    Raises:
+        TriptychError: it is not supported, a file is missing or damaged, or a setting does not fit.
+    """
+    encoder_kind(folder)
+    if not (folder / PROCESSOR).is_file():
+        raise TriptychError(f"{folder}: has no {PROCESSOR}; save the image processor into this folder, too")
+    with _in_one_line(f"{folder}: cannot be used as an encoder"), torch.inference_mode():
+        encoder = vision.load_pretrained(folder, settings, CPU)
+        pixels = encoder.preprocess([Image.new("RGB", (64, 48), vision.GREY)])
+        tokens = encoder.tokens(pixels)
+    _require_finite(folder, tokens)
+    height, width = pixels.shape[-2:]
+    return f"{tokens.shape[1]} tokens of {tokens.shape[2]} numbers for an image of {width} x {height} pixels"
+
+
+def _require_finite(folder: Path, numbers: torch.Tensor) -> None:
+    if not numbers.isfinite().all():
+        raise TriptychError(f"{folder}: the weights give no finite numbers; fetch or save the model again")
 
 
 @contextmanager
@@ -183,6 +216,5 @@ def compute_one_token(folder: Path, config: PreTrainedConfig, token: int) -> Non
         return
     with _in_one_line(f"{folder}: the weights cannot be loaded"), torch.inference_mode():
         model = language_model.load(folder, config.dtype or torch.float32, "eager")
-        finite = bool(model(input_ids=torch.tensor([[token]]), use_cache=False).logits.isfinite().all())
-    if not finite:
-        raise TriptychError(f"{folder}: the weights give no finite numbers; fetch or save the model again")
+        logits = model(input_ids=torch.tensor([[token]]), use_cache=False).logits
+    _require_finite(folder, logits)

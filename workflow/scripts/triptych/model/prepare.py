@@ -17,7 +17,7 @@ from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
 from triptych.model.code import refuse_code
-from triptych.model.inspection import inspect_language_model
+from triptych.model.inspection import inspect_encoder, inspect_language_model
 from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
@@ -50,7 +50,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
             for doubt in inspect_language_model(temporary, settings.prompt):
                 print(f"warning: {doubt}", flush=True)
         if role == "vision_encoder" and settings.source != "package":
-            print(vision.check_encoder(temporary, settings.model_dump()), flush=True)
+            print(inspect_encoder(temporary, settings.model_dump()), flush=True)
         paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
         files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in paths}
         write_record(temporary / "manifest.json", {"settings": settings.model_dump(), "files": files})

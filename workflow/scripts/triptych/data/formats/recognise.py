@@ -70,7 +70,7 @@ def _is_tga(data: bytes) -> bool:
     return depth in depths.get(kind, ()) and palette == (kind in (1, 9)) and not rest & 0xC0 and wide > 0 < high
 
 
-def refusal(data: bytes, error: Exception | None = None) -> str:
+def describe_unusable(data: bytes, error: Exception | None = None) -> str:
     """Say what bytes are that cannot be used as an image, and what to do: the same words for equal bytes.
 
     Args:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.data.rejects import LOUD, cause, top_causes
+from triptych.data.schemas import ANSWER_TYPES
 from triptych.data.sources.conversations import UNKNOWN, closed_or_open
 from triptych.data.sources.published_rows import (
     HUB,
@@ -22,7 +23,6 @@ from triptych.data.sources.published_rows import (
     published,
     question_type,
 )  # fmt: skip
-from triptych.data.sources.slake_rows import ANSWER_TYPES
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import sha256_bytes, write_json

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from triptych.data.schemas import QUESTION_FIELDS
+from triptych.data.schemas import ANSWER_TYPES, QUESTION_FIELDS
 from triptych.data.sources.conversations import is_conversation, question_rows
 from triptych.errors import TriptychError
 from triptych.io.text import kind_of, plain_text, read_json_file
 
 LANGUAGES = ("en", "zh")
-ANSWER_TYPES = ("OPEN", "CLOSED")
 NEEDED = ("qid", "img_id", "img_name", *QUESTION_FIELDS)
 GROUPING = ("answer_type", "content_type", "modality", "location")  # by which folds are balanced and answers counted
 

@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from triptych.config.datasets import UrlListCaptions
 from triptych.config.texts import located
-from triptych.data.formats.recognise import refusal
+from triptych.data.formats.recognise import describe_unusable
 from triptych.data.images import is_image
 from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
 from triptych.data.sources.table_files import Columns, read_rows
@@ -300,7 +300,7 @@ def _exchange(client: httpx2.Client, url: str, settings: UrlListCaptions, stop: 
                 if stop.is_set():
                     raise _FailedError("stopped", passing=True)
         if not is_image(data):
-            raise _FailedError(refusal(bytes(data)))
+            raise _FailedError(describe_unusable(bytes(data)))
         return bytes(data)
     raise _FailedError(f"more than {MAX_REDIRECTS} redirects")
 
