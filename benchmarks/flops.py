@@ -8,7 +8,7 @@ from llava import WIDTH
 from torch import nn
 from torch.profiler import profile, record_function
 from triptych.config.stages import Lora
-from triptych.model.packing import PADDING, Batch
+from triptych.model.packing import PADDING, TEXT, Batch
 
 PARTS = (
     "frozen linear layers",
@@ -40,7 +40,7 @@ def model_flops(batch: Batch, config: Any, lora: Lora | None) -> float:
     """FLOPs that one step needs; see the top of bench_train.py."""
     hidden, layers, shapes = config.hidden_size, config.num_hidden_layers, layer_shapes(config)
     real = batch.blocks != PADDING
-    tokens, image, answers = int(real.sum()), batch.image_columns.numel(), len(batch.targets)
+    tokens, image, answers = int(real.sum()), int((batch.image_index != TEXT).sum()), len(batch.targets)
     pairs = int((batch.attention_mask()[:, 0] & real[:, :, None]).sum())
     weights = layers * sum(outputs * inputs for outputs, inputs in shapes.values())
     frozen = 2 * (2 * weights * tokens + 2 * hidden * config.vocab_size * answers)

@@ -421,3 +421,9 @@ def config(world) -> dict:
 @pytest.fixture
 def demo_config() -> dict:
     return yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention's backward pass on a CPU, which torch computes but refuses to call: slow, for tests."""
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *tensors: None)

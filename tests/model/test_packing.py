@@ -9,7 +9,7 @@ from textbook import unpacked_loss
 from torch.nn import functional
 from triptych.config.stages import Lora
 from triptych.model.attention import BLOCKWISE
-from triptych.model.packing import PADDING, PREFIX, pack, place, split_by_image
+from triptych.model.packing import PADDING, PREFIX, TEXT, pack, place, split_by_image
 from triptych.model.tokens import prompt_tokens, tokenise
 from triptych.model.vlm import add_lora
 from triptych.train.parameters import set_trainable
@@ -143,9 +143,11 @@ def test_positions_go_on_from_the_prefix_for_every_question(samples, prompt, fea
 def test_image_tokens_lie_where_the_batch_says(model, samples, prompt, features):
     batch = pack(samples, features, prompt, TOKENS)
     before = len(prompt.before_image)
-    for row, columns in zip(batch.image_rows, batch.image_columns, strict=True):
-        assert batch.positions[row, columns].tolist() == list(range(before, before + TOKENS))
-        assert (batch.segments[row, columns] == PREFIX).all()
+    for block in range(len(batch.features)):
+        place = (batch.image_index >= block * TOKENS) & (batch.image_index < (block + 1) * TOKENS)
+        assert batch.positions[place].tolist() == list(range(before, before + TOKENS))
+        assert (batch.segments[place] == PREFIX).all() and (batch.blocks[place] == block).all()
+    assert (batch.image_index != TEXT).sum() == len(batch.features) * TOKENS
 
 
 def test_blocks_are_placed_once_and_rows_are_filled():

@@ -7,6 +7,7 @@ answers are generated, it is plain attention.
 
 import sys
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from triptych.model.architectures import architecture, sliding_window
 from triptych.model.packing import PADDING, ROW_TOKENS, Batch, visible
 
 BLOCKWISE = "triptych_blockwise"
+
+Mask = TypeVar("Mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,17 @@ def layer_masks(
     window = sliding_window(config)
     full = additive(allowed, dtype)
     near = full if window is None else additive(allowed & (distance < window), dtype)
+    return by_layer(config, full, near)
+
+
+def by_layer(config: PreTrainedConfig, full: Mask, near: Mask) -> Mask | dict[str, Mask]:
+    """Arrange masks of layers without and with a window as a decoder's architecture takes them.
+
+    Args:
+        config: of the decoder.
+        full: mask of a layer without a window.
+        near: mask of a layer with the model's window; where there is none, the same.
+    """
     if architecture(config).windows == "by layer":
         return {"full_attention": full, "sliding_attention": near}
     return near

@@ -10,7 +10,8 @@ from triptych.errors import TriptychError
 from triptych.model.architectures import final_softcap
 from triptych.model.attention import find_blocks, is_blockwise, layer_masks
 from triptych.model.connector import pool_tokens
-from triptych.model.packing import Batch
+from triptych.model.flex import block_masks, is_flex
+from triptych.model.packing import TEXT, Batch
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
@@ -77,7 +78,7 @@ class VisionLanguageModel(nn.Module):
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Project vision features (B, N, D) to image tokens (B, `image_tokens`, H) in the language model's dtype."""
-        return self.connector(features).to(self.language_model.get_input_embeddings().weight.dtype)
+        return self.connector(features.float()).to(self.language_model.get_input_embeddings().weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the output head to hidden states (..., H); gives float32 logits (..., V)."""
@@ -91,15 +92,20 @@ class VisionLanguageModel(nn.Module):
         Args:
             batch: packed samples.
             image: the batch's image tokens (B, I, H), where they are projected already.
+
+        Returns:
+            The logits; those of empty slots mean nothing.
         """
-        embeddings = self.embed(batch.tokens).clone()
+        embeddings = self.embed(batch.tokens)
         if not self.blind:
-            image = self.project(batch.features) if image is None else image
-            embeddings[batch.image_rows[:, None], batch.image_columns] = image
+            image = self.project(batch.image_features()) if image is None else image
+            embeddings = insert(image, batch.image_index, embeddings)
         if is_blockwise(self.decoder):
             # Masks are in the blocks; without a mask argument, transformers would build a causal one.
             shown = {"attention_mask": embeddings.new_zeros(1, 1, 1, 1)}
             shown["blocks"] = find_blocks(batch, self.decoder, embeddings.dtype)
+        elif is_flex(self.decoder):
+            shown = {"attention_mask": block_masks(self.decoder.config, batch)}
         else:
             masks = layer_masks(self.decoder.config, batch.attention_mask(), batch.distance(), embeddings.dtype)
             shown = {"attention_mask": masks}
@@ -107,3 +113,9 @@ class VisionLanguageModel(nn.Module):
             inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False, **shown
         ).last_hidden_state
         return self.logits(hidden[batch.target_rows, batch.target_columns])
+
+
+def insert(image: torch.Tensor, image_index: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """Put image tokens (B, I, H) where `image_index` (R, L) names them, in place of text embeddings (R, L, H)."""
+    taken = image.flatten(0, 1).index_select(0, image_index.clamp(min=0).flatten()).view_as(embeddings)
+    return torch.where((image_index == TEXT)[..., None], embeddings, taken)
