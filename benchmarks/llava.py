@@ -10,9 +10,7 @@ SLAKE's numbers and lengths.
 import json
 import multiprocessing
 import os
-import random
 import resource
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from slake_lengths import RANDOM_WORDS, slake_like
 from torch import nn
 from triptych.config.models import FolderLanguageModel
 from triptych.config.settings import Settings
@@ -50,13 +49,6 @@ WIDTH = VIT_BASE["hidden_size"]  # of vision features
 IMAGE_TOKEN = 3  # <repo_name>, which stands in no question: where transformers' rows hold the image
 SEED = 0
 SPLIT = "shared"
-# SLAKE's English training part (4,919 questions, 450 images): value -> how often; lengths in tokens of SmolLM2.
-QUESTIONS_OF_IMAGE = {4: 3, 5: 8, 6: 12, 7: 30, 8: 60, 9: 99, 10: 43, 11: 22, 12: 25, 13: 19, 14: 21, 15: 74, 16: 13}
-QUESTIONS_OF_IMAGE |= {17: 4, 18: 9, 19: 7, 20: 1}
-QUESTION_LENGTHS = {5: 263, 6: 881, 7: 371, 8: 613, 9: 919, 10: 188, 11: 659, 12: 204, 13: 215, 14: 343, 15: 98, 16: 28}
-QUESTION_LENGTHS |= {17: 50, 18: 38, 19: 35, 20: 1, 21: 8, 22: 5}
-ANSWER_LENGTHS = {1: 2753, 2: 1161, 3: 508, 4: 190, 5: 117, 6: 50, 7: 28, 8: 25, 9: 11, 10: 11, 11: 15, 12: 13, 13: 14}
-ANSWER_LENGTHS |= {14: 19, 15: 3, 16: 1}
 
 
 def settings_of(language_model: str) -> Settings:
@@ -117,23 +109,7 @@ def slake_samples(prompt: PromptTokens) -> tuple[list[Sample], str]:
             if row["q_lang"] == "en"
         ]
         return tokenise(rows, prompt), "SLAKE's own (English training part)"
-    draw = random.Random(SEED)
-
-    def shuffled(counts: dict[int, int]) -> list[int]:
-        values = list(Counter(counts).elements())
-        return draw.sample(values, len(values))
-
-    def words(number: int) -> tuple[int, ...]:
-        return tuple(draw.choices(range(1000, 30_000), k=number))
-
-    images = [str(image) for image, number in enumerate(shuffled(QUESTIONS_OF_IMAGE)) for _ in range(number)]
-    lengths = zip(images, shuffled(QUESTION_LENGTHS), shuffled(ANSWER_LENGTHS), strict=True)
-    fixed = prompt.encode_question("")
-    samples = [
-        Sample(str(row), image, (*words(question), *fixed), (*words(answer), prompt.end))
-        for row, (image, question, answer) in enumerate(lengths)
-    ]
-    return samples, "random words in SLAKE's numbers and lengths (TRIPTYCH_SLAKE is not set)"
+    return slake_like(prompt.encode_question(""), prompt.end), RANDOM_WORDS
 
 
 def load_prompt_tokens(folder: Path) -> PromptTokens:

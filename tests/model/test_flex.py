@@ -8,7 +8,7 @@ from test_packing import with_lora
 from textbook import unpacked_loss
 from torch.nn import functional
 from triptych.errors import TriptychError
-from triptych.model.flex import FLEX, use_flex
+from triptych.model.flex import FLEX
 from triptych.model.packing import NO_TARGET, Shape, fitting, pack
 from triptych.model.tiles import TILE, find_tiles
 from triptych.model.tokens import tokenise
@@ -99,16 +99,13 @@ def test_a_batch_goes_to_a_device_in_one_copy_and_is_the_same_there(features, pr
     batch = pack(samples, lambda ids: features(ids).bfloat16(), prompt, TOKENS, shapes=shapes)
     joined = batch.joined(pinned=False)
     for one, other in zip(batch._flat(), joined._flat(), strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, other) and other.data_ptr() % 64 == joined.buffer.data_ptr() % 64
+        assert (
+            one.dtype == other.dtype
+            and torch.equal(one, other)
+            and other.data_ptr() % 64 == joined.buffer.data_ptr() % 64
+        )
     with Copies() as copies:
         there = joined.to(torch.device("meta"))
     assert copies.count == 1
     assert [tensor.shape for tensor in there._flat()] == [tensor.shape for tensor in batch._flat()]
     assert (there.tiles is None) == (not shapes)
-
-
-def test_a_model_that_drops_attention_weights_is_not_computed_in_tiles():
-    decoder = make_model().decoder
-    decoder.config.attention_dropout = 0.1
-    with pytest.raises(ValueError, match="attention_dropout"):
-        use_flex(decoder)

@@ -12,8 +12,10 @@ from trainings import (
 )
 from triptych.config.runtime import Runtime
 from triptych.errors import TriptychError
+from triptych.model.flex import is_flex
 from triptych.model.tokens import tokenise
 from triptych.train.compilation import compile_layers, parameter_tokens
+from triptych.train.route import CPU, GPU
 from triptych.train.trainer import train
 
 
@@ -29,7 +31,7 @@ def test_compiled_layers_give_the_same_numbers(samples, features, prompt, capsys
         rest = [features, prompt, settings, "fp32", 0, ["2"]]
         rows = list(train(model, samples, held_out, *rest, runtime=Runtime(compile=setting)))
         results.append((rows, weights(model)))
-        assert ("layers are compiled" in capsys.readouterr().out) == (setting == "always")
+        assert ("layers are compiled\n" in capsys.readouterr().out) == (setting == "always")
     (rows, plain), (compiled_rows, compiled) = results
     for row, other in zip(rows, compiled_rows, strict=True):
         for name in ("validation_loss", "train_loss", "gradient_norm_max"):
@@ -46,8 +48,21 @@ def test_compiling_needs_a_compiler_and_enough_work(samples, monkeypatch):
     assert parameter_tokens(model, samples, 6, 1) - parameter_tokens(model, samples, 5, 1) == 4 * sum(
         parameter.numel() for parameter in model.decoder.parameters()
     )
-    assert not compile_layers("never", model, 10**18) and not compile_layers("auto", model, 10**9)
+    none = "the language model's layers are not compiled"
+    assert compile_layers("never", model, 10**18, 10**6, CPU) == none
+    assert compile_layers("auto", model, 10**9, 10**6, CPU) == none
+    assert compile_layers("auto", model, 10**18, 100, GPU) == none, "too few steps for its start"
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not compile_layers("auto", model, 10**18)
-    with pytest.raises(TriptychError, match="there is no C"):
-        compile_layers("always", model, 0)
+    for route in (CPU, GPU):
+        assert compile_layers("auto", model, 10**18, 10**6, route).startswith(f"{none}: there is no C++ compiler")
+        with pytest.raises(TriptychError, match="there is no C"):
+            compile_layers("always", model, 0, 0, route)
+    assert not is_flex(model.decoder)
+
+
+def test_a_model_that_drops_attention_weights_is_not_computed_in_tiles():
+    model = make_model()
+    model.decoder.config.attention_dropout = 0.1
+    assert "drops attention weights" in compile_layers("auto", model, 0, 10**6, GPU)
+    with pytest.raises(TriptychError, match="attention_dropout"):
+        compile_layers("always", model, 0, 0, GPU)

@@ -31,7 +31,9 @@ def test_the_term_is_one_minus_the_cosine_by_hand(kind, connector):
     features = torch.randn(3, TOKENS, FEATURES)
     head = build_head(Regularisation(kind=kind, weight=1.0), model, features, seed=7)
     image = model.project(features)
-    term = cosine_term(kind, model, head, features, image)
+    # A fourth slot is empty, and holds nonsense.
+    slots = torch.cat([features, torch.full_like(features[:1], 1e3)])
+    term = cosine_term(kind, model, head, slots, model.project(slots), torch.tensor([True, True, True, False]))
     shown = features.mean(1, keepdim=True) if connector.pool else features
     expected = 0.0
     for picture in range(3):

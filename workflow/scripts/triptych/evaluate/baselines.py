@@ -27,7 +27,7 @@ def mean_features(folder: Path, image_ids: Sequence[str]) -> Vectors:
 
     features = Features(folder)
     batches = [image_ids[start : start + 64] for start in range(0, len(image_ids), 64)]
-    pooled = np.concatenate([features(batch).mean(dim=1).numpy() for batch in batches])
+    pooled = np.concatenate([features(batch).float().mean(dim=1).numpy() for batch in batches])
     return dict(zip(image_ids, pooled, strict=True))
 
 

@@ -192,7 +192,7 @@ def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn
     """Average the tokens of each image, (N, D): after the connector or, where it is None, before projection."""
     parts = []
     for start in range(0, len(images), AT_ONCE):
-        tokens = features(images[start : start + AT_ONCE])
+        tokens = features(images[start : start + AT_ONCE]).float()
         parts.append((tokens if connector is None else connector(tokens)).mean(1))
     return torch.cat(parts).numpy()
 

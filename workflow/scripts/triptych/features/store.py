@@ -44,7 +44,7 @@ class Features:
             raise TriptychError(f"{error}; {self._remedy}") from None
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
-        """Give the features (R, N, D) of R images, float32, on the CPU.
+        """Give the features (R, N, D) of R images, in the dtype in which they are stored, on the CPU.
 
         Raises:
             TriptychError: an image has no features.
@@ -52,7 +52,7 @@ class Features:
         for image_id in image_ids:
             if image_id not in self._place:
                 raise TriptychError(f"image {image_id} has no vision features; {self._remedy}")
-        return self._read([self._place[image_id] for image_id in image_ids]).float()
+        return self._read([self._place[image_id] for image_id in image_ids])
 
 
 def shards_folder(folder: Path) -> Path:

@@ -32,7 +32,6 @@ ROW_TOKENS = 160
 ALIGNMENT = 64  # bytes at which each tensor of a buffer begins
 
 
-
 @dataclass(frozen=True)
 class Shape:
     """A fixed shape of batches: one row of `tokens` tokens, with slots for `images` images and `answers` answer tokens.

@@ -4,15 +4,25 @@ import os
 import shutil
 from collections.abc import Sequence
 
+import torch
+from torch.utils._triton import has_triton
+
 from triptych.config.base import Switch
 from triptych.errors import TriptychError
+from triptych.model.flex import use_flex
 from triptych.model.tokens import Sample
 from triptych.model.vlm import VisionLanguageModel
+from triptych.train.buckets import MOST_SHAPES
+from triptych.train.route import Route
 
 # Parameters of the layers times tokens that pass through them, above which compiling pays on a CPU. Measured on one
 # core with ten layers of 3.5 million parameters in bf16 and 480 tokens a step: 0.34 s become 0.22, with LoRA 0.43
 # become 0.26, so 7e-12 s are saved for each; about 45 s are spent once. This is twice what makes up for them.
 WORTHWHILE = 1.3e13
+
+# Steps on a GPU. Not measured: reckoned from the kernels that compiling saves in each (10 to 50 ms) and from about 15 s
+# for each shape, which later jobs find compiled.
+WORTHWHILE_STEPS = 500
 
 
 def parameter_tokens(model: VisionLanguageModel, samples: Sequence[Sample], prefix_tokens: int, epochs: int) -> int:
@@ -28,32 +38,52 @@ def parameter_tokens(model: VisionLanguageModel, samples: Sequence[Sample], pref
     return epochs * tokens * sum(parameter.numel() for parameter in model.decoder.parameters())
 
 
-def compile_layers(setting: Switch, model: VisionLanguageModel, work: int) -> bool:
+def compile_layers(setting: Switch, model: VisionLanguageModel, work: int, steps: int, route: Route) -> str:
     """Have the decoder's layers compiled at their first use, where the setting or the work says so.
 
-    Layers are alike, so that one of them is compiled for all; shapes are dynamic, so that it is done once, and not
-    again for every length of rows.
+    Layers are alike, so that one of them is compiled for all. On a CPU shapes are dynamic, so that it is done once. On
+    a GPU it is done for each of the few fixed shapes, with attention in tiles.
 
     Args:
-        setting: `auto` compiles on a CPU, where there is a C++ compiler, a training of more work than WORTHWHILE.
+        setting: `auto` compiles where there is a compiler and enough to compute: on a CPU, more work than WORTHWHILE;
+            on a GPU, as many steps as WORTHWHILE_STEPS.
         model: on its device.
         work: from `parameter_tokens`.
+        steps: of the training.
+        route: how the device computes.
 
     Returns:
-        Whether the layers are compiled.
+        The choice in words.
 
     Raises:
         TriptychError: the setting is `always`, and layers or compiler are missing.
     """
+    enough = steps >= WORTHWHILE_STEPS if route.fixed_shapes else work > WORTHWHILE
+    if setting == "never" or (setting == "auto" and not enough):
+        return "the language model's layers are not compiled"
+    if obstacle := _obstacle(model, route):
+        if setting == "always":
+            raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
+        return f"the language model's layers are not compiled: {obstacle}"
+    if route.fixed_shapes:
+        use_flex(model.decoder)
+        # Each shape is compiled for training, and one of them for validation.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * MOST_SHAPES)
+    for layer in model.decoder.layers:
+        layer.compile(**({"fullgraph": True, "dynamic": False} if route.fixed_shapes else {"dynamic": True}))
+    return "the language model's layers are compiled"
+
+
+def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
+    """Find what stands against compiling the layers, in words."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    layers = getattr(model.decoder, "layers", None)
-    obstacle = "this language model has no list of layers that Triptych knows" if layers is None else None
-    if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
-        obstacle = "there is no C++ compiler (g++, or what CXX names)"
-    if setting == "always" and obstacle:
-        raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
-    if obstacle or not (setting == "always" or (setting == "auto" and on_cpu and work > WORTHWHILE)):
-        return False
-    for layer in layers:
-        layer.compile(dynamic=True)
-    return True
+    if getattr(model.decoder, "layers", None) is None:
+        return "this language model has no list of layers that Triptych knows"
+    if route.fixed_shapes and getattr(model.decoder.config, "attention_dropout", 0):
+        return "this language model drops attention weights (attention_dropout)"
+    if not on_cpu and not has_triton():
+        return "torch has no Triton for this GPU"
+    variable, program = ("CXX", "g++") if on_cpu else ("CC", "gcc")
+    if not shutil.which(os.environ.get(variable, program)):
+        return f"there is no C{'++' if on_cpu else ''} compiler ({program}, or what {variable} names)"
+    return None

@@ -76,14 +76,16 @@ class GradientGuard:
         """
         if self.seen >= self.STEPS:
             return
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None:
-                continue
-            if not torch.isfinite(parameter.grad).all():
+        gradients = {name: one.grad for name, one in self.parameters.items() if one.grad is not None}
+        if not gradients:
+            return
+        largest = torch.stack([gradient.abs().max().float() for gradient in gradients.values()]).tolist()
+        for name, size in zip(gradients, largest, strict=True):
+            if not math.isfinite(size):
                 raise TriptychError(
                     f"{name}: its gradient is not finite; lower the learning rate or use precision: fp32"
                 )
-            if parameter.grad.abs().max() > 0:
+            if size > 0:
                 self.reached.add(name)
 
     def check_change(self) -> None:

@@ -14,11 +14,12 @@ from triptych.train.parameters import part_of
 
 
 def make_optimiser(
-    trained: Mapping[str, nn.Parameter], stage: Stage, steps: int
+    trained: Mapping[str, nn.Parameter], stage: Stage, steps: int, fused: bool = False
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """Build AdamW with a group for each part, and the schedule of the groups' learning rates over `steps` steps.
 
-    A regularisation's head trains with the settings of the connector.
+    A regularisation's head trains with the settings of the connector. With `fused`, one kernel updates all weights, and
+    leaves them alone where the optimiser's attribute `found_inf` (), a tensor on their device, is 1.
     """
     groups, factors = [], []
     for part in dict.fromkeys(map(part_of, trained)):
@@ -34,7 +35,7 @@ def make_optimiser(
         factors.append(partial(learning_rate_factor, steps=steps, warmup=warmup, kind=kind))
     if not trained:  # a stage that only passes its parent on
         groups, factors = [{"params": []}], [lambda step: 1.0]
-    optimiser = torch.optim.AdamW(groups)
+    optimiser = torch.optim.AdamW(groups, fused=fused or None)
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
 
 

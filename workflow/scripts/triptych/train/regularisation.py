@@ -35,7 +35,12 @@ def build_head(
 
 
 def cosine_term(
-    kind: str, model: VisionLanguageModel, head: nn.Module, features: torch.Tensor, image: torch.Tensor
+    kind: str,
+    model: VisionLanguageModel,
+    head: nn.Module,
+    features: torch.Tensor,
+    image: torch.Tensor,
+    shown: torch.Tensor,
 ) -> torch.Tensor:
     """Compute 1 - cos, as a mean over an image's tokens and a sum over images.
 
@@ -47,7 +52,9 @@ def cosine_term(
         head: from `build_head`.
         features: vision features (B, N, D).
         image: their image tokens (B, I, H), with the graph that made them.
+        shown: (B,): False for an empty slot, which counts nothing.
     """
     image = image.float()
-    target = pool_tokens(features, model.connector.pool) if kind == "reconstruct" else image
-    return (1 - functional.cosine_similarity(head(image).float(), target.float(), dim=-1)).mean(1).sum()
+    target = pool_tokens(features.float(), model.connector.pool) if kind == "reconstruct" else image
+    terms = (1 - functional.cosine_similarity(head(image).float(), target.float(), dim=-1)).mean(1)
+    return torch.where(shown, terms, 0).sum()

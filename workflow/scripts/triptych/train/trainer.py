@@ -17,26 +17,31 @@ from triptych.config.stages import Stage
 from triptych.errors import TriptychError
 from triptych.model.architectures import context_tokens
 from triptych.model.attention import row_tokens
-from triptych.model.packing import Batch, pack, split_by_image
+from triptych.model.flex import is_flex
+from triptych.model.packing import Batch, Shape, pack, split_by_image
 from triptych.model.tokens import PromptTokens, Sample, require_context
-from triptych.model.vlm import VisionLanguageModel
+from triptych.model.vlm import VisionLanguageModel, take_any_input
 from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
 from triptych.train.autosave import Autosaver
+from triptych.train.buckets import choose_shapes, size_of
 from triptych.train.compilation import compile_layers, parameter_tokens
-from triptych.train.distributed import all_reduce_sum, fail_together, rank, sum_gradients, world_size
+from triptych.train.distributed import fail_together, rank, sum_gradients, world_size
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_on_all_ranks, frozen_hash
 from triptych.train.optimizer import make_optimiser
 from triptych.train.parameters import count_parameters, parameter_table, set_trainable
 from triptych.train.progress import Meter, Progress
+from triptych.train.readings import PassReading, StepReading, read
 from triptych.train.regularisation import build_head, cosine_term
+from triptych.train.route import Route, route_for
 from triptych.train.sampling import epoch_batches, partition_for_ranks
 from triptych.train.state import State, pack_tensors, unpack_tensors
-from triptych.train.validation import Score, chosen_epoch, norm_ratio, score_samples
+from triptych.train.validation import Score, chosen_epoch, norm_ratio, score_answers, score_samples
 from triptych.utils.device import compute_dtype, mixed_precision
 from triptych.utils.prefetch import map_ahead
 from triptych.utils.seeds import derive_seed
 
 CLIP_NORM = 1.0
+VALIDATION_BATCH = 32  # samples; bounds the memory, and changes results by rounding only
 STEP_TOKENS = 8192  # of one forward and backward pass; a step with more accumulates gradients over several passes
 REFERENCE_SAMPLES = 8  # samples on which the norms of image tokens and text embeddings are compared
 BEST = "best/"  # prefix of names in a saved state: the weights of the best epoch so far
@@ -52,7 +57,9 @@ class Trainer:
 
     Attributes:
         trained: the trainable parameters by name, those of a regularisation's head included.
-        progress: steps done and metrics so far.
+        progress: steps whose numbers have been read, and metrics so far.
+        unread: steps done whose numbers are still on the device; none where anything is saved.
+        shapes: of batches, where they are fixed.
         best: with `select: best`, the model's weights after the best epoch so far, on the CPU.
     """
 
@@ -69,6 +76,7 @@ class Trainer:
         key: Sequence[str],
         autosaver: Autosaver | None = None,
         runtime: Runtime = Runtime(),  # noqa: B008 (it cannot be changed)
+        route: Route | None = None,
     ):
         """Store the inputs of a training; nothing is computed before `setup`.
 
@@ -84,6 +92,7 @@ class Trainer:
             key: names that, with the seed, fix the order of samples and the dropout.
             autosaver: saves the training as it goes, and loads what an earlier attempt saved; None: nothing is saved.
             runtime: whether layers are compiled, and computed again in the backward pass.
+            route: how the device computes; None: as `route_for` says.
         """
         self.model, self.training, self.validation = model, training, validation
         self.features, self.prompt, self.stage, self.precision = features, prompt, stage, precision
@@ -92,7 +101,10 @@ class Trainer:
         self.epochs = stage.epochs or 0  # none where nothing trains
         self.epoch_steps = -(-len(training) // stage.batch_size)
         self.steps = self.epochs * self.epoch_steps
+        self.route = route or route_for(self.device)
         self.progress = Progress()
+        self.unread: list[StepReading] = []
+        self.shapes: list[Shape] = []
         self.best: dict[str, torch.Tensor] = {}
 
     def setup(self) -> None:
@@ -109,7 +121,9 @@ class Trainer:
         self._print_plan()
         if self.steps:
             self._configure_execution()
-        self.optimiser, self.lr_scheduler = make_optimiser(self.trained, self.stage, self.steps)
+        self._configure_packing()
+        fused = self.route.fused_optimiser
+        self.optimiser, self.lr_scheduler = make_optimiser(self.trained, self.stage, self.steps, fused)
         self.frozen_hash = frozen_hash(self.model)
         self.guard = GradientGuard(self.trained)
         process = [f"process {rank()}"] if rank() else []
@@ -129,13 +143,6 @@ class Trainer:
         self.prefix_tokens = len(self.prompt.before_image) + self.image_tokens
         require_context(
             [*self.training, *self.validation], self.prefix_tokens, context_tokens(self.model.decoder.config)
-        )
-        self.pack = partial(
-            pack,
-            features=self.features,
-            prompt=self.prompt,
-            image_tokens=self.image_tokens,
-            row_tokens=row_tokens(self.model.decoder),
         )
 
     def _add_regularisation(self) -> None:
@@ -158,8 +165,41 @@ class Trainer:
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, size, width), flush=True)
         work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
-        if compile_layers(self.runtime.compile, self.model, work):
-            print("the language model's layers are compiled", flush=True)
+        print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
+        if not self.route.cast_adapter_input:
+            take_any_input(self.model)
+
+    def _configure_packing(self) -> None:
+        """Choose how samples become batches, the validation's too, and their shapes where these are fixed."""
+        order = self.validation
+        self.validation_batches = [
+            order[start : start + VALIDATION_BATCH] for start in range(0, len(order), VALIDATION_BATCH)
+        ]
+        if is_flex(self.model.decoder):
+            epochs = [
+                [
+                    size_of(samples, self.prefix_tokens)
+                    for step in self._steps_of(epoch)
+                    for process in range(world_size())
+                    for samples in self._passes(step, process)
+                ]
+                for epoch in range(1, self.epochs + 1)
+            ]
+            longest = max(size.tokens for epoch in epochs for size in epoch)
+            self.validation_batches = split_by_image(order, self.prefix_tokens, longest)
+            self.shapes = choose_shapes(
+                epochs, [size_of(batch, self.prefix_tokens) for batch in self.validation_batches]
+            )
+            print(f"batches of {', '.join(str(shape.tokens) for shape in self.shapes)} tokens", flush=True)
+        self.pack = partial(
+            _pack,
+            pinned=self.device.type == "cuda",
+            features=self.features,
+            prompt=self.prompt,
+            image_tokens=self.image_tokens,
+            row_tokens=row_tokens(self.model.decoder),
+            shapes=self.shapes,
+        )
 
     def run(self) -> Iterator[dict]:
         """Train to the end; after the last epoch, the model holds the weights that the stage selects.
@@ -185,19 +225,24 @@ class Trainer:
         """Do the remaining steps of the current epoch."""
         epoch = self.progress.epoch
         self.model.train()
-        steps = epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
-        steps = steps[self.progress.step - (epoch - 1) * self.epoch_steps :]
-        passes = [self._own_passes(samples) for samples in steps]
+        steps = self._steps_of(epoch)[self.progress.step - (epoch - 1) * self.epoch_steps :]
+        passes = [self._passes(samples, rank()) for samples in steps]
         # A thread packs the next batch, and reads its features, while the current one is computed.
         with closing(map_ahead(self.pack, chain.from_iterable(passes), 1)) as batches:
             for samples, own in zip(steps, passes, strict=True):
                 self.train_step(samples, own, batches)
-                meter.show(epoch, self.progress.step, self.progress.learnt.mean_loss)
+                if not self.unread:
+                    meter.show(epoch, self.progress.step, self.progress.learnt.mean_loss)
                 self._save_if_due()
+        self._read_steps()
 
-    def _own_passes(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """Split this process's samples of a step into forward and backward passes; there may be none."""
-        own = partition_for_ranks(samples, self.prefix_tokens, world_size())[rank()]
+    def _steps_of(self, epoch: int) -> list[list[Sample]]:
+        """Give the samples of each step of an epoch."""
+        return epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
+
+    def _passes(self, samples: Sequence[Sample], process: int) -> list[list[Sample]]:
+        """Split a process's samples of a step into forward and backward passes; there may be none."""
+        own = partition_for_ranks(samples, self.prefix_tokens, world_size())[process]
         return split_by_image(own, self.prefix_tokens, STEP_TOKENS)
 
     def train_step(
@@ -213,47 +258,68 @@ class Trainer:
         # Means are over the answer tokens and images of the whole step, however many passes and processes compute it.
         answer_tokens = sum(len(sample.answer) for sample in samples)
         images = len({sample.image_id for sample in samples})
-        score = Score()
-        step_loss = step_term = 0.0
+        step = StepReading([sample.question_id for sample in samples])
+        number = self.progress.step + len(self.unread)
         with fail_together():
             for own in passes:
                 batch = next(batches).to(self.device)
                 logits, cosine = self._forward(batch)
-                loss = score.add(logits, batch.targets, batch.target_samples, len(own)) / answer_tokens
+                loss_sum, exact = score_answers(logits, batch, len(own))
+                loss, term = loss_sum / answer_tokens, None
                 if cosine is not None:
                     loss = loss + self.stage.regularisation.weight * (cosine / images)
-                    step_term += (cosine / images).item()
-                step_loss += loss.item()
-                check_finite("the loss", step_loss, self.progress.step, [sample.question_id for sample in own])
+                    term = (cosine / images).detach()
+                ids = [sample.question_id for sample in own]
+                if self.route.read_every == 1:
+                    check_finite("the loss", loss.item(), number, ids)
+                own_tokens = sum(len(sample.answer) for sample in own)
+                step.passes.append(PassReading(loss_sum.detach(), exact, loss.detach(), term, ids, own_tokens))
                 loss.backward()
-        self.progress.learnt += score.over_processes()
-        step_loss, step_term = all_reduce_sum([step_loss, step_term])
-        gradient_norm = self._update_weights(samples)
-        self.progress.end_step(step_loss, gradient_norm, step_term if self.head else None)
+        self._update_weights(step)
+        if len(self.unread) >= self.route.read_every:
+            self._read_steps()
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the logits (T, V) of a batch's answer tokens and, where there is one, its regularisation term."""
         with mixed_precision(self.precision, self.device):
-            image = self.model.project(batch.features) if self.head else None
-            logits = self.model.answer_logits(batch, image)
             if self.head is None:
-                return logits, None
-            kind = self.stage.regularisation.kind
-            return logits, cosine_term(kind, self.model, self.head, batch.features, image)
+                return self.model.answer_logits(batch), None
+            features, kind = batch.image_features(), self.stage.regularisation.kind
+            image = self.model.project(features)
+            logits = self.model.answer_logits(batch, image)
+            return logits, cosine_term(kind, self.model, self.head, features, image, batch.shown)
 
-    def _update_weights(self, samples: Sequence[Sample]) -> float:
-        """Sum the processes' gradients, clip them and let the optimiser step; gives the norm before clipping."""
+    def _update_weights(self, step: StepReading) -> None:
+        """Sum the processes' gradients, clip them and let the optimiser step; a bad step does not reach the weights."""
         sum_gradients(self.trained.values())
         with fail_together():
             self.guard.check_gradients()
-            norm = float(nn.utils.clip_grad_norm_(self.trained.values(), CLIP_NORM))
-            question_ids = [sample.question_id for sample in samples]
-            check_finite("the gradient's norm", norm, self.progress.step, question_ids)
+            step.gradient_norm = nn.utils.clip_grad_norm_(self.trained.values(), CLIP_NORM)
+            if self.route.read_every == 1:
+                number = self.progress.step + len(self.unread)
+                check_finite("the gradient's norm", step.gradient_norm.item(), number, step.question_ids)
+            if self.route.fused_optimiser:
+                self.optimiser.found_inf = step.is_bad()
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.guard.check_change()
             self.lr_scheduler.step()
-        return norm
+        self.unread.append(step)
+
+    def _read_steps(self) -> None:
+        """Read the numbers of the steps done from the device, and record them.
+
+        Raises:
+            TriptychError: one of them is not finite.
+        """
+        if not self.unread:
+            return
+        with fail_together():
+            numbers = read(self.unread, self.progress.step)
+        self.unread = []
+        for step in numbers:
+            self.progress.learnt += step.score
+            self.progress.end_step(step.loss, step.gradient_norm, step.cosine_term if self.head else None)
 
     def validate(self) -> dict:
         """Validate at the end of an epoch, and save; gives the epoch's metrics.
@@ -262,7 +328,8 @@ class Trainer:
             TriptychError: the loss is not finite, image tokens have lost their scale, or processes differ.
         """
         check_same_on_all_ranks(self.trained)
-        held_out = score_samples(self.model, self.validation, self.pack, self.precision, self._save_if_due)
+        pack_last = partial(self.pack, shapes=self.shapes[-1:])  # the one shape that is compiled for this, too
+        held_out = score_samples(self.model, self.validation_batches, pack_last, self.precision, self._save_if_due)
         check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
         ratio = None
         if not self.stage.blind:
@@ -279,7 +346,8 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         if self.autosaver:
-            place = f"epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}"
+            done = self.progress.step + len(self.unread)
+            place = f"epoch {self.progress.epoch}, step {done} of {self.steps}"
             self.autosaver.save_if_due(self.state_dict, place)
 
     def state_dict(self) -> State:
@@ -287,6 +355,7 @@ class Trainer:
 
         On a CPU, tensors are the training's own, not copies: write them, or stop this training, before they are used.
         """
+        self._read_steps()
         best = {f"{BEST}{name}": weight for name, weight in self.best.items()}
         record = {
             "progress": asdict(self.progress),
@@ -320,6 +389,11 @@ class Trainer:
         with torch.no_grad():
             for name, weight in self.best.items():
                 self.trained[name].copy_(weight)
+
+
+def _pack(samples: Sequence[Sample], pinned: bool, **options: Any) -> Batch:
+    batch = pack(samples, **options)
+    return batch.joined(pinned) if pinned else batch
 
 
 def train(*arguments: Any, **options: Any) -> Iterator[dict]:

@@ -8,14 +8,12 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from triptych.model.packing import Batch
+from triptych.model.packing import NO_TARGET, Batch
 from triptych.model.tokens import Sample
 from triptych.model.vlm import VisionLanguageModel
 from triptych.train.distributed import all_reduce_sum, fail_together, rank, world_size
 from triptych.utils.device import mixed_precision
 from triptych.utils.prefetch import map_ahead
-
-VALIDATION_BATCH = 32  # samples; bounds the memory, and changes results by rounding only
 
 
 @dataclass
@@ -26,27 +24,6 @@ class Score:
     tokens: int = 0
     samples: int = 0
     exact: int = 0
-
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, samples: int) -> torch.Tensor:
-        """Add one batch.
-
-        Args:
-            logits: of its answer tokens (T, V).
-            targets: the answer tokens (T,).
-            owners: number of the sample (T,) that each token belongs to.
-            samples: number of samples.
-
-        Returns:
-            The sum of the T losses, with its graph.
-        """
-        loss = functional.cross_entropy(logits, targets, reduction="sum")
-        wrong = torch.zeros(samples, dtype=torch.bool, device=logits.device)
-        wrong[owners[logits.argmax(-1) != targets]] = True
-        self.loss += loss.item()
-        self.tokens += len(targets)
-        self.samples += samples
-        self.exact += samples - int(wrong.sum())
-        return loss
 
     def __add__(self, other: "Score") -> "Score":
         return Score(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -71,10 +48,28 @@ class Score:
         return self.exact / self.samples
 
 
+def score_answers(logits: torch.Tensor, batch: Batch, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score the answer tokens of a batch; nothing is read from the device.
+
+    Args:
+        logits: of its answer tokens (T, V).
+        batch: the batch.
+        samples: number of its samples.
+
+    Returns:
+        The sum of the losses (), with its graph, and the number of samples () whose every answer token is predicted.
+    """
+    loss = functional.cross_entropy(logits, batch.targets, reduction="sum", ignore_index=NO_TARGET)
+    wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != NO_TARGET)
+    mistakes = torch.zeros(samples, dtype=torch.long, device=logits.device)
+    mistakes.index_add_(0, batch.target_samples, wrong.long())
+    return loss, (mistakes == 0).sum()
+
+
 @torch.inference_mode()
 def score_samples(
     model: VisionLanguageModel,
-    samples: Sequence[Sample],
+    batches: Sequence[Sequence[Sample]],
     pack: Callable[[Sequence[Sample]], Batch],
     precision: str,
     after_batch: Callable[[], None] = lambda: None,
@@ -85,15 +80,14 @@ def score_samples(
 
     Args:
         model: on its device.
-        samples: any.
+        batches: any samples, as they are computed together.
         pack: packs samples into a batch.
         precision: of the forward pass.
         after_batch: called after every batch, in all processes.
     """
     model.eval()
     device = next(model.parameters()).device
-    score = Score()
-    batches = [samples[start : start + VALIDATION_BATCH] for start in range(0, len(samples), VALIDATION_BATCH)]
+    sums: list[torch.Tensor] = []  # on the device until the end
     own = batches[rank() :: world_size()]
     with closing(map_ahead(pack, own, 1)) as packed:
         for turn in range(-(-len(batches) // world_size())):
@@ -102,8 +96,11 @@ def score_samples(
                     batch = next(packed).to(device)
                     with mixed_precision(precision, device):
                         logits = model.answer_logits(batch)
-                    score.add(logits, batch.targets, batch.target_samples, len(own[turn]))
+                    sums.append(torch.stack([one.double() for one in score_answers(logits, batch, len(own[turn]))]))
             after_batch()
+    score = Score()
+    for (loss, exact), samples in zip(torch.stack(sums).tolist() if sums else [], own, strict=True):
+        score += Score(loss, sum(len(sample.answer) for sample in samples), len(samples), int(exact))
     return score.over_processes()
 
 

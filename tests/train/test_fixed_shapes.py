@@ -1,0 +1,208 @@
+"""What a training does on a GPU, computed on the CPU: fixed shapes, attention in tiles, numbers read late."""
+
+from functools import partialmethod
+
+import pytest
+import torch
+from conftest import make_model, make_questions
+from slake_lengths import slake_like
+from trainings import FP32, FULL_LORA, KEY, InterruptedAfterCalls, lora_model, same, stage, weights
+from triptych.config.runtime import Runtime
+from triptych.config.stages import Regularisation
+from triptych.errors import TriptychError
+from triptych.model.flex import is_flex
+from triptych.model.packing import Shape, split_by_image
+from triptych.model.tokens import tokenise
+from triptych.model.vlm import add_lora
+from triptych.train.autosave import Interrupted
+from triptych.train.buckets import MOST_SHAPES, choose_shapes, size_of
+from triptych.train.route import CPU, GPU
+from triptych.train.sampling import epoch_batches
+from triptych.train.trainer import STEP_TOKENS, Trainer
+
+COMPILED = Runtime(compile="always")
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(flex_on_cpu, monkeypatch):
+    """Layers are traced whole, but not translated to C++, which has no backward pass for attention in tiles."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def many(prompt):
+    """Enough questions for steps of several lengths."""
+    return tokenise(make_questions(images=30, seed=8), prompt)
+
+
+def trained_on(route, samples, features, prompt, settings, model=None, autosaver=None, runtime=COMPILED):
+    """Train; gives the trainer and the metrics of all epochs."""
+    model = model or lora_model()
+    trainer = Trainer(model, samples, samples[::3], features, prompt, settings, FP32, 0, KEY, autosaver, runtime, route)
+    trainer.setup()
+    return trainer, list(trainer.run())
+
+
+@pytest.mark.parametrize("kind", ["none", "reconstruct", "self-distillation"])
+@pytest.mark.parametrize("step_tokens", [8192, 200])  # steps in one pass, in several
+def test_a_gpus_route_trains_what_a_cpus_trains(many, features, prompt, monkeypatch, kind, step_tokens):
+    monkeypatch.setattr("triptych.train.trainer.STEP_TOKENS", step_tokens)
+    term = Regularisation(kind=kind, weight=0.0 if kind == "none" else 0.5)
+    settings = stage(("connector", "lora"), rate=3e-3, epochs=2, batch_size=12, regularisation=term)
+    plain, rows = trained_on(CPU, many, features, prompt, settings, runtime=Runtime(compile="never"))
+    fixed, found = trained_on(GPU, many, features, prompt, settings)
+    assert is_flex(fixed.model.decoder) and not is_flex(plain.model.decoder)
+    for row, other in zip(rows, found, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            assert other[name] == (value and pytest.approx(value, rel=2e-3)), name
+    for name, tensor in weights(plain.model).items():
+        assert torch.allclose(weights(fixed.model)[name], tensor, atol=2e-3), name
+
+
+def test_a_graph_for_each_shape_and_one_for_validation_and_none_after_the_first_epoch(many, features, prompt, tmp_path):
+    graphs = []
+
+    class Counts(InterruptedAfterCalls):
+        def save(self, state):
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    torch._dynamo.utils.counters.clear()
+    settings = stage(("connector", "lora"), epochs=3, batch_size=12)
+    trainer, _ = trained_on(GPU, many, features, prompt, settings, autosaver=Counts(tmp_path, 10**6))
+    assert graphs[0] == 1, "the validation at the start"
+    assert graphs[1] <= len(trainer.shapes) + 1 and graphs[1:] == [graphs[1]] * 3
+    assert len(trainer.shapes) > 1
+
+
+@pytest.mark.parametrize("calls", [1, 5, 9])
+def test_a_stopped_training_ends_with_the_same_bits(many, features, prompt, tmp_path, calls):
+    """Calls that stop it lie between two readings, before and after lengths that differ, and in validations."""
+    settings = stage(("connector", "lora"), rate=1e-3, epochs=2, batch_size=8)
+
+    def model():
+        torch._dynamo.reset()
+        return lora_model(dropout=0.1)
+
+    undisturbed, rows = trained_on(GPU, many, features, prompt, settings, model())
+    assert len(undisturbed.shapes) > 1
+    attempts = 0
+    while True:
+        attempts += 1
+        assert attempts < 60
+        try:
+            autosaver = InterruptedAfterCalls(tmp_path / "last", calls)
+            resumed, found = trained_on(GPU, many, features, prompt, settings, model(), autosaver)
+            break
+        except Interrupted:
+            continue
+    assert attempts > 3
+    assert found == rows and same(weights(resumed.model), weights(undisturbed.model))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_named_late_and_changes_no_weight(many, features, prompt, monkeypatch, what):
+    settings = stage(("connector", "lora"), rate=1e-2, epochs=1, batch_size=4)
+    reference = Trainer(lora_model(), many, many[:3], features, prompt, settings, FP32, 0, KEY, None, COMPILED, GPU)
+    reference.setup()
+    bad = 5
+    forward, update = Trainer._forward, Trainer._update_weights
+    before, after = {}, {}
+
+    def poisoned_forward(trainer, batch):
+        logits, cosine = forward(trainer, batch)
+        if len(trainer.unread) == bad and what == "loss":
+            logits = logits * torch.tensor(float("nan"))
+        return logits, cosine
+
+    def poisoned_update(trainer, step):
+        number = len(trainer.unread)
+        if number == bad and what == "gradient":
+            next(iter(trainer.trained.values())).grad.view(-1)[0] = float("inf")
+        if number == bad:
+            before.update(weights(trainer.model))
+        update(trainer, step)
+        if number == bad:
+            after.update(weights(trainer.model))
+            step_ids.extend(step.question_ids)
+
+    step_ids = []
+    monkeypatch.setattr(Trainer, "_forward", poisoned_forward)
+    monkeypatch.setattr(Trainer, "_update_weights", poisoned_update)
+    with pytest.raises(TriptychError, match=f"step {bad}: the {'loss' if what == 'loss' else 'gradient'}") as error:
+        list(reference.run())
+    assert step_ids and all(question in str(error.value) for question in step_ids)
+    assert same(before, after) and all(torch.isfinite(tensor).all() for tensor in weights(reference.model).values())
+    assert reference.progress.step == 0, "nothing of the block is recorded"
+
+
+class HostReads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what would make the host wait for the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_consecutive", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        indexed = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        if name in self.NAMES or indexed:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_between_two_readings_read_nothing(many, features, prompt, monkeypatch):
+    step = Trainer.train_step
+    found = {}
+
+    def watched(trainer, samples, passes, batches):
+        number = trainer.progress.step + len(trainer.unread)
+        with HostReads() as reads:
+            step(trainer, samples, passes, batches)
+        found[number] = reads.found
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    settings = stage(("connector", "lora"), epochs=1, batch_size=4)
+    model = make_model()
+    model.language_model = add_lora(model.language_model, FULL_LORA, seed=5)
+    trained_on(GPU, many, features, prompt, settings, model)
+    assert len(found) > 18
+    steady = {number: reads for number, reads in found.items() if number >= 2 and number % 16 != 15}
+    # On a CPU, the optimiser itself reads the number of steps; on a GPU, that stays there.
+    assert all(set(reads) <= {"_local_scalar_dense"} and len(reads) <= 1 for reads in steady.values()), steady
+
+
+@pytest.mark.parametrize(("image_tokens", "batch_size"), [(576, 16), (49, 16), (144, 8), (576, 64)])
+def test_few_shapes_waste_little_on_slakes_lengths(image_tokens, batch_size):
+    samples = slake_like([2] * 9, 2)
+    prefix = image_tokens + 8
+    epochs = [
+        [
+            size_of(part, prefix)
+            for step in epoch_batches(samples, batch_size, 0, [*KEY, str(epoch)])
+            for part in split_by_image(step, prefix, STEP_TOKENS)
+        ]
+        for epoch in (1, 2, 3)
+    ]
+    shapes = choose_shapes(epochs, [])
+    assert len(shapes) <= MOST_SHAPES and shapes == sorted(shapes, key=lambda shape: shape.tokens)
+    for epoch in epochs:
+        taken = [next(shape for shape in shapes if shape.tokens >= size.tokens) for size in epoch]
+        for size, shape in zip(epoch, taken, strict=True):
+            assert size.images <= shape.images and size.answers <= shape.answers
+        waste = sum(shape.tokens for shape in taken) / sum(size.tokens for size in epoch) - 1
+        assert waste <= (0.06 if image_tokens == 576 else 0.15), waste
+    assert {shape.tokens for shape in shapes} == {
+        next(shape.tokens for shape in shapes if shape.tokens >= size.tokens) for size in epochs[0]
+    }
+
+
+def test_every_shape_is_needed_in_the_first_epoch():
+    epochs = [[Shape(100, 1, 5), Shape(300, 2, 9)], [Shape(900, 3, 2), Shape(600, 2, 2)]]
+    assert choose_shapes(epochs, [Shape(200, 9, 9)]) == [Shape(128, 1, 5), Shape(1024, 9, 9)]
+    assert choose_shapes([[Shape(100, 1, 5)]], [Shape(2000, 1, 5)]) == [Shape(2048, 1, 5)]

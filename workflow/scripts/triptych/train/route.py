@@ -1,0 +1,33 @@
+"""How a training computes on a device: what differs between a CPU and a GPU, said once."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a training does on one kind of device.
+
+    Attributes:
+        fixed_shapes: compiled layers take batches of a few shapes, with attention in tiles (`model/flex.py`), and are
+            compiled for each of them; otherwise for shapes that vary.
+        read_every: number of steps whose losses and norms are read from the device together: reading waits until the
+            device has computed them, and meanwhile nothing new is sent to it.
+        fused_optimiser: one kernel updates all weights, and leaves them alone after a step that is not finite.
+        cast_adapter_input: adapters of fp32 get their input in fp32, which autocast casts back before the product.
+    """
+
+    fixed_shapes: bool
+    read_every: int
+    fused_optimiser: bool
+    cast_adapter_input: bool
+
+
+CPU = Route(fixed_shapes=False, read_every=1, fused_optimiser=False, cast_adapter_input=True)
+GPU = Route(fixed_shapes=True, read_every=16, fused_optimiser=True, cast_adapter_input=False)
+
+
+def route_for(device: torch.device) -> Route:
+    """Choose the route of a device."""
+    return GPU if device.type == "cuda" else CPU
