@@ -44,8 +44,9 @@ def trained_on(route, samples, features, prompt, settings, model=None, autosaver
     return trainer, list(trainer.run())
 
 
-@pytest.mark.parametrize("kind", ["none", "reconstruct", "self-distillation"])
-@pytest.mark.parametrize("step_tokens", [8192, 200])  # steps in one pass, in several
+@pytest.mark.parametrize(  # steps in one pass, in several
+    ("kind", "step_tokens"), [("none", 8192), ("reconstruct", 200), ("self-distillation", 8192)]
+)
 def test_a_gpus_route_trains_what_a_cpus_trains(many, features, prompt, monkeypatch, kind, step_tokens):
     monkeypatch.setattr("triptych.train.trainer.STEP_TOKENS", step_tokens)
     term = Regularisation(kind=kind, weight=0.0 if kind == "none" else 0.5)
@@ -76,16 +77,11 @@ def test_a_graph_for_each_shape_and_one_for_validation_and_none_after_the_first_
     assert len(trainer.shapes) > 1
 
 
-@pytest.mark.parametrize("calls", [1, 5, 9])
+@pytest.mark.parametrize("calls", [4, 9])
 def test_a_stopped_training_ends_with_the_same_bits(many, features, prompt, tmp_path, calls):
     """Calls that stop it lie between two readings, before and after lengths that differ, and in validations."""
-    settings = stage(("connector", "lora"), rate=1e-3, epochs=2, batch_size=8)
-
-    def model():
-        torch._dynamo.reset()
-        return lora_model(dropout=0.1)
-
-    undisturbed, rows = trained_on(GPU, many, features, prompt, settings, model())
+    settings = stage(("connector", "lora"), rate=1e-3, epochs=3, batch_size=12)
+    undisturbed, rows = trained_on(GPU, many, features, prompt, settings, lora_model(dropout=0.1))
     assert len(undisturbed.shapes) > 1
     attempts = 0
     while True:
@@ -93,11 +89,11 @@ def test_a_stopped_training_ends_with_the_same_bits(many, features, prompt, tmp_
         assert attempts < 60
         try:
             autosaver = InterruptedAfterCalls(tmp_path / "last", calls)
-            resumed, found = trained_on(GPU, many, features, prompt, settings, model(), autosaver)
+            resumed, found = trained_on(GPU, many, features, prompt, settings, lora_model(dropout=0.1), autosaver)
             break
         except Interrupted:
             continue
-    assert attempts > 3
+    assert attempts > 2
     assert found == rows and same(weights(resumed.model), weights(undisturbed.model))
 
 
@@ -170,7 +166,8 @@ def test_steps_between_two_readings_read_nothing(many, features, prompt, monkeyp
     settings = stage(("connector", "lora"), epochs=1, batch_size=4)
     model = make_model()
     model.language_model = add_lora(model.language_model, FULL_LORA, seed=5)
-    trained_on(GPU, many, features, prompt, settings, model)
+    # Layers are not compiled, because a compiled one is not watched; it holds no reading, or it would not be whole.
+    trained_on(GPU, many, features, prompt, settings, model, runtime=Runtime(compile="never"))
     assert len(found) > 18
     steady = {number: reads for number, reads in found.items() if number >= 2 and number % 16 != 15}
     # On a CPU, the optimiser itself reads the number of steps; on a GPU, that stays there.
