@@ -13,7 +13,8 @@ from triptych.evaluate.generate import generate
 from triptych.model.architectures import ARCHITECTURES, architecture, sliding_window, supported_attention
 from triptych.model.attention import BLOCKWISE, layer_masks
 from triptych.model.connector import build_connector
-from triptych.model.packing import pack
+from triptych.model.flex import FLEX
+from triptych.model.packing import NO_TARGET, Shape, pack
 from triptych.model.tokens import Sample, tokenise
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.parameters import set_trainable
@@ -25,6 +26,7 @@ CASES = [
     for window in (WINDOWS if known.windows != "none" else [None])
 ]
 ATTENTION = ["eager", "sdpa", BLOCKWISE]
+SHAPES = [Shape(256, 6, 60)]
 ALL_LAYERS = {"phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
 
 
@@ -43,14 +45,16 @@ def joined(kind, window, attention="eager", lora=True):
     return model
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", [*ATTENTION, FLEX])
 @pytest.mark.parametrize(("kind", "window"), CASES)
-def test_packed_loss_and_gradients_are_those_of_plain_transformers(features, prompt, kind, window, attention):
+def test_packed_loss_and_gradients_are_those_of_plain_transformers(
+    features, prompt, kind, window, attention, flex_on_cpu
+):
     ours, plain = joined(kind, window, attention), joined(kind, window)
     trained = [set_trainable(model, ["connector", "lora"]) for model in (ours, plain)]
     samples = tokenise(make_questions(images=4, seed=1), prompt)
-    batch = pack(samples, features, prompt, TOKENS, 64)
-    packed = functional.cross_entropy(ours.answer_logits(batch), batch.targets)
+    batch = pack(samples, features, prompt, TOKENS, 64, SHAPES if attention == FLEX else ())
+    packed = functional.cross_entropy(ours.answer_logits(batch), batch.targets, ignore_index=NO_TARGET)
     unpacked = unpacked_loss(plain, samples, features, prompt)
     assert packed.item() == pytest.approx(unpacked.item(), rel=1e-5)
     gradients = [

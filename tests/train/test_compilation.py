@@ -1,5 +1,6 @@
 """Compiled layers."""
 
+import os
 from functools import partialmethod
 
 import pytest
@@ -24,6 +25,7 @@ def test_compiled_layers_give_the_same_numbers(samples, features, prompt, capsys
     traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # all of it but the C++ compiler's minute
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     results = []
+    torch._dynamo.utils.counters.clear()
     for setting in ("auto", "always"):  # auto: so small a training is not worth it
         torch._dynamo.reset()
         model = lora_model()
@@ -66,3 +68,17 @@ def test_a_model_that_drops_attention_weights_is_not_computed_in_tiles():
     assert "drops attention weights" in compile_layers("auto", model, 0, 10**6, GPU)
     with pytest.raises(TriptychError, match="attention_dropout"):
         compile_layers("always", model, 0, 0, GPU)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [(0o700, True), (0o755, True), (0o777, False), (0o775, False)])
+def test_what_is_compiled_is_kept_where_only_its_user_can_write(tmp_path, monkeypatch, mode, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder = tmp_path / "triptych-compiled"
+    folder.mkdir()
+    folder.chmod(mode)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **settings: None)
+    monkeypatch.setattr("triptych.train.compilation._obstacle", lambda model, route: None)
+    compile_layers("always", make_model(), 0, 0, GPU)
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == (str(folder) if kept else None)

@@ -1,10 +1,15 @@
 """What a training does on a GPU, computed on the CPU: fixed shapes, attention in tiles, numbers read late."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partialmethod
 
 import pytest
 import torch
-from conftest import make_model, make_questions
+from conftest import ROOT, make_model, make_questions
+from safetensors.torch import load_file
 from slake_lengths import slake_like
 from trainings import FP32, FULL_LORA, KEY, InterruptedAfterCalls, lora_model, same, stage, weights
 from triptych.config.runtime import Runtime
@@ -203,3 +208,23 @@ def test_every_shape_is_needed_in_the_first_epoch():
     epochs = [[Shape(100, 1, 5), Shape(300, 2, 9)], [Shape(900, 3, 2), Shape(600, 2, 2)]]
     assert choose_shapes(epochs, [Shape(200, 9, 9)]) == [Shape(128, 1, 5), Shape(1024, 9, 9)]
     assert choose_shapes([[Shape(100, 1, 5)]], [Shape(2000, 1, 5)]) == [Shape(2048, 1, 5)]
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    results = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        places = [ROOT / "workflow/scripts", ROOT / "tests"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))}
+        done = subprocess.run(
+            [*command, ROOT / "tests/trained_by_two.py", out], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append((json.loads((out / "rows.json").read_text()), load_file(out / "weights.safetensors")))
+    (rows, alone), (found, together) = results
+    for row, other in zip(rows, found, strict=True):
+        for name, value in row.items():
+            assert other[name] == (value and pytest.approx(value, rel=2e-3)), name
+    assert all(torch.allclose(together[name], tensor, atol=2e-3) for name, tensor in alone.items())

@@ -8,7 +8,9 @@ from torch import nn
 from triptych.config.base import Switch
 from triptych.errors import TriptychError
 from triptych.model.attention import BLOCKWISE, is_blockwise
+from triptych.model.flex import is_flex
 from triptych.model.packing import ROW_TOKENS
+from triptych.model.tiles import TILE
 from triptych.model.tokens import Sample, by_image
 from triptych.model.vlm import VisionLanguageModel
 from triptych.utils.device import free_memory
@@ -43,6 +45,8 @@ def largest_pass(
     tokens = min(len(texts) * prefix_tokens + sum(texts), max(step_tokens, block))
     if is_blockwise(model.decoder):
         return PassSize(tokens, block, min(tokens, sum(answers)))
+    if is_flex(model.decoder):
+        return PassSize(-(-tokens // TILE) * TILE, 0, min(tokens, sum(answers)))  # no mask, no weights
     row = max(ROW_TOKENS, block)
     return PassSize(-(-tokens // row) * row, row, min(tokens, sum(answers)))
 

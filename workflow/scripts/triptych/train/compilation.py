@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.utils._triton import has_triton
@@ -66,6 +67,7 @@ def compile_layers(setting: Switch, model: VisionLanguageModel, work: int, steps
             raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         return f"the language model's layers are not compiled: {obstacle}"
     if route.fixed_shapes:
+        _keep_compiled()
         use_flex(model.decoder)
         # Each shape is compiled for training, and one of them for validation.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * MOST_SHAPES)
@@ -87,3 +89,18 @@ def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
     if not shutil.which(os.environ.get(variable, program)):
         return f"there is no C{'++' if on_cpu else ''} compiler ({program}, or what {variable} names)"
     return None
+
+
+def _keep_compiled() -> None:
+    """Have torch keep what it compiles where later jobs find it, on whichever machine of a cluster they run.
+
+    The folder is this user's own: torch runs what it finds there, so that nobody else may write to it.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych-compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError:
+        return  # torch then uses a folder of its own, on this machine
+    if state.st_uid == os.getuid() and not state.st_mode & 0o022:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

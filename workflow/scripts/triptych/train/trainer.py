@@ -160,12 +160,12 @@ class Trainer:
         print(f"{steps}; {images}", flush=True)
 
     def _configure_execution(self) -> None:
-        """Choose gradient checkpointing and compilation, which change memory and speed only."""
+        """Choose compilation and gradient checkpointing, which change memory and speed only."""
+        work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
+        print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
         width = compute_dtype(self.precision, self.device).itemsize
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, size, width), flush=True)
-        work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
-        print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
         if not self.route.cast_adapter_input:
             take_any_input(self.model)
 

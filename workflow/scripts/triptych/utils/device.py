@@ -31,6 +31,8 @@ def best_device() -> torch.device:
         TriptychError: a GPU is asked for by the settings, or was given to this job, and torch can use none.
     """
     if has_gpu():
+        # cuDNN's attention would prepare itself anew, for up to a second, for every length of rows.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         # With its index: without one, a thread would use the first GPU, whichever this process uses.
         return torch.device("cuda", torch.cuda.current_device())
     if not cpu_wanted():
@@ -85,8 +87,7 @@ def attention_kind(device: torch.device) -> str:
 
     On a CPU, attention is blockwise (`model/attention.py`): nothing is computed that the mask of a packed row would
     hide. On a GPU, where many small products would wait for each other, torch's fused kernel takes the mask as a
-    tensor. FlexAttention, which would skip masked blocks, is not used: it must be compiled, its blocks are of 128
-    tokens while rows are of about 160, and it has no backward pass on a CPU to be tested with.
+    tensor; a training whose layers are compiled changes to attention in tiles (`model/flex.py`).
     """
     return "sdpa" if device.type == "cuda" else "triptych_blockwise"
 
