@@ -25,13 +25,14 @@ from triptych.train.route import CPU, GPU
 from triptych.train.sampling import epoch_batches
 from triptych.train.trainer import STEP_TOKENS, Trainer
 
+COMPILE = torch.nn.Module.compile
 COMPILED = Runtime(compile="always")
 
 
 @pytest.fixture(autouse=True)
 def _on_a_cpu(flex_on_cpu, monkeypatch):
     """Layers are traced whole, but not translated to C++, which has no backward pass for attention in tiles."""
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(COMPILE, backend="aot_eager"))
     torch._dynamo.reset()
 
 
@@ -228,3 +229,24 @@ def test_two_processes_train_what_one_trains(tmp_path):
         for name, value in row.items():
             assert other[name] == (value and pytest.approx(value, rel=2e-3)), name
     assert all(torch.allclose(together[name], tensor, atol=2e-3) for name, tensor in alone.items())
+
+
+@pytest.mark.parametrize("setting", ["auto", "always"])
+def test_layers_that_cannot_be_compiled_are_found_before_the_training(
+    many, features, prompt, monkeypatch, capsys, setting
+):
+    def broken(graph, inputs):
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(COMPILE, backend=broken))
+    monkeypatch.setattr("triptych.train.compilation.WORTHWHILE_STEPS", 0)
+    settings = stage(("connector", "lora"), epochs=1, batch_size=12)
+    if setting == "always":
+        with pytest.raises(TriptychError, match=r"cannot be compiled here .*no such processor"):
+            trained_on(GPU, many, features, prompt, settings)
+        return
+    trainer, rows = trained_on(GPU, many, features, prompt, settings, runtime=Runtime(compile="auto"))
+    assert "cannot be compiled here" in capsys.readouterr().out
+    assert not is_flex(trainer.model.decoder) and trainer.shapes == []
+    _, expected = trained_on(CPU, many, features, prompt, settings, runtime=Runtime(compile="never"))
+    assert rows[-1]["validation_loss"] == pytest.approx(expected[-1]["validation_loss"], rel=1e-3)

@@ -32,8 +32,9 @@ class Runtime(Record):
     )
     compile: Switch = Field(
         "never",
-        description="Compile the language model's layers, which takes about a minute; auto: on a CPU, if training is "
-        "long enough to gain from it. Results differ by rounding and by the random dropout masks.",
+        description="Compile the language model's layers, which takes about a minute, on a GPU for each of a few "
+        "lengths of batches; auto: if training is long enough to gain from it. Results differ by rounding and by the "
+        "random dropout masks.",
     )
     save_minutes: float = Field(10, ge=0, description="Minutes between saved states of a running training job.")
     time_limit_minutes: float | None = Field(

@@ -190,6 +190,7 @@ def pack(
     image_tokens: int,
     row_tokens: int = ROW_TOKENS,
     shapes: Sequence[Shape] = (),
+    pinned: bool = False,
 ) -> Batch:
     """Pack samples into rows of image blocks.
 
@@ -200,6 +201,7 @@ def pack(
         image_tokens: number of tokens of an image; with 0, no features are read.
         row_tokens: length to which rows are filled.
         shapes: of which the batch gets the first that it fits in, in one row; none: rows are as long as need be.
+        pinned: whether the batch is joined in memory from which a GPU copies by itself.
 
     Raises:
         TriptychError: the batch fits in no shape.
@@ -245,7 +247,8 @@ def pack(
         targets=torch.tensor(target_tokens),
         target_samples=torch.tensor(target_samples),
     )
-    return _with_slots(batch, shape) if shape else batch
+    batch = _with_slots(batch, shape) if shape else batch
+    return batch.joined(pinned) if pinned else batch
 
 
 def fitting(shapes: Sequence[Shape], size: Shape) -> Shape:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from triptych.model.packing import Shape
+from triptych.model.packing import Shape, split_by_image
 from triptych.model.tiles import TILE
 from triptych.model.tokens import Sample, by_image
 
@@ -14,6 +14,22 @@ def size_of(samples: Sequence[Sample], prefix_tokens: int) -> Shape:
     images = len(by_image(samples))
     answers = sum(len(sample.answer) for sample in samples)
     return Shape(prefix_tokens * images + sum(len(sample.text) for sample in samples), images, answers)
+
+
+def plan_shapes(
+    epochs: Sequence[Sequence[Sequence[Sample]]], validation: Sequence[Sample], prefix_tokens: int
+) -> tuple[list[Shape], list[list[Sample]]]:
+    """Choose the shapes of a training, and divide its validation's samples into batches of the last one.
+
+    Args:
+        epochs: the samples of each pass of each epoch.
+        validation: the samples of the validation.
+        prefix_tokens: length of an image's shared prefix.
+    """
+    sizes = [[size_of(samples, prefix_tokens) for samples in epoch] for epoch in epochs]
+    longest = max(size.tokens for epoch in sizes for size in epoch)
+    batches = split_by_image(validation, prefix_tokens, longest)
+    return choose_shapes(sizes, [size_of(batch, prefix_tokens) for batch in batches]), batches
 
 
 def choose_shapes(epochs: Sequence[Sequence[Shape]], validation: Sequence[Shape]) -> list[Shape]:

@@ -23,8 +23,8 @@ from triptych.model.tokens import PromptTokens, Sample, require_context
 from triptych.model.vlm import VisionLanguageModel, take_any_input
 from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
 from triptych.train.autosave import Autosaver
-from triptych.train.buckets import choose_shapes, size_of
-from triptych.train.compilation import compile_layers, parameter_tokens
+from triptych.train.buckets import plan_shapes
+from triptych.train.compilation import compile_layers, compiled_layers_work, parameter_tokens
 from triptych.train.distributed import fail_together, rank, sum_gradients, world_size
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_on_all_ranks, frozen_hash
 from triptych.train.optimizer import make_optimiser
@@ -171,35 +171,27 @@ class Trainer:
 
     def _configure_packing(self) -> None:
         """Choose how samples become batches, the validation's too, and their shapes where these are fixed."""
-        order = self.validation
-        self.validation_batches = [
-            order[start : start + VALIDATION_BATCH] for start in range(0, len(order), VALIDATION_BATCH)
-        ]
+        size = VALIDATION_BATCH
+        starts = range(0, len(self.validation), size)
+        self.validation_batches = [self.validation[start : start + size] for start in starts]
+        self.shapes = []
         if is_flex(self.model.decoder):
-            epochs = [
-                [
-                    size_of(samples, self.prefix_tokens)
-                    for step in self._steps_of(epoch)
-                    for process in range(world_size())
-                    for samples in self._passes(step, process)
-                ]
-                for epoch in range(1, self.epochs + 1)
-            ]
-            longest = max(size.tokens for epoch in epochs for size in epoch)
-            self.validation_batches = split_by_image(order, self.prefix_tokens, longest)
-            self.shapes = choose_shapes(
-                epochs, [size_of(batch, self.prefix_tokens) for batch in self.validation_batches]
-            )
+            epochs = [list(self._all_passes(epoch)) for epoch in range(1, self.epochs + 1)]
+            self.shapes, self.validation_batches = plan_shapes(epochs, self.validation, self.prefix_tokens)
             print(f"batches of {', '.join(str(shape.tokens) for shape in self.shapes)} tokens", flush=True)
         self.pack = partial(
-            _pack,
-            pinned=self.device.type == "cuda",
+            pack,
             features=self.features,
             prompt=self.prompt,
             image_tokens=self.image_tokens,
             row_tokens=row_tokens(self.model.decoder),
             shapes=self.shapes,
+            pinned=self.device.type == "cuda",
         )
+        if self.shapes:
+            batch = self.pack(next(self._all_passes(1)))
+            if not compiled_layers_work(self.runtime.compile, self.model, batch, self.precision):
+                self._configure_packing()
 
     def run(self) -> Iterator[dict]:
         """Train to the end; after the last epoch, the model holds the weights that the stage selects.
@@ -239,6 +231,12 @@ class Trainer:
     def _steps_of(self, epoch: int) -> list[list[Sample]]:
         """Give the samples of each step of an epoch."""
         return epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
+
+    def _all_passes(self, epoch: int) -> Iterator[list[Sample]]:
+        """Give the passes of an epoch, of all processes."""
+        for samples in self._steps_of(epoch):
+            for process in range(world_size()):
+                yield from self._passes(samples, process)
 
     def _passes(self, samples: Sequence[Sample], process: int) -> list[list[Sample]]:
         """Split a process's samples of a step into forward and backward passes; there may be none."""
@@ -389,11 +387,6 @@ class Trainer:
         with torch.no_grad():
             for name, weight in self.best.items():
                 self.trained[name].copy_(weight)
-
-
-def _pack(samples: Sequence[Sample], pinned: bool, **options: Any) -> Batch:
-    batch = pack(samples, **options)
-    return batch.joined(pinned) if pinned else batch
 
 
 def train(*arguments: Any, **options: Any) -> Iterator[dict]:
