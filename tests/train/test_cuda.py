@@ -12,12 +12,15 @@ from triptych.evaluate.generate import generate
 from triptych.features.encode import encode
 from triptych.features.store import Features
 from triptych.model.connector import build_connector
-from triptych.model.packing import pack
+from triptych.model.packing import Shape, pack
 from triptych.model.tokens import tokenise
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.activation_checkpointing import activation_bytes
 from triptych.train.autosave import Interrupted
-from triptych.train.trainer import train
+from triptych.train.compilation import compile_layers
+from triptych.train.parameters import set_trainable
+from triptych.train.route import GPU
+from triptych.train.trainer import Trainer, train
 from triptych.utils.device import attention_kind, best_device, compute_dtype, free_memory, mixed_precision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
@@ -80,6 +83,65 @@ def test_packed_rows_have_the_loss_and_gradients_of_single_questions(device, pro
     assert float(found[0][0]) == pytest.approx(float(single), rel=1e-4)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_attention_in_tiles_has_the_loss_and_gradients_of_single_questions(device, prompt, features, lora):
+    """Compiled for each shape, with nonsense in empty slots."""
+    torch._dynamo.reset()
+    samples = tokenise(make_questions(images=30, seed=2), prompt)
+    model = on(device)
+    trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
+    assert compile_layers("always", model, 0, 0, GPU) == "the language model's layers are compiled"
+    for shapes in ([Shape(1024, 40, 300)], [Shape(1536, 31, 200)]):
+        batch = pack(samples, features, prompt, TOKENS, shapes=shapes, pinned=True)
+        batch.features[~batch.shown] = torch.nan
+        loss = torch.nn.functional.cross_entropy(model.answer_logits(batch.to(device)), batch.targets.to(device))
+        found = torch.autograd.grad(loss, list(trained.values()))
+        plain = on(CPU)
+        single = unpacked_loss(plain, samples, features, prompt)
+        expected = torch.autograd.grad(
+            single, list(set_trainable(plain, ["connector", "lora"] if lora else ["connector"]).values())
+        )
+        assert float(loss) == pytest.approx(float(single), rel=1e-4)
+        for name, gpu, cpu in zip(trained, found, expected, strict=True):
+            assert (gpu.cpu() - cpu).norm() < 1e-3 * cpu.norm() + 1e-7, name
+
+
+def test_steps_between_two_readings_wait_for_nothing(device, tokenizer, prompt):
+    """torch itself raises where the host would wait."""
+    samples = tokenise(make_questions(images=200, seed=6), prompt)
+    settings = stage(("connector", "lora"), rate=1e-3, epochs=1, batch_size=8)
+    torch._dynamo.reset()
+    runtime = Runtime(compile="always")
+    trainer = Trainer(
+        larger(device, tokenizer),
+        samples,
+        samples[:8],
+        larger_features,
+        prompt,
+        settings,
+        "auto",
+        0,
+        KEY,
+        None,
+        runtime,
+    )
+    trainer.setup()
+    step = trainer.train_step
+
+    def watched(*arguments):
+        number = trainer.progress.step + len(trainer.unread)
+        waits = number % 16 == 15 or number < 32  # readings, the guards of the start, and what is compiled
+        torch.cuda.set_sync_debug_mode("default" if waits else "error")
+        step(*arguments)
+        torch.cuda.set_sync_debug_mode("default")
+
+    trainer.train_step = watched
+    try:
+        assert len(list(trainer.run())) == 2 and trainer.progress.step > 40
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("compiled", ["never", "always"])
 def test_a_training_gives_what_it_gives_on_a_cpu(device, samples, features, prompt, compiled):
     settings = stage(("connector", "lora"), rate=3e-3, epochs=2)
@@ -103,14 +165,14 @@ def test_bf16_trains_what_fp32_trains(device, samples, features, prompt):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", ["never", "always"])
-def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, tmp_path, checkpointing):
+@pytest.mark.parametrize(("checkpointing", "compiled"), [("never", "never"), ("always", "never"), ("never", "always")])
+def test_a_stopped_training_ends_with_the_same_bits(device, tokenizer, prompt, tmp_path, checkpointing, compiled):
     samples = tokenise(make_questions(images=40, seed=6), prompt)
     settings = stage(("connector", "lora"), rate=1e-3, epochs=2, batch_size=16)
 
     def attempt(autosaver):
         model = larger(device, tokenizer)
-        runtime = Runtime(gradient_checkpointing=checkpointing)
+        runtime = Runtime(gradient_checkpointing=checkpointing, compile=compiled)
         rows = train(model, samples, samples, larger_features, prompt, settings, "auto", 0, KEY, autosaver, runtime)
         return list(rows), weights(model)
 
