@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub  # noqa: F401  (before transformers: huggingface_hub reads its address when it is imported)
 import numpy as np
 import pyarrow
 import pyarrow.parquet
