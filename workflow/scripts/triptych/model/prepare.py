@@ -30,7 +30,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     Args:
         role: `language_model` or `vision_encoder`.
         settings: of the model.
-        cache: folder of downloaded packages.
+        cache: folder of downloads.
         out: folder to write.
 
     Raises:
@@ -39,7 +39,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     with atomic_directory(out) as temporary, _naming_the_source(temporary, settings):
         match settings.source:
             case "hub":
-                model_folder(settings.repo, settings.revision, temporary, FILES)
+                model_folder(settings.repo, settings.revision, temporary, FILES, cache)
             case "folder":
                 copy_model(located(settings.folder), FILES, temporary)
             case "package":
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloaded packages")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads")
     parser.add_argument("--out", type=folder, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]
