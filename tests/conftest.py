@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hub  # noqa: F401  (before transformers: huggingface_hub reads its address when it is imported)
@@ -80,6 +81,14 @@ def fixed_threads():
     """One thread and a fixed seed, so that a test's numbers are the same on every run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """The seconds that were to be waited, one after the other; nothing waits."""
+    asked, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: asked.append(seconds) or sleep(min(seconds, 0.001)))
+    return asked
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -116,7 +116,8 @@ class Hub:
     """A context manager in which the hub has the given files.
 
     Args:
-        files: repository ("owner/model", "datasets/owner/data") -> file name -> bytes or path.
+        files: repository ("owner/model", "datasets/owner/data") -> file name -> bytes or path; or -> a folder, whose
+            files it holds at the time of a request.
         faults: what goes wrong; of those that fit a request the first that is not used up.
         revisions: repository -> its only commit, where that is not REVISION.
         gated: repository -> tokens of those who have accepted its conditions.
@@ -125,7 +126,12 @@ class Hub:
     """
 
     def __init__(self, files, *faults: Fault, revisions=None, gated=None, tokens=(), page: int = 1000):
-        self.files = {repo: {name: _File(data) for name, data in held.items()} for repo, held in files.items()}
+        self._folders = {repo: held for repo, held in files.items() if isinstance(held, Path)}
+        self._files = {
+            repo: {name: _File(data) for name, data in held.items()}
+            for repo, held in files.items()
+            if repo not in self._folders
+        }
         self.revisions, self.gated = revisions or {}, gated or {}
         self.tokens = {*tokens, *(token for allowed in self.gated.values() for token in allowed)}
         self.page = page
@@ -188,7 +194,7 @@ class Hub:
     def _refused(self, repo: str, revision: str, token: str | None, files: bool = True) -> _Answer | None:
         if token is not None and token not in self.tokens:
             return _said(401, None, "Invalid credentials in Authorization header")
-        if repo not in self.files:  # the hub does not tell strangers what there is
+        if repo not in {**self._files, **self._folders}:  # the hub does not tell strangers what there is
             missing = 404, "RepoNotFound", "Repository not found"
             return _said(*(missing if token else (401, None, "Invalid username or password.")))
         if files and repo in self.gated and token not in self.gated[repo]:
@@ -202,12 +208,18 @@ class Hub:
             return _said(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return None
 
+    def _held(self, repo: str) -> dict[str, _File]:
+        if folder := self._folders.get(repo):
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): _File(path) for path in paths}
+        return self._files[repo]
+
     def commit(self, repo: str) -> str:
         """Give the one commit of a repository."""
         return self.revisions.get(repo, REVISION)
 
     def _about(self, repo: str, name: str) -> _Answer:
-        siblings = [{"rfilename": file} for file in sorted(self.files[repo])]
+        siblings = [{"rfilename": file} for file in sorted(self._held(repo))]
         about = {
             "id": name,
             "sha": self.commit(repo),
@@ -220,7 +232,7 @@ class Hub:
     def _tree(self, repo: str, address: str, below: str | None, query: dict[str, str]) -> _Answer:
         """A page of the file list; the cursor is the number of its first entry."""
         entries = []
-        for name, file in sorted(self.files[repo].items()):
+        for name, file in sorted(self._held(repo).items()):
             if below is None or name.startswith(f"{below}/"):
                 entry = {"type": "file", "path": name, "size": file.size, "oid": file.sha1.hexdigest()}
                 if file.is_lfs:
@@ -235,7 +247,7 @@ class Hub:
 
     def _resolved(self, repo: str, name: str, cached: bool) -> _Answer:
         commit = {"X-Repo-Commit": self.commit(repo), "Accept-Ranges": "bytes"}
-        if (file := self.files[repo].get(name)) is None:
+        if (file := self._held(repo).get(name)) is None:
             return _said(404, "EntryNotFound", "Entry not found", commit)
         linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.etag}"', **commit}
         if file.is_lfs:
@@ -254,7 +266,7 @@ class Hub:
         if query.get("Signature") != f"s{self._signature}":
             return _Answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
         found = re.fullmatch(r"/store/((?:datasets/)?[^/]+/[^/]+)/[^/]+/(.+)", path)
-        file = self.files[found[1]][found[2]]
+        file = self._held(found[1])[found[2]]
         return _Answer(200, {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}, file=file)
 
 

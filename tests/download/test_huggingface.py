@@ -212,9 +212,11 @@ def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
 def test_revisions_must_be_full_commit_ids(tmp_path, revision):
     calls = (
         lambda: huggingface.download("some/data", "train.json", revision, tmp_path),
-        lambda: huggingface.list_files("some/data", revision),
+        lambda: huggingface.list_files(huggingface.HubFiles("dataset", "some/data", revision, ("*",)), tmp_path),
         lambda: slake_hub.slake_folder(tmp_path, revision),
-        lambda: huggingface.model_folder("some/model", revision, tmp_path / "model", ["*.safetensors"], tmp_path),
+        lambda: huggingface.model_folder(
+            huggingface.HubFiles("model", "some/model", revision, ("*.safetensors",)), tmp_path / "model", tmp_path
+        ),
     )
     for call in calls:
         with pytest.raises(TriptychError, match="40 hexadecimal digits"):

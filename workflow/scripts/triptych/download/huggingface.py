@@ -7,15 +7,25 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import httpx2
-from huggingface_hub import get_token, hf_hub_download, list_repo_files, snapshot_download, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub import (
+    get_cached_repo_tree,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    list_repo_files,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -30,6 +40,7 @@ from triptych.errors import TriptychError, message_of, refusal
 from triptych.io.atomic import atomic_directory, link_or_copy
 
 Answer = TypeVar("Answer")
+Kind = Literal["model", "dataset"]  # of a repository
 
 # What a broken archive raises: places before its beginning are an OSError, and fields cut short a struct.error.
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError, struct.error)
@@ -37,40 +48,62 @@ BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")  # weights, configuration, tokenizer
+
 hub_http.install()
 
 
-def model_folder(repo: str, revision: str, out: Path, patterns: list[str], cache: Path) -> None:
-    """Put the files of a model that match `patterns` into the folder `out`, which is replaced when all are there.
+class HubFiles(NamedTuple):
+    """Files of one repository: their names, or patterns in which `*` stands for any characters."""
+
+    kind: Kind
+    repo: str
+    revision: str
+    patterns: tuple[str, ...]
+
+    def matching(self, names: Iterable[str]) -> list[str]:
+        """Give those of a repository's file names that are meant."""
+        return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
+
+
+def model_folder(files: HubFiles, out: Path, cache: Path) -> None:
+    """Put files of a model into the folder `out`, which is replaced when all are there.
 
     They are downloaded as `download` does, and have a second name in `out` (a copy where that cannot be).
 
     Raises:
         TriptychError: a pattern could match a pickle or code, the files are unavailable, or there are no safetensors.
     """
+    repo, revision = files.repo, files.revision
     check_revision(repo, revision)
-    for pattern in patterns:
+    for pattern in files.patterns:
         if not pattern.endswith(SAFE_SUFFIXES):
             raise TriptychError(f"pattern {pattern!r} for {repo}: must end in one of {', '.join(SAFE_SUFFIXES)}")
+    wanted = list(files.patterns)
     snapshot = Path(
         ask(
-            lambda: snapshot_download(repo, revision=revision, cache_dir=_store(cache), allow_patterns=patterns),
+            lambda: snapshot_download(repo, revision=revision, cache_dir=_store(cache), allow_patterns=wanted),
             repo,
-            ", ".join(patterns),
+            ", ".join(wanted),
             revision,
         )
     )
     # The user's own store may hold other files of this model, too.
     found = {path.relative_to(snapshot).as_posix(): path for path in sorted(snapshot.rglob("*")) if path.is_file()}
-    wanted = {name: path for name, path in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    if not any(name.endswith(".safetensors") for name in wanted):
+    names = files.matching(found)
+    if not has_weights(names):
         raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
-    for path in wanted.values():
-        _require_right_bytes(path, repo)
+    for name in names:
+        _require_right_bytes(found[name], repo)
     with atomic_directory(out) as temporary:
-        for name, path in wanted.items():
+        for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(path.resolve(), temporary / name)
+            link_or_copy(found[name].resolve(), temporary / name)
+
+
+def has_weights(names: Iterable[str]) -> bool:
+    """Whether there are weights among a model's files."""
+    return any(name.endswith(".safetensors") for name in names)
 
 
 def check_revision(repo: str, revision: str) -> None:
@@ -109,14 +142,19 @@ def download(repo: str, filename: str, revision: str, cache: Path) -> Path:
     return path
 
 
-def stored_file(repo: str, filename: str, revision: str, cache: Path, kind: str = "dataset") -> Path | None:
-    """Find a file where `download` (or for the kind "model", `model_folder`) has put it; None where it is not."""
+def stored_file(repo: str, filename: str, revision: str, cache: Path, kind: Kind = "dataset") -> Path | None:
+    """Find a file where it was downloaded to; None where it is not."""
     path = try_to_load_from_cache(repo, filename, cache_dir=_store(cache), revision=revision, repo_type=kind)
     return Path(path) if isinstance(path, str) else None
 
 
+def hub_folder(cache: Path) -> Path:
+    """Give the folder that downloads are kept in."""
+    return _store(cache) or Path(HF_HUB_CACHE)
+
+
 def _store(cache: Path) -> Path | None:
-    """The folder of the hub's files; None for the one of the user, which the hub's client knows."""
+    """The folder that downloads are kept in; None for the one of the user, which the hub's client knows."""
     return None if {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys() else cache / "hub"
 
 
@@ -145,16 +183,38 @@ def _require_right_bytes(path: Path, repo: str) -> None:
         raise TriptychError(f"{repo}: {path.name} differs from its hash on the hub: damaged on its way; run again")
 
 
-def list_files(repo: str, revision: str) -> list[str]:
-    """List the names of all files of a data set, sorted.
+def list_files(files: HubFiles, cache: Path) -> list[str]:
+    """List the names of those files that the repository has, sorted; for a model that is stored the hub is not asked.
 
     Raises:
         TriptychError: the hub does not say.
     """
+    kind, repo, revision, _ = files
     check_revision(repo, revision)
-    return sorted(
-        ask(lambda: list_repo_files(repo, repo_type="dataset", revision=revision), repo, "the list of files", revision)
-    )
+    try:
+        known = get_cached_repo_tree(repo, repo_type=kind, revision=revision, cache_dir=_store(cache))
+        names = [file.path for file in known]
+    except CachedRepoTreeNotFoundError:
+        asked = "the list of files"
+        names = ask(lambda: list_repo_files(repo, repo_type=kind, revision=revision), repo, asked, revision)
+    return files.matching(sorted(names))
+
+
+def file_size(files: HubFiles, name: str) -> int:
+    """Ask the hub for the size of a file in bytes; nothing is downloaded.
+
+    Raises:
+        TriptychError: the file is unavailable.
+    """
+    kind, repo, revision, _ = files
+    url = hf_hub_url(repo, name, repo_type=kind, revision=revision)
+    found = ask(lambda: get_hf_file_metadata(url), repo, name, revision)
+    if found.commit_hash != revision or found.size is None:
+        raise TriptychError(
+            f"{repo}: cannot get {name} at {revision}: {ENDPOINT} answers as no hub does (commit {found.commit_hash}, "
+            f"size {found.size}); check HF_ENDPOINT and the proxy"
+        )
+    return found.size
 
 
 def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> Answer:

@@ -8,7 +8,8 @@ A source is a module with two functions:
 - `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the image's bytes.
   That function raises TriptychError or OSError for an image that cannot be read, and only that image is rejected.
 
-A source may have a third, `card(settings, cache, counts)`: the text of its data card.
+A source may have a third, `card(settings, cache, counts)`: the text of its data card. One that downloads from the hub
+has a fourth, `hub_files(settings)`: what it downloads, for `triptych fetch --check`.
 """
 
 import stat

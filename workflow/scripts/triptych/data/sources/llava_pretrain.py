@@ -62,6 +62,11 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
         yield read
 
 
+def hub_files(settings: LlavaPretrainCaptions) -> huggingface.HubFiles:
+    """Name the files of the hub that are downloaded."""
+    return huggingface.HubFiles("dataset", REPO, settings.revision, (PAIRS, IMAGES))
+
+
 def _entries(path: Path) -> list:
     entries = read_json_file(path, "delete the file, which is a download, and run again")
     if not isinstance(entries, list):

@@ -1,13 +1,13 @@
 """Downloads with the hub's real client from the loopback hub: bytes, faults, waiting, error texts, secrets."""
 
 import logging
-import time
 
 import pytest
 from conftest import KEY
 from hub import ENDPOINT, LFS_BYTES, REVISION, Fault, Hub
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from triptych.download import hub_http, huggingface
+from triptych.download.huggingface import HubFiles
 from triptych.errors import TriptychError
 
 SMALL, LARGE = b"[1, 2]", bytes(range(256)) * (LFS_BYTES // 128)
@@ -21,16 +21,11 @@ MODEL = {
         "modeling.py": b"raise SystemExit",
     }
 }
+ALL = HubFiles("dataset", "some/data", REVISION, ("*",))
 PATTERNS = ["*.safetensors", "*.json", "tokenizer.model"]
 GET = "GET /store/datasets/some/data"
 
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch):
-    """Seconds that were to be waited; nothing waits."""
-    asked, sleep = [], time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: asked.append(seconds) or sleep(min(seconds, 0.001)))
-    return asked
+pytestmark = pytest.mark.usefixtures("slept")
 
 
 def get(tmp_path, name="images.zip", repo="some/data"):
@@ -46,7 +41,7 @@ def test_data_are_downloaded_once_and_read_without_the_hub(tmp_path, monkeypatch
         assert (get(tmp_path), get(tmp_path, "pairs.json")) == (LARGE, SMALL)
         asked = len(hub.requests)
         assert (get(tmp_path), len(hub.requests)) == (LARGE, asked)
-        assert huggingface.list_files("some/data", REVISION) == ["images.zip", "pairs.json"]
+        assert huggingface.list_files(ALL, tmp_path) == ["images.zip", "pairs.json"]
     assert get(tmp_path) == LARGE  # no hub
     assert files_in(tmp_path / "cache" / "hub")
     monkeypatch.setenv("HF_HOME", "/somewhere")
@@ -97,7 +92,7 @@ def test_a_cut_download_goes_on_where_it_was_cut_also_if_the_server_is_busy_then
 def test_failures_that_do_not_pass_are_one_error_soon(tmp_path, slept, fault, message, requests):
     with Hub(DATA, fault) as hub:
         with pytest.raises(TriptychError, match=r"some/data: cannot get .* at 0123") as told:
-            huggingface.list_files("some/data", REVISION) if "tree" in fault.where else get(tmp_path)
+            huggingface.list_files(ALL, tmp_path) if "tree" in fault.where else get(tmp_path)
         assert hub.asked(fault.where) == requests
     assert message in str(told.value) and "\n" not in str(told.value)
     assert sum(slept) <= sum(hub_http.WAITS)
@@ -110,7 +105,7 @@ def test_a_silent_hub_is_left(tmp_path, monkeypatch):
         Hub(DATA, Fault("/tree/", wait=5, times=99)),
         pytest.raises(TriptychError, match=r"cannot be reached.*timed out"),
     ):
-        huggingface.list_files("some/data", REVISION)
+        huggingface.list_files(ALL, tmp_path)
 
 
 def test_bytes_that_differ_from_their_hash_are_refused(tmp_path):
@@ -136,9 +131,7 @@ def test_restricted_repositories_say_what_to_accept(tmp_path, monkeypatch, caplo
     caplog.set_level(logging.DEBUG)
     fetch = {
         "datasets/some/data": lambda: get(tmp_path),
-        "some/model": lambda: huggingface.model_folder(
-            "some/model", REVISION, tmp_path / "model", PATTERNS, tmp_path / "cache"
-        ),
+        "some/model": lambda: model(tmp_path),
     }[page]
     with Hub(DATA | MODEL, gated={page: {"hf_friend"}}, tokens=["hf_stranger"]):
         if message:
@@ -219,7 +212,8 @@ def test_offline_only_the_cache_is_used(tmp_path, monkeypatch):
 
 
 def model(tmp_path, name="model", patterns=PATTERNS):
-    huggingface.model_folder("some/model", REVISION, tmp_path / name, patterns, tmp_path / "cache")
+    files = HubFiles("model", "some/model", REVISION, tuple(patterns))
+    huggingface.model_folder(files, tmp_path / name, tmp_path / "cache")
     return files_in(tmp_path / name)
 
 
