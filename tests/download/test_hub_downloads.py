@@ -182,6 +182,18 @@ def test_neither_tokens_nor_signatures_are_logged(tmp_path, monkeypatch, caplog,
     assert KEY not in text and "Signature" not in text
 
 
+def test_without_its_storage_xet_is_one_error_that_names_the_other_way(tmp_path):
+    """A firewall may let the hub through, and not the servers of Xet, which the client prefers where the hub has it."""
+    route = f"{ENDPOINT}/api/datasets/some/data/xet-read-token/{REVISION}"
+    offered = Fault("HEAD", headers={"X-Xet-Hash": "a" * 64, "Link": f'<{route}>; rel="xet-auth"'})
+    token = {"X-Xet-Cas-Url": ENDPOINT, "X-Xet-Access-Token": KEY, "X-Xet-Token-Expiration": "4102444800"}
+    with Hub(DATA, offered, Fault("xet-read-token", status=200, body=b"{}", headers=token)) as hub:
+        with pytest.raises(TriptychError, match=r"cannot get images.zip.*Xet.*404.*HF_HUB_DISABLE_XET=1") as told:
+            get(tmp_path)
+        assert hub.asked("reconstructions") and hub.asked("/store/") == 0
+    assert KEY not in str(told.value) and "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [

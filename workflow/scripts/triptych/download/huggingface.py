@@ -227,7 +227,8 @@ def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> 
         return request()
     except TriptychError as error:
         reason = str(error)
-    except (OSError, ValueError, EntryNotFoundError, httpx2.HTTPError) as error:
+    # All that hf_xet cannot do is a RuntimeError.
+    except (OSError, ValueError, RuntimeError, EntryNotFoundError, httpx2.HTTPError) as error:
         if refusal(error) is not None:
             raise
         reason = _reason(error, repo)
@@ -272,6 +273,8 @@ def _reason(error: Exception, repo: str) -> str:
                 "login node), with HF_HOME set to a folder that both machines see"
             )
             return f"the hub cannot be reached ({said}); {remedy}"
+        case RuntimeError():
+            return f"Xet, the hub's storage of large files, fails ({said}); set HF_HUB_DISABLE_XET=1 for plain HTTP"
     return f"{said}; run again"
 
 
