@@ -26,7 +26,11 @@ CUTS = {
     "stages": {1: {"data": "general-24", "batch_size": 8}, 2: {"epochs": 1}, 3: {"epochs": 1}},
     "lora": {"rank": 2},
     "training": {"precision": "fp32"},
-    "evaluation": {"max_new_tokens": 4, "probe": {"seeds": 1, "hidden": 8, "rare": 2}},
+    "evaluation": {
+        "max_new_tokens": 4,
+        "probe": {"seeds": 1, "hidden": 8, "rare": 2},
+        "leak": {"groups": ["row", "image"]},
+    },
 }
 
 
