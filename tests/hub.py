@@ -337,7 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
                 start, stop = 0, 0
             else:
                 start, stop = span
-                answer.status, answer.headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+                answer.status = 206
+                answer.headers.setdefault("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         answer.headers.setdefault("Content-Length", str(stop - start))
         self.send_response(answer.status)
         for name, value in answer.headers.items():
