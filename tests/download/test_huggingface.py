@@ -9,7 +9,7 @@ from PIL import Image
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources import llava_pretrain, slake_hub
 from triptych.data.sources.base import Item, Reject
-from triptych.download import huggingface
+from triptych.download import hub_zip, huggingface
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -37,6 +37,7 @@ def served(tmp_path, monkeypatch):
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface, "hf_hub_download", give)
+    monkeypatch.setattr(hub_zip, "stored_file", lambda repo, filename, revision, cache: folder / filename)
     return folder
 
 
