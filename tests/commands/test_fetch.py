@@ -129,6 +129,15 @@ def test_models_of_ablations_count_and_a_data_set_of_two_sizes_once(repositories
     assert sorted(named["liuhaotian/LLaVA-Pretrain"]) == ["general-10000", "general-30000"]
 
 
+def test_of_a_large_archive_only_what_is_needed_counts(repositories, capsys):
+    files, revisions = repositories
+    with Hub(files, Fault("images.zip", headers={"X-Linked-Size": "27356108382"}), revisions=revisions):
+        text, error = check(capsys)
+    assert not error
+    assert "images.zip: of 27.4 GB, only the images that are needed are fetched\n" in text
+    assert re.search(r"^  images\.zip +1\.6 GB  ok$", text, re.M) and "to download: 1.6 GB in" in text
+
+
 def test_a_study_without_the_hub_asks_nothing(capsys):
     with Hub({}) as hub:
         assert check(capsys, ROOT / "config" / "demo.yaml") == ("nothing of this study comes from the hub\n", "")

@@ -8,11 +8,13 @@ for its conditions to be accepted, or that the disk is too small, shows here wit
 
 import argparse
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from triptych.commands.estimate import fetched_gb
 from triptych.config.study import Study, read_study
 from triptych.config.texts import cache_folder
 from triptych.data.sources import source_module
@@ -37,7 +39,7 @@ class Found(NamedTuple):
     Attributes:
         files: what the study needs of the repository.
         name: of the file, or the pattern where none is known.
-        size: in bytes; None where the hub does not say.
+        size: in bytes, as far as it is downloaded; None where the hub does not say.
         stored: it is in the cache already.
         fault: why it cannot be downloaded.
     """
@@ -59,6 +61,15 @@ def hub_files(study: Study) -> dict[HubFiles, list[str]]:
         settings = study.datasets[name]
         if asked := getattr(source_module(settings), "hub_files", None):
             found.setdefault(asked(settings), []).append(name)
+    return found
+
+
+def in_part(study: Study) -> Counter[tuple[HubFiles, str]]:
+    """Give the bytes that are fetched out of archives, by archive."""
+    found: Counter[tuple[HubFiles, str]] = Counter()
+    for name, size in fetched_gb(study).items():
+        settings = study.datasets[name]
+        found[source_module(settings).hub_files(settings), settings.archive] += round(size * 1e9)
     return found
 
 
@@ -128,7 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not names:
         print("nothing of this study comes from the hub")
         return
-    found = [one for files in names for one in ask_hub(files, cache)]
+    found, parts = [one for files in names for one in ask_hub(files, cache)], in_part(study)
+    for index, one in enumerate(found):
+        part = parts[one.files, one.name]
+        if not one.stored and 0 < part < (one.size or 0):
+            print(f"{one.name}: of {_amount(one.size)}, only the images that are needed are fetched")
+            found[index] = one._replace(size=part)
     print("\n".join(lines(found, names)))
     faults = list(dict.fromkeys(one.fault for one in found if one.fault))
     missing = [one for one in found if not one.stored and one.size is not None]
