@@ -86,6 +86,7 @@ FOLDER ?= $(if $(SCRATCH),$(SCRATCH)/triptych,.)
 ## aire-fetch: once, on a login node: models and data of CONFIG into FOLDER ($SCRATCH/triptych), then again offline
 aire-fetch: $(VENV)/.installed
 	mkdir -p $(FOLDER)
+	cd $(FOLDER) && $(abspath $(VENV))/bin/triptych fetch --check --configfile $(abspath $(CONFIG))
 	$(FETCH)
 	HF_HUB_OFFLINE=1 $(FETCH) --forcerun fetch_dataset prepare_model
 

@@ -7,8 +7,10 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import hub  # noqa: F401  (before transformers: huggingface_hub reads its address when it is imported)
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -52,6 +54,7 @@ HIDDEN, FEATURES, TOKENS = 32, 16, 4
 
 # Files by what their tests share and what takes minutes to make; the first mostly wait.
 SHARED = {"test_slurm.py": "a cluster", "test_workflow.py": "the finished study", "test_chaos.py": "the finished study"}
+SHARED["test_hub_study.py"] = "the study from the hub"
 
 
 def pytest_collection_modifyitems(items):
@@ -79,6 +82,14 @@ def fixed_threads():
     """One thread and a fixed seed, so that a test's numbers are the same on every run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """The seconds that were to be waited, one after the other; nothing waits."""
+    asked, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: asked.append(seconds) or sleep(min(seconds, 0.001)))
+    return asked
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -141,6 +141,26 @@ def test_every_configuration_can_be_planned_before_anything_is_there(name, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_large_archive_only_the_images_that_are_read_are_counted(tmp_path):
+    study = config("config")
+    some = {"general-30000": pytest.approx(33_000 * 49e-6)}
+    assert estimate.fetched_gb(at(tmp_path, study)) == some  # a tenth more than are used
+    text = "\n".join(plan.lines(at(tmp_path, study), []))
+    assert "download    1.6 GB of images" in text and "3.2 GB images" in text and "TOO LITTLE" not in text
+    study["plan"] = {"disk_gb": 3}
+    assert "TOO LITTLE" in "\n".join(plan.lines(at(tmp_path, study), []))
+    study["datasets"]["general"]["sizes"] = [10_000, 30_000]  # the smaller is a part of the larger
+    study["stages"]["1-10k"] = {**study["stages"][1], "data": "general-10000"}
+    study["schedules"] = [*study["schedules"], ["1-10k", 2, 3]]
+    assert estimate.fetched_gb(at(tmp_path, study)) == some
+    study["datasets"]["general"]["sizes"] = "all"
+    del study["stages"]["1-10k"], study["schedules"][-1]
+    for stage in study["stages"].values():
+        stage["data"] = stage["data"].replace("general-30000", "general-all") if "data" in stage else "medical"
+    assert estimate.fetched_gb(at(tmp_path, study)) == {"general-all": pytest.approx(27.35, abs=0.01)}
+    assert estimate.fetched_gb(at(tmp_path, config("demo"))) == {}
+
+
 def test_reasons_name_the_setting_that_changed():
     before = '{"stage":{"epochs":1,"learning_rate":{"connector":0.001}},"seed":0}'
     now = '{"stage":{"epochs":2,"learning_rate":{"connector":0.001}},"seed":0}'

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from snakemake.cli import parse_config
+from snakemake.utils import update_config
 from triptych.commands import status
 from triptych.config import arms, paths
 from triptych.config.study import load_study, read_study
@@ -237,3 +238,28 @@ def test_values_of_the_command_line_have_the_types_that_they_have_in_a_file(give
     before = {"key": {"processes": 1} if isinstance(wanted, dict) else None, "other": "3"}
     merged = {**before, "key": {**before["key"], **said["key"]} if isinstance(wanted, dict) else said["key"]}
     assert with_types(merged, said) == {"key": wanted, "other": "3"}
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("stages={1: {epochs: 3}}", {1: {"data": "a", "epochs": 3}, "2long": {"epochs": 12}}),
+        ("stages={2long: {epochs: 4}, 1: {data: b}}", {1: {"data": "b", "epochs": 1}, "2long": {"epochs": 4}}),
+        ("stages={2: {epochs: 4}}", {1: {"data": "a", "epochs": 1}, "2long": {"epochs": 12}, "2": {"epochs": 4}}),
+        (
+            "stages={1: {learning_rate: {lora: 0.1}}}",
+            {1: {"data": "a", "epochs": 1, "learning_rate": {"lora": 0.1}}, "2long": {"epochs": 12}},
+        ),
+    ],
+)
+def test_numbered_stages_of_the_command_line_are_those_of_the_file(said, wanted):
+    """Snakemake reads the key 1 of `--config` as a text, and would put a second stage beside the file's."""
+    config, given = {"stages": {1: {"data": "a", "epochs": 1}, "2long": {"epochs": 12}}}, parse_config([said])
+    update_config(config, given)
+    typed = with_types(config, given)
+    assert typed == {"stages": wanted} and list(typed["stages"]) == list(wanted)
+
+
+def test_mappings_in_lists_of_the_command_line_have_types():
+    given = parse_config(["key=[{a: 1}, {b: [2, c]}]"])
+    assert with_types(dict(given), given) == {"key": [{"a": 1}, {"b": [2, "c"]}]}

@@ -6,18 +6,19 @@ import io
 import json
 import os
 import random
+import shutil
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import COLOURS, image_bytes
-from huggingface_hub.errors import LocalEntryNotFoundError
+from hub import Hub
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
 from triptych.data.sources.base import Item, Reject
 from triptych.data.sources.table_files import Columns, caption_text, read_rows
-from triptych.download import huggingface
+from triptych.download import hub_http
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -565,24 +566,12 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder whose files the hub seems to hold; `served.asked` are the names that were downloaded."""
+def served(tmp_path):
+    """A folder whose files the hub holds, and that hub."""
     folder = tmp_path / "served"
     folder.mkdir()
-    asked = []
-
-    def give(repo, filename, *, repo_type, revision, cache_dir):
-        assert (repo, repo_type, revision) == ("some/data", "dataset", REVISION)
-        asked.append(filename)
-        return str(folder / filename)
-
-    def names(repo, *, repo_type, revision):
-        assert (repo, repo_type, revision) == ("some/data", "dataset", REVISION)
-        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-    monkeypatch.setattr(huggingface, "hf_hub_download", give)
-    monkeypatch.setattr(huggingface, "list_repo_files", names)
-    return folder, asked
+    with Hub({"datasets/some/data": folder}) as hub:
+        yield folder, hub
 
 
 def serve(folder, name, images, captions, kind=IMAGE, rows=3):
@@ -603,6 +592,7 @@ def hub_settings(**changes):
 
 
 def hub_listing(tmp_path, **changes):
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what is stored is never asked for again
     return list(hub_parquet.listing(hub_settings(**changes), tmp_path / "cache"))
 
 
@@ -697,8 +687,8 @@ def test_sorted_reads_open_each_row_group_once(tmp_path, served, monkeypatch):
     assert opened == [0, 1, 2]
 
 
-def test_only_parquet_files_of_the_pattern_are_downloaded_and_their_names_are_kept(tmp_path, served, monkeypatch):
-    folder, asked = served
+def test_only_parquet_files_of_the_pattern_are_downloaded_and_their_names_are_kept(tmp_path, served):
+    folder, hub = served
     for name in ("root.parquet", "data/train-0.parquet", "data/deep/train-1.parquet", "data/test-0.parquet"):
         serve(folder, name, named(0), ["a thing"])
     for name in ("model.pkl", "load.py", "data/train.csv"):
@@ -708,14 +698,17 @@ def test_only_parquet_files_of_the_pattern_are_downloaded_and_their_names_are_ke
         "data/train-*.parquet": {"data/train-0.parquet"},
         "**/train-*.parquet": {"data/train-0.parquet", "data/deep/train-1.parquet"},
     }.items():
-        asked.clear()
+        hub.requests.clear()
+        shutil.rmtree(tmp_path / "cache" / "hub", ignore_errors=True)
         files = hub_parquet.parquet_files(hub_settings(files=pattern), tmp_path / "cache")
-        assert set(files) == set(asked) == names and list(files) == sorted(files)
+        asked = {request.line.partition(f"{REVISION}/")[2] for request in hub.requests if "HEAD /data" in request.line}
+        assert set(files) == asked == names and list(files) == sorted(files)
     # Later the hub need not be asked for the list.
-    monkeypatch.setattr(huggingface, "list_repo_files", None)
+    hub.requests.clear()
     assert set(hub_parquet.parquet_files(hub_settings(), tmp_path / "cache")) == {*files, "root.parquet"} | {
         "data/test-0.parquet"
     }
+    assert not hub.asked("/tree/")
 
 
 def test_faults_of_hub_data_name_repo_file_and_column(tmp_path, served, monkeypatch):
@@ -732,11 +725,7 @@ def test_faults_of_hub_data_name_repo_file_and_column(tmp_path, served, monkeypa
     (served[0] / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(TriptychError, match=r"a\.parquet: cannot be read as Parquet"):
         hub_listing(tmp_path)
-
-    def offline(*_, **__):
-        raise LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr(huggingface, "list_repo_files", offline)
+    monkeypatch.setattr(hub_http, "is_offline_mode", lambda: True)
     with pytest.raises(TriptychError, match=r"some/data: cannot get the list of files at .*without internet"):
         hub_listing(tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -1,18 +1,15 @@
-"""The hub's data sets and models, with the download functions replaced: order, safety and error texts."""
+"""Data sets of the hub, with the download functions replaced: order, and what archives may hold."""
 
 import io
 import json
 import zipfile
-from types import SimpleNamespace
 
-import httpx2
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from PIL import Image
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources import llava_pretrain, slake_hub
 from triptych.data.sources.base import Item, Reject
-from triptych.download import huggingface
+from triptych.download import hub_zip, huggingface
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -40,6 +37,7 @@ def served(tmp_path, monkeypatch):
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface, "hf_hub_download", give)
+    monkeypatch.setattr(hub_zip, "stored_file", lambda repo, filename, revision, cache: folder / filename)
     return folder
 
 
@@ -215,93 +213,13 @@ def test_bombs_and_empty_archives_are_refused(tmp_path, served, monkeypatch):
 def test_revisions_must_be_full_commit_ids(tmp_path, revision):
     calls = (
         lambda: huggingface.download("some/data", "train.json", revision, tmp_path),
-        lambda: huggingface.list_files("some/data", revision),
+        lambda: huggingface.list_files(huggingface.HubFiles("dataset", "some/data", revision, ("*",)), tmp_path),
         lambda: slake_hub.slake_folder(tmp_path, revision),
-        lambda: huggingface.model_folder("some/model", revision, tmp_path / "model", ["*.safetensors"]),
+        lambda: huggingface.model_folder(
+            huggingface.HubFiles("model", "some/model", revision, ("*.safetensors",)), tmp_path / "model", tmp_path
+        ),
     )
     for call in calls:
         with pytest.raises(TriptychError, match="40 hexadecimal digits"):
             call()
-    assert not list(tmp_path.iterdir())
-
-
-def fail(error):
-    def raise_it(*_, **__):
-        raise error
-
-    return raise_it
-
-
-def response(status):
-    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/x"))
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (LocalEntryNotFoundError("Cannot find the file"), r"train\.json.*without internet.*login node.*HF_HOME"),
-        (httpx2.ConnectError("no route to host"), r"no route to host.*without internet"),
-        (GatedRepoError("gated", response=response(403)), "access is restricted; accept its conditions"),
-        (RemoteEntryNotFoundError("missing", response=response(404)), "no such file at this revision"),
-    ],
-)
-def test_hub_errors_say_what_to_do(tmp_path, monkeypatch, error, message):
-    monkeypatch.setattr(huggingface, "hf_hub_download", fail(error))
-    with pytest.raises(TriptychError, match=f"BoKelvin/SLAKE: cannot get.*{message}"):
-        slake_hub.slake_folder(tmp_path / "cache", REVISION)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_downloads_go_to_the_users_store_if_there_is_one(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        huggingface, "hf_hub_download", lambda *a, **k: asked.append(k["cache_dir"]) or str(tmp_path / a[1])
-    )
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    for home in (None, "/somewhere"):
-        monkeypatch.delenv("HF_HOME", raising=False) if home is None else monkeypatch.setenv("HF_HOME", home)
-        huggingface.download(slake_hub.SLAKE, "train.json", REVISION, tmp_path)
-    assert asked == [tmp_path / "hub", None]
-
-
-def give_model(monkeypatch, names):
-    seen = SimpleNamespace()
-
-    def give(repo, *, revision, local_dir, allow_patterns):
-        seen.repo, seen.revision, seen.patterns = repo, revision, allow_patterns
-        for name in (*names, ".cache/huggingface/note.metadata"):
-            path = local_dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name)
-
-    monkeypatch.setattr(huggingface, "snapshot_download", give)
-    return seen
-
-
-def test_model_folder_holds_safe_files_alone(tmp_path, monkeypatch):
-    seen = give_model(monkeypatch, ["model.safetensors", "config.json", "tokenizer.model"])
-    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
-    huggingface.model_folder("some/model", REVISION, tmp_path / "model", patterns)
-    assert (seen.repo, seen.revision, seen.patterns) == ("some/model", REVISION, patterns)
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "tokenizer.model"}
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-@pytest.mark.parametrize("pattern", ["*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "pytorch_model*"])
-def test_patterns_that_match_pickles_or_code_are_refused(tmp_path, monkeypatch, pattern):
-    monkeypatch.setattr(huggingface, "snapshot_download", None)
-    with pytest.raises(TriptychError, match="must end in one of"):
-        huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json", pattern])
-
-
-def test_models_without_safetensors_and_failures_leave_nothing(tmp_path, monkeypatch):
-    give_model(monkeypatch, ["config.json"])
-    with pytest.raises(TriptychError, match="no safetensors"):
-        huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
-    give_model(monkeypatch, ["model.safetensors", "pytorch_model.bin"])
-    with pytest.raises(TriptychError, match=r"not requested: pytorch_model\.bin"):
-        huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
-    monkeypatch.setattr(huggingface, "snapshot_download", fail(LocalEntryNotFoundError("offline")))
-    with pytest.raises(TriptychError, match=r"some/model: cannot get \*\.json.*without internet"):
-        huggingface.model_folder("some/model", REVISION, tmp_path / "model", ["*.json"])
     assert not list(tmp_path.iterdir())

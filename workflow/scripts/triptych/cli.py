@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "plan": Command("triptych.commands.plan", "estimate what a study costs and the difference that it can detect"),
+    "fetch": Command("triptych.commands.fetch", "ask the hub for all that a study downloads, before it is downloaded"),
     "status": Command("triptych.commands.status", "show which jobs of a study are done, running, failed or pending"),
     "resume": Command("triptych.commands.resume", "continue a study after Snakemake itself was killed"),
     "verify": Command("triptych.commands.verify", "verify all results against their hashes and checksums"),

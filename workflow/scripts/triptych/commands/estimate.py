@@ -211,6 +211,16 @@ def disk_gb(study: Study) -> tuple[float, float]:
     return sum(encoded.values()), 3 * trained / 1e9
 
 
+def fetched_gb(study: Study) -> dict[str, float]:
+    """GB of images that are fetched out of archives on the hub by data set; of nested sizes, the largest alone."""
+    largest: dict[str, tuple[float, str]] = {}
+    for name in study.grid.used_datasets:
+        if study.datasets[name].archive:
+            base = name.rpartition("-")[0]
+            largest[base] = max(largest.get(base, (0.0, "")), (study.datasets[name].fetched_gb, name))
+    return {name: size for size, name in largest.values()}
+
+
 def detectable(study: Study) -> tuple[float, bool]:
     """Give the minimum detectable effect of a comparison in points, at 80 % power, and whether it is measured.
 

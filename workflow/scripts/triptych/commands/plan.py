@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, hours, model_sizes
+from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, model_sizes
 from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
@@ -103,9 +103,12 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
             f"estimate    assumed: {plan.tflops:g} TFLOP/s at {plan.utilisation:.0%} utilisation (plan.tflops, "
             "plan.utilisation); finished training jobs will correct it"
         )
-    features, checkpoints = disk_gb(study)
-    over = ": TOO LITTLE" if features + checkpoints > plan.disk_gb else ""
+    (features, checkpoints), images = disk_gb(study), sum(fetched_gb(study).values())
+    over = ": TOO LITTLE" if features + checkpoints + 2 * images > plan.disk_gb else ""
     needed = f"{features:.1f} GB features, at most {checkpoints:.1f} GB checkpoints"
+    if images:
+        yield f"download    {images:.1f} GB of images out of the hub's archives, where they are not in the cache"
+        needed += f", {2 * images:.1f} GB images (as fetched and as prepared)"
     yield f"disk        {needed}; {plan.disk_gb:g} GB available{over}"
     points, measured = detectable(study)
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)

@@ -52,6 +52,7 @@ class Images(Record):
     module: ClassVar[str]  # dotted name of the module with `listing` and `reader`
     has_captions: ClassVar[bool] = False  # questions otherwise
     read_options: ClassVar[tuple[str, ...]] = ()  # settings that decide which bytes `reader` gives for an image
+    archive: ClassVar[str] = ""  # file of the hub out of which single images are fetched
     more_images: ClassVar[str] = "give the source more images"  # what helps where too few images are usable
 
     min_side: PositiveInt = Field(
@@ -65,6 +66,11 @@ class Images(Record):
     def location(self) -> Path | None:
         """The user's folder that is read, where there is one and settings alone do not tell it."""
         return None
+
+    @property
+    def fetched_gb(self) -> float:
+        """GB of the images that are fetched out of `archive`."""
+        return 0.0
 
     def local_tables(self) -> list[Path]:
         """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
@@ -178,9 +184,15 @@ class LlavaPretrainCaptions(Captions):
 
     module = "triptych.data.sources.llava_pretrain"
     read_options = ("revision",)
+    archive = "images.zip"
 
     source: Literal["llava-pretrain"]
     revision: Revision
+
+    @property
+    def fetched_gb(self) -> float:
+        """GB of the candidates that are read at first: the archive's images have 49 kB each."""
+        return min(self.wanted, 558_128) * 49e-6
 
 
 @data_source

@@ -48,17 +48,31 @@ def with_types(config: Any, given: Any) -> Any:
     """Give back the types of what `--config` says, of which Snakemake reads lists and mappings as texts alone.
 
     Args:
-        config: the configuration, with what `--config` says in it.
+        config: the configuration, with what `--config` says in it; beside a key 1 of a file, that of `--config` is '1'.
         given: what `--config` says; keys that have been taken out of `config` stay out.
     """
     if isinstance(given, Mapping):
-        return {**config, **{key: with_types(config[key], value) for key, value in given.items() if key in config}}
+        typed = dict(config if isinstance(config, Mapping) else given)
+        for key in [key for key in given if key in typed]:
+            twin = next((other for other in typed if other != key and str(other) == key), None)
+            if twin is None:
+                typed[key] = with_types(typed[key], given[key])
+            else:
+                typed[twin] = with_types(_merged(typed[twin], typed.pop(key)), given[key])
+        return typed
     if isinstance(given, list):
         return [with_types(None, value) for value in given]
     try:
         return yaml.safe_load(given) if isinstance(given, str) else given
     except yaml.YAMLError:
         return given
+
+
+def _merged(config: Any, said: Any) -> Any:
+    """What `--config` says over what a file says, as Snakemake does it for equal keys."""
+    if not (isinstance(config, Mapping) and isinstance(said, Mapping)):
+        return said
+    return {**config, **{key: _merged(config.get(key), value) for key, value in said.items()}}
 
 
 def _faults(node: yaml.Node, loader: yaml.SafeLoader, path: str, met: dict[yaml.Node, bool]) -> Iterator[str]:

@@ -152,6 +152,11 @@ def block_error(path: Path, sha256: str | None = None) -> str | None:
     return None if sha256_json(facts) == sha256 else f"{path}: its rows differ from their hash"
 
 
+def planned_blocks(candidates: int, settings: Dataset) -> int:
+    """Count the blocks that are made at first: of a caption set's size and oversample, of all of a question set."""
+    return -(-min(candidates, settings.wanted if settings.has_captions else candidates) // BLOCK)
+
+
 class Candidates:
     """The candidates that the fetch step listed in a folder, in the order in which they are chosen, block by block."""
 
@@ -165,8 +170,7 @@ class Candidates:
         with open_table(source / "candidates.parquet") as table:
             self._table = table.read()
         self.blocks = -(-len(self._table) // BLOCK)
-        wanted = min(len(self._table), settings.wanted) if settings.has_captions else len(self._table)
-        self.planned = -(-wanted // BLOCK)  # made at first: a caption set's size and oversample, all of a question set
+        self.planned = planned_blocks(len(self._table), settings)
 
     def block(self, number: int) -> list[dict]:
         """Rows of one block."""

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from triptych.config.datasets import Dataset
 from triptych.config.texts import cache_folder
+from triptych.data.check import BLOCK, planned_blocks
 from triptych.data.rejects import by_cause, forget_failed, keep_failed
 from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
@@ -47,16 +48,20 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
 
 
 def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
-    """List a data set into `out`; the manifest is written last.
+    """List a data set into `out`, and bring what is read of it at first into the cache; the manifest is written last.
 
     Raises:
         TriptychError: the source is unavailable, cannot be read, or gave no image.
     """
-    candidates, questions, rejects = tabulate(source_module(settings).listing(settings, cache), settings)
+    source = source_module(settings)
+    candidates, questions, rejects = tabulate(source.listing(settings, cache), settings)
     if not candidates:
         why = keep_failed(out, rejects, by_cause(rejects))
         raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {why}")
     forget_failed(out)
+    if bring := getattr(source, "bring", None):
+        first = candidates[: planned_blocks(len(candidates), settings) * BLOCK]
+        bring(settings, cache, [row["place"] for row in first])
     tables = {
         "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
         "questions.parquet": (questions, QUESTION_SCHEMA),

@@ -1,24 +1,46 @@
 """Data sets and models of the Hugging Face hub, each at a pinned commit; nothing downloaded is ever executed."""
 
+import hashlib
 import lzma
 import os
 import re
-import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import httpx2
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import (
+    get_cached_repo_tree,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    list_repo_files,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
+from triptych.download import hub_http
 from triptych.errors import TriptychError, message_of, refusal
-from triptych.io.atomic import atomic_directory
+from triptych.io.atomic import atomic_directory, link_or_copy
 
 Answer = TypeVar("Answer")
+Kind = Literal["model", "dataset"]  # of a repository
 
 # What a broken archive raises: places before its beginning are an OSError, and fields cut short a struct.error.
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError, struct.error)
@@ -26,31 +48,62 @@ BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError
 # What weights, configurations and tokenizers are kept in; pickles and code are not among them.
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")  # weights, configuration, tokenizer
 
-def model_folder(repo: str, revision: str, out: Path, patterns: list[str]) -> None:
-    """Put the files of a model that match `patterns` into the folder `out`, which is replaced when all are there.
+hub_http.install()
+
+
+class HubFiles(NamedTuple):
+    """Files of one repository: their names, or patterns in which `*` stands for any characters."""
+
+    kind: Kind
+    repo: str
+    revision: str
+    patterns: tuple[str, ...]
+
+    def matching(self, names: Iterable[str]) -> list[str]:
+        """Give those of a repository's file names that are meant."""
+        return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
+
+
+def model_folder(files: HubFiles, out: Path, cache: Path) -> None:
+    """Put files of a model into the folder `out`, which is replaced when all are there.
+
+    They are downloaded as `download` does, and have a second name in `out` (a copy where that cannot be).
 
     Raises:
         TriptychError: a pattern could match a pickle or code, the files are unavailable, or there are no safetensors.
     """
+    repo, revision = files.repo, files.revision
     check_revision(repo, revision)
-    for pattern in patterns:
+    for pattern in files.patterns:
         if not pattern.endswith(SAFE_SUFFIXES):
             raise TriptychError(f"pattern {pattern!r} for {repo}: must end in one of {', '.join(SAFE_SUFFIXES)}")
-    # The folder starts empty: in one with files the hub client would pass off an unfinished download as done.
-    with atomic_directory(out) as temporary:
+    wanted = list(files.patterns)
+    snapshot = Path(
         ask(
-            lambda: snapshot_download(repo, revision=revision, local_dir=temporary, allow_patterns=patterns),
+            lambda: snapshot_download(repo, revision=revision, cache_dir=_store(cache), allow_patterns=wanted),
             repo,
-            ", ".join(patterns),
+            ", ".join(wanted),
             revision,
         )
-        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's own notes
-        names = [path.name for path in temporary.rglob("*") if path.is_file()]
-        if strange := [name for name in names if not name.endswith(SAFE_SUFFIXES)]:
-            raise TriptychError(f"{repo} sent files that were not requested: {', '.join(strange)}; refused")
-        if not any(name.endswith(".safetensors") for name in names):
-            raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
+    )
+    # The user's own store may hold other files of this model, too.
+    found = {path.relative_to(snapshot).as_posix(): path for path in sorted(snapshot.rglob("*")) if path.is_file()}
+    names = files.matching(found)
+    if not has_weights(names):
+        raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
+    for name in names:
+        _require_right_bytes(found[name], repo)
+    with atomic_directory(out) as temporary:
+        for name in names:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(found[name].resolve(), temporary / name)
+
+
+def has_weights(names: Iterable[str]) -> bool:
+    """Whether there are weights among a model's files."""
+    return any(name.endswith(".safetensors") for name in names)
 
 
 def check_revision(repo: str, revision: str) -> None:
@@ -69,34 +122,99 @@ def check_revision(repo: str, revision: str) -> None:
 def download(repo: str, filename: str, revision: str, cache: Path) -> Path:
     """Get one file of a data set; kept under HF_HOME if the user has set it, else in the project's cache.
 
-    For a file that is stored already the hub is not asked.
+    For a file that is stored already the hub is not asked; a new one is compared with the hash that the hub gives.
 
     Raises:
-        TriptychError: the file is unavailable.
+        TriptychError: the file is unavailable or arrived damaged.
     """
     check_revision(repo, revision)
-    own = {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys()
-    kept_in = None if own else cache / "hub"
-    return Path(
+    if stored := stored_file(repo, filename, revision, cache):
+        return stored
+    path = Path(
         ask(
-            lambda: hf_hub_download(repo, filename, repo_type="dataset", revision=revision, cache_dir=kept_in),
+            lambda: hf_hub_download(repo, filename, repo_type="dataset", revision=revision, cache_dir=_store(cache)),
             repo,
             filename,
             revision,
         )
     )
+    _require_right_bytes(path, repo)
+    return path
 
 
-def list_files(repo: str, revision: str) -> list[str]:
-    """List the names of all files of a data set, sorted.
+def stored_file(repo: str, filename: str, revision: str, cache: Path, kind: Kind = "dataset") -> Path | None:
+    """Find a file where it was downloaded to; None where it is not."""
+    path = try_to_load_from_cache(repo, filename, cache_dir=_store(cache), revision=revision, repo_type=kind)
+    return Path(path) if isinstance(path, str) else None
+
+
+def hub_folder(cache: Path) -> Path:
+    """Give the folder that downloads are kept in."""
+    return _store(cache) or Path(HF_HUB_CACHE)
+
+
+def _store(cache: Path) -> Path | None:
+    """The folder that downloads are kept in; None for the one of the user, which the hub's client knows."""
+    return None if {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys() else cache / "hub"
+
+
+def _require_right_bytes(path: Path, repo: str) -> None:
+    """Compare a stored file with its hash, by which the store names it; the hub's client compares sizes alone.
+
+    Where the store has no links, or another server names files in another way, there is nothing to compare with.
+
+    Raises:
+        TriptychError: they differ; the file is removed.
+    """
+    stored = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", stored.name):
+        return
+    plain, sha256 = hashlib.sha1(), hashlib.sha256()
+    git = hashlib.sha1(b"blob %d\0" % stored.stat().st_size)
+    # Large files are named by SHA-256, small ones as git does.
+    hashes = (sha256,) if len(stored.name) == 64 else (git, plain)
+    with stored.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            for one in hashes:
+                one.update(chunk)
+    if stored.name not in {one.hexdigest() for one in hashes}:
+        stored.unlink()
+        path.unlink(missing_ok=True)
+        raise TriptychError(f"{repo}: {path.name} differs from its hash on the hub: damaged on its way; run again")
+
+
+def list_files(files: HubFiles, cache: Path) -> list[str]:
+    """List the names of those files that the repository has, sorted; for a model that is stored the hub is not asked.
 
     Raises:
         TriptychError: the hub does not say.
     """
+    kind, repo, revision, _ = files
     check_revision(repo, revision)
-    return sorted(
-        ask(lambda: list_repo_files(repo, repo_type="dataset", revision=revision), repo, "the list of files", revision)
-    )
+    try:
+        known = get_cached_repo_tree(repo, repo_type=kind, revision=revision, cache_dir=_store(cache))
+        names = [file.path for file in known]
+    except CachedRepoTreeNotFoundError:
+        asked = "the list of files"
+        names = ask(lambda: list_repo_files(repo, repo_type=kind, revision=revision), repo, asked, revision)
+    return files.matching(sorted(names))
+
+
+def file_size(files: HubFiles, name: str) -> int:
+    """Ask the hub for the size of a file in bytes; nothing is downloaded.
+
+    Raises:
+        TriptychError: the file is unavailable.
+    """
+    kind, repo, revision, _ = files
+    url = hf_hub_url(repo, name, repo_type=kind, revision=revision)
+    found = ask(lambda: get_hf_file_metadata(url), repo, name, revision)
+    if found.commit_hash != revision or found.size is None:
+        raise TriptychError(
+            f"{repo}: cannot get {name} at {revision}: {ENDPOINT} answers as no hub does (commit {found.commit_hash}, "
+            f"size {found.size}); check HF_ENDPOINT and the proxy"
+        )
+    return found.size
 
 
 def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> Answer:
@@ -107,21 +225,57 @@ def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> 
     """
     try:
         return request()
-    except GatedRepoError:
-        reason, remedy = "access is restricted", "accept its conditions on its page of the hub and set HF_TOKEN"
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        reason, remedy = "not found on the hub", "check the name and the revision"
-    except (OSError, ValueError, EntryNotFoundError, httpx2.HTTPError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):
-            reason, remedy = "no such file at this revision", "check the revision"
-        else:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            reason = f"the hub cannot be reached or the file not be stored ({first_line})"
-            remedy = (
-                "on a machine without internet, first run the same step where there is internet "
-                "(on a cluster: the login node), with HF_HOME set to a folder that both machines see"
+    except TriptychError as error:
+        reason = str(error)
+    # All that hf_xet cannot do is a RuntimeError.
+    except (OSError, ValueError, RuntimeError, EntryNotFoundError, httpx2.HTTPError) as error:
+        if refusal(error) is not None:
+            raise
+        reason = _reason(error, repo)
+    raise TriptychError(f"{repo}: cannot get {files} at {revision}: {reason}")
+
+
+def _reason(error: Exception, repo: str) -> str:
+    """What failed, and what to do."""
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # which the client hides behind that there is nothing in its cache, either
+    said = getattr(error, "server_message", None) or str(error)
+    said = hub_http.without_secrets((said.strip().splitlines() or [type(error).__name__])[0])
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    # Only the address tells a data set from a model.
+    data = isinstance(error, HfHubHTTPError) and "/datasets/" in str(error.response.url)
+    page = f"{ENDPOINT}/{'datasets/' if data else ''}{repo}"
+    match error:
+        case GatedRepoError() if get_token() is None:
+            return f"access is restricted; accept its conditions on {page} and set HF_TOKEN to a token of that account"
+        case GatedRepoError():
+            return (
+                f"access is restricted; accept its conditions on {page} with the account of your token (HF_TOKEN), or "
+                "wait until its owner has agreed"
             )
-    raise TriptychError(f"{repo}: cannot get {files} at {revision}: {reason}; {remedy}") from None
+        case RevisionNotFoundError():
+            return "the repository has no such revision; check the revision"
+        case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
+            return "no such file at this revision; check the revision"
+        case HfHubHTTPError() if status == 401 and "Invalid credentials" in said:
+            return "the hub does not know the token; correct or unset HF_TOKEN (or run `hf auth login` again)"
+        case RepositoryNotFoundError() | HfHubHTTPError() if status in (401, 404):
+            return "not found on the hub; check the name, or if it is private, set HF_TOKEN to a token that may read it"
+        case HfHubHTTPError() if status == 403:
+            return f"access is denied ({said}); see {page}, or give your token (HF_TOKEN) the right to read it"
+        case HfHubHTTPError():
+            return f"the hub answers {status} ({said}); run again later"
+        case httpx2.RemoteProtocolError() | httpx2.ReadError():
+            return f"the connection breaks off again and again ({said}); run again"
+        case httpx2.TransportError() | OfflineModeIsEnabled() | LocalEntryNotFoundError():
+            remedy = (
+                "on a machine without internet, first run the same step where there is internet (on a cluster: the "
+                "login node), with HF_HOME set to a folder that both machines see"
+            )
+            return f"the hub cannot be reached ({said}); {remedy}"
+        case RuntimeError():
+            return f"Xet, the hub's storage of large files, fails ({said}); set HF_HUB_DISABLE_XET=1 for plain HTTP"
+    return f"{said}; run again"
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from triptych.config.base import Record
 from triptych.config.models import Models
 from triptych.config.texts import cache_folder, located
-from triptych.download.huggingface import model_folder
+from triptych.download.huggingface import MODEL_FILES, HubFiles, model_folder
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
@@ -21,7 +21,6 @@ from triptych.model.inspection import inspect_encoder, inspect_language_model
 from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
-FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]  # weights, configuration, tokenizer
 
 
 def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
@@ -30,7 +29,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     Args:
         role: `language_model` or `vision_encoder`.
         settings: of the model.
-        cache: folder of downloaded packages.
+        cache: folder of downloads.
         out: folder to write.
 
     Raises:
@@ -39,9 +38,9 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     with atomic_directory(out) as temporary, _naming_the_source(temporary, settings):
         match settings.source:
             case "hub":
-                model_folder(settings.repo, settings.revision, temporary, FILES)
+                model_folder(HubFiles("model", settings.repo, settings.revision, MODEL_FILES), temporary, cache)
             case "folder":
-                copy_model(located(settings.folder), FILES, temporary)
+                copy_model(located(settings.folder), MODEL_FILES, temporary)
             case "package":
                 CONVERT[role](settings, cache, temporary)
         (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
@@ -65,7 +64,7 @@ def _naming_the_source(temporary: Path, settings: Record) -> Iterator[None]:
         raise TriptychError(str(error).replace(str(temporary), getattr(settings, settings.source))) from None
 
 
-def copy_model(source: Path, patterns: list[str], out: Path) -> None:
+def copy_model(source: Path, patterns: Sequence[str], out: Path) -> None:
     """Copy a model's files that match `patterns` from a local folder into `out`.
 
     Raises:
@@ -83,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--role", required=True, choices=sorted(CONVERT))
     parser.add_argument("--settings", required=True, help="the model's settings as JSON")
-    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloaded packages")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads")
     parser.add_argument("--out", type=folder, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]

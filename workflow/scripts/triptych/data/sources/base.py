@@ -8,7 +8,9 @@ A source is a module with two functions:
 - `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the image's bytes.
   That function raises TriptychError or OSError for an image that cannot be read, and only that image is rejected.
 
-A source may have a third, `card(settings, cache, counts)`: the text of its data card.
+A source may have three more. `bring(settings, cache, places)` brings into the cache what `reader` needs for the images
+that are read at first: later steps may have no network. `card(settings, cache, counts)` gives the text of its data
+card. `hub_files(settings)` says what it downloads from the hub, for `triptych fetch --check`.
 """
 
 import stat

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import cache as cache_all
 from functools import lru_cache
 from pathlib import Path
@@ -96,6 +95,13 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
     yield read
 
 
+def hub_files(settings: HubParquetCaptions) -> huggingface.HubFiles:
+    """Name the files of the hub that are downloaded."""
+    # `**/` matches any folders, also none.
+    patterns = (settings.files, settings.files.replace("**/", ""))
+    return huggingface.HubFiles("dataset", settings.repo, settings.revision, patterns)
+
+
 def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
     """Get the data set's Parquet files by their names, in the order of these; downloaded where they are not stored yet.
 
@@ -111,11 +117,7 @@ def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
     if note.is_file():
         names = read_json(note)["names"]
     else:
-        # `**/` matches any folders, also none.
-        patterns = (settings.files, settings.files.replace("**/", ""))
-        known = huggingface.list_files(settings.repo, settings.revision)
-        names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
-        if not names:
+        if not (names := huggingface.list_files(hub_files(settings), cache)):
             raise TriptychError(f"{settings.repo}: no file matches {settings.files!r} at {settings.revision}")
         write_json(note, {**asked, "names": names})
     with ThreadPoolExecutor(DOWNLOADS) as pool:

@@ -1,4 +1,4 @@
-"""LLaVA-Pretrain: 558k captioned web images of the hub, whose archive is read in place (27 GB, not unpacked)."""
+"""LLaVA-Pretrain: 558k captioned web images of the hub; of its archive (27 GB) the chosen images are fetched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ from pathlib import Path
 from triptych.config.datasets import LlavaPretrainCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen
 from triptych.download import huggingface
+from triptych.download.hub_zip import open_members
 from triptych.errors import TriptychError
 from triptych.io.text import is_utf8, read_json_file
 
 REPO = "liuhaotian/LLaVA-Pretrain"
 PAIRS = "blip_laion_cc_sbu_558k.json"
-IMAGES = "images.zip"
+IMAGES = LlavaPretrainCaptions.archive
 
 
 def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Reject]:
@@ -22,10 +23,9 @@ def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Rej
         TriptychError: the two files are unavailable or cannot be read.
     """
     pairs = huggingface.download(REPO, PAIRS, settings.revision, cache)
-    images = huggingface.download(REPO, IMAGES, settings.revision, cache)
     items = []
-    with huggingface.open_zip(images) as archive:
-        members = {member.filename: member for member in archive.infolist()}
+    with open_members(REPO, IMAGES, settings.revision, cache) as archive:
+        members = archive.members
     for position, entry in enumerate(_entries(pairs)):
         try:
             name, image, caption = _parts(entry)
@@ -41,25 +41,30 @@ def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Rej
     yield from chosen(items, settings.seed)
 
 
+def bring(settings: LlavaPretrainCaptions, cache: Path, places: list[str]) -> None:
+    """Fetch the images at some places, unless they are in the cache.
+
+    Raises:
+        TriptychError: the archive is unavailable.
+    """
+    with open_members(REPO, IMAGES, settings.revision, cache) as archive:
+        archive.bring(places, MAX_BYTES)
+
+
 @contextmanager
 def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
-    """Read members of the archive; no more than the declared size of one is ever read out of it.
+    """Read members of the archive; one that was not fetched ahead is fetched when it is read.
 
     Raises:
         TriptychError: the archive is unavailable or cannot be read.
     """
-    with huggingface.open_zip(huggingface.download(REPO, IMAGES, settings.revision, cache)) as archive:
+    with open_members(REPO, IMAGES, settings.revision, cache) as archive:
+        yield lambda place: archive.read(place, MAX_BYTES)
 
-        def read(place: str) -> bytes:
-            try:
-                member = archive.getinfo(place)
-                if member.file_size > MAX_BYTES:
-                    raise TriptychError(f"{place}: larger than {MAX_BYTES} bytes")
-            except KeyError:
-                raise TriptychError(f"{IMAGES} has no member {place!r}") from None
-            return huggingface.read_member(archive, member)
 
-        yield read
+def hub_files(settings: LlavaPretrainCaptions) -> huggingface.HubFiles:
+    """Name the files of the hub that are downloaded; of the images, in part."""
+    return huggingface.HubFiles("dataset", REPO, settings.revision, (PAIRS, IMAGES))
 
 
 def _entries(path: Path) -> list:

@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 from triptych.config.datasets import SlakeHubVqa
 from triptych.data.sources.base import Item, Read, Reject
 from triptych.data.sources.slake_layout import folder_listing, folder_reader
-from triptych.download.huggingface import check_revision, download, open_zip, read_member
+from triptych.download.huggingface import HubFiles, check_revision, download, open_zip, read_member
 from triptych.errors import TriptychError, refusal
 from triptych.io.atomic import atomic_directory, resolve_under
 
 SLAKE = "BoKelvin/SLAKE"
 SLAKE_TABLES = ("train.json", "validation.json", "test.json")
+SLAKE_IMAGES = "imgs.zip"
 SLAKE_KEPT = ("source.jpg", "detection.json")  # of each image's folder; masks are not used
 MAX_UNPACKED_BYTES = 2_000_000_000  # of SLAKE's images, which take 0.5 GB: far below a bomb
 
@@ -37,6 +38,11 @@ def reader(settings: SlakeHubVqa, cache: Path) -> AbstractContextManager[Read]:
     return folder_reader(slake_folder(cache, settings.revision))
 
 
+def hub_files(settings: SlakeHubVqa) -> HubFiles:
+    """Name the files of the hub that are downloaded."""
+    return HubFiles("dataset", SLAKE, settings.revision, (*SLAKE_TABLES, SLAKE_IMAGES))
+
+
 def slake_folder(cache: Path, revision: str) -> Path:
     """Give the folder with SLAKE's three tables and `imgs/xmlab<ID>/source.jpg`; downloaded and unpacked once.
 
@@ -49,7 +55,7 @@ def slake_folder(cache: Path, revision: str) -> Path:
     if folder.is_dir():
         return folder
     tables = {name: download(SLAKE, name, revision, cache) for name in SLAKE_TABLES}
-    images = download(SLAKE, "imgs.zip", revision, cache)
+    images = download(SLAKE, SLAKE_IMAGES, revision, cache)
     with atomic_directory(folder) as temporary:
         for name, path in tables.items():
             shutil.copyfile(path, temporary / name)

@@ -1,0 +1,156 @@
+"""Tiny repositories in the layouts of those of `config/config.yaml`: a SigLIP, a Llama, SLAKE, LLaVA-Pretrain."""
+
+import io
+import json
+import random
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from conftest import COLOURS, image_bytes
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+SIDE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+OTHERS = {"README.md": b"# a model", "pytorch_model.bin": b"not opened", "modeling.py": b"raise SystemExit"}
+
+
+def saved(*parts) -> dict[str, bytes]:
+    """The files that `save_pretrained` of all parts writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            part.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def siglip() -> dict[str, bytes]:
+    """Both towers, as the hub has them."""
+    torch.manual_seed(2)
+    text = {**SIDE, "vocab_size": 40, "max_position_embeddings": 8, "projection_size": 16}
+    config = SiglipConfig(text_config=text, vision_config={**SIDE, "image_size": 32, "patch_size": 16})
+    return saved(SiglipModel(config), SiglipImageProcessor(size={"height": 32, "width": 32})) | OTHERS
+
+
+def clip() -> dict[str, bytes]:
+    """Both towers, as the hub has them."""
+    torch.manual_seed(3)
+    text = {**SIDE, "vocab_size": 40, "max_position_embeddings": 8}
+    vision = {**SIDE, "image_size": 32, "patch_size": 16}
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return saved(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)), processor) | OTHERS
+
+
+def tiny_llama(attention_heads: int = 4) -> dict[str, bytes]:
+    """A Llama whose tokenizer reads any text byte by byte and begins it with <s>, in weights of two shards."""
+    torch.manual_seed(4)
+    words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=attention_heads,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return saved(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)) | OTHERS
+
+
+def repositories(config: dict) -> tuple[dict, dict]:
+    """What `config/config.yaml` names, tiny, and the commits at which it names them."""
+    models, datasets = config["models"], config["datasets"]
+    found = {
+        models["vision_encoder"]["repo"]: (siglip(), models["vision_encoder"]["revision"]),
+        models["language_model"]["repo"]: (tiny_llama(), models["language_model"]["revision"]),
+        "datasets/liuhaotian/LLaVA-Pretrain": (llava_pretrain(), datasets["general"]["revision"]),
+        "datasets/BoKelvin/SLAKE": (slake(), datasets["medical"]["revision"]),
+    }
+    return {repo: files for repo, (files, _) in found.items()}, {repo: pinned for repo, (_, pinned) in found.items()}
+
+
+def downloaded(config: dict) -> dict[str, set[str]]:
+    """The files of these that a study downloads: of a model neither code, nor pickles, nor the page."""
+    model = {"config.json", "model.safetensors"}
+    tokenizer = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    return {
+        config["models"]["vision_encoder"]["repo"]: model | {"preprocessor_config.json"},
+        config["models"]["language_model"]["repo"]: model | tokenizer,
+        "datasets/liuhaotian/LLaVA-Pretrain": {"blip_laion_cc_sbu_558k.json", "images.zip"},
+        "datasets/BoKelvin/SLAKE": {"train.json", "validation.json", "test.json", "imgs.zip"},
+    }
+
+
+def jpeg(number: int) -> tuple[bytes, str, str]:
+    """A coloured square as JPEG, its colour, and its side."""
+    generator = random.Random(number)
+    colour, side = generator.choice(list(COLOURS)), generator.choice(["left", "right"])
+    with io.BytesIO() as file:
+        Image.open(io.BytesIO(image_bytes(colour, side, number))).save(file, "JPEG", quality=95)
+        return file.getvalue(), colour, side
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    """A zip archive."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return file.getvalue()
+
+
+def slake(images: int = 20) -> dict[str, bytes]:
+    """Three tables and imgs.zip, with masks, which are not used; three questions an image, and one in Chinese."""
+    parts: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
+    members = {}
+    for image in range(images):
+        data, colour, side = jpeg(image)
+        members |= {f"imgs/xmlab{image}/source.jpg": data, f"imgs/xmlab{image}/mask.png": b"mask"}
+        members[f"imgs/xmlab{image}/detection.json"] = b"[]"
+        asked = [
+            ("What colour is the square?", colour, "OPEN", "Color", "en"),
+            ("Where is it?", side, "OPEN", "Position", "en"),
+            ("Is it red?", "Yes" if colour == "red" else "No", "CLOSED", "Color", "en"),
+            ("在哪里?", side, "OPEN", "Position", "zh"),
+        ]
+        for question, answer, answer_type, content, language in asked:
+            row = {"img_id": image, "img_name": f"xmlab{image}/source.jpg", "question": question, "answer": answer}
+            row |= {"q_lang": language, "location": "Head", "modality": "CT" if image % 2 else "MRI"}
+            row |= {"answer_type": answer_type, "base_type": "vqa", "content_type": content}
+            part = "test" if image >= images - 2 else "validation" if image >= images - 4 else "train"
+            row |= {"triple": ["vhead", "_", "_"], "qid": sum(map(len, parts.values()))}
+            parts[part].append(row)
+    tables = {f"{part}.json": json.dumps(rows, ensure_ascii=False).encode() for part, rows in parts.items()}
+    return {**tables, "imgs.zip": zipped(members), "KG.zip": b"not used", "mask.txt": b"not used"}
+
+
+def llava_pretrain(images: int = 24) -> dict[str, bytes]:
+    """The pairs and images.zip."""
+    pairs, members = [], {}
+    for image in range(images):
+        data, colour, side = jpeg(1000 + image)
+        name = f"{image % 3:05d}/{image:09d}.jpg"
+        members[name] = data
+        turns = [{"from": "human", "value": "<image>\nDescribe."}]
+        turns.append({"from": "gpt", "value": f"a {colour} square on the {side}"})
+        pairs.append({"id": f"{image:09d}", "image": name, "conversations": turns})
+    return {"blip_laion_cc_sbu_558k.json": json.dumps(pairs).encode(), "images.zip": zipped(members)}
