@@ -6,6 +6,12 @@ from functools import partial
 import torch
 from transformers import DynamicCache
 
+from triptych.evaluate.fixed_shapes import (
+    NEIGHBOURS,
+    at_fixed_shapes,
+    generate_at_fixed_shapes,
+    run_prefixes_at_fixed_shapes,
+)
 from triptych.model.attention import layer_masks
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
@@ -14,7 +20,6 @@ ReadFeatures = Callable[[Sequence[str]], torch.Tensor]
 RunPrefixes = Callable[[Sequence[str]], DynamicCache]
 
 PREFIX_BYTES = 2 << 30  # of all prefixes that are kept: a fold of SLAKE with TinyLlama-1.1B in bf16 needs 1.7 GB
-NEIGHBOURS = 8  # images that are run together
 
 
 @torch.inference_mode()
@@ -25,6 +30,7 @@ def generate(
     prompt: PromptTokens,
     max_new_tokens: int,
     prefixes: RunPrefixes | None = None,
+    fixed_shapes: bool | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Greedy answers (token ids, without the end token) and their log-probabilities, in the order of `samples`.
 
@@ -32,14 +38,17 @@ def generate(
     are padded on the left, between prefix and question, where the mask hides it. A blind model is shown no image, and
     no features are asked for. The log-probability (natural logarithm) is that of the answer's tokens and, where it is
     not cut off, of its end. `prefixes`, where given, is called for the prefixes of images instead of running them here,
-    as `SharedPrefixes` does.
+    as `SharedPrefixes` does. `fixed_shapes` chooses how it is computed; None: as suits the device.
     """
     device = next(model.parameters()).device
     images = list(dict.fromkeys(sample.image_id for sample in samples))
-    cache = (prefixes or partial(run_prefixes, model, features, prompt))(images)
+    cache = (prefixes or partial(run_prefixes, model, features, prompt, fixed_shapes=fixed_shapes))(images)
+    places = [images.index(sample.image_id) for sample in samples]
+    if at_fixed_shapes(fixed_shapes, device):
+        return generate_at_fixed_shapes(model, samples, cache, places, prompt, max_new_tokens)
     before = cache.get_seq_length()
     if before:  # a blind model's prompt may begin with the question
-        cache.batch_select_indices(torch.tensor([images.index(sample.image_id) for sample in samples], device=device))
+        cache.batch_select_indices(torch.tensor(places, device=device))
 
     longest = max(len(sample.question) for sample in samples)
     pads = [longest - len(sample.question) for sample in samples]
@@ -72,7 +81,11 @@ def generate(
 
 @torch.inference_mode()
 def run_prefixes(
-    model: VisionLanguageModel, features: ReadFeatures, prompt: PromptTokens, images: Sequence[str]
+    model: VisionLanguageModel,
+    features: ReadFeatures,
+    prompt: PromptTokens,
+    images: Sequence[str],
+    fixed_shapes: bool | None = None,
 ) -> DynamicCache:
     """Run the prompt up to and with the image for R images; give their keys and values, of all tokens.
 
@@ -84,6 +97,8 @@ def run_prefixes(
     if not model.blind:
         prefix = torch.cat([prefix, model.project(features(images).to(device))], dim=1)
     cache = DynamicCache()
+    if prefix.shape[1] and at_fixed_shapes(fixed_shapes, device):
+        return run_prefixes_at_fixed_shapes(model, prefix)
     if prefix.shape[1]:
         seen = torch.ones(prefix.shape[:2], dtype=torch.long, device=device)
         model.decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True, **_shown(model, seen, seen.shape[1]))
