@@ -13,6 +13,7 @@ from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
 
 NEW_TOKENS = 6
+ROUTES = [("eager", False), ("sdpa", False), (BLOCKWISE, False), (BLOCKWISE, True)]  # attention; at fixed shapes
 
 
 def plain(model, sample, features, prompt):
@@ -37,34 +38,37 @@ def many(prompt):
     return tokenise(make_questions(images=12, seed=4), prompt)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
+@pytest.mark.parametrize(("attention", "fixed"), ROUTES)
 @pytest.mark.parametrize("connector", [Connector(), Connector(kind="linear"), Connector(kind="pooled-mlp", pool=2)])
-def test_answers_equal_plain_generation_at_any_batch_size(attention, connector, many, features, prompt):
-    check_answers(make_model(attention, connector), many, features, prompt)
+def test_answers_equal_plain_generation_at_any_batch_size(attention, fixed, connector, many, features, prompt):
+    check_answers(make_model(attention, connector), many, features, prompt, fixed)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])
+@pytest.mark.parametrize(("attention", "fixed"), ROUTES)
 @pytest.mark.parametrize("before", ["user", ""])
-def test_a_blind_model_answers_without_features(attention, before, tokenizer):
+def test_a_blind_model_answers_without_features(attention, fixed, before, tokenizer):
     model = make_model(attention)
     model.blind = True
     prompt = prompt_tokens(tokenizer, f"{before} <image> {{question}} assistant ")
     many = tokenise(make_questions(images=12, seed=4), prompt)
-    check_answers(model, many, None, prompt, different=2)
+    check_answers(model, many, None, prompt, fixed, different=2)
 
 
-def check_answers(model, many, features, prompt, different=3):
+def check_answers(model, many, features, prompt, fixed, different=3):
     expected = [plain(model, sample, features, prompt) for sample in many]
     assert len(set(map(tuple, expected))) > different, "answers must differ for the comparison to mean something"
     for size in (1, 7, 64):
         answers = []
         for start in range(0, len(many), size):
-            answers += generate(model, many[start : start + size], features, prompt, NEW_TOKENS)[0]
+            answers += generate(model, many[start : start + size], features, prompt, NEW_TOKENS, fixed_shapes=fixed)[0]
         assert answers == expected, f"batch size {size}"
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("room", [1 << 30, 100])
-def test_prefixes_are_run_once_for_all_views_unless_they_need_too_much_room(room, many, features, prompt, monkeypatch):
+def test_prefixes_are_run_once_for_all_views_unless_they_are_too_large(
+    room, fixed, many, features, prompt, monkeypatch
+):
     monkeypatch.setattr(generation, "PREFIX_BYTES", room)
     monkeypatch.setattr(generation, "NEIGHBOURS", 5)
     model, ran = make_model("sdpa"), []
@@ -72,21 +76,24 @@ def test_prefixes_are_run_once_for_all_views_unless_they_need_too_much_room(room
 
     def run(names):
         ran.append(list(names))
-        return run_prefixes(model, features, prompt, names)
+        return run_prefixes(model, features, prompt, names, fixed)
+
+    def answer(samples, read, prefixes=None):
+        return generate(model, samples, read, prompt, NEW_TOKENS, prefixes, fixed)
 
     shared = SharedPrefixes(run, images)
-    expected = [generate(model, many[start : start + 7], features, prompt, NEW_TOKENS) for start in range(0, 28, 7)]
+    expected = [answer(many[start : start + 7], features) for start in range(0, 28, 7)]
     for _ in range(2):  # as two views
         for number, start in enumerate(range(0, 28, 7)):
-            found = generate(model, many[start : start + 7], None, prompt, NEW_TOKENS, shared)
+            found = answer(many[start : start + 7], None, shared)
             assert found[0] == expected[number][0] and found[1] == pytest.approx(expected[number][1], abs=1e-5)
     if room > 100:
         assert [tuple(names) for names in ran] == list(dict.fromkeys(map(tuple, ran))), "no image is run twice"
         assert all(names == images[5 * (images.index(names[0]) // 5) :][:5] for names in ran), "with its neighbours"
     other = other_images(images)
-    swapped = generate(model, many[:7], lambda names: features([other[name] for name in names]), prompt, NEW_TOKENS)
+    swapped = answer(many[:7], lambda names: features([other[name] for name in names]))
     before = len(ran)
-    found = generate(model, many[:7], None, prompt, NEW_TOKENS, lambda names: shared([other[name] for name in names]))
+    found = answer(many[:7], None, lambda names: shared([other[name] for name in names]))
     assert found[0] == swapped[0] and found[0] != expected[0][0]
     assert len(ran) - before <= (3 if room > 100 else 1)
 

@@ -27,7 +27,7 @@ rule predict_captions:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint:q}"
         " --job {params.job:q} --data {input.data:q} --features {input.features:q}"
         " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q}"
-        " --views {params.views} --out {output:q} > {log:q} 2>&1"
+        ' --views {params.views} --out {output:q} --runtime "$RUNTIME" > {log:q} 2>&1'
 
 
 # One view alone: other folds of the leak study, and the source's own test part.

@@ -1,8 +1,9 @@
 """Answers at fixed shapes, for GPUs: no step waits for a number of the one before, and layers are compiled once.
 
-Keys and values of a batch lie in room that is made once: the image's prefix, the question, then the answer's tokens.
-The number of rows is a power of two, that of a question's tokens a multiple of QUESTION_TOKENS, and images are run
-NEIGHBOURS at a time; what is added to reach these numbers is hidden or dropped. All tokens of an answer share one shape.
+Keys and values of a batch lie in room that is made once, for the image's prefix, the question and the answer. The
+number of rows is a power of two, that of a question's tokens a multiple of QUESTION_TOKENS, and images are run
+NEIGHBOURS at a time; what is added to reach these numbers is hidden or dropped. All tokens of an answer are computed at
+one shape.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ QUESTION_TOKENS = 32  # a question of SLAKE's has up to 31 with its prompt
 READ_EVERY = 8  # tokens after which it is asked whether all answers have ended: the host waits for the device there
 ALIGNED = 8  # keys: fused kernels of attention copy a mask whose rows are not aligned
 
-Masks = torch.Tensor | dict[str, torch.Tensor]
+Masks = torch.Tensor | dict[str, torch.Tensor]  # one for all layers, or one for each type
+Room = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values (R, K, L, D) of each layer
 
 
 def at_fixed_shapes(wanted: bool | None, device: torch.device) -> bool:
@@ -119,21 +121,22 @@ def _ended(answer: list[int], end: int) -> list[int]:
     return answer[: answer.index(end)] if end in answer else answer
 
 
-def _room(model: VisionLanguageModel, rows: int, length: int) -> torch.Tensor:
-    """Make room for keys and values (layers, 2, R, K, L, D); what is not written yet is finite."""
+def _room(model: VisionLanguageModel, rows: int, length: int) -> Room:
+    """Make room for L keys and values of R rows; what is not written yet is finite."""
     config, weight = model.decoder.config, model.language_model.get_input_embeddings().weight
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return weight.new_zeros(config.num_hidden_layers, 2, rows, config.num_key_value_heads, length, size)
+    shape = rows, config.num_key_value_heads, length, size
+    return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in model.decoder.layers]
 
 
 @contextmanager
-def _kept(model: VisionLanguageModel, room: torch.Tensor) -> Iterator[None]:
+def _kept(model: VisionLanguageModel, room: Room) -> Iterator[None]:
     """Have the layers write keys and values into `room`, each into its own, and attend to what is there."""
     config = model.decoder.config
     usual = config._attn_implementation
     config._attn_implementation = ATTENTION
-    for layer, (keys, values) in zip(model.decoder.layers, room, strict=True):
-        layer.self_attn.kept = keys, values
+    for layer, kept in zip(model.decoder.layers, room, strict=True):
+        layer.self_attn.kept = kept
     try:
         yield
     finally:
@@ -143,7 +146,7 @@ def _kept(model: VisionLanguageModel, room: torch.Tensor) -> Iterator[None]:
 
 
 def _shown(
-    model: VisionLanguageModel, pads: torch.Tensor, before: int, asked: int, new: int, room: torch.Tensor
+    model: VisionLanguageModel, pads: torch.Tensor, before: int, asked: int, new: int, room: Room
 ) -> tuple[torch.Tensor, Masks]:
     """Build positions (R, Q) and masks (R, 1, Q, L) of the Q tokens of question and answer.
 
@@ -155,13 +158,14 @@ def _shown(
         new: tokens of the longest answer.
         room: for keys and values.
     """
-    keys = torch.arange(room.shape[-2], device=pads.device)[None]
+    keys = torch.arange(room[0][0].shape[2], device=pads.device)[None]
     hidden = (keys >= before) & (keys < before + pads[:, None])
     positions = keys - (keys - before).clamp(min=0).minimum(pads[:, None])
     queries = slice(before, before + asked + new)
     allowed = ~hidden[:, None] & (keys[:, None] <= keys[0, queries, None])
     distance = positions[:, queries, None] - positions[:, None]
-    return positions[:, queries], layer_masks(model.decoder.config, allowed[:, None], distance[:, None], room.dtype)
+    masks = layer_masks(model.decoder.config, allowed[:, None], distance[:, None], room[0][0].dtype)
+    return positions[:, queries], masks
 
 
 def _queries(masks: Masks, chosen: slice, model: VisionLanguageModel) -> Masks:
@@ -184,9 +188,9 @@ def _attention(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Keep keys and values (R, K, Q, D) at `place` (Q,), then attend to all that are kept: (R, H, Q, D) -> (R, Q, H, D).
+    """Keep keys and values (R, K, Q, D) at `place` (Q,), then attend from queries (R, H, Q, D) to all that are kept.
 
-    The queries of heads that share a key are stacked, so that no key is repeated.
+    The queries of heads that share a key are stacked, so that no key is repeated. Gives (R, Q, H, D).
     """
     keys, values = module.kept
     keys.index_copy_(2, place, key.to(keys.dtype))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from triptych.config.arms import CAPTIONS, CONTROLS, HELD_OUT, question_views
 from triptych.config.jobs import PredictionJob
+from triptych.config.runtime import Runtime
 from triptych.data.questions import asked_questions
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import run_step
@@ -20,6 +21,7 @@ from triptych.evaluate.answered import is_answered, keep, kept_path, restore, wr
 from triptych.evaluate.controls import Shown, own
 from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions, answer_record
+from triptych.evaluate.ready import make_ready
 from triptych.features.store import Features
 from triptych.io.manifest import read_json, sha256_file, sha256_json
 from triptych.io.parquet import write_table
@@ -137,6 +139,9 @@ def main() -> None:
     views = [*question_views(), CAPTIONS]
     parser.add_argument("--views", nargs="+", choices=views, required=True, help="what is asked")
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="Parquet file to write, one for each view")
+    parser.add_argument(
+        "--runtime", type=Runtime.model_validate_json, default=Runtime(), help="settings `runtime` as JSON"
+    )
     arguments = parser.parse_args()
     job = PredictionJob.model_validate_json(arguments.job)
     inputs = input_hashes(arguments)
@@ -154,6 +159,9 @@ def main() -> None:
         asked = [respondent.ask(view, out) for view, out in left.items()]
         first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
         done = first
+        batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
+        if line := make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens):
+            print(line, flush=True)
         start = time.monotonic()
         for one in asked:
             for number in respondent.answer(one):
