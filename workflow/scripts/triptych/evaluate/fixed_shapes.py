@@ -174,7 +174,7 @@ def _queries(masks: Masks, chosen: slice, model: VisionLanguageModel) -> Masks:
         return {name: _queries(mask, chosen, model) for name, mask in masks.items()}
     config = model.decoder.config
     mask = masks[:, :, None, chosen].expand(-1, -1, config.num_attention_heads // config.num_key_value_heads, -1, -1)
-    return mask.flatten(2, 3)
+    return mask.flatten(2, 3).contiguous()  # once for all layers
 
 
 def _attention(

@@ -9,6 +9,7 @@ import shutil
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
+from torch.utils._triton import has_triton
 
 from triptych.config.base import Switch
 from triptych.errors import TriptychError
@@ -93,7 +94,7 @@ def missing_compiler(device: torch.device) -> str:
     variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
     if not shutil.which(compiler := os.environ.get(variable, usual)):
         return f"there is no compiler {compiler}; {variable} may name another"
-    if device.type == "cuda" and not torch.utils._triton.has_triton():
+    if device.type == "cuda" and not has_triton():
         return "torch finds no Triton for this GPU"
     return ""
 
