@@ -82,7 +82,7 @@ def generate_at_fixed_shapes(
             ).last_hidden_state
             logits = model.logits(hidden[:, -1]).float()
             logprobs += (logits.amax(-1) - logits.logsumexp(-1)).masked_fill(done, 0)
-            following = logits.argmax(-1).masked_fill(done, prompt.end)
+            following = logits.argmax(-1)
             answers[:, number] = following
             done = done | (following == prompt.end)
             if number % READ_EVERY == READ_EVERY - 1 and bool(done.all()):
