@@ -69,7 +69,7 @@ def compile_layers(setting: Switch, model: VisionLanguageModel, work: int, steps
             raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         return f"the language model's layers are not compiled: {obstacle}"
     if route.fixed_shapes:
-        _keep_compiled()
+        keep_compiled()
         use_flex(model.decoder)
         # Each shape is compiled for training, and one of them for validation.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * MOST_SHAPES)
@@ -106,11 +106,16 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
 
 def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
     """Find what stands against compiling the layers, in words."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
     if getattr(model.decoder, "layers", None) is None:
         return "this language model has no list of layers that Triptych knows"
     if route.fixed_shapes and getattr(model.decoder.config, "attention_dropout", 0):
         return "this language model drops attention weights (attention_dropout)"
+    return missing_compiler(next(model.parameters()).device)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Find what is missing to compile for a device, in words."""
+    on_cpu = device.type == "cpu"
     if not on_cpu and not has_triton():
         return "torch has no Triton for this GPU"
     variable, program = ("CXX", "g++") if on_cpu else ("CC", "gcc")
@@ -119,7 +124,7 @@ def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
     return None
 
 
-def _keep_compiled() -> None:
+def keep_compiled() -> None:
     """Have torch keep what it compiles where later jobs find it, on whichever machine of a cluster they run.
 
     The folder is this user's own: torch runs what it finds there, so that nobody else may write to it.
