@@ -3,18 +3,15 @@
 It answers the same, and can be neither trained nor saved any more.
 """
 
-import os
-import shutil
-
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
-from torch.utils._triton import has_triton
 
 from triptych.config.base import Switch
-from triptych.errors import TriptychError
-from triptych.evaluate.fixed_shapes import at_fixed_shapes
+from triptych.errors import TriptychError, message_of
+from triptych.evaluate.fixed_shapes import at_fixed_shapes, run_prefixes_at_fixed_shapes
 from triptych.model.vlm import VisionLanguageModel
+from triptych.train.compilation import keep_compiled, missing_compiler
 
 SHAPES = 64  # that a layer is compiled for at most: numbers of rows and of a question's tokens, and kinds of layers
 
@@ -53,22 +50,20 @@ def make_ready(model: VisionLanguageModel, compiled: Switch, tokens: int, fixed_
         A line that says what was done; empty for a model that does not answer at fixed shapes.
 
     Raises:
-        TriptychError: `compiled` is `always`, and there is no compiler.
+        TriptychError: `compiled` is `always`, and layers cannot be compiled.
     """
     device = next(model.parameters()).device
     if not at_fixed_shapes(fixed_shapes, device):
         return ""
     adapters = simplify_adapters(model) if model.has_lora else "no adapters"
-    obstacle = missing_compiler(device)
-    if compiled == "always" and obstacle:
-        raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
     if compiled == "never" or (compiled == "auto" and tokens <= WORTHWHILE):
         layers = f"layers are not compiled (runtime.compile: {compiled})"
-    elif obstacle:
+    elif obstacle := missing_compiler(device) or compile_layers(model):
+        if compiled == "always":
+            raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         layers = f"layers are not compiled ({obstacle})"
     else:
-        compile_layers(model)
-        layers = "layers are compiled at their first use"
+        layers = "layers are compiled"
     return f"answers at fixed shapes; {adapters}; {layers}"
 
 
@@ -89,18 +84,21 @@ def simplify_adapters(model: VisionLanguageModel) -> str:
     return "adapters stay beside the weights"
 
 
-def missing_compiler(device: torch.device) -> str:
-    """Say what is missing to compile for a device; empty: nothing."""
-    variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
-    if not shutil.which(compiler := os.environ.get(variable, usual)):
-        return f"there is no compiler {compiler}; {variable} may name another"
-    if device.type == "cuda" and not has_triton():
-        return "torch finds no Triton for this GPU"
-    return ""
+@torch.inference_mode()
+def compile_layers(model: VisionLanguageModel) -> str:
+    """Have the decoder's layers compiled at their first use, once for each shape; layers that are alike share it.
 
-
-def compile_layers(model: VisionLanguageModel) -> None:
-    """Have the decoder's layers compiled at their first use, once for each shape; layers that are alike share it."""
+    The shortest prefix is run to see whether it works; if not, layers are as they were, and the text says why.
+    """
+    device = next(model.parameters()).device
+    keep_compiled()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     for layer in model.decoder.layers:
         layer.compile(fullgraph=True, dynamic=False)
+    try:
+        run_prefixes_at_fixed_shapes(model, model.embed(torch.zeros(1, 1, dtype=torch.long, device=device)))
+    except Exception as error:  # compilers, drivers and processors fail in many ways
+        for layer in model.decoder.layers:
+            layer._compiled_call_impl = None
+        return f"layers cannot be compiled here: {message_of(error)}"
+    return ""
