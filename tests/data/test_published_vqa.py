@@ -271,7 +271,7 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
         (rad_record(109, 0, image_name="a\0b"), "not a usable name"),
         (rad_record(110, 0, image_name=7), "image_name is not a name: '7'"),
         (rad_record(111, 0, image_name="moving.jpg"), "neither JPEG nor PNG"),
-        ("no record", "lacks qid, phrase_type, image_name, question, answer"),
+        ("no record", "is text, not a record"),
         ({**good[4], "qid": 112}, "repeats image, question and answer of another row"),
         ({**good[6], "question": "Another?"}, "repeats the qid of another row: 6"),
     ]
@@ -285,6 +285,19 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
     assert len(reasons) == 17
     for _, reason in bad:
         assert sum(reason in given for given in reasons) == 1, reason
+
+
+@pytest.mark.parametrize("levels", [101, 400, 100_000])
+def test_a_row_nested_too_deeply_is_a_reject(tmp_path, levels):
+    source = write_osf(tmp_path / "rad", rad_records())
+    usual = convert("vqa-rad", source, tmp_path / "usual", Split("image"))
+    text = (source / OSF_JSON).read_text()
+    (source / OSF_JSON).write_text(f"[{'[' * levels}{']' * levels}, {text[1:]}")
+    summary = convert("vqa-rad", source, tmp_path / "out", Split("image"))
+    assert summary["seen"] == usual["seen"] + 1 and summary["accepted"] == usual["accepted"]
+    rejected = json.loads((tmp_path / "out" / "rejects.json").read_text())
+    said = "nested more than 100 levels deep"
+    assert {"row": said, "reason": f"is {said}, not a record"} in rejected
 
 
 def test_hub_rows_without_image_or_text_are_rejected(tmp_path):
@@ -350,7 +363,7 @@ def test_a_broken_hub_folder_stops_with_one_message(tmp_path, spoil, message):
         (lambda folder: (folder / OSF_IMAGES).rename(folder / "images"), f"{OSF_IMAGES}: no such folder"),
         (
             lambda folder: (folder / OSF_JSON).write_text("[1]"),
-            r"part 'train' would be empty \(1 rows, 1 rejected.*lac",
+            r"part 'train' would be empty \(1 rows, 1 rejected: is a number, not a record",
         ),
     ],
 )

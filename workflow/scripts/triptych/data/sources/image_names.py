@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,12 +30,16 @@ def plain_name(name: str) -> str:
     return name.strip().replace("\\", "/").removeprefix("./")
 
 
-def respelt(names: list[tuple[str, str]]) -> Iterator[str]:
+def respelt(names: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Say how many of the names of a table, each with that of its file, were found in another spelling."""
-    other = [(name, file) for name, file in names if name != file]
-    if other:
-        name, file = other[0]
-        yield f"{len(other)} image names were found in another spelling (\\ for /, case, blanks): {name!r} as {file!r}"
+    number, first = 0, ("", "")
+    for name, file in names:
+        if name != file:
+            first = first if number else (name, file)
+            number += 1
+    if number:
+        name, file = first
+        yield f"{number} image names were found in another spelling (\\ for /, case, blanks): {name!r} as {file!r}"
 
 
 def _spellings(root: Path, name: str) -> Iterator[str]:
