@@ -407,6 +407,13 @@ def special(name, kind, target=""):
     return info
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9.tar", b"\xff/a.tar"])
+def test_shards_whose_name_is_no_text_are_named(tmp_path, name):
+    write_shard(tmp_path / os.fsdecode(name), sample("0", "a thing"))
+    with pytest.raises(TriptychError, match=r"the name of the shard '.*\\udc.*' is not valid UTF-8; rename it"):
+        shard_listing(tmp_path, shards="**/*.tar")
+
+
 def test_shards_are_read_in_place(tmp_path):
     write_shard(tmp_path / "00000.tar", [*sample("a/0", "red"), *sample("1", "blue", BLUE, "PNG")])
     about = json.dumps({"caption": "from json", "other": 1}).encode()

@@ -173,8 +173,8 @@ def test_a_lone_surrogate_costs_its_row_and_can_be_stored(tmp_path):
     assert [found["question_id"] for found in read_table(tmp_path / "out" / "questions.parquet")] == ["5"]
     rejects = read_table(tmp_path / "out" / "rejects.parquet")
     assert [found["id"] for found in rejects] == ["x\\ud800", "2", "3", "4"]
-    _, _, rejects = tabulate([Reject("image", "a\udc80", "its \ud800")], settings)
-    assert rejects == [{"kind": "image", "id": "a\\udc80", "reason": "its \\ud800"}]
+    (found,) = tabulate([Reject("image", "a\udc80", "its \ud800")], settings)
+    assert found == ("rejects", {"kind": "image", "id": "a\\udc80", "reason": "its \\ud800"})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from triptych.data.schemas import QUESTION_FIELDS, SPLITS
 from triptych.data.sources.base import Item, Read, Reject, read_below
-from triptych.data.sources.image_names import locate, plain_name, respelt
+from triptych.data.sources.image_names import Respelt, locate, plain_name
 from triptych.data.sources.slake_rows import Spellings, checked_row, is_asked, language_of, rows_of_part
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
@@ -48,8 +48,10 @@ def folder_listing(
     if expected:
         _require_counts(met, expected, folder)
     files = {image_id: locate(folder / "imgs", image.name) for image_id, image in images.items()}
-    for line in respelt((image.name, files[image_id][0]) for image_id, image in images.items()):
-        print(line, flush=True)
+    names = Respelt()
+    for image_id, image in images.items():
+        names.meet(image.name, files[image_id][0])
+    names.say()
     if expected:
         _require_pictures([name for name, stamp in files.values() if not stamp or stamp.startswith("0-")], folder)
     for image_id, image in images.items():
