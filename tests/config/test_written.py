@@ -263,3 +263,8 @@ def test_numbered_stages_of_the_command_line_are_those_of_the_file(said, wanted)
 def test_mappings_in_lists_of_the_command_line_have_types():
     given = parse_config(["key=[{a: 1}, {b: [2, c]}]"])
     assert with_types(dict(given), given) == {"key": [{"a": 1}, {"b": [2, "c"]}]}
+
+
+def test_a_value_of_the_command_line_that_is_nested_too_deeply_stays_a_text():
+    deep = "[" * 5000
+    assert with_types({"key": deep}, {"key": deep}) == {"key": deep}

@@ -218,6 +218,18 @@ def test_bad_rows_of_json_and_parquet_are_named_by_row(folder):
     ]
 
 
+def test_a_row_nested_too_deeply_costs_itself(folder):
+    deep = {"[": "[" * 100_000 + "]" * 100_000, "{": '{"a":' * 500 + "1" + "}" * 500}
+    rows = ['{"image": "2.png", "caption": "good"}', deep["["], f'{{"image": "2.png", "caption": {deep["{"]}}}']
+    rows.append('{"image": "3.png", "caption": "good too"}')
+    for name, text in (("captions.json", f"[{','.join(rows)}]"), ("captions.jsonl", "\n".join(rows))):
+        (folder / name).write_text(text)
+        found = folder_listing(folder, table=name)
+        assert {item.caption for item in pictures(found)} == {"good", "good too"}
+        assert [place for place, _ in rejects(found)] == [f"{name}:2", f"{name}:3"]
+        assert all("nested more than 100 levels deep" in reason for _, reason in rejects(found))
+
+
 def test_texts_stored_as_bytes_are_texts(tmp_path):
     columns = {"image": pa.array([b"a.png"], pa.binary()), "caption": pa.array(["a thing"]).dictionary_encode()}
     pq.write_table(pa.table(columns), tmp_path / "captions.parquet")
@@ -393,6 +405,13 @@ def special(name, kind, target=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.tar", b"\xff/a.tar"])
+def test_shards_whose_name_is_no_text_are_named(tmp_path, name):
+    write_shard(tmp_path / os.fsdecode(name), sample("0", "a thing"))
+    with pytest.raises(TriptychError, match=r"the name of the shard '.*\\udc.*' is not valid UTF-8; rename it"):
+        shard_listing(tmp_path, shards="**/*.tar")
 
 
 def test_shards_are_read_in_place(tmp_path):

@@ -5,9 +5,13 @@ import math
 import random
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from test_dicom import NAME, dicom, grey
+from test_image_formats import encoded
 from triptych.data.sources.published_rows import OSF_IMAGES, OSF_JSON, PARTS
 from triptych.data.sources.published_vqa import Split, convert, main
 from triptych.errors import TriptychError, run_step
@@ -270,14 +274,14 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
         (rad_record(108, 0, image_name="/etc/hostname"), "image_name '/etc/hostname' leads out of"),
         (rad_record(109, 0, image_name="a\0b"), "not a usable name"),
         (rad_record(110, 0, image_name=7), "image_name is not a name: '7'"),
-        (rad_record(111, 0, image_name="moving.jpg"), "neither JPEG nor PNG"),
-        ("no record", "lacks qid, phrase_type, image_name, question, answer"),
+        (rad_record(111, 0, image_name="page.jpg"), "the image is a web page (HTML), not an image that is read here"),
+        ("no record", "is text, not a record"),
         ({**good[4], "qid": 112}, "repeats image, question and answer of another row"),
         ({**good[6], "question": "Another?"}, "repeats the qid of another row: 6"),
     ]
     source = write_osf(tmp_path / "rad", good + [row for row, _ in bad])
     (tmp_path / "rad" / "secret.jpg").write_bytes(picture(77))
-    (source / OSF_IMAGES / "moving.jpg").write_bytes(picture(0, "gif"))
+    (source / OSF_IMAGES / "page.jpg").write_bytes(b"<!DOCTYPE html><html></html>")
     summary = convert("vqa-rad", source, tmp_path / "out", IMAGE)
     read(tmp_path / "out")
     assert (summary["seen"], summary["accepted"], summary["rejected"]) == (57, 40, 17)
@@ -285,6 +289,55 @@ def test_every_unusable_row_is_kept_with_its_reason(tmp_path):
     assert len(reasons) == 17
     for _, reason in bad:
         assert sum(reason in given for given in reasons) == 1, reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        ("GIF", "gif"),
+        ("TIFF", "tif"),
+        ("WEBP", "webp"),
+        ("BMP", "bmp"),
+        ("JPEG2000", "jp2"),
+        ("PPM", "pnm"),
+        ("TGA", "tga"),
+    ],
+)
+def test_images_of_every_format_that_is_read_keep_their_bytes(tmp_path, kind, suffix):
+    source = write_osf(tmp_path / "rad", rad_records())
+    data = encoded(Image.effect_noise((40, 30), 50), kind)
+    (source / OSF_IMAGES / "synpic3.jpg").write_bytes(data)
+    assert convert("vqa-rad", source, tmp_path / "out", IMAGE)["rejected"] == 0
+    read(tmp_path / "out")
+    (path,) = (tmp_path / "out" / "imgs").glob(f"*.{suffix}")
+    assert path.read_bytes() == data
+
+
+def test_dicom_is_written_as_its_pixels_and_its_header_nowhere(tmp_path):
+    source = write_osf(tmp_path / "rad", rad_records())
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    (source / OSF_IMAGES / "synpic3.jpg").write_bytes(dicom(values))
+    (source / OSF_IMAGES / "synpic4.jpg").write_bytes(dicom(values)[:600])
+    summary = convert("vqa-rad", source, tmp_path / "out", IMAGE)
+    assert summary["rejected"] == 2 and summary["accepted"] == 38
+    assert all(reason.startswith("the image: ") for reason in rejected(tmp_path / "out"))
+    read(tmp_path / "out")
+    (path,) = (tmp_path / "out" / "imgs").glob("*.png")
+    assert np.array_equal(np.asarray(Image.open(path).convert("L")), grey(dicom(values)))
+    assert not [name for name, data in tree(tmp_path / "out").items() if NAME.encode() in data]
+
+
+@pytest.mark.parametrize("levels", [101, 400, 100_000])
+def test_a_row_nested_too_deeply_is_a_reject(tmp_path, levels):
+    source = write_osf(tmp_path / "rad", rad_records())
+    usual = convert("vqa-rad", source, tmp_path / "usual", Split("image"))
+    text = (source / OSF_JSON).read_text()
+    (source / OSF_JSON).write_text(f"[{'[' * levels}{']' * levels}, {text[1:]}")
+    summary = convert("vqa-rad", source, tmp_path / "out", Split("image"))
+    assert summary["seen"] == usual["seen"] + 1 and summary["accepted"] == usual["accepted"]
+    rejected = json.loads((tmp_path / "out" / "rejects.json").read_text())
+    said = "nested more than 100 levels deep"
+    assert {"row": said, "reason": f"is {said}, not a record"} in rejected
 
 
 def test_hub_rows_without_image_or_text_are_rejected(tmp_path):
@@ -350,7 +403,7 @@ def test_a_broken_hub_folder_stops_with_one_message(tmp_path, spoil, message):
         (lambda folder: (folder / OSF_IMAGES).rename(folder / "images"), f"{OSF_IMAGES}: no such folder"),
         (
             lambda folder: (folder / OSF_JSON).write_text("[1]"),
-            r"part 'train' would be empty \(1 rows, 1 rejected.*lac",
+            r"part 'train' would be empty \(1 rows, 1 rejected: is a number, not a record",
         ),
     ],
 )

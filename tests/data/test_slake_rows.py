@@ -173,8 +173,21 @@ def test_a_lone_surrogate_costs_its_row_and_can_be_stored(tmp_path):
     assert [found["question_id"] for found in read_table(tmp_path / "out" / "questions.parquet")] == ["5"]
     rejects = read_table(tmp_path / "out" / "rejects.parquet")
     assert [found["id"] for found in rejects] == ["x\\ud800", "2", "3", "4"]
-    _, _, rejects = tabulate([Reject("image", "a\udc80", "its \ud800")], settings)
-    assert rejects == [{"kind": "image", "id": "a\\udc80", "reason": "its \\ud800"}]
+    (found,) = tabulate([Reject("image", "a\udc80", "its \ud800")], settings)
+    assert found == ("rejects", {"kind": "image", "id": "a\\udc80", "reason": "its \\ud800"})
+
+
+@pytest.mark.parametrize(
+    "deep", ["[" * 100_000 + "]" * 100_000, '{"a": ' * 600 + "null" + "}" * 600, "[" * 150 + "]" * 150]
+)
+def test_a_row_nested_too_deeply_costs_itself(tmp_path, deep):
+    write(tmp_path, [row(1), row(2, answer="HERE"), "THERE", row(3)])
+    text = (tmp_path / "train.json").read_text()
+    (tmp_path / "train.json").write_text(text.replace('"HERE"', deep).replace('"THERE"', deep))
+    questions, rejects = listed(tmp_path)
+    assert set(questions) == {"1", "3"}
+    said = "is nested more than 100 levels deep, not a record"
+    assert rejects == {f"train.json[{number}]": f"train.json[{number}] {said}" for number in (1, 2)}
 
 
 def test_boxes_at_the_limits_of_json_are_reported(tmp_path):

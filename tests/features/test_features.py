@@ -1,8 +1,10 @@
 """Vision features: shards that are shared and found again, features computed on the fly, and what is in between."""
 
+import io
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from conftest import (
     make_questions,
     write_images,
 )
+from PIL import Image
 from safetensors import safe_open
 from triptych.config.stages import FeatureSettings, Stage
 from triptych.data.image_table import ImageTable
@@ -27,7 +30,7 @@ from triptych.errors import TriptychError
 from triptych.features.encode import encode
 from triptych.features.store import Features
 from triptych.io.manifest import canonical_json, read_json, sha256_bytes, write_json
-from triptych.io.parquet import write_table
+from triptych.io.parquet import read_table, write_table
 from triptych.model import vision
 from triptych.model.tokens import tokenise
 from triptych.train.trainer import train
@@ -237,6 +240,53 @@ def test_training_learns_the_same_from_stored_and_from_computed_features(image_s
         losses.append([row["validation_loss"] for row in rows])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[1][-1] < losses[1][0]
+
+
+def as_written_before(path):
+    """Make a shard one of the versions that missed orientations: its header does not say that all are applied."""
+    data = path.read_bytes()
+    mark = b',"upright":"every orientation is applied"'
+    end = 8 + int.from_bytes(data[:8], "little")
+    assert mark in data[:end]
+    path.write_bytes(data[:end].replace(mark, b"") + b" " * len(mark) + data[end:])
+
+
+def turned(image, kind):
+    """A JPEG that is to be turned, as its EXIF at the start, behind 5 kB, or its XMP says; or not to be turned."""
+    orientation, plain = Image.Exif(), io.BytesIO()
+    orientation[0x0112] = 1 if kind == "upright" else 6
+    image.save(plain, "JPEG", quality=95)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation='3'/>"
+    filling = b"\xff\xe5" + struct.pack(">H", 5002) + bytes(5000)
+    before = {"start": b"", "xmp": b""}.get(kind, filling)
+    body = xmp if kind == "xmp" else orientation.tobytes()
+    exif = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+    return plain.getvalue()[:2] + before + exif + plain.getvalue()[2:]
+
+
+@pytest.mark.parametrize(("kind", "anew"), [("behind", 1), ("xmp", 1), ("start", 0), ("upright", 0)])
+def test_shards_of_before_are_made_anew_where_an_orientation_was_missed_and_only_there(image_sets, kind, anew, capsys):
+    table = image_sets / "data" / "general-30" / "images"
+    rows = read_table(table)
+    with Image.open(io.BytesIO(rows[11]["image"]["bytes"])) as image:
+        data = turned(image.convert("RGB"), kind)
+    rows[11] |= {"image": {"bytes": data, "path": None}, "sha256": sha256_bytes(data)}
+    write_table(table, rows, IMAGE_COLUMNS)
+    first = run(image_sets)
+    for path in shards(image_sets).values():
+        as_written_before(path)
+    before = stamps(image_sets)
+    capsys.readouterr()
+    second = run(image_sets)
+    assert f"{30 - 8 * anew} images computed before" in capsys.readouterr().out or not anew
+    assert len(set(second["files"]) - set(first["files"])) == anew, "only the shard of image 11"
+    assert {name: stamp for name, stamp in stamps(image_sets).items() if name in before} == before
+    assert run(image_sets) == second and len(shards(image_sets)) == 4 + anew, "once"
+    features = Features(image_sets / "features" / "general-30")
+    encoder = vision.load(image_sets / "models" / "vision_encoder", CPU)
+    with torch.no_grad():
+        direct = encoder.tokens(encoder.preprocess(ImageTable(table).images([11])))
+    assert torch.allclose(features(["image11"]), direct, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("changed", ["data", "models"])

@@ -61,6 +61,8 @@ if workflow.remote_exec:
 
 # Steps use the Python that Snakemake runs in; with --sdm conda, that of the environment.
 use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+# Else there is none: Snakemake would take braces in the path of this folder for wildcards.
+ENVIRONMENT = "../envs/triptych.yaml" if use_conda else None
 python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
 exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
 preamble = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "

@@ -12,7 +12,7 @@ rule fetch_dataset:
         log_of("fetch_dataset"),
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=dataset_settings,
         local_tables=listed_files,
@@ -35,7 +35,7 @@ rule check_images:
     benchmark:
         times_of("check_images")
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=dataset_settings,
         source=subpath(input.manifest, parent=True),
@@ -61,7 +61,7 @@ rule prepare_dataset:
     benchmark:
         times_of("prepare_dataset")
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=dataset_settings,
         source=subpath(input.source, parent=True),
@@ -84,7 +84,7 @@ rule make_folds:
         log_of("make_folds"),
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=lambda wildcards: jobs.folds_text(study, wildcards.cut.removeprefix("-")),
         cut=lambda wildcards: f"--cut {wildcards.cut[1:]}-" if wildcards.cut else "",
@@ -106,7 +106,7 @@ rule audit_data:
         log_of("audit_data"),
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         data=lambda wildcards, input: [str(Path(manifest).parent) for manifest in input.data],
         folded=settings.folds.dataset,
@@ -127,7 +127,7 @@ rule prepare_model:
         log_of("prepare_model"),
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=lambda wildcards: jobs.model_text(study, f"{wildcards.role}{wildcards.tag}"),
         out=subpath(output[0], parent=True),
@@ -149,7 +149,7 @@ rule encode_images:
     benchmark:
         times_of("encode_images")
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     threads: settings.runtime.threads
     params:
         dtype=settings.features.dtype,  # read from $FEATURES; here because it alone decides what runs again

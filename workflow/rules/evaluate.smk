@@ -16,7 +16,7 @@ rule predict_captions:
     benchmark:
         times_of("predict_captions")
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     threads: settings.runtime.threads
     params:
         job=jobs.prediction_text(study, CAPTIONS),
@@ -80,7 +80,7 @@ rule predict_baseline:
         log_of("predict_baseline"),
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         view=baseline_view,
     message:
@@ -104,7 +104,7 @@ rule probe:
     benchmark:
         times_of("probe")
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         job=lambda wildcards: jobs.ProbeJob.of(study, wildcards.representation, int(wildcards.seed)).text(),
     message:
@@ -134,7 +134,7 @@ rule tabulate:
         "<results>/logs/tabulate.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         schedules=grid.schedules,
         baselines=list(BASELINES),
@@ -191,7 +191,7 @@ rule compare_schedules:
         "<results>/logs/compare_schedules.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         schedules=grid.compared,
         drawn=canonical_json(grid.drawn_once),
@@ -231,7 +231,7 @@ rule tabulate_probe:
         "<results>/logs/tabulate_probe.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         order=grid.representations,
         shared=grid.shared_prefixes,
@@ -267,7 +267,7 @@ rule tabulate_leak:
         "<results>/logs/tabulate_leak.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         splits=canonical_json(list(grid.leak_splits.items())),
         out=subpath(output[0], parent=True),
@@ -292,7 +292,7 @@ rule tabulate_captions:
         "<results>/logs/tabulate_captions.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         out=subpath(output[0], parent=True),
     message:

@@ -29,7 +29,7 @@ rule plot_stages:
         "<results>/logs/plot_stages.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         schedules=canonical_json(grid.lineage),
         stages=grid.used_stages,
@@ -54,7 +54,7 @@ rule report:
         "<results>/logs/report.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=lambda wildcards: study.text(),
         figures=subpath(output[0], parent=True),
@@ -76,7 +76,7 @@ rule write_wandb_runs:
         "<results>/logs/write_wandb_runs.log",
     localrule: True  # the one that may need the internet
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         job=jobs.WandbJob.of(study).text(),
         out=subpath(output[0], parent=True),
@@ -93,7 +93,7 @@ rule plan:
         "<results>/logs/plan.log",
     localrule: True
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     params:
         settings=lambda wildcards: study.text(),
     message:

@@ -22,7 +22,7 @@ rule train_stage:
         times_of("train_stage")
     priority: 1  # before predictions, so that the chains of stages end early
     conda:
-        "../envs/triptych.yaml"
+        ENVIRONMENT
     threads: settings.runtime.threads * settings.runtime.processes
     params:
         job=training_job,

@@ -22,6 +22,7 @@ from triptych.evaluate.answered import record_path, write_answered
 from triptych.utils.terminal import duration
 
 VIEW_JOB = re.compile(r"""'(\{"batch_size":.*"precision":"[a-z0-9]+"),"view":"[a-z0-9-]+"\}'""")
+EXPANDED = re.compile(r"[$`\\]")  # what a shell reads between double quotes
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -44,6 +45,27 @@ def _soft(consequence: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+@_soft("a path with $ or ` may be read as another one on a cluster")
+def refuse_expanded_paths(workflow: Any, scripts: Path) -> None:
+    """Refuse places that submission to a cluster would change: SLURM's plugin puts commands between double quotes.
+
+    Args:
+        workflow: Snakemake's.
+        scripts: a folder of this checkout.
+
+    Raises:
+        TriptychError: a path that jobs are told holds a character that a shell reads there.
+    """
+    if workflow.local_exec:
+        return
+    for place in map(str, (scripts, workflow.workdir_init, *workflow.configfiles, sys.executable)):
+        if found := EXPANDED.search(place):
+            raise TriptychError(
+                f"{place}: the path holds {found[0]}, which submission to the cluster reads as something else; "
+                "use a path without $, ` and \\"
+            )
 
 
 @_soft("dry runs of large grids take longer")

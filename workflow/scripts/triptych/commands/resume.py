@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-import yaml
 
+from triptych.config.yaml_file import read_yaml
 from triptych.errors import TriptychError, run_step
 
 # Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
@@ -33,8 +33,8 @@ def job_prefix(profile: str | None) -> str | None:
         TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
     """
     files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
-    settings = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
-    if settings.get("executor") != "slurm":
+    settings = read_yaml(files[0])[0] if files else {}
+    if not isinstance(settings, dict) or settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
         raise TriptychError(

@@ -64,7 +64,7 @@ def with_types(config: Any, given: Any) -> Any:
         return [with_types(None, value) for value in given]
     try:
         return yaml.safe_load(given) if isinstance(given, str) else given
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return given
 
 

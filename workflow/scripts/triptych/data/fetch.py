@@ -1,32 +1,41 @@
 """Step: bring a data set's raw files into the cache and list its images; the data step that may need a network."""
 
 import argparse
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 from pydantic import TypeAdapter
 
 from triptych.config.datasets import Dataset
 from triptych.config.texts import cache_folder
 from triptych.data.check import BLOCK, planned_blocks
-from triptych.data.rejects import by_cause, forget_failed, keep_failed
+from triptych.data.rejects import cause, forget_failed, keep_failed
 from triptych.data.schemas import CANDIDATE_SCHEMA, QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.base import Item, Reject, clean_caption, hashed_split
 from triptych.errors import TriptychError, run_step
+from triptych.io.atomic import atomic_path
 from triptych.io.manifest import sha256_file, write_record
-from triptych.io.parquet import write_table
+from triptych.io.parquet import TableWriter, stream_table
 from triptych.io.text import as_utf8
 
+TABLES = {"candidates": CANDIDATE_SCHEMA, "questions": QUESTION_SCHEMA, "rejects": REJECT_SCHEMA}
 
-def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[dict], list[dict], list[dict]]:
-    """Sort what a source lists into rows of candidates, questions and rejects, in its order; captions are cleaned."""
-    candidates, questions, rejects = [], [], []
+
+def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> Iterator[tuple[str, dict]]:
+    """Give what a source lists as rows of `TABLES`, each with the table's name, in its order; captions are cleaned.
+
+    The questions of an image come after it, before the next image.
+    """
     seen: set[str] = set()
     for item in found:
         if isinstance(item, Reject):
             # Either may hold what UTF-8 cannot: it may be here for that.
-            rejects.append({"kind": item.kind, "id": as_utf8(item.id), "reason": as_utf8(item.reason)})
+            yield "rejects", {"kind": item.kind, "id": as_utf8(item.id), "reason": as_utf8(item.reason)}
             continue
         caption = item.caption
         try:
@@ -35,16 +44,16 @@ def tabulate(found: Iterable[Item | Reject], settings: Dataset) -> tuple[list[di
             if settings.has_captions:
                 caption = clean_caption(item.caption, *settings.caption_length)
         except TriptychError as error:
-            rejects.append({"kind": "image", "id": item.id, "reason": str(error)})
+            yield "rejects", {"kind": "image", "id": item.id, "reason": str(error)}
             continue
         seen.add(item.id)
         split = item.split or hashed_split(settings.seed, item.path, settings.validation_fraction)
         row = {"id": item.id, "path": item.path, "place": item.place, "split": split, "caption": caption}
         row |= {"group": item.group or item.id, "boxes": item.boxes, "stamp": item.stamp}
-        candidates.append(row)
+        yield "candidates", row
         shared = {"image_id": item.id, "group": row["group"], "split": split}
-        questions += [{**shared, **question} for question in item.questions]
-    return candidates, questions, rejects
+        for question in item.questions:
+            yield "questions", {**shared, **question}
 
 
 def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
@@ -54,25 +63,32 @@ def fetch(settings: Dataset, cache: Path, out: Path) -> dict:
         TriptychError: the source is unavailable, cannot be read, or gave no image.
     """
     source = source_module(settings)
-    candidates, questions, rejects = tabulate(source.listing(settings, cache), settings)
-    if not candidates:
-        why = keep_failed(out, rejects, by_cause(rejects))
-        raise TriptychError(f"the source gave no usable image; {len(rejects)} rows were rejected: {why}")
+    counts = dict.fromkeys(TABLES, 0)
+    causes: Counter[str] = Counter()
+    with ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(TableWriter(stack.enter_context(atomic_path(out / f"{name}.parquet")), schema))
+            for name, schema in TABLES.items()
+        }
+        for name, row in tabulate(source.listing(settings, cache), settings):
+            tables[name].add(row)
+            counts[name] += 1
+            if name == "rejects":
+                causes[cause(row["reason"])] += 1
+        for name, number in counts.items():
+            if not number:  # an empty group, as earlier versions wrote it: equal tables have equal hashes
+                tables[name].add_batch(pa.RecordBatch.from_pylist([], schema=TABLES[name]))
+        if not counts["candidates"]:
+            why = keep_failed(out, tables["rejects"], {"": causes})
+            raise TriptychError(f"the source gave no usable image; {counts['rejects']} rows were rejected: {why}")
     forget_failed(out)
     if bring := getattr(source, "bring", None):
-        first = candidates[: planned_blocks(len(candidates), settings) * BLOCK]
+        first = islice(stream_table(out / "candidates.parquet"), planned_blocks(counts["candidates"], settings) * BLOCK)
         bring(settings, cache, [row["place"] for row in first])
-    tables = {
-        "candidates.parquet": (candidates, CANDIDATE_SCHEMA),
-        "questions.parquet": (questions, QUESTION_SCHEMA),
-        "rejects.parquet": (rejects, REJECT_SCHEMA),
-    }
-    for name, (rows, schema) in tables.items():
-        write_table(out / name, rows, schema)
     manifest = {
         "source": settings.source,
-        "counts": {"candidates": len(candidates), "questions": len(questions), "rejects": len(rejects)},
-        "files": {name: sha256_file(out / name) for name in tables},
+        "counts": counts,
+        "files": {f"{name}.parquet": sha256_file(out / f"{name}.parquet") for name in TABLES},
     }
     if settings.location:
         manifest["folder"] = str(settings.location.resolve())

@@ -58,6 +58,15 @@ class ImageTable:
             files = [self._bytes(row) for row in rows]
         return (self._decoded(row, data) for row, data in zip(rows, files, strict=True))
 
+    def file(self, row: int) -> bytes:
+        """Give the image file of a row as it is stored.
+
+        Raises:
+            TriptychError: the table is damaged.
+        """
+        with self._lock:
+            return self._bytes(row)
+
     def _bytes(self, row: int) -> bytes:
         group = bisect_right(self._starts, row) - 1
         if group not in self._kept:

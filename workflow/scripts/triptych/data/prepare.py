@@ -8,6 +8,7 @@ import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from math import inf
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from triptych.data.sources import source_module
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy, write_text
 from triptych.io.manifest import sha256_file, sha256_json, write_record
-from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table
+from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table, read_table, stream_table
 from triptych.utils.terminal import announce
 
 IMAGES, QUESTIONS, REJECTS = "images", "questions.parquet", "rejects.parquet"
@@ -66,6 +67,8 @@ def write_dataset(settings: Dataset, source: Path, cache: Path, out: Path) -> di
                 parts[name] = write_part(block, taken, folder / name)
             if tables.counts["images"].total() == wanted:
                 break
+        if not settings.has_captions:
+            tables.require_all_asked(source)
         _require_enough(tables, settings, out)
         for line in _warnings(tables, duplicates):
             announce(f"warning: {out.name}: {line}", warning=True)
@@ -88,22 +91,41 @@ class _Tables:
     Attributes:
         counts: images and questions by split, rejects by kind.
         seen: how many images were looked at.
-        rejected: rows of the table of rejects.
         causes: how often something was rejected, by kind and cause.
         captions: how many images have each caption.
         notes: how many of the images that are used were read in a particular way, by the way.
-        questions: the source's questions by image.
+        rejects: the table of rejects.
     """
 
-    def __init__(self, asked: TableWriter, rejects: TableWriter, questions: dict[str, list[dict]]):
-        self._asked, self._rejects = asked, rejects
-        self.questions = questions
+    def __init__(self, asked: TableWriter, rejects: TableWriter, questions: Iterator[dict]):
+        self._asked, self.rejects = asked, rejects
+        self._questions = groupby(questions, key=lambda row: row["image_id"])
+        self._next = next(self._questions, None)
         self.counts = {"images": Counter(), "questions": Counter(), "rejects": Counter()}
         self.seen = 0
-        self.rejected: list[dict] = []
         self.causes: dict[str, Counter[str]] = defaultdict(Counter)
         self.captions: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+
+    def questions_of(self, name: str) -> list[dict]:
+        """Give the source's questions about an image, which are stored in the order of its images."""
+        if self._next is None or self._next[0] != name:
+            return []
+        questions = list(self._next[1])
+        self._next = next(self._questions, None)
+        return questions
+
+    def require_all_asked(self, source: Path) -> None:
+        """Refuse a source that has questions about other images, or in another order.
+
+        Raises:
+            TriptychError: it has.
+        """
+        if self._next is not None:
+            raise TriptychError(
+                f"{source}: its questions are not in the order of its images, from {self._next[0]} on; "
+                "delete the folder and run again"
+            )
 
     def accept_image(self, row: dict, questions: list[dict]) -> None:
         """Add an image's questions."""
@@ -115,16 +137,14 @@ class _Tables:
 
     def reject(self, kind: str, name: str, reason: str, why: str = "") -> None:
         """Add a reject; `why` is its cause where that is not to be told from the reason."""
-        row = {"kind": kind, "id": name, "reason": reason}
-        self._rejects.add(row)
-        self.rejected.append(row)
+        self.rejects.add({"kind": kind, "id": name, "reason": reason})
         self.counts["rejects"][kind] += 1
         self.causes[kind][why or cause(reason)] += 1
 
     def reject_image(self, name: str, path: str, reason: str) -> None:
         """Add an image to the rejects, with all its questions."""
         self.reject("image", name, f"{path}: {reason}", cause(reason))
-        for question in self.questions[name]:
+        for question in self.questions_of(name):
             row = question["question_id"], f"its image {path} was rejected: {reason}"
             self.reject("question", *row, "its image was rejected")
 
@@ -132,9 +152,6 @@ class _Tables:
 @contextmanager
 def _open_tables(source: Path, out: Path) -> Iterator[_Tables]:
     """Open the tables in `out`, with what the fetch step rejected; they are put in place where the block ends well."""
-    questions = defaultdict(list)
-    for row in read_table(source / "questions.parquet"):
-        questions[row["image_id"]].append(row)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -142,8 +159,8 @@ def _open_tables(source: Path, out: Path) -> Iterator[_Tables]:
             )
             for table, schema in ((QUESTIONS, QUESTION_SCHEMA), (REJECTS, REJECT_SCHEMA))
         ]
-        tables = _Tables(*writers, questions)
-        for row in read_table(source / "rejects.parquet"):
+        tables = _Tables(*writers, stream_table(source / "questions.parquet"))
+        for row in stream_table(source / "rejects.parquet"):
             tables.reject(row["kind"], row["id"], row["reason"])
             tables.seen += row["kind"] == "image"
         yield tables
@@ -169,7 +186,7 @@ def _choose(
             taken.append(False)
             continue
         tables.accept_image(
-            row, [_caption_question(row, settings)] if settings.has_captions else tables.questions[row["id"]]
+            row, [_caption_question(row, settings)] if settings.has_captions else tables.questions_of(row["id"])
         )
         tables.notes.update(block.notes.get(position, ()))
         taken.append(True)
@@ -182,19 +199,19 @@ def _require_enough(tables: _Tables, settings: Dataset, out: Path) -> None:
     Raises:
         TriptychError: it is one, or has not all the images of a whole copy where `expected` asks for one.
     """
-    rejected = tables.rejected
+    rejected = tables.counts["rejects"].total()
     found = tables.counts["images"].total()
     if settings.has_captions and (found < settings.size < inf or not found):
-        why = f"Rejected: {keep_failed(out, rejected, tables.causes)}. " if rejected else "None was rejected. "
+        why = f"Rejected: {keep_failed(out, tables.rejects, tables.causes)}. " if rejected else "None was rejected. "
         raise TriptychError(
             f"{settings.sizes[-1]} images were asked for, but only {found} of {tables.seen} could be used. {why}"
             f"Lower `sizes`, or {settings.more_images}"
         )
     if not tables.counts["questions"]:
-        why = keep_failed(out, rejected, tables.causes)
-        raise TriptychError(f"{out}: the source gave no usable question; {len(rejected)} were rejected: {why}")
+        why = keep_failed(out, tables.rejects, tables.causes)
+        raise TriptychError(f"{out}: the source gave no usable question; {rejected} were rejected: {why}")
     if getattr(settings, "expected", None) and tables.counts["rejects"]["image"]:
-        why = keep_failed(out, rejected, tables.causes)
+        why = keep_failed(out, tables.rejects, tables.causes)
         lost = tables.counts["rejects"]["image"]
         raise TriptychError(
             f"{out}: {lost} of {tables.seen} images cannot be used, though `expected` asks for a whole copy: {why}. "

@@ -6,12 +6,11 @@ details alone.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from triptych.data.schemas import REJECT_SCHEMA
 from triptych.io.manifest import read_json
-from triptych.io.parquet import write_table
+from triptych.io.parquet import TableWriter
 from triptych.utils.terminal import announce
 
 LOUD = 0.05  # a larger share of rejects is warned of on the screen
@@ -89,11 +88,18 @@ def say_counts(name: str, found: Mapping[str, Mapping]) -> None:
     announce(*summary(name, found))
 
 
-def keep_failed(folder: Path, rows: list[dict], causes: Causes) -> str:
-    """Keep what a data set that failed rejected, and say why and where; `forget_failed` removes it after a success."""
-    if not rows:
+def keep_failed(folder: Path, rejects: TableWriter, causes: Causes) -> str:
+    """Keep what a data set that failed rejected, and say why and where; `forget_failed` removes it after a success.
+
+    Args:
+        folder: of the data set.
+        rejects: the table as far as it is written; it ends here, and its file is taken.
+        causes: of its rows.
+    """
+    if not any(causes.values()):
         return "no rows"
-    write_table(folder / FAILED, rows, REJECT_SCHEMA)
+    rejects.close()
+    rejects.path.replace(folder / FAILED)
     every: Counter[str] = Counter()
     for numbers in causes.values():
         every.update(numbers)
@@ -109,11 +115,3 @@ def causes_of(folder: Path) -> dict:
     """Read the causes that a prepared data set was left with; none of a set that an earlier version prepared."""
     path = folder / SUMMARY
     return read_json(path) if path.exists() else {}
-
-
-def by_cause(rows: Iterable[Mapping[str, str]]) -> dict[str, Counter[str]]:
-    """Count rejects, rows with `kind` and `reason`, by kind and cause."""
-    found: dict[str, Counter[str]] = {}
-    for row in rows:
-        found.setdefault(row["kind"], Counter())[cause(row["reason"])] += 1
-    return found

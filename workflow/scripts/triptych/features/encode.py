@@ -10,9 +10,20 @@ from pathlib import Path
 import torch
 
 from triptych.config.stages import FeatureSettings
+from triptych.data.formats.jpeg import was_turned_wrongly
 from triptych.data.image_table import ImageTable
-from triptych.errors import run_step
-from triptych.features.shards import SHARD, TORCH, Shard, encoder_hashes, is_complete, new_shard, plan, read_header
+from triptych.errors import TriptychError, run_step
+from triptych.features.shards import (
+    SHARD,
+    TORCH,
+    Shard,
+    encoder_hashes,
+    is_complete,
+    made_anew,
+    new_shard,
+    plan,
+    read_header,
+)
 from triptych.features.store import compute_tokens, load_pixels, shards_folder
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
@@ -50,6 +61,7 @@ def encode(
     identity = encoder_hashes(models)
     shards = plan(table.hashes, identity, settings.dtype, shard_size)
     store = shards_folder(out)
+    shards = [made_anew(shard) if was_computed_wrongly(shard, store, table) else shard for shard in shards]
     # The last shard comes first: of two data sets that begin alike and are encoded at the same time, the larger one
     # finds the shards that both need already written when it gets there.
     missing = [shard for shard in reversed(shards) if not is_complete(store / shard.file, shard.key)]
@@ -83,6 +95,16 @@ def encode(
         ]
     write_record(out / "manifest.json", record)
     return record
+
+
+def was_computed_wrongly(shard: Shard, store: Path, table: ImageTable) -> bool:
+    """Tell whether a finished shard is of earlier code, and holds an image whose orientation that code did not see."""
+    try:
+        if read_header(store / shard.file, shard.key).upright:
+            return False
+    except TriptychError:  # missing or damaged: it is computed anyway
+        return False
+    return any(was_turned_wrongly(table.file(row)) for row in shard.rows)
 
 
 def warn_of_unseen_borders(images: Sequence[dict], encoder: vision.Encoder) -> None:

@@ -26,6 +26,7 @@ LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 images, 8,500
 TENSOR = "features"
 # Part of every key. Raise it when the code's decoding, preprocessing or choice of tokens changes: new shards are made.
 CODE = 1
+UPRIGHT = "upright"  # key of a header: shards without it were made when some orientations of JPEGs were not seen
 _ORIGIN = ("folder", "package", "repo", "revision")  # settings that say where an encoder came from, no part of its key
 
 Dtype = Literal["bf16", "fp32"]
@@ -68,6 +69,14 @@ def plan(images: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int
     return [Shard(sha256_json({**parts, "pictures": list(images[part.start : part.stop])}), part) for part in rows]
 
 
+def made_anew(shard: Shard) -> Shard:
+    """Give the shard with another key, for one whose file holds tokens that earlier code computed wrongly.
+
+    The file itself stays: manifests of before name it.
+    """
+    return Shard(sha256_json({"code": CODE + 1, "instead_of": shard.key}), shard.rows)
+
+
 @contextmanager
 def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Iterator[Callable[[torch.Tensor], None]]:
     """Write a shard batch by batch, so that it is never in memory as a whole; it gets its name when it is complete.
@@ -103,11 +112,12 @@ def new_shard(path: Path, key: str, shape: Sequence[int], dtype: Dtype) -> Itera
 
 @dataclass(frozen=True)
 class Header:
-    """Header of a finished shard: shape (R, N, D), sha256 of the tokens, and a CRC-32 for each image's tokens."""
+    """Header of a finished shard: shape (R, N, D), sha256 of the tokens, a CRC-32 of each image, whether `UPRIGHT`."""
 
     shape: list[int]
     sha256: str
     checksums: list[int] | None  # None in shards of earlier versions
+    upright: bool
 
 
 def read_header(path: Path, key: str) -> Header:
@@ -129,7 +139,7 @@ def read_header(path: Path, key: str) -> Header:
             checksums = None if text is None else [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
             if checksums is not None and len(checksums) != facts["shape"][0]:
                 raise ValueError("its checksums are not one for each image")
-            return Header(facts["shape"], stored["sha256"], checksums)
+            return Header(facts["shape"], stored["sha256"], checksums, UPRIGHT in stored)
     except FileNotFoundError:
         raise TriptychError(f"{path}: missing") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -174,6 +184,7 @@ def _header(key: str, sha256: str, checksums: Sequence[int], shape: Sequence[int
     """Build the start of a safetensors file: length, then JSON, padded; its length is the same for any hashes."""
     facts = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [0, _size(shape, dtype)]}
     about = {"key": key, "sha256": sha256, "crc32": "".join(f"{value:08x}" for value in checksums)}
+    about[UPRIGHT] = "every orientation is applied"
     text = canonical_json({"__metadata__": about, TENSOR: facts}).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -32,6 +32,7 @@ class TableWriter:
     """A Parquet file written in groups of `group` rows, so that memory does not grow with the table."""
 
     def __init__(self, path: Path, schema: pa.Schema, group: int = ROW_GROUP, **options: Any):
+        self.path = path
         self.schema = schema
         self.group = group
         self.file = DirectFile(path)
@@ -54,18 +55,25 @@ class TableWriter:
             self.writer.write_table(pending.slice(0, self.group), row_group_size=self.group)
             self.batches = pending.slice(self.group).to_batches()
 
+    def close(self) -> None:
+        """Write what is left, and end the file."""
+        if self.file.closed:
+            return
+        if self.rows:
+            self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+        if self.batches:
+            self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
+        self.rows, self.batches = [], []
+        self.writer.close()
+        self.file.close()
+
     def __enter__(self) -> "TableWriter":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             if kind is None:
-                if self.rows:
-                    self.add_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
-                if self.batches:
-                    self.writer.write_table(pa.Table.from_batches(self.batches, schema=self.schema))
-                self.writer.close()
-                self.file.close()
+                self.close()
         finally:
             self.writer.is_open = False  # after a failure, its own clean-up would write once more
             self.file.abandon()
@@ -118,3 +126,14 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
                 raise TriptychError(f"{part}: has no column {min(lacking)}; delete it and run again")
             rows += table.read(columns).to_pylist()
     return rows
+
+
+def stream_table(path: Path) -> Iterator[dict]:
+    """Give the rows of a Parquet file, of which few are in memory.
+
+    Raises:
+        TriptychError: as `open_table`, also between rows.
+    """
+    with open_table(path) as table:
+        for batch in table.iter_batches(10 * ROW_GROUP):
+            yield from batch.to_pylist()

@@ -21,6 +21,8 @@ _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_LEVELS = 100  # of lists and objects in each other: far above any that is meant, far below what stops a program
+TOO_DEEP = f"nested more than {_LEVELS} levels deep"
 _DIGITS = 300  # of an integer: those of a floating-point number end there, and Python reads no more than 4,300
 
 
@@ -72,12 +74,35 @@ def parse_json(text: str) -> Any:
     """Parse JSON; an integer of more than 300 digits is infinite, as a floating-point number of that size is.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply.
+        ValueError: it is not JSON, or is nested more than 100 levels deep.
     """
     try:
-        return json.loads(text, parse_int=_integer)
+        value = DECODER.decode(text)
     except RecursionError:
-        raise ValueError("nested too deeply to be read") from None
+        raise ValueError(TOO_DEEP) from None
+    if is_too_deep(value, text):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def is_too_deep(value: Any, text: str) -> bool:
+    """Tell whether a value, parsed from `text`, is nested more than 100 levels deep.
+
+    Such a value could not be written again: that fails at a few hundred levels, where reading it still works.
+    """
+    if text.count("[") + text.count("{") <= _LEVELS:
+        return False
+    level = [value]
+    for _ in range(_LEVELS):
+        level = [
+            below
+            for above in level
+            for below in (above.values() if isinstance(above, dict) else above)
+            if isinstance(below, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_json_file(path: Path, remedy: str = "restore the file") -> Any:
@@ -124,8 +149,12 @@ def plain_text(value: Any) -> str:
     return str(value)
 
 
+class Unreadable:
+    """Stands for a value of JSON that is nested too deeply to be read."""
+
+
 _KINDS: dict[type, str] = {
-    str: "text", type(None): "null", bool: "true or false", dict: "a mapping", list: "a list",
+    Unreadable: TOO_DEEP, str: "text", type(None): "null", bool: "true or false", dict: "a mapping", list: "a list",
     int: "a number", float: "a number",
 }  # fmt: skip
 
@@ -139,6 +168,9 @@ def _integer(digits: str) -> float:
     if len(digits) <= _DIGITS:
         return int(digits)
     return -math.inf if digits.startswith("-") else math.inf
+
+
+DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def _on_error(encoding: str) -> str:

@@ -77,6 +77,17 @@ def read_frame(data: bytes) -> Frame:
     return Frame(*found, exif or xmp)
 
 
+def was_turned_wrongly(data: bytes) -> bool:
+    """Tell whether earlier versions missed the orientation of a JPEG: `Exif` had to be in its first 4,096 bytes."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    try:
+        frame = read_frame(data)
+    except ValueError:
+        return False
+    return frame.channels in (1, 3) and (frame.orientation or 1) > 1 and b"Exif" not in data[:4096]
+
+
 def decode(data: bytes, frame: Frame) -> Image.Image | np.ndarray:
     """Decode a JPEG strictly.
 

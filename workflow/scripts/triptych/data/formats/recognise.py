@@ -7,9 +7,13 @@ from triptych.errors import message_of
 # The names are those of Pillow's readers, where one reads the format.
 READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM", "TGA", "DICOM")
 FORMATS = (*READ, "AVIF") if features.check("avif") else READ
-# Suffixes of image members in shards, in which nothing else tells images from other members.
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "jp2", "j2k", "j2c", "jpc")
-SUFFIXES += ("pnm", "ppm", "pgm", "pbm", "tga", "dcm", "dicom")
+SUFFIXES_OF = {
+    "JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",), "BMP": ("bmp",), "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",), "AVIF": ("avif",), "JPEG2000": ("jp2", "j2k", "j2c", "jpc"),
+    "PPM": ("pnm", "ppm", "pgm", "pbm"), "TGA": ("tga",), "DICOM": ("dcm", "dicom"),
+}  # fmt: skip
+# Of image members in shards, in which nothing else tells images from other members.
+SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 
 _MARKS = {
     b"\xff\xd8": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF87a": "GIF", b"GIF89a": "GIF",

@@ -4,7 +4,7 @@ A source is a module with two functions:
 
 - `listing(settings, cache)` yields an `Item` for every image and a `Reject` for every row that cannot be one. It
   brings the raw files into `cache` where they are missing, but reads no image. Caption sources yield in the order in
-  which images are chosen (`selection_order`).
+  which images are chosen (`Selection`).
 - `reader(settings, cache)` is a context manager; it gives a function from an item's `place` to the image's bytes.
   That function raises TriptychError or OSError for an image that cannot be read, and only that image is rejected.
 
@@ -13,11 +13,15 @@ that are read at first: later steps may have no network. `card(settings, cache, 
 card. `hub_files(settings)` says what it downloads from the hub, for `triptych fetch --check`.
 """
 
+import json
 import stat
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
@@ -88,23 +92,64 @@ def item_id(path: str, caption: str) -> str:
     return sha256_bytes(f"{path}\x1f{caption}".encode(errors="surrogatepass"))[:16]
 
 
-def selection_order(items: Iterable[Item], seed: int) -> list[Item]:
-    """Order items as they are chosen: by a hash of seed, path and caption alone.
+class Selection:
+    """Items in the order in which they are chosen: by a hash of seed, path and caption alone.
 
-    The order of the source does not matter, and a smaller set is the beginning of a larger one.
+    The order of the source does not matter, and a smaller set is the beginning of a larger one. Of items with one id
+    the first is kept. A table may have millions of rows: they are kept as bytes, in half the memory of objects.
     """
-    return sorted(items, key=lambda item: (stable_order(seed, item.path, item.caption or ""), item.id))
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._items, self._ends = bytearray(), array("Q", [0])  # as JSON, one after the other
+        self._keys, self._ids = bytearray(), array("q")  # 32 bytes, and a hash of the id, for each
+
+    def add(self, item: Item) -> None:
+        """Add an item."""
+        self._keys += stable_order(self._seed, item.path, item.caption or "")
+        self._ids.append(hash(item.id))
+        text = json.dumps(list(vars(item).values()), ensure_ascii=False, separators=(",", ":"))
+        self._items += text.encode(errors="surrogatepass")
+        self._ends.append(len(self._items))
+
+    def __iter__(self) -> Iterator[Item | Reject]:
+        """Give the items in order, and a reject for each whose id another one before it has."""
+        hashes = np.sort(np.array(self._ids, np.int64))
+        repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())  # or alike by chance
+        seen = set()
+        for position in map(int, self._order()):
+            item = self._item(position)
+            if self._ids[position] in repeated:
+                if item.id in seen:
+                    yield Reject("image", item.id, "the source names it more than once; one of them is used")
+                    continue
+                seen.add(item.id)
+            yield item
+
+    def _item(self, position: int) -> Item:
+        data = self._items[self._ends[position] : self._ends[position + 1]]
+        return Item(*json.loads(data.decode(errors="surrogatepass")))
+
+    def _order(self) -> np.ndarray:
+        """Positions by key, then by id."""
+        keys = np.frombuffer(self._keys, ">u8").reshape(-1, 4).astype(np.uint64)
+        order = np.lexsort(keys.T[::-1])
+        first = keys[order, 0]
+        edges = np.flatnonzero(np.diff(first, prepend=first[:1] + 1, append=first[-1:] + 1))
+        several = np.diff(edges) > 1
+        for start, stop in zip(edges[:-1][several].tolist(), edges[1:][several].tolist(), strict=True):
+            if len({self._ids[position] for position in order[start:stop]}) > 1:
+                alike = sorted(order[start:stop].tolist(), key=lambda at: (keys[at].tolist(), self._item(at).id))
+                order[start:stop] = alike
+        return order
 
 
 def chosen(items: Iterable[Item], seed: int) -> Iterator[Item | Reject]:
-    """Give items in selection order; of those with one id the first is kept, whatever the order of the source."""
-    seen = set()
-    for item in selection_order(items, seed):
-        if item.id in seen:
-            yield Reject("image", item.id, "the source names it more than once; one of them is used")
-        else:
-            seen.add(item.id)
-            yield item
+    """Give items in the order of a `Selection`, and rejects of those that are named more than once."""
+    selection = Selection(seed)
+    for item in items:
+        selection.add(item)
+    yield from selection
 
 
 def hashed_split(seed: int, name: str, validation_fraction: float) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from triptych.config.datasets import FolderCaptions
 from triptych.config.texts import located
-from triptych.data.sources.base import Item, Read, Reject, chosen, item_id, read_below
-from triptych.data.sources.image_names import locate, respelt
+from triptych.data.sources.base import Item, Read, Reject, Selection, item_id, read_below
+from triptych.data.sources.image_names import Respelt, locate
 from triptych.data.sources.table_files import Columns, read_rows
 
 
@@ -17,7 +17,8 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column; it names the file and the column.
     """
-    folder, items = located(settings.folder), []
+    folder, selection = located(settings.folder), Selection(settings.seed)
+    names = Respelt()
     for position, row, reason in read_rows(
         folder / settings.table, Columns(settings.image_column, settings.caption_column)
     ):
@@ -26,10 +27,10 @@ def listing(settings: FolderCaptions, cache: Path) -> Iterator[Item | Reject]:
         else:
             name, caption = row
             place, stamp = locate(folder, name)
-            items.append(Item(item_id(name, caption), name, place, caption=caption, stamp=stamp))
-    for line in respelt([(item.path, item.place) for item in items]):
-        print(line, flush=True)
-    yield from chosen(items, settings.seed)
+            names.meet(name, place)
+            selection.add(Item(item_id(name, caption), name, place, caption=caption, stamp=stamp))
+    names.say()
+    yield from selection
 
 
 @contextmanager

@@ -30,12 +30,25 @@ def plain_name(name: str) -> str:
     return name.strip().replace("\\", "/").removeprefix("./")
 
 
-def respelt(names: list[tuple[str, str]]) -> Iterator[str]:
-    """Say how many of the names of a table, each with that of its file, were found in another spelling."""
-    other = [(name, file) for name, file in names if name != file]
-    if other:
-        name, file = other[0]
-        yield f"{len(other)} image names were found in another spelling (\\ for /, case, blanks): {name!r} as {file!r}"
+class Respelt:
+    """Counts the names of a table whose files were found in another spelling."""
+
+    def __init__(self) -> None:
+        self._number, self._example = 0, ""
+
+    def meet(self, name: str, file: str) -> None:
+        """Count a name of the table with that of its file."""
+        if name != file:
+            self._number += 1
+            self._example = self._example or f"{name!r} as {file!r}"
+
+    def say(self) -> None:
+        """Say how many there were."""
+        if self._number:
+            print(
+                f"{self._number} image names were found in another spelling (\\ for /, case, blanks): {self._example}",
+                flush=True,
+            )
 
 
 def _spellings(root: Path, name: str) -> Iterator[str]:

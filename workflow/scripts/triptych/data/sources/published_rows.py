@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from triptych.data.sources.image_names import locate
 from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import resolve_under
+from triptych.io.json_list import read_json_list
 from triptych.io.manifest import sha256_bytes
-from triptych.io.text import read_json_file
+from triptych.io.text import Unreadable, kind_of
 
 PARTS = ("train", "validation", "test")
 
@@ -88,9 +89,7 @@ def vqa_rad_rows(source: Path) -> Iterator[Published]:
         TriptychError: the JSON is not a list, or the folder of images is missing.
     """
     file = source / OSF_JSON
-    rows = read_json_file(file, "download it again")
-    if not isinstance(rows, list):
-        raise TriptychError(f"{file}: must be a list of records, as VQA-RAD publishes it")
+    rows = read_json_list(file, "a list of records, as VQA-RAD publishes it", "download it again")
     images = source / OSF_IMAGES
     if not images.is_dir():
         raise TriptychError(f"{images}: no such folder; it holds the images that {OSF_JSON} names")
@@ -100,10 +99,13 @@ def vqa_rad_rows(source: Path) -> Iterator[Published]:
         missing = [key for key in needed if fields.get(key) is None]
         phrase = str(fields.get("phrase_type")).strip().lower()
         error = f"lacks {', '.join(missing)}" if missing else ""
-        if not error and phrase not in PHRASE_PARTS:
+        if not isinstance(row, dict):
+            error = f"is {kind_of(row)}, not a record"
+        elif not error and phrase not in PHRASE_PARTS:
             error = f"phrase_type is none of {', '.join(PHRASE_PARTS)}: {fields['phrase_type']!r}"
         read = partial(_read_named, images, fields.get("image_name"))
-        yield Published(row, fields, PHRASE_PARTS.get(phrase, ""), error, read)
+        shown = kind_of(row) if isinstance(row, Unreadable) else row
+        yield Published(shown, fields, PHRASE_PARTS.get(phrase, ""), error, read)
 
 
 def question_type(stated: str) -> str:

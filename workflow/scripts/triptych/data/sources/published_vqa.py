@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.data.formats.recognise import FORMATS, SUFFIXES_OF, describe_unusable, format_of
+from triptych.data.images import inspect
 from triptych.data.rejects import LOUD, cause, top_causes
 from triptych.data.schemas import ANSWER_TYPES
 from triptych.data.sources.conversations import UNKNOWN, closed_or_open
@@ -32,7 +34,6 @@ from triptych.utils.terminal import announce
 
 STRICTEST = ("test", "validation", "train")  # an image of several official parts goes to the first of these
 MODALITY = {"vqa-rad": "Radiology", "path-vqa": "Pathology"}
-SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
 MANIFEST = "conversion.json"
 
 
@@ -148,12 +149,9 @@ def _checked(row: Published, name: str, images: Path) -> Question:
     stated, location = (_text(row.fields, key).upper() for key in ("question_type", "image_organ"))
     content_type = question_type(stated) or UNKNOWN
     qid = _text(row.fields, "qid")
-    data = row.read()
-    suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), None)
-    if suffix is None:
-        raise UnusableRowError("the image is neither JPEG nor PNG")
+    data, suffix = _image(row.read())
     image_id = sha256_bytes(data)[:16]
-    path = images / f"{image_id}{suffix}"
+    path = images / f"{image_id}.{suffix}"
     if not path.exists():
         path.write_bytes(data)
     slake = {
@@ -172,6 +170,23 @@ def _checked(row: Published, name: str, images: Path) -> Question:
     }
     folded = f"{stated} -> {content_type}" if stated not in ("", content_type) else ""
     return Question(row.shown, slake, path.name, row.part, folded)
+
+
+def _image(data: bytes) -> tuple[bytes, str]:
+    """The file to write and its suffix: the image as it is, of DICOM the displayed values, without its header.
+
+    Raises:
+        UnusableRowError: it is of no format that is read.
+    """
+    kind = format_of(data)
+    if kind not in FORMATS:
+        raise UnusableRowError(f"the image {describe_unusable(data)}")
+    if kind != "DICOM":
+        return data, SUFFIXES_OF[kind][0]
+    try:
+        return inspect(data).data, SUFFIXES_OF["PNG"][0]
+    except TriptychError as error:
+        raise UnusableRowError(f"the image: {error}") from None
 
 
 def _text(fields: dict, key: str) -> str:

@@ -4,23 +4,23 @@ The folder holds train.json, validation.json and test.json, lists of rows, and t
 `subject`, where there is one, is its group; otherwise the image is.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from triptych.data.schemas import QUESTION_FIELDS, SPLITS
 from triptych.data.sources.base import Item, Read, Reject, read_below
-from triptych.data.sources.image_names import locate, plain_name, respelt
-from triptych.data.sources.slake_rows import Spellings, checked_row, is_asked, language_of, read_rows_of_part
+from triptych.data.sources.image_names import Respelt, locate, plain_name
+from triptych.data.sources.slake_rows import Spellings, checked_row, is_asked, language_of, rows_of_part
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import canonical_json
 from triptych.io.text import is_utf8, read_json_file
 
-Row = tuple[str, Any]  # with its position, `train.json[7]`
+KEPT = ("question_id", *QUESTION_FIELDS)  # of a question, until its image is listed
 
 
 def folder_listing(
@@ -39,18 +39,19 @@ def folder_listing(
         TriptychError: a file is not a list of rows, no question has the language, or, where numbers are expected, they
             are others or pictures are missing.
     """
-    tables = {part: read_rows_of_part(folder / f"{part}.json") for part in SPLITS}
-    asked = {part: [row for row in rows if is_asked(row[1], language)] for part, rows in tables.items()}
-    if any(tables.values()) and not any(asked.values()):
+    english_parts = {} if language == "en" else _english_parts(folder)
+    images: dict[str, _Image] = {}
+    met = _Met()
+    yield from _questions(folder, language, english_parts, images, met)
+    if met.rows and not met.asked.total():
         raise TriptychError(f"{folder}: no question has q_lang {language!r}; change the key `language` of the data set")
     if expected:
-        _require_counts(asked, expected, folder)
-    english_parts = {} if language == "en" else _english_parts(tables)
-    images: dict[str, _Image] = {}
-    yield from _questions(asked, english_parts, images)
+        _require_counts(met, expected, folder)
     files = {image_id: locate(folder / "imgs", image.name) for image_id, image in images.items()}
-    for line in respelt([(image.name, files[image_id][0]) for image_id, image in images.items()]):
-        print(line, flush=True)
+    names = Respelt()
+    for image_id, image in images.items():
+        names.meet(image.name, files[image_id][0])
+    names.say()
     if expected:
         _require_pictures([name for name, stamp in files.values() if not stamp or stamp.startswith("0-")], folder)
     for image_id, image in images.items():
@@ -69,22 +70,37 @@ def folder_reader(folder: Path) -> Iterator[Read]:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image: its name in the first row that names it, its subject, its part, and its questions."""
+    """An image: its name in the first row that names it, its subject, its part, and its questions as `KEPT`."""
 
     name: str
     subject: str
     part: str
-    questions: list[dict]
+    questions: list[tuple[str, ...]]
+
+
+@dataclass
+class _Met:
+    """What the tables hold: rows, questions in the language that is asked for by part, and their images as stated."""
+
+    rows: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
+    images: set[str] = field(default_factory=set)
 
 
 def _questions(
-    asked: Mapping[str, list[Row]], english_parts: Mapping[str, str], images: dict[str, _Image]
+    folder: Path, language: str, english_parts: Mapping[str, str], images: dict[str, _Image], met: _Met
 ) -> Iterator[Reject]:
-    """Put the questions of all parts into `images`, by image id; give those that cannot be used."""
+    """Put the questions of all parts into `images`, by image id, and count them; give those that cannot be used."""
     seen: set[str] = set()
     spellings = Spellings()
-    for table, rows in asked.items():
-        for position, row in rows:
+    for table in SPLITS:
+        for position, row in rows_of_part(folder / f"{table}.json"):
+            met.rows += 1
+            if not is_asked(row, language):
+                continue
+            met.asked[table] += 1
+            if isinstance(row, dict):
+                met.images.add(str(row.get("img_id")))
             stated = row.get("qid") if isinstance(row, dict) else None
             question_id = position if stated is None else str(stated).strip()
             try:
@@ -103,8 +119,7 @@ def _questions(
                 continue
             seen.add(question_id)
             spellings.fold(fields, row)
-            said = {name: fields[name] for name in QUESTION_FIELDS}
-            image.questions.append({"question_id": question_id, **said})
+            image.questions.append((question_id, *(fields[name] for name in QUESTION_FIELDS)))
     for line in spellings.notes():
         print(line, flush=True)
 
@@ -122,15 +137,12 @@ def _items(folder: Path, image_id: str, image: _Image, place: str, stamp: str) -
         except TriptychError as error:
             yield Reject("boxes", image_id, str(error))
     group = f"subject {image.subject}" if image.subject else ""
-    yield Item(
-        image_id, image.name, place, image.part, group=group, boxes=boxes, questions=image.questions, stamp=stamp
-    )
+    questions = [dict(zip(KEPT, question, strict=True)) for question in image.questions]
+    yield Item(image_id, image.name, place, image.part, group=group, boxes=boxes, questions=questions, stamp=stamp)
 
 
-def _require_counts(asked: dict[str, list[Row]], expected: Mapping[str, int], folder: Path) -> None:
-    found = {split: len(rows) for split, rows in asked.items()}
-    images = {str(row.get("img_id")) for rows in asked.values() for _, row in rows if isinstance(row, dict)}
-    found["images"] = len(images)
+def _require_counts(met: _Met, expected: Mapping[str, int], folder: Path) -> None:
+    found = {split: met.asked[split] for split in SPLITS} | {"images": len(met.images)}
     wrong = [f"{name}: {found[name]} instead of {number}" for name, number in expected.items() if found[name] != number]
     if wrong:
         raise TriptychError(
@@ -152,11 +164,11 @@ def _require_pictures(missing: list[str], folder: Path) -> None:
         )
 
 
-def _english_parts(tables: dict[str, list[Row]]) -> dict[str, str]:
+def _english_parts(folder: Path) -> dict[str, str]:
     return {
         str(row.get("img_id")).strip(): split
-        for split, rows in tables.items()
-        for _, row in rows
+        for split in SPLITS
+        for _, row in rows_of_part(folder / f"{split}.json", say=False)
         if language_of(row) == "en"
     }
 

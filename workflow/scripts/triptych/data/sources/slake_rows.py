@@ -1,44 +1,46 @@
 """Rows of questions in SLAKE's layout: read, checked, and brought to one spelling."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from triptych.data.schemas import ANSWER_TYPES, QUESTION_FIELDS
 from triptych.data.sources.conversations import is_conversation, question_rows
 from triptych.errors import TriptychError
-from triptych.io.text import kind_of, plain_text, read_json_file
+from triptych.io.json_list import read_json_list
+from triptych.io.text import kind_of, plain_text
 
 LANGUAGES = ("en", "zh")
 NEEDED = ("qid", "img_id", "img_name", *QUESTION_FIELDS)
 GROUPING = ("answer_type", "content_type", "modality", "location")  # by which folds are balanced and answers counted
 
 
-def read_rows_of_part(file: Path) -> list[tuple[str, Any]]:
+def rows_of_part(file: Path, say: bool = True) -> Iterator[tuple[str, Any]]:
     """Read a part's table: each row with its position, `train.json[7]`; LLaVA's conversations become rows of questions.
+
+    Args:
+        file: the table.
+        say: whether to say how many conversations were read.
 
     Raises:
         TriptychError: the file is missing or is no list.
     """
-    entries = read_json_file(file)
-    if not isinstance(entries, list):
-        raise TriptychError(f"{file}: must be a list of records, as in SLAKE")
-    rows, conversations = [], 0
-    for number, entry in enumerate(entries):
+    conversations = 0
+    for number, entry in enumerate(read_json_list(file, "a list of records, as in SLAKE")):
         position = f"{file.name}[{number}]"
+        rows: Iterable[Any] = [entry]
         if isinstance(entry, dict) and "question" not in entry and is_conversation(entry.get("conversations")):
             conversations += 1
-            rows += [(position, row) for row in question_rows(entry, position)] or [(position, entry)]
-        else:
-            rows.append((position, entry))
-    if conversations:
+            rows = list(question_rows(entry, position)) or rows
+        for row in rows:
+            yield position, row
+    if say and conversations:
         print(
             f"{file}: {conversations} conversations, read as questions with their answers; where an entry does not say "
             "it, answers of yes and no are CLOSED and others OPEN, and content, modality and location are Unknown",
             flush=True,
         )
-    return rows
 
 
 def language_of(row: Any) -> str | None:

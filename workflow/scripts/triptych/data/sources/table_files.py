@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from triptych.data.sources.conversations import first_answer, is_conversation
 from triptych.errors import TriptychError, message_of
-from triptych.io.text import encoding_of, kind_of, open_text, parse_json, plain_text, read_json_file
+from triptych.io.json_list import read_json_list
+from triptych.io.text import encoding_of, kind_of, open_text, parse_json, plain_text
 
 Row = tuple[str, tuple[str, str] | None, str]
 Found = Iterator[tuple[int, dict | None, str]]  # number of a row, its values or None, and why it cannot be read
@@ -197,10 +198,7 @@ def _say_how(path: Path, separator: str, padded: bool) -> None:
 
 
 def _json_rows(path: Path, columns: Columns) -> Found:
-    entries = read_json_file(path)
-    if not isinstance(entries, list):
-        raise TriptychError(f"{path}: must be a list of objects, one for each image")
-    yield from _objects(enumerate(entries, start=1), columns)
+    yield from _objects(enumerate(read_json_list(path, "a list of objects, one for each image"), start=1), columns)
 
 
 def _jsonl_rows(path: Path, columns: Columns) -> Found:

@@ -26,7 +26,7 @@ from triptych.config.datasets import UrlListCaptions
 from triptych.config.texts import located
 from triptych.data.formats.recognise import describe_unusable
 from triptych.data.images import is_image
-from triptych.data.sources.base import Item, Read, Reject, chosen, item_id
+from triptych.data.sources.base import Item, Read, Reject, Selection, item_id
 from triptych.data.sources.table_files import Columns, read_rows
 from triptych.download.public_network import InternalAddressError, guard, until
 from triptych.errors import TriptychError
@@ -80,7 +80,7 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
     Raises:
         TriptychError: the table is missing, cannot be read or lacks a column, or there seems to be no network.
     """
-    items = []
+    selection = Selection(settings.seed)
     table = located(settings.table)
     for position, row, reason in read_rows(table, Columns(settings.url_column, settings.caption_column)):
         url = row[0].strip() if row else ""
@@ -88,13 +88,9 @@ def listing(settings: UrlListCaptions, cache: Path) -> Iterator[Item | Reject]:
             yield Reject("image", position, reason)
         else:
             caption = row[1]
-            items.append(Item(item_id(url, caption), url, _place(url), caption=caption))
-    candidates = []
-    for item in chosen(items, settings.seed):
-        if isinstance(item, Reject):
-            yield item
-        else:
-            candidates.append(item)
+            selection.add(Item(item_id(url, caption), url, _place(url), caption=caption))
+    yield from (found for found in selection if isinstance(found, Reject))
+    candidates = (found for found in selection if isinstance(found, Item))
     done, failed, unreachable = 0, 0, 0
     progress, stop = _Progress(settings.wanted), threading.Event()
     with (
@@ -135,7 +131,7 @@ def reader(settings: UrlListCaptions, cache: Path) -> Iterator[Read]:
 
 
 def _in_order(
-    candidates: list[Item],
+    candidates: Iterator[Item],
     settings: UrlListCaptions,
     get: Callable[[str], Outcome],
     stop: threading.Event,
@@ -146,7 +142,7 @@ def _in_order(
     No address is asked for that might turn out not to be needed: so the requests, too, depend on the table and the
     servers alone.
     """
-    waiting, ahead = iter(candidates), LOOK_AHEAD * settings.connections
+    ahead = LOOK_AHEAD * settings.connections
     queue: deque[tuple[Item, Future]] = deque()
     asked: dict[str, Future] = {}  # an address may stand in the table with several captions
     missing = settings.wanted
@@ -154,7 +150,7 @@ def _in_order(
         try:
             while missing:
                 while len(queue) < ahead and (len(queue) < missing or _hopes(queue) < missing):
-                    item = next(waiting, None)
+                    item = next(candidates, None)
                     if item is None:
                         break
                     if item.path not in asked:

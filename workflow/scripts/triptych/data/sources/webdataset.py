@@ -8,11 +8,11 @@ from pathlib import Path
 from triptych.config.datasets import WebdatasetCaptions
 from triptych.config.texts import located
 from triptych.data.formats.recognise import SUFFIXES
-from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, Selection, item_id
 from triptych.data.sources.table_files import caption_text
 from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import resolve_under
-from triptych.io.text import decode_text, is_utf8, parse_json
+from triptych.io.text import as_utf8, decode_text, is_utf8, parse_json
 
 KINDS = (*SUFFIXES, "txt", "json")  # of members that are read; others are further facts of a sample
 MAX_CAPTION_BYTES = 1_000_000
@@ -25,7 +25,7 @@ def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject
     Raises:
         TriptychError: there are no shards, or one is compressed, cut off or damaged; it names the shard.
     """
-    folder, items = located(settings.folder), []
+    folder, selection = located(settings.folder), Selection(settings.seed)
     for name in _shards(folder, settings.shards):
         path = resolve_under(folder, name)
         about = path.stat()
@@ -33,8 +33,8 @@ def listing(settings: WebdatasetCaptions, cache: Path) -> Iterator[Item | Reject
             if isinstance(found, Reject):
                 yield found
             else:
-                items.append(found)
-    yield from chosen(items, settings.seed)
+                selection.add(found)
+    yield from selection
 
 
 @contextmanager
@@ -62,6 +62,8 @@ def _shards(folder: Path, pattern: str) -> list[str]:
     except (ValueError, NotImplementedError) as error:  # an absolute pattern, or one that leads out
         said = message_of(error)
         raise TriptychError(f"shards: {pattern!r} is no pattern of files below `folder` ({said})") from None
+    if strange := next((name for name in names if not is_utf8(name)), ""):
+        raise TriptychError(f"{folder}: the name of the shard {as_utf8(strange)!r} is not valid UTF-8; rename it")
     if not names:
         raise TriptychError(f"{folder}: no file matches {pattern!r}; correct `folder` or `shards` of the data set")
     return names
