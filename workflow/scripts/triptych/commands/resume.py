@@ -18,12 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from triptych.config.yaml_file import read_yaml
+from triptych.commands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
 
 # Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
 BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.")
-PROFILE_FILES = ("profile.yaml", "config.yaml")
 
 
 def job_prefix(profile: str | None) -> str | None:
@@ -32,13 +31,12 @@ def job_prefix(profile: str | None) -> str | None:
     Raises:
         TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
     """
-    files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
-    settings = read_yaml(files[0])[0] if files else {}
-    if not isinstance(settings, dict) or settings.get("executor") != "slurm":
+    settings = read_profile(Path(profile)) if profile else {}
+    if settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
         raise TriptychError(
-            f"{files[0]}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
+            f"{profile}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
         )
     return prefix
 
