@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "doctor": Command("triptych.commands.doctor", "check a machine or cluster for what would stop a study"),
     "plan": Command("triptych.commands.plan", "estimate what a study costs and the difference that it can detect"),
     "fetch": Command("triptych.commands.fetch", "ask the hub for all that a study downloads, before it is downloaded"),
     "status": Command("triptych.commands.status", "show which jobs of a study are done, running, failed or pending"),

@@ -37,6 +37,9 @@ TEST_TABLE = "tables/test/{table}"
 FIGURE = "figures/{figure}"
 REPORT = "report.html"
 WANDB = "wandb/runs.json"
+# What `triptych doctor` found, and the logs of its jobs
+DOCTOR = "doctor.json"
+DOCTOR_JOBS = "logs/doctor"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from typing import TextIO
 
 SCREEN = "TRIPTYCH_SCREEN"  # number of the descriptor of the screen, for steps whose output is a log
-YELLOW, PLAIN = "\x1b[1;33m", "\x1b[0m"
+YELLOW, RED, PLAIN = "\x1b[1;33m", "\x1b[1;31m", "\x1b[0m"
 
 
 def announce(text: str, warning: bool = False) -> None:
@@ -21,8 +21,13 @@ def announce(text: str, warning: bool = False) -> None:
 
 
 def _print(text: str, warning: bool, stream: TextIO) -> None:
-    coloured = warning and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(f"{YELLOW}{text}{PLAIN}" if coloured else text, file=stream, flush=True)
+    print(coloured(text, YELLOW if warning else "", stream), file=stream, flush=True)
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Give a text in a colour where it goes to a terminal (default: the output's) that shows colours; "" for none."""
+    shown = (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"{colour}{text}{PLAIN}" if colour and shown else text
 
 
 def bar(fraction: float, width: int = 24) -> str:
