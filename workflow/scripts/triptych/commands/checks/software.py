@@ -88,12 +88,12 @@ def driver(place: Place) -> Finding:
     runs = f"driver {found}" + (f" (CUDA {newest // 1000}.{newest % 1000 // 10})" if newest else "")
     if cuda is None:
         said = f"{build}; {runs}"
-        remedy = "make aire-setup, or on one machine: make clean; make install CUDA=13 (or 12, for drivers before 580)"
+        remedy = "make aire-setup, or on one machine: make clean; make install TORCH_CUDA=13 (before driver 580: 12)"
         return fault(said, remedy) if wanted else warning(said, remedy)
     first = FIRST_DRIVER.get(int(cuda.split(".")[0]), 0)
     if int(found.split(".")[0]) < first:
         older = cuda_for(found)
-        remedy = f"make clean; make install CUDA={older}" if older else "no build of torch here can use this driver"
+        remedy = f"make clean; make install TORCH_CUDA={older}" if older else "no build of torch can use this driver"
         return fault(f"{build} needs driver {first} or newer; {runs}", remedy)
     return ok(f"{build}; {runs}")
 
