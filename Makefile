@@ -10,8 +10,12 @@ CODE := workflow/scripts tests benchmarks tools
 
 export PIP_PROGRESS_BAR := off
 
+# CUDA release of torch's build where it is not one for the CPU: 13, or 12 for drivers before 580 (docs/aire.md).
+TORCH_CUDA ?= $(or $(shell cat $(VENV)/.cuda 2>/dev/null),13)
+TORCH_LOCKS := $(if $(filter 12,$(TORCH_CUDA)),requirements-cuda12.lock,requirements-torch.lock requirements-cuda.lock)
+
 .PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
-	format lock schema clean
+	aire-check format lock schema clean
 
 ## help: list the targets
 help:
@@ -73,9 +77,9 @@ bench-predict: $(VENV)/.installed
 bench-plan: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_plan.py
 
-## aire-setup: once, on a login node of Aire: .venv with the CUDA build of torch
+## aire-setup: once, on a login node of Aire: .venv with the build of torch for the driver of the GPU nodes
 aire-setup:
-	tools/aire-setup.sh
+	tools/aire-setup.sh $(if $(filter command line environment,$(origin TORCH_CUDA)),$(TORCH_CUDA))
 
 # Twice, the second time from the cache alone: what a job would still have to fetch shows here, and not on a GPU.
 FETCH = $(SNAKEMAKE) --profile profiles/local --cores 1 --directory $(FOLDER) --configfile $(CONFIG) \
@@ -89,6 +93,10 @@ aire-fetch: $(VENV)/.installed
 	cd $(FOLDER) && $(abspath $(VENV))/bin/triptych fetch --check --configfile $(abspath $(CONFIG))
 	$(FETCH)
 	HF_HUB_OFFLINE=1 $(FETCH) --forcerun fetch_dataset prepare_model
+
+## aire-check: before a study, on a login node: everything that would stop it, also in a short job on each partition
+aire-check: $(VENV)/.installed
+	$(VENV)/bin/triptych doctor --profile profiles/aire --directory $(FOLDER) --configfile $(CONFIG)
 
 ## format: apply the project's code style
 format: $(VENV)/.installed
@@ -117,13 +125,20 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml
 	touch $@
 
 # torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
-# is checked, and the CUDA libraries follow only where the build needs them.
-$(VENV)/.dependencies: requirements.lock requirements-torch.lock requirements-cuda.lock
+# is checked, and the CUDA libraries follow only where the build needs them. For CUDA 12, an earlier release of torch.
+$(VENV)/.dependencies: requirements.lock $(TORCH_LOCKS)
 	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH_CUDA),12)
+	$(INSTALL) -r requirements-cuda12.lock
+	grep -v '^-r' requirements.lock > $(VENV)/others.lock
+	$(INSTALL) -r $(VENV)/others.lock
+else
 	$(PIP) download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock)
 	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements-torch.lock
 	$(INSTALL) -r requirements.lock
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(INSTALL) -r requirements-cuda.lock
 	rm -rf $(VENV)/torch
+endif
+	echo $(TORCH_CUDA) > $(VENV)/.cuda
 	touch $@

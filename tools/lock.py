@@ -1,7 +1,9 @@
-"""Write the three lock files and the conda environment from pyproject.toml (run by `make lock`; needs `uv`).
+"""Write the four lock files and the conda environment from pyproject.toml (run by `make lock`; needs `uv`).
 
 One resolution, three files: torch stands apart because it comes in a CPU and a CUDA build, each with hashes of its
-own, and its CUDA libraries stand apart so that a machine with the CPU build does not download 3 GB in vain.
+own, and its CUDA libraries stand apart so that a machine with the CPU build does not download 3 GB in vain. A second
+resolution gives the fourth: for drivers that are too old for these libraries, the last release of torch that the
+package index has for CUDA 12, with its libraries. All else is the same.
 
 Versions that are locked already are kept where pyproject.toml allows them; `python tools/lock.py --upgrade`, or
 `--upgrade-package NAME`, takes newer ones.
@@ -15,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
+CUDA12_TORCH = "torch==2.10.0"  # from 2.11 on, the index has builds for CUDA 13
+CUDA12_FILE = "requirements-cuda12.lock"
 # The CPU build of torch 2.13.0 for CPython 3.11 on Linux x86-64 ("2.13.0+cpu"), which pip prefers where it can
 # see it; the index itself offers the CUDA build, whose hashes the resolution finds.
 CPU_TORCH_HASH = "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
@@ -45,8 +49,12 @@ def environment(requirements: list[str]) -> str:
     return HEADER + ENVIRONMENT_HEAD + "".join(f"      - {pin}\n" for pin in pins)
 
 
-def resolve(options: list[str]) -> str:
-    """Return what uv resolves, with hashes, for Python 3.11 and 3.12 and all platforms.
+def resolve(options: list[str], override: str = "") -> list[str]:
+    """Return what uv resolves, with hashes, for Python 3.11 and 3.12 and all platforms, a block for each package.
+
+    Args:
+        options: of uv.
+        override: a requirement that replaces those of its package.
 
     Raises:
         SystemExit: uv finds no solution, which it explains on stderr.
@@ -58,23 +66,34 @@ def resolve(options: list[str]) -> str:
         # What stands in the output file is what uv prefers.
         locked = "".join((ROOT / name).read_text() for name in FILES if (ROOT / name).exists())
         output.write_text(locked.replace("-r requirements-torch.lock\n", ""))
-        status = subprocess.run([*command, "--output-file", output], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+        overrides = Path(folder, "overrides.txt")
+        overrides.write_text(override)
+        command += ["--override", overrides, "--output-file", output]
+        status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
         if status:
             sys.exit(status)
-        return output.read_text()
+        return re.split(r"\n(?=[a-z0-9])", output.read_text().strip())
+
+
+def is_torch(block: str) -> bool:
+    """Tell whether a block of a lock file is that of torch or of one of its CUDA libraries."""
+    return bool(CUDA.match(block)) or block.startswith("torch==")
 
 
 def main() -> None:
     """Resolve, add the CPU wheel's hash and split off the CUDA libraries."""
-    resolved = resolve(sys.argv[1:])
-    blocks = re.split(r"\n(?=[a-z0-9])", resolved.strip())
+    blocks = resolve(sys.argv[1:])
     cpu = f" \\\n    --hash={CPU_TORCH_HASH}"
     torch = [block.replace(cpu, "") + cpu for block in blocks if block.startswith("torch==")]
     cuda = [block for block in blocks if CUDA.match(block)]
-    base = [block for block in blocks if not CUDA.match(block) and not block.startswith("torch==")]
+    base = [block for block in blocks if not is_torch(block)]
     write("requirements-torch.lock", torch)
     write("requirements-cuda.lock", cuda)
     write("requirements.lock", ["-r requirements-torch.lock", *base])
+    older = resolve([], CUDA12_TORCH)
+    if [block for block in older if not is_torch(block)] != base:
+        sys.exit(f"{CUDA12_TORCH} needs other versions of other packages; choose another release of torch")
+    write(CUDA12_FILE, [block for block in older if is_torch(block)])
     (ROOT / ENVIRONMENT).write_text(environment(blocks))
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     driver = driver_of(asked) if asked else find_driver()
     where = f"partition {asked}" if asked else "this machine"
     if driver is None:
-        sys.exit(f"{where}: no NVIDIA driver found; choose the build by hand: CUDA=13 (driver 580 or newer) or CUDA=12")
+        sys.exit(f"{where}: no NVIDIA driver found; name the CUDA release: TORCH_CUDA=13 (driver 580 or newer), or 12")
     if (cuda := cuda_for(driver)) is None:
         sys.exit(f"{where}: driver {driver} is older than {FIRST_DRIVER[12]}; no build of torch here can use it")
     print(f"{where}: driver {driver}, so the build for CUDA {cuda}", file=sys.stderr)
