@@ -59,11 +59,11 @@ SHELL_VARIABLES = {
 if workflow.remote_exec:
     SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
-# Steps use the Python that Snakemake runs in; with --sdm conda, that of the environment.
-use_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+# Steps use the Python that Snakemake runs in; with --sdm conda or apptainer, that of the environment or the container.
+deployed = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & set(workflow.deployment_settings.deployment_method)
 # Else there is none: Snakemake would take braces in the path of this folder for wildcards.
-ENVIRONMENT = "../envs/triptych.yaml" if use_conda else None
-python_first = "" if use_conda else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+ENVIRONMENT = "../envs/triptych.yaml" if DeploymentMethod.CONDA in deployed else None
+python_first = "" if deployed else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
 exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
 preamble = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "
 
