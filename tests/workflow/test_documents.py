@@ -24,6 +24,7 @@ VALUES = {
     "--quiet": "all|host|progress|reason|rules",
     "--forcerun": STEPS,
     "--until": STEPS,
+    "--sdm": "conda|apptainer",
 }
 SEVERAL = {
     option

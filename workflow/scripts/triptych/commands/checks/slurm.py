@@ -159,6 +159,6 @@ def caps(place: Place) -> Finding:
         if at_once * processes > int(most[1]):
             return warning(
                 f"{found[-1]}; the profile's jobs: {at_once:.0f}",
-                "none needed: jobs above the cap wait; set jobs and plan.at_once to it, so that plans are right",
+                "none needed: other jobs wait; for right plans, set jobs and plan.at_once to it",
             )
     return ok("; ".join(found) or "no cap on GPUs is said")
