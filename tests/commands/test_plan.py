@@ -10,11 +10,12 @@ from conftest import ROOT, toy_config
 from triptych.commands import estimate, plan
 from triptych.commands.jobs import job_states
 from triptych.commands.retraining import refuse_to_retrain, short_reason
+from triptych.config import paths
 from triptych.config.grid import Checkpoint
 from triptych.config.study import load_study
 from triptych.errors import TriptychError
 from triptych.evaluate.statistics import minimum_detectable_effect
-from triptych.io.manifest import write_json
+from triptych.io.manifest import write_json, write_record
 
 
 def config(name):
@@ -41,6 +42,18 @@ def finish(study, prefix, seconds):
             times = study.results / f"benchmarks/train_stage/{name}.jsonl"
             times.parent.mkdir(parents=True, exist_ok=True)
             times.write_text(json.dumps({"s": seconds}) + "\n")
+
+
+def test_the_rate_that_was_measured_on_the_gpus_is_used_before_any_training(study):
+    assumed = estimate.hours(study, job_states(study, now=0.0)).rate
+    write_record(study.path(paths.DOCTOR), {"rates": {"login node": {}, "nodes": {"cpu_tflops": 0.1}}})
+    assert estimate.hours(study, job_states(study, now=0.0)).rate == assumed
+    write_record(study.path(paths.DOCTOR), {"rates": {"nodes": {"cpu_tflops": 0.1}, "gpu": {"gpu_tflops": 181.04}}})
+    states = job_states(study, now=0.0)
+    assert estimate.hours(study, states).rate == pytest.approx(assumed * 181 / 362)
+    assert "assumed: 181 TFLOP/s at 10% utilisation (measured by triptych doctor" in "\n".join(
+        plan.lines(study, states)
+    )
 
 
 def test_shared_first_stages_are_counted_once(study):

@@ -72,7 +72,7 @@ def test_every_partition_is_checked_by_a_job_on_it(slurm, folder):
     assert found["login node", "caps"] == ("warning", "gpu: 3 GPUs a user (QoS gpulimits); the profile's jobs: 15")
     assert said.splitlines()[-1].startswith("0 fault, ")
     rates = read_json(folder / "results/doctor.json")["rates"]
-    assert rates["gpu"]["tflops"] > 0 and rates["login node"] == {}
+    assert rates["gpu"]["cpu_tflops"] > 0 and rates["login node"] == {}
 
 
 def test_a_gpu_that_torch_lacks_is_a_fault(slurm, folder):

@@ -162,6 +162,15 @@ class Hours:
         return self.of_prediction[job.arm] * len(job.outputs)  # a file for each view
 
 
+def measured_tflops(study: Study) -> float | None:
+    """Rate of matrix products on the study's GPUs that `triptych doctor` measured, in 10^12 operations per second."""
+    try:
+        rates = read_json(study.path(paths.DOCTOR))["rates"]
+    except TriptychError:
+        return None
+    return max((round(found["gpu_tflops"], 1) for found in rates.values() if "gpu_tflops" in found), default=None)
+
+
 def hours(study: Study, states: Sequence[JobState]) -> Hours:
     """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
     costs = {prefix: training_cost(study, Checkpoint(prefix, "", 0)) for prefix in study.grid.prefixes}
@@ -172,7 +181,7 @@ def hours(study: Study, states: Sequence[JobState]) -> Hours:
         for state in trained
         if state.state == "done" and (seconds := seconds_taken(state.job.times))
     ]
-    rate = study.settings.plan.tflops * 1e12 * study.settings.plan.utilisation
+    rate = (measured_tflops(study) or study.settings.plan.tflops) * 1e12 * study.settings.plan.utilisation
     error = None
     if took:
         flops, seconds = (sum(column) for column in zip(*took, strict=True))

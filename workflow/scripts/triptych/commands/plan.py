@@ -14,7 +14,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, model_sizes
+from triptych.commands.estimate import (
+    DISAGREE,
+    RUN_SD,
+    detectable,
+    disk_gb,
+    fetched_gb,
+    hours,
+    measured_tflops,
+    model_sizes,
+)
 from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
@@ -99,8 +108,10 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         rate = f"{found.rate / 1e12:.2g} TFLOP/s"
         yield f"estimate    at the rate of {found.measured} finished training jobs, {rate}{off}"
     else:
+        rate = measured_tflops(study)
+        source = "measured by triptych doctor" if rate else "plan.tflops"
         yield (
-            f"estimate    assumed: {plan.tflops:g} TFLOP/s at {plan.utilisation:.0%} utilisation (plan.tflops, "
+            f"estimate    assumed: {rate or plan.tflops:g} TFLOP/s at {plan.utilisation:.0%} utilisation ({source}, "
             "plan.utilisation); finished training jobs will correct it"
         )
     (features, checkpoints), images = disk_gb(study), sum(fetched_gb(study).values())

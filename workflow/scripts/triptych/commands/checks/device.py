@@ -84,9 +84,9 @@ def products(place: Place) -> Finding:
         return warning(
             f"{said}; the plan assumes {assumed:g}",
             "another process uses this GPU, or it is of another kind: set plan.tflops, so that plans are right",
-            tflops=rate,
+            gpu_tflops=rate,
         )
-    return ok(said, tflops=rate)
+    return ok(said, **{"gpu_tflops" if found.type == "cuda" else "cpu_tflops": rate})
 
 
 def training(_: Place) -> Finding:
