@@ -139,7 +139,8 @@ def caps(place: Place) -> Finding:
         return warning("sacctmgr does not answer: caps are unknown", "ask: sacctmgr show qos")
     of_qos = {name: (wall, tres) for name, wall, tres, *_ in (line.split("|") for line in said.split("\n") if line)}
     found = []
-    at_once = minutes(place.options.get("jobs", 1)) or 1
+    jobs = str(place.options.get("jobs", 1))
+    at_once = int(jobs) if jobs.isdecimal() else 1  # of "unlimited", nothing is said
     processes = place.study.settings.runtime.processes
     for name, rule in partitions(place.profile).items():
         shown = ask("scontrol", "show", "partition", name) or ""
@@ -158,7 +159,7 @@ def caps(place: Place) -> Finding:
         found.append(f"{name}: {most[1]} GPUs a user (QoS {qos[1]})")
         if at_once * processes > int(most[1]):
             return warning(
-                f"{found[-1]}; the profile's jobs: {at_once:.0f}",
+                f"{found[-1]}; the profile's jobs: {at_once}",
                 "none needed: other jobs wait; for right plans, set jobs and plan.at_once to it",
             )
     return ok("; ".join(found) or "no cap on GPUs is said")

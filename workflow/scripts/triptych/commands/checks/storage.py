@@ -1,5 +1,6 @@
 """Checks of disks: free space, number of files, quotas, and what a shared file system must be able to do."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -111,10 +112,8 @@ def held_lock(folder: Path) -> Iterator[None]:
     """Hold a lock in a folder, for `locks` on another machine to find."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / HELD).open("a") as file:
-        try:
+        with contextlib.suppress(OSError):  # without a lock, or with another's, `locks` says what it finds
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            (folder / HELD).unlink()  # nothing to be found
         yield
     (folder / HELD).unlink(missing_ok=True)
 
