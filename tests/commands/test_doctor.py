@@ -271,7 +271,7 @@ def test_what_is_not_fetched_stops_jobs_but_not_a_laptop(place):
     fetch(place)
     assert offline.fetched(on_aire).state == "ok"
     shutil.rmtree("cache")
-    assert "cache cannot be read from here" in offline.fetched(on_aire).found
+    assert "cache cannot be used from here" in offline.fetched(on_aire).found
 
 
 def test_a_model_that_is_damaged_is_a_fault(place, monkeypatch):

@@ -146,5 +146,5 @@ def _reason(said: str, printed: str) -> str:
     if lines := [line.strip() for line in printed.splitlines() if line.strip()]:
         return lines[-1]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    refused = [line for line in lines if re.search("error", line, re.IGNORECASE)]
+    refused = [line for line in lines if re.search("error(?! in rule)", line, re.IGNORECASE)]
     return (refused or lines[-1:] or ["Snakemake said nothing"])[0]

@@ -20,6 +20,7 @@ from triptych.commands.checks.storage import held_lock
 from triptych.commands.cluster import partitions, resources_of, submit
 from triptych.config import paths
 from triptych.config.study import read_study
+from triptych.config.texts import cache_folder
 from triptych.errors import TriptychError, message_of, run_step
 from triptych.io.manifest import read_json, write_record
 from triptych.utils.arguments import add_configfile
@@ -182,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in make_checks(place, here):
         show(row, wide)
         rows.append(row)
+    if jobs:
+        cache_folder(study.settings.cache).mkdir(parents=True, exist_ok=True)
     for name, rule in jobs.items():
         print(f"{'':<8} {name:<{wide}} {'':<11} a job is submitted; waiting for it", flush=True)
         for row in check_partition(place, configfile, name, rule, 60 * arguments.patience):

@@ -107,8 +107,11 @@ def fetched(place: Place) -> Finding:
         if place.on_cluster:
             return fault(said, "on a login node: make aire-fetch CONFIG=...; jobs have no internet")
         return warning(said, "none needed with internet access: the study fetches them")
-    if not cache.is_dir() or not os.access(cache, os.R_OK | os.X_OK):
-        said = f"{cache}: the cache cannot be read from here"
+    # Its absence is seen in a job alone: the command makes it before it submits one.
+    if (place.partition and not cache.is_dir()) or (
+        cache.exists() and not os.access(cache, os.R_OK | os.W_OK | os.X_OK)
+    ):
+        said = f"{cache}: the cache cannot be used from here"
         return fault(said, "put it where all machines see it: export TRIPTYCH_CACHE=$SCRATCH/triptych/cache")
     return ok(f"{len(needed)} models and data sets in {study.results}; cache {cache.resolve()}")
 

@@ -114,8 +114,10 @@ def held_lock(folder: Path) -> Iterator[None]:
     with (folder / HELD).open("a") as file:
         with contextlib.suppress(OSError):  # without a lock, or with another's, `locks` says what it finds
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    (folder / HELD).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / HELD).unlink(missing_ok=True)
 
 
 def locks(place: Place) -> Finding:
