@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from triptych.commands.checks.finding import Finding, Place, fault, ok, warning
-from triptych.commands.estimate import disk_gb
+from triptych.commands.estimate import disk_gb, fetched_gb
 from triptych.commands.jobs import job_states
 from triptych.config.texts import cache_folder
 from triptych.io.atomic import atomic_directory, atomic_path
@@ -46,7 +46,8 @@ def space(place: Place) -> Finding:
     """Free disk and files of the results folder, against the plan's need and quotas."""
     results = _existing(place.study.results)
     bytes_now, files_now = _used(place.study.results)
-    gb = max(0.0, sum(disk_gb(place.study)) + SPARE_GB - bytes_now / 1e9)
+    images = 2 * sum(fetched_gb(place.study).values())  # as fetched and as prepared
+    gb = max(0.0, sum(disk_gb(place.study)) + images + SPARE_GB - bytes_now / 1e9)
     files = max(0, FILES_PER_JOB * len(job_states(place.study, now=0.0)) - files_now)
     rooms = {"disk": _of_disk(results), "quota": _of_quota(results)}
     for name, room in rooms.items():
