@@ -13,11 +13,12 @@ if not workflow.configfiles:
     configfile: Path(workflow.current_basedir.get_path_or_uri(secret_free=True)) / "config" / "config.yaml"
 
 
-# With --sdm apptainer, steps run in the container that containers/triptych.def describes.
-container: str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)) / "containers/triptych.sif")
-
-
 include: "workflow/rules/common.smk"
+
+
+container: CONTAINER
+
+
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"

@@ -61,8 +61,9 @@ if workflow.remote_exec:
 
 # Steps use the Python that Snakemake runs in; with --sdm conda or apptainer, that of the environment or the container.
 deployed = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & set(workflow.deployment_settings.deployment_method)
-# Else there is none: Snakemake would take braces in the path of this folder for wildcards.
+# Else there are none: Snakemake would take braces in the path of this folder for wildcards.
 ENVIRONMENT = "../envs/triptych.yaml" if DeploymentMethod.CONDA in deployed else None
+CONTAINER = str(SCRIPTS.parents[1] / "containers/triptych.sif") if DeploymentMethod.APPTAINER in deployed else None
 python_first = "" if deployed else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
 exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
 preamble = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str(SCRIPTS))} {exported}; "
