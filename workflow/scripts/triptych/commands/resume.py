@@ -17,13 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-import yaml
 
+from triptych.commands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
 
 # Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
 BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.")
-PROFILE_FILES = ("profile.yaml", "config.yaml")
 
 
 def job_prefix(profile: str | None) -> str | None:
@@ -32,13 +31,12 @@ def job_prefix(profile: str | None) -> str | None:
     Raises:
         TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
     """
-    files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
-    settings = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
+    settings = read_profile(Path(profile)) if profile else {}
     if settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
         raise TriptychError(
-            f"{files[0]}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
+            f"{profile}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
         )
     return prefix
 
