@@ -37,6 +37,7 @@ TEST_TABLE = "tables/test/{table}"
 FIGURE = "figures/{figure}"
 REPORT = "report.html"
 WANDB = "wandb/runs.json"
+BENCH = "bench.json"
 
 
 @dataclass(frozen=True)
