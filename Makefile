@@ -10,8 +10,8 @@ CODE := workflow/scripts tests benchmarks tools
 
 export PIP_PROGRESS_BAR := off
 
-.PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
-	format lock schema clean
+.PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan bench-gpu \
+	count-kernels aire-setup aire-fetch format lock schema clean
 
 ## help: list the targets
 help:
@@ -72,6 +72,14 @@ bench-predict: $(VENV)/.installed
 ## bench-plan: time and memory of dry runs of 100, 1,000 and 10,000 jobs
 bench-plan: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_plan.py
+
+## bench-gpu: a GPU in less than ten minutes: training, against transformers' Trainer, answering, a profile
+bench-gpu: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_gpu.py
+
+## count-kernels: what a step gives a GPU to do, counted on the CPU; EAGER=--eager counts without compilation as well
+count-kernels: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/count_kernels.py $(EAGER)
 
 ## aire-setup: once, on a login node of Aire: .venv with the CUDA build of torch
 aire-setup:
