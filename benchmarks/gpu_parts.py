@@ -243,7 +243,7 @@ def rival_part(kind: str, size: Size, seconds: float, steps: int = 40, backend: 
     class Clock(TrainerCallback):
         def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
             times.append(now())
-            control.should_training_stop = times[-1] > start + SHARE * seconds
+            control.should_training_stop |= times[-1] > start + SHARE * seconds
 
     def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
         batch = padded_rows(rows, PROMPT, size.image_tokens)

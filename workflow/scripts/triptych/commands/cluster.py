@@ -97,8 +97,9 @@ def submit(
         own["set-resources"] = {RULE: resources}
     (folder / "profile").mkdir(exist_ok=True)
     (folder / "profile/profile.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}$PATH"
-    settings = f'export HF_HUB_OFFLINE=1 WANDB_MODE=offline PYTHONPATH={shlex.quote(str(SCRIPTS))} PATH="{path}"'
+    variables = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": shlex.quote(str(SCRIPTS))}
+    variables["PATH"] = f'{shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+    settings = "export " + " ".join(f"{name}={value}" for name, value in variables.items())
     (folder / "command.sh").write_text(f"{settings}\nexec {shlex.join(map(str, command))}\n", encoding="utf-8")
     (folder / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
     words = [sys.executable, "-m", "snakemake", "--directory", str(folder), "--snakefile", str(folder / "Snakefile")]
