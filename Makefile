@@ -77,9 +77,9 @@ bench-plan: $(VENV)/.installed
 bench-gpu: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_gpu.py
 
-## count-kernels: what a step gives a GPU to do, counted on the CPU; EAGER=--eager counts without compilation as well
+## count-kernels: what a step gives a GPU to do, counted on the CPU; COUNT=--eager: without compilation as well
 count-kernels: $(VENV)/.installed
-	$(VENV)/bin/python benchmarks/count_kernels.py $(EAGER)
+	$(VENV)/bin/python benchmarks/count_kernels.py $(COUNT)
 
 ## aire-setup: once, on a login node of Aire: .venv with the CUDA build of torch
 aire-setup:
