@@ -10,7 +10,7 @@ on fusion by the same rules, but may split a long reduction in two.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -22,6 +22,7 @@ from torch._inductor import config as inductor
 from torch._inductor.codegen.cpp import CppScheduling
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from triptych.model import flex
 
 # Operations that give a tensor another shape, or room, or mark a place for profilers: no kernel.
 VIEWS = {
@@ -251,10 +252,7 @@ def compiled_graphs(recorder: Recorder) -> Iterator[list[list[str]]]:
         # One function for each loop, as on a GPU.
         stack.enter_context(patch(CppScheduling, "ready_to_flush", lambda _: True))
         stack.enter_context(inductor.patch(options))
-        with suppress(ImportError):
-            from triptych.model import flex
-
-            stack.enter_context(patch(flex, "flex_attention", _one_kernel))
+        stack.enter_context(patch(flex, "flex_attention", _one_kernel))
         torch._dynamo.reset()
         try:
             yield kernels

@@ -129,7 +129,7 @@ def _trainer(size: Size, name: str, watch: Watch, compiled: str) -> Trainer:
     stage, lora = settings_for(name, epochs=3, **batch)
     model = random_model(size, lora, device, compute_dtype("auto", device), attention_kind(device))
     samples = captions(size, 40 * stage.batch_size) if name == "1" else questions(size)
-    inputs = samples, samples[:1], random_features(size), PROMPT
+    inputs = samples, samples[:1], random_features(size, torch.bfloat16), PROMPT
     return Trainer(model, *inputs, stage, "auto", 0, KEY, watch, Runtime(compile=compiled))
 
 

@@ -97,10 +97,10 @@ def submit(
         own["set-resources"] = {RULE: resources}
     (folder / "profile").mkdir(exist_ok=True)
     (folder / "profile/profile.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}$PATH"
     variables = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": shlex.quote(str(SCRIPTS))}
-    variables["PATH"] = f'{shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
-    settings = "export " + " ".join(f"{name}={value}" for name, value in variables.items())
-    (folder / "command.sh").write_text(f"{settings}\nexec {shlex.join(map(str, command))}\n", encoding="utf-8")
+    settings = "".join(f"export {name}={value}\n" for name, value in {**variables, "PATH": f'"{path}"'}.items())
+    (folder / "command.sh").write_text(f"{settings}exec {shlex.join(map(str, command))}\n", encoding="utf-8")
     (folder / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
     words = [sys.executable, "-m", "snakemake", "--directory", str(folder), "--snakefile", str(folder / "Snakefile")]
     said, status = _wait([*words, "--profile", str(folder / "profile")], patience)
