@@ -14,8 +14,8 @@ export PIP_PROGRESS_BAR := off
 TORCH_CUDA ?= $(or $(shell cat $(VENV)/.cuda 2>/dev/null),13)
 TORCH_LOCKS := $(if $(filter 12,$(TORCH_CUDA)),requirements-cuda12.lock,requirements-torch.lock requirements-cuda.lock)
 
-.PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan aire-setup aire-fetch \
-	aire-check format lock schema clean
+.PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan bench-gpu \
+	count-kernels aire-setup aire-fetch aire-check format lock schema clean
 
 ## help: list the targets
 help:
@@ -76,6 +76,14 @@ bench-predict: $(VENV)/.installed
 ## bench-plan: time and memory of dry runs of 100, 1,000 and 10,000 jobs
 bench-plan: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/bench_plan.py
+
+## bench-gpu: a GPU in less than ten minutes: training, against transformers' Trainer, answering, a profile
+bench-gpu: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/bench_gpu.py
+
+## count-kernels: what a step gives a GPU to do, counted on the CPU; COUNT=--eager: without compilation as well
+count-kernels: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/count_kernels.py $(COUNT)
 
 ## aire-setup: once, on a login node of Aire: .venv with the build of torch for the driver of the GPU nodes
 aire-setup:

@@ -58,15 +58,15 @@ def now() -> float:
     return time.perf_counter()
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """The device's highest rate of matrix products, FLOP/s: best of 20 tries of each shape."""
+def gemm_rate(dtype: torch.dtype, device: torch.device, tries: int = 20) -> float:
+    """The device's highest rate of matrix products, FLOP/s: best of the tries of each shape."""
     shapes = [(rows, 576, 1536) for rows in (160, 480, 960, 2048)] + [(1024, 1024, 1024)]
     if device.type == "cuda":
         shapes = [(rows, 2048, 5632) for rows in (2048, 4096, 8192)] + [(8192, 8192, 8192)]
     rates = []
     for rows, inner, columns in shapes:
         left, right = (torch.randn(size, inner).to(device, dtype) for size in (rows, columns))
-        for _ in range(20):
+        for _ in range(tries):
             start = now()
             for _ in range(4):
                 left @ right.T

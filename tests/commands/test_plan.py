@@ -189,3 +189,29 @@ def test_a_few_may_be_made_again_and_more_are_refused_by_name():
     with pytest.raises(TriptychError, match="2 finished training jobs would run again") as caught:
         refuse_to_retrain(again, at_most=1)
     assert "2 on fold1, seed 0: Updated input files: y" in str(caught.value)
+
+
+def bench_result(study, **record):
+    stages = {"stage 2": {"plan_tflops": 30.0}, "stage 3": {"plan_tflops": 60.0}}
+    write_json(
+        study.results / "bench.json", {"tiny": False, "parts": {**stages, "device": {"device": "L40S"}}, **record}
+    )
+
+
+def test_rates_of_the_benchmark_are_used_until_trainings_have_finished(study):
+    assumed = estimate.hours(study, job_states(study, now=0.0))
+    bench_result(study)
+    benched = estimate.hours(study, job_states(study, now=0.0))
+    assert benched.rate == pytest.approx(40e12) and benched.benched == "L40S"
+    assert benched.of_training["2"] == pytest.approx(assumed.of_training["2"] * assumed.rate / 40e12)
+    assert "at 40 TFLOP/s, as `triptych bench` measured on L40S" in "\n".join(plan.lines(study, job_states(study, 0.0)))
+    finish(study, "2", 100.0)
+    known = estimate.hours(study, job_states(study, now=0.0))
+    assert known.measured and known.benched is None and known.rate != benched.rate
+
+
+@pytest.mark.parametrize("record", [{"tiny": True}, {"parts": {"stage 2": {"error": "x"}}}, {"parts": {}}])
+def test_a_benchmark_that_measured_no_training_changes_no_estimate(study, record):
+    before = estimate.hours(study, job_states(study, now=0.0))
+    bench_result(study, **record)
+    assert estimate.hours(study, job_states(study, now=0.0)) == before

@@ -20,7 +20,9 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT, toy_config
+from triptych.commands.cluster import submit
 from triptych.commands.resume import left_steps, other_snakemakes
+from triptych.errors import TriptychError
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("slurmctld") is None,
@@ -329,3 +331,19 @@ def test_no_two_jobs_wrote_the_same_files_at_once(study, disturbed):
             times[job["Comment"]].append((job["Start"], job["End"]))
         for name, spans in times.items():
             assert all(first[1] <= second[0] for first, second in pairwise(sorted(spans))), name
+
+
+def test_one_command_is_a_job_with_the_resources_of_a_rule(slurm, tmp_path):
+    asks = 'echo "$SLURM_JOB_PARTITION gpus=$SLURM_JOB_GPUS cpus=$SLURM_CPUS_PER_TASK"; scontrol show job $SLURM_JOB_ID'
+    said = submit(AIRE, "train_stage", ["bash", "-c", asks], tmp_path / "job", 3, PATIENCE)
+    assert re.match(r"gpu gpus=\d cpus=8\n", said) and "TimeLimit=00:03:00" in said
+    said = submit(AIRE, "", ["bash", "-c", asks], tmp_path / "job", 3, PATIENCE)
+    assert said.startswith("nodes gpus= cpus=8\n")
+
+
+def test_a_job_that_is_refused_says_why(slurm, tmp_path):
+    profile = yaml.safe_load((AIRE / "profile.yaml").read_text())
+    profile["set-resources"]["train_stage"]["slurm_partition"] = "gpuu"
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    with pytest.raises(TriptychError, match="invalid partition"):
+        submit(tmp_path, "train_stage", ["true"], tmp_path / "job", 3, PATIENCE)

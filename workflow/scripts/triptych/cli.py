@@ -29,6 +29,7 @@ COMMANDS = {
     "fetch": Command("triptych.commands.fetch", "ask the hub for all that a study downloads, before it is downloaded"),
     "status": Command("triptych.commands.status", "show which jobs of a study are done, running, failed or pending"),
     "resume": Command("triptych.commands.resume", "continue a study after Snakemake itself was killed"),
+    "bench": Command("triptych.commands.bench", "measure how fast a GPU trains and answers, here or on the cluster"),
     "verify": Command("triptych.commands.verify", "verify all results against their hashes and checksums"),
     "compare": Command("triptych.tables.comparison", "compare schedules on predictions of your choice"),
     "export": Command("triptych.commands.export", "write a checkpoint as a folder for transformers"),

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from statistics import median
+from statistics import harmonic_mean, median
 
 from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
 from triptych.config import paths
@@ -143,7 +143,8 @@ class Hours:
         left: of all that is left.
         done: what finished ones took.
         rate: FLOP/s that the estimate assumes.
-        measured: finished trainings that the rate is from; 0 where it is assumed.
+        measured: finished trainings that the rate is from; 0 where it is not.
+        benched: name of the device that `triptych bench` measured, where the rate is from it.
         error: median relative error of the estimates of these, each from the others; None for fewer than two.
     """
 
@@ -153,6 +154,7 @@ class Hours:
     done: float
     rate: float
     measured: int
+    benched: str | None
     error: float | None
 
     def of(self, job: Job) -> float:
@@ -171,8 +173,26 @@ def measured_tflops(study: Study) -> float | None:
     return max((round(found["gpu_tflops"], 1) for found in rates.values() if "gpu_tflops" in found), default=None)
 
 
+def benched_rate(study: Study) -> tuple[float, str] | None:
+    """Read the FLOP/s of training that `triptych bench` found, mean of both kinds of stages, and of which device.
+
+    None where it was not run, or could not measure stages 2 and 3.
+
+    Raises:
+        TriptychError: its results file is damaged.
+    """
+    if not (file := study.path(paths.BENCH)).exists():
+        return None
+    found = read_json(file)
+    parts = found.get("parts", {})
+    rates = [parts.get(f"stage {name}", {}).get("plan_tflops") for name in ("2", "3")]
+    if found.get("tiny") or not all(rates):
+        return None
+    return 1e12 * harmonic_mean(rates), parts.get("device", {}).get("device", "this machine")
+
+
 def hours(study: Study, states: Sequence[JobState]) -> Hours:
-    """Hours from FLOPs and a rate: that of this study's finished trainings, else the one of the settings."""
+    """Hours from FLOPs and a rate: of this study's finished trainings, else of the benchmark, else of the settings."""
     costs = {prefix: training_cost(study, Checkpoint(prefix, "", 0)) for prefix in study.grid.prefixes}
     answers = {arm: prediction_cost(study, arm) for arm in study.grid.schedules}
     trained = [state for state in states if state.job.cell]
@@ -181,7 +201,8 @@ def hours(study: Study, states: Sequence[JobState]) -> Hours:
         for state in trained
         if state.state == "done" and (seconds := seconds_taken(state.job.times))
     ]
-    rate = (measured_tflops(study) or study.settings.plan.tflops) * 1e12 * study.settings.plan.utilisation
+    assumed = (measured_tflops(study) or study.settings.plan.tflops) * 1e12 * study.settings.plan.utilisation
+    rate, benched = (benched_rate(study) if not took else None) or (assumed, None)
     error = None
     if took:
         flops, seconds = (sum(column) for column in zip(*took, strict=True))
@@ -192,7 +213,7 @@ def hours(study: Study, states: Sequence[JobState]) -> Hours:
     of_training = {prefix: cost.flops / rate / 3600 for prefix, cost in costs.items()}
     of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
     done = sum(real for _, real in took) / 3600
-    found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), error)
+    found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), benched, error)
     ahead = [state for state in states if state.state != "done" and state.job.rule in WORK]
     return replace(found, left=sum(found.of(state.job) * (1 - state.fraction) for state in ahead))
 

@@ -107,12 +107,14 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         off = f"; the median error of such estimates was {found.error:.0%}" if found.error is not None else ""
         rate = f"{found.rate / 1e12:.2g} TFLOP/s"
         yield f"estimate    at the rate of {found.measured} finished training jobs, {rate}{off}"
+    elif found.benched:
+        yield f"estimate    at {found.rate / 1e12:.2g} TFLOP/s, as `triptych bench` measured on {found.benched}"
     else:
         rate = measured_tflops(study)
         source = "measured by triptych doctor" if rate else "plan.tflops"
         yield (
             f"estimate    assumed: {rate or plan.tflops:g} TFLOP/s at {plan.utilisation:.0%} utilisation ({source}, "
-            "plan.utilisation); finished training jobs will correct it"
+            "plan.utilisation); `triptych bench` measures it, and finished training jobs will correct it"
         )
     (features, checkpoints), images = disk_gb(study), sum(fetched_gb(study).values())
     over = ": TOO LITTLE" if features + checkpoints + 2 * images > plan.disk_gb else ""

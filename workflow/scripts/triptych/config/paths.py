@@ -40,6 +40,7 @@ WANDB = "wandb/runs.json"
 # What `triptych doctor` found, and the logs of its jobs
 DOCTOR = "doctor.json"
 DOCTOR_JOBS = "logs/doctor"
+BENCH = "bench.json"
 
 
 @dataclass(frozen=True)
