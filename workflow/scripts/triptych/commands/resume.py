@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -26,19 +27,24 @@ BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.")
 PROFILE_FILES = ("profile.yaml", "config.yaml")
 
 
+def read_profile(profile: str | None) -> dict[str, Any]:
+    """Return the options in a profile's folder; none where no profile is given or it has no file."""
+    files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
+    return yaml.safe_load(files[0].read_text(encoding="utf-8")) or {} if files else {}
+
+
 def job_prefix(profile: str | None) -> str | None:
     """Return what the names of a profile's SLURM jobs start with; None if the profile does not use SLURM.
 
     Raises:
         TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
     """
-    files = [path for name in PROFILE_FILES if profile and (path := Path(profile, name)).is_file()]
-    settings = yaml.safe_load(files[0].read_text(encoding="utf-8")) if files else {}
+    settings = read_profile(profile)
     if settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
         raise TriptychError(
-            f"{files[0]}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
+            f"{profile}: slurm-jobname-prefix is missing; without it, jobs cannot be told from other jobs"
         )
     return prefix
 
