@@ -53,8 +53,13 @@ HIDDEN, FEATURES, TOKENS = 32, 16, 4
 
 
 # Files by what their tests share and what takes minutes to make; the first mostly wait.
-SHARED = {"test_slurm.py": "a cluster", "test_workflow.py": "the finished study", "test_chaos.py": "the finished study"}
-SHARED["test_hub_study.py"] = "the study from the hub"
+SHARED = {
+    "test_slurm.py": "a cluster",
+    "test_slurm_groups.py": "a cluster",
+    "test_workflow.py": "the finished study",
+    "test_chaos.py": "the finished study",
+    "test_hub_study.py": "the study from the hub",
+}
 
 
 def pytest_collection_modifyitems(items):
