@@ -11,15 +11,18 @@ import yaml
 from snakemake.cli import get_argument_parser
 
 ROOT = Path(__file__).parent.parent
-# What the SLURM plugin and Snakemake read; any other name would be a resource of our own, and we have none.
+# What the SLURM plugin and Snakemake read, and `lane`, by which steps of one job take turns.
 RESOURCES = {
     "slurm_partition", "slurm_account", "slurm_extra", "runtime", "mem_mb", "mem_mb_per_cpu", "disk_mb", "tmpdir",
     "cpus_per_task", "cpus_per_gpu", "gres", "gpu", "gpu_model", "tasks", "nodes", "constraint", "qos", "clusters",
+    "lane",
 }  # fmt: skip
 PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
 GPU_MODULES = ("triptych.train", "triptych.evaluate.predict", "triptych.features.encode")
 SHARED = "$TRIPTYCH_PROCESSES"  # `runtime.processes`, set by the workflow
+ALIKE = ("slurm_partition", "gres", "gpu", "lane", "slurm_extra")  # of steps that may share a job
 PER_PROCESS = ("gres", "gpu", "cpus_per_task", "mem_mb")
+SHORTEST = 10  # minutes that a step asks for at least (START in commands/requests.py)
 EARLY = 60  # seconds that SLURM may send a signal before its time
 
 
@@ -57,13 +60,16 @@ def faults(profile: dict, known: dict[str, str], keys: set[str]) -> list[str]:
     ]
     default = profile.get("default-resources", {})
     asked = {"default-resources": default} | {
-        f"set-resources.{name}": {**default, **resources}
+        f"set-resources.{name}": {
+            **{key: default[key] for key in default.keys() - own(known.get(name, ""))},
+            **resources,
+        }
         for name, resources in profile.get("set-resources", {}).items()
     }
     for place, resources in asked.items():
         found += [f"{place}.{name}: no known resource" for name in resources if name not in RESOURCES]
         early = re.search(r"--signal=TERM@(\d+)", str(resources.get("slurm_extra", "")))
-        if early and (int(early[1]) + EARLY) / 60 >= resources.get("runtime", 0):
+        if early and (int(early[1]) + EARLY) / 60 >= resources.get("runtime", SHORTEST):
             found.append(f"{place}: runtime must be more than the {early[1]} s of --signal, and {EARLY} s more")
         if "--signal=" in str(resources.get("slurm_extra", "")) and not early:
             found.append(f"{place}.slurm_extra: only --signal=TERM@<seconds> lets a training save; others kill it")
@@ -80,8 +86,32 @@ def faults(profile: dict, known: dict[str, str], keys: set[str]) -> list[str]:
                 for key in PER_PROCESS
                 if "$LAUNCH" in text and key in resources and SHARED not in str(resources[key])
             ]
-            if not local and "runtime" not in resources:
+            if not local and "runtime" not in resources and "runtime" not in own(text):
                 found.append(f"set-resources.{name}.runtime: missing; Aire refuses jobs without a time")
+    return found + group_faults(profile, asked)
+
+
+def own(text: str) -> set[str]:
+    """Resources that a rule sets itself, which no default replaces."""
+    return set(re.findall(r"^        (mem_mb|runtime)=", text, re.MULTILINE))
+
+
+def group_faults(profile: dict, asked: dict[str, dict]) -> list[str]:
+    """What is wrong with the groups of a profile: Snakemake would stop at them, or run steps side by side."""
+    groups, found = profile.get("groups", {}), []
+    for pattern in profile.get("group-components", {}):
+        if pattern not in groups.values():
+            found.append(f"group-components.{pattern}: no rule is in a group of this name")
+    members = {name: asked.get(f"set-resources.{name}", {}) for name in groups}
+    for name, resources in members.items():
+        first = next(iter(members))
+        found += [
+            f"groups.{name}: {key} must be that of {first}, because they may share a job"
+            for key in ALIKE
+            if resources.get(key) != members[first].get(key)
+        ]
+        if resources.get("lane") != 1:
+            found.append(f"groups.{name}: needs `lane: 1` in set-resources, or steps of one job run at once on its GPU")
     return found
 
 

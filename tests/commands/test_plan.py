@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from conftest import ROOT, toy_config
-from triptych.commands import estimate, plan
+from triptych.commands import cost, estimate, plan
 from triptych.commands.jobs import job_states
 from triptych.commands.retraining import refuse_to_retrain, short_reason
 from triptych.config import paths
@@ -66,26 +66,26 @@ def test_shared_first_stages_are_counted_once(study):
 
 def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
     study = config("config")
-    model = estimate.model_sizes(at(tmp_path, study), "2-3")
+    model = cost.model_sizes(at(tmp_path, study), "2-3")
     assert (model.weights, model.image_tokens, model.known) == (1.1e9, 576, False)
 
-    def cost(prefix):
-        return estimate.training_cost(at(tmp_path, study), Checkpoint(prefix, "", 0))
+    def costs(prefix):
+        return cost.training_cost(at(tmp_path, study), Checkpoint(prefix, "", 0))
 
-    before = cost("2-3")
-    assert cost("3blind").flops < 0.4 * before.flops
+    before = costs("2-3")
+    assert costs("3blind").flops < 0.4 * before.flops
     study["stages"][3]["epochs"] *= 2
-    after = cost("2-3")
+    after = costs("2-3")
     assert 1.8 < after.flops / before.flops < 2 and after.samples > 1.8 * before.samples
     # 5972 questions, four folds of five, nine tenths of these, six epochs; and validations.
-    assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * estimate.PREDICTION), rel=1e-6)
+    assert before.samples == pytest.approx(5972 * 0.8 * (0.9 * 6 + 0.1 * 7 * cost.PREDICTION), rel=1e-6)
     study["stages"][3]["epochs"] = 6
-    asked = 5972 * 0.8 * 0.1 * 7 * estimate.PREDICTION
+    asked = 5972 * 0.8 * 0.1 * 7 * cost.PREDICTION
     for samples, seen in ((1000, 6000), (100_000, 5972 * 0.8 * 0.9 * 6)):  # a limit of what every epoch goes through
         study["stages"][3]["max_samples"] = samples
-        assert cost("2-3").samples == pytest.approx(seen + asked, rel=1e-6)
+        assert costs("2-3").samples == pytest.approx(seen + asked, rel=1e-6)
     study["stages"][3] |= {"train": [], "epochs": None, "learning_rate": {}}
-    assert cost("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
+    assert costs("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
 
 
 def test_features_above_the_budget_take_no_room(tmp_path):

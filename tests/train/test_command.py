@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from trainings import (
 )
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError
-from triptych.evaluate import predict
+from triptych.evaluate import predict, respondent
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.model import checkpoint
@@ -48,11 +50,14 @@ def steps(inputs, tmp_path, monkeypatch):
         command.main()
         return tmp_path / name / "manifest.json"
 
-    def run_predict(manifest, *views, folder="answers", **settings):
+    def run_predict(manifest, *views, folder="answers", also=(), **settings):
         job = json.dumps({"precision": "fp32", "max_new_tokens": 4, "batch_size": 5, **settings})
         told = [f"--job={job}", f"--vision-encoder={inputs / 'vision_encoder'}", "--views", *(views or ("held-out",))]
         outs = [tmp_path / folder / f"{view}.parquet" for view in views or ("held-out",)]
-        monkeypatch.setattr("sys.argv", ["x", f"--checkpoint={manifest}", *places, *told, "--out", *map(str, outs)])
+        others = [word for words in also for word in ("--also", *map(str, words))]
+        monkeypatch.setattr(
+            "sys.argv", ["x", f"--checkpoint={manifest}", *places, *told, "--out", *map(str, outs), *others]
+        )
         predict.main()
         return read_table(outs[0]) if len(outs) == 1 else [path.read_bytes() for path in outs]
 
@@ -131,7 +136,7 @@ def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, caps
     run_stage, run_predict = steps
     manifest = run_stage("seeing", {**BOTH, "epochs": 1})
     whole = run_predict(manifest)
-    generate, calls = predict.generate, []
+    generate, calls = respondent.generate, []
 
     def killed(*arguments):
         calls.append(1)
@@ -140,7 +145,7 @@ def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, caps
         return generate(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "generate", killed)
+        patch.setattr(respondent, "generate", killed)
         run_predict(manifest, folder="killed")
     capsys.readouterr()
     assert run_predict(manifest, folder="killed") == whole
@@ -152,21 +157,21 @@ VIEWS = ("held-out", "swapped", "blank", "test")
 
 def asked(monkeypatch):
     """Count the questions that are answered from here on."""
-    generate, samples = predict.generate, []
+    generate, samples = respondent.generate, []
 
     def counted(model, batch, *others):
         samples.extend(batch)
         return generate(model, batch, *others)
 
-    monkeypatch.setattr(predict, "generate", counted)
+    monkeypatch.setattr(respondent, "generate", counted)
     return samples
 
 
 def test_views_asked_together_have_the_bytes_of_each_asked_alone(steps, tmp_path, monkeypatch):
     run_stage, run_predict = steps
     manifest = run_stage("seeing", BOTH)
-    run, calls = predict.run_prefixes, []
-    monkeypatch.setattr(predict, "run_prefixes", lambda *arguments: calls.extend(arguments[-1]) or run(*arguments))
+    run, calls = respondent.run_prefixes, []
+    monkeypatch.setattr(respondent, "run_prefixes", lambda *arguments: calls.extend(arguments[-1]) or run(*arguments))
     together = run_predict(manifest, *VIEWS, folder="together")
     images = {row["image_id"] for view in ("held-out", "test") for row in read_rows(tmp_path / "together", view)}
     assert len(calls) <= len(images) + len(read_images(tmp_path / "together", "test")) + 1, "and one grey image"
@@ -193,7 +198,7 @@ def test_a_job_killed_in_any_view_goes_on_there_also_where_its_files_were_remove
     manifest = run_stage("seeing", BOTH)
     whole = run_predict(manifest, *VIEWS[:3], folder="whole")
     total = sum(len(read_rows(tmp_path / "whole", view)) for view in VIEWS[:3])
-    generate, calls = predict.generate, []
+    generate, calls = respondent.generate, []
 
     def killed(*arguments):
         calls.append(1)
@@ -204,7 +209,7 @@ def test_a_job_killed_in_any_view_goes_on_there_also_where_its_files_were_remove
     for removed in (False, True):  # of a failed job, Snakemake removes the results
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(predict, "generate", killed)
+            patch.setattr(respondent, "generate", killed)
             run_predict(manifest, *VIEWS[:3], folder=f"killed{removed}")
         there = [view for view in VIEWS[:3] if (tmp_path / f"killed{removed}/{view}.parquet").exists()]
         assert len(there) == (stopped_at - 1) // 7, "each view is written when it is done"
@@ -247,7 +252,7 @@ def test_only_what_is_missing_or_changed_is_asked(steps, tmp_path, monkeypatch, 
 
     whole = run_predict(manifest, "held-out", "swapped")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "generate", stop)
+        patch.setattr(respondent, "generate", stop)
         run_predict(manifest, "held-out", "swapped", "test")
     for path in folder.glob("*.parquet"):  # as Snakemake does with all results of a job that failed
         path.unlink()
@@ -269,3 +274,57 @@ def test_a_parent_with_another_connector_is_refused(steps, inputs):
         checkpoint.build(base, parent, pooled, None, 4, "shared", torch.float32, torch.device("cpu"))
     fresh = checkpoint.build(base, parent, pooled, None, 4, "shared", torch.float32, torch.device("cpu"), "random")
     assert isinstance(fresh.connector, Mlp) and fresh.connector.pool == 2
+
+
+def test_one_process_answers_for_checkpoints_of_equal_models_and_their_jobs_find_it(
+    steps, tmp_path, monkeypatch, capsys
+):
+    run_stage, run_predict = steps
+    first, second = (run_stage(name, {**BOTH, "epochs": epochs}) for name, epochs in (("a", 1), ("b", 2)))
+    whole = {name: run_predict(one, *VIEWS[:2], folder=f"alone-{name}") for name, one in (("a", first), ("b", second))}
+    places = {name: [tmp_path / name / f"{view}.parquet" for view in VIEWS[:2]] for name in ("b", "c")}
+    absent = [tmp_path / "nowhere/manifest.json", *places["c"]]
+    both = run_predict(first, *VIEWS[:2], folder="a", also=[absent, [second, *places["b"]]])
+    assert both == whole["a"] and [path.read_bytes() for path in places["b"]] == whole["b"]
+    assert not any(path.exists() for path in places["c"]) and not list((tmp_path / "a").glob("*.kept"))
+    with monkeypatch.context() as patch:
+        samples = asked(patch)
+        assert run_predict(second, *VIEWS[:2], folder="b", also=[[first, *places["c"]]]) == whole["b"]
+        assert samples == [] and not places["c"][0].exists(), "who was answered already asks no other"
+    assert "answered already, and kept: held-out, swapped" in capsys.readouterr().out
+
+
+def test_a_further_checkpoint_that_fails_or_is_killed_costs_the_job_nothing(steps, tmp_path, monkeypatch, capsys):
+    run_stage, run_predict = steps
+    first, second = (run_stage(name, {**BOTH, "epochs": 1}) for name in ("a", "b"))
+    whole = run_predict(first, *VIEWS[:2], folder="alone")
+    weights = second.parent / "connector.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + b"\x7f")
+    other = [second, *(tmp_path / "b" / f"{view}.parquet" for view in VIEWS[:2])]
+    assert run_predict(first, *VIEWS[:2], folder="a", also=[other]) == whole
+    assert "left to its own job: " in (said := capsys.readouterr().out) and "connector.safetensors" in said
+    weights.write_bytes(good)
+
+    loaded = []
+
+    def killed(*arguments):
+        loaded.append(1)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        return load(*arguments)
+
+    load = checkpoint.load
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "load", killed)
+        run_predict(first, *VIEWS[:2], folder="c", also=[other])
+    for path in (tmp_path / "c").glob("*.parquet"):
+        path.unlink()  # as Snakemake does with the results of a failed job
+    with monkeypatch.context() as patch:
+        samples = asked(patch)
+        assert run_predict(first, *VIEWS[:2], folder="c") == whole and samples == []
+
+
+def test_torch_is_not_loaded_for_what_is_answered_already():
+    code = "import sys, triptych.evaluate.predict; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,6 +1,8 @@
 """Hooks into Snakemake's internals: without them the workflow runs all the same."""
 
 import os
+import subprocess
+import sys
 import time
 import types
 
@@ -10,6 +12,7 @@ from snakemake.io import AnnotatedString
 from triptych import workflow_hooks
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import is_answered
+from triptych.utils import kills
 
 
 @pytest.fixture
@@ -136,3 +139,82 @@ def test_snakemakes_internals_are_used_in_one_file_only():
     assert {path.name for path in names} == {"workflow_hooks.py"}
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
     assert "snakemake.common" not in rules and "persistence" not in rules and ".dag" not in rules
+
+
+KILLED = """from triptych import workflow_hooks
+workflow_hooks.explain_kills()
+rule step:
+    output: "out"
+    log: "step.log"
+    resources: mem_mb=123
+    shell: "echo works > {{log}}; {command}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("exec python -c 'import os; os.kill(os.getpid(), 9)'", True),
+        ("bash -c 'kill -9 $$'; exit $?", True),
+        ("exit 1", False),
+        ("exec python -c 'import os; os.kill(os.getpid(), 15)'", False),
+    ],
+)
+def test_the_log_of_a_killed_step_says_so_with_its_memory(command, said, tmp_path):
+    (tmp_path / "Snakefile").write_text(KILLED.format(command=command))
+    words = [sys.executable, "-m", "snakemake", "--cores", "1", "--show-failed-logs", "--directory", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    run = subprocess.run(
+        [*words, "--snakefile", str(tmp_path / "Snakefile")], capture_output=True, text=True, env=environment
+    )
+    last = (tmp_path / "step.log").read_text().splitlines()[-1]
+    assert run.returncode == 1 and last.startswith("error: ") == said, run.stderr
+    if said:
+        assert "killed" in last and "it had asked for 123 MB" in last and last in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("events", "more", "said"),
+    [
+        ("low 0\noom 2\noom_kill 2\n", 1, "error: out of memory: the system killed the step; it had asked for 9 MB"),
+        ("oom_kill 0\n", 0, "error: killed (SIGKILL), but not for its memory; it had asked for 9 MB"),
+        (None, None, "error: killed (SIGKILL), as the system does when memory runs out; it had asked for 9 MB"),
+    ],
+)
+def test_the_control_group_tells_memory_from_other_kills(events, more, said, tmp_path):
+    (tmp_path / "own").write_text("4:memory:/other\n0::/slurm/job_1/step_0\n")
+    if events:
+        (tmp_path / "slurm/job_1/step_0").mkdir(parents=True)
+        (tmp_path / "slurm/job_1/step_0/memory.events").write_text(events)
+    counted = kills.kills_for_memory(tmp_path / "own", tmp_path)
+    assert counted == (int(events.split()[-1]) if events else None)
+    kills.note_kill(tmp_path / "log", {"mem_mb": 9}, more)
+    assert (tmp_path / "log").read_text().startswith(said)
+
+
+def test_what_slurm_says_of_memory_is_written_into_the_log_of_the_step_that_ran(tmp_path, monkeypatch):
+    from snakemake.executors import local
+    from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
+
+    told = []
+    monkeypatch.setattr(local, "run_wrapper", lambda *arguments: None)
+    monkeypatch.setattr(AbstractExecutor, "report_job_error", lambda self, job, msg=None, **others: told.append(msg))
+    workflow_hooks.explain_kills()
+    members = []
+    for age, name in enumerate(("early", "late", "unborn")):
+        members.append(types.SimpleNamespace(log=[str(tmp_path / name)], resources={"mem_mb": 7 + age}))
+        if name != "unborn":
+            (tmp_path / name).write_text("works\n")
+            os.utime(tmp_path / name, (age, age))
+
+    class Group(list):
+        def is_group(self):
+            return True
+
+    for status in ("FAILED", "OUT_OF_MEMORY"):
+        AbstractExecutor.report_job_error(
+            None, types.SimpleNamespace(job=Group(members)), f"SLURM status is: '{status}'"
+        )
+    assert len(told) == 2 and (tmp_path / "early").read_text() == "works\n" and not (tmp_path / "unborn").exists()
+    lines = (tmp_path / "late").read_text().splitlines()
+    assert len(lines) == 2 and lines[1].startswith("error: out of memory") and "8 MB" in lines[1]

@@ -1,5 +1,6 @@
 """The profiles fit the workflow, and the check that says so finds what Snakemake ignores in silence."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ AIRE = yaml.safe_load((ROOT / "profiles/aire/profile.yaml").read_text())
 
 
 def copy() -> dict:
-    return yaml.safe_load(yaml.safe_dump(AIRE))
+    return json.loads(json.dumps(AIRE))  # what rules have in common in YAML is each rule's own
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,24 @@ def rename(mapping, old, new):
             "only --signal=TERM@<seconds> lets a training save",
         ),
         (
+            lambda p: p["set-resources"]["predict"].update(gres="gpu:1"),
+            "groups.predict: gres must be that of train_stage",
+        ),
+        (
+            lambda p: p["set-resources"]["predict_view"].pop("slurm_extra"),
+            "groups.predict_view: slurm_extra must be that",
+        ),
+        (lambda p: p["set-resources"]["predict_captions"].update(lane=2), "groups.predict_captions: needs `lane: 1`"),
+        (
+            lambda p: rename(p["group-components"], "{split}-seed{seed}", "{split}"),
+            "group-components.{split}: no rule is in a group of this name",
+        ),
+        (lambda p: rename(p["groups"], "predict", "predicts"), "groups.predicts: no such rule"),
+        (
+            lambda p: p["set-resources"]["train_stage"].update(mem_mb=80000),
+            "set-resources.train_stage.mem_mb: the same for any number of processes",
+        ),
+        (
             lambda p: p["set-resources"]["train_stage"].pop("cpus_per_task"),  # that of all rules is left
             "set-resources.train_stage.cpus_per_task: the same for any number of processes",
         ),
@@ -88,7 +107,7 @@ def test_what_snakemake_would_ignore_is_found(change, said, known, keys):
     assert any(said in line for line in check_profiles.faults(profile, known, keys)), said
 
 
-def first_training(profile, processes, folder, cores):
+def first_training(profile, processes, folder, cores, attempt=1):
     """What a training asks for: `threads` and resources, as a dry run prints them of steps without a message."""
     study = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"pathvars": {"results": "results"}}
     study["runtime"] |= {"processes": processes}
@@ -96,52 +115,55 @@ def first_training(profile, processes, folder, cores):
     steps = f'include: "{ROOT}/Snakefile"\nfor step in workflow.rules:\n    step.message = None\n'
     (folder / "Snakefile").write_text(steps)
     command = [sys.executable, "-m", "snakemake", "results/checkpoints/1/shared/seed0/manifest.json", "--dry-run"]
-    command += ["--cores", str(cores), "--directory", str(folder), "--snakefile", str(folder / "Snakefile")]
+    command += [
+        "--attempt",
+        str(attempt),
+        "--cores",
+        str(cores),
+        "--directory",
+        str(folder),
+        "--snakefile",
+        str(folder / "Snakefile"),
+    ]
     command += ["--profile", str(ROOT / f"profiles/{profile}"), "--configfile", str(folder / "study.yaml")]
     path = {"PYTHONPATH": str(ROOT / "workflow/scripts"), "TRIPTYCH_PROCESSES": "7"}  # one from outside means nothing
     run = subprocess.run(command, env=os.environ | path, capture_output=True, text=True)
     text = run.stdout + run.stderr
     assert run.returncode == 0, text
-    block = text[text.index("\nrule train_stage:") :].split("\n\n")[0]
+    block = text[text.index("rule train_stage:") :].split("\n\n")[0]
     asked = dict(part.split("=", 1) for part in re.search(r"resources: (.+)", block)[1].split(", "))
     return asked | {"threads": re.search(r"threads: (\d+)", block)[1]}
 
 
 @pytest.mark.parametrize(
-    ("processes", "said"),
+    ("processes", "attempt", "said"),
     [
-        (1, {"gres": "gpu:1", "cpus_per_task": "8", "mem_mb": "80000", "threads": "8"}),
-        (3, {"gres": "gpu:3", "cpus_per_task": "24", "mem_mb": "240000", "threads": "24"}),
+        # What the plan asks for (tests/commands/test_requests.py), until it is all that a GPU node has.
+        (1, 1, {"gres": "gpu:1", "cpus_per_task": "8", "mem_mb": "45543", "runtime": "122", "threads": "8"}),
+        (1, 3, {"gres": "gpu:1", "cpus_per_task": "8", "mem_mb": "91085", "runtime": "366", "threads": "8"}),
+        (3, 1, {"gres": "gpu:3", "cpus_per_task": "24", "mem_mb": "136627", "runtime": "122", "threads": "24"}),
+        (3, 3, {"gres": "gpu:3", "cpus_per_task": "24", "mem_mb": "240000", "runtime": "366", "threads": "24"}),
     ],
 )
-def test_one_setting_asks_for_several_gpus(processes, said, tmp_path):
-    asked = first_training("aire", processes, tmp_path, cores=24)
+def test_settings_and_attempts_decide_what_is_asked_for(processes, attempt, said, tmp_path):
+    asked = first_training("aire", processes, tmp_path, cores=24, attempt=attempt)
     assert {name: asked[name] for name in said} == said
     assert "tasks" not in asked and asked["slurm_partition"] == "gpu"
 
 
 def test_several_processes_ask_a_workstation_for_no_more_than_it_has(tmp_path):
     asked = first_training("local", 3, tmp_path, cores=4)
-    assert asked.pop("threads") == "4" and set(asked) == {"tmpdir"}
+    memory = {"mem", "mem_mb", "mem_mib"}  # which matters with `--resources mem_mb=...` alone
+    assert asked.pop("threads") == "4" and set(asked) == {"tmpdir", "runtime", *memory}
 
 
-def test_a_job_that_ran_out_of_memory_is_sent_again_with_more(tmp_path):
-    names = ["train_stage", "predict", "check_images"]  # the last has the memory of all rules
-    rules = [
-        f"rule {name}:\n    output: '{name}'\n    retries: 2\n"
-        f"    shell: 'echo {{resources.mem_mb}} >> {name}.log; test $(wc -l < {name}.log) = 3 && touch {{output}}'\n"
-        for name in names
-    ]
-    (tmp_path / "Snakefile").write_text(f"rule all:\n    input: {names}\n" + "".join(rules))
-    wanted = {name: AIRE["set-resources"].get(name, AIRE["default-resources"])["mem_mb"] for name in names}
-    command = [sys.executable, "-m", "snakemake", "--cores", "3", "--directory", str(tmp_path), "--set-resources"]
-    command += [f"{name}:mem_mb={memory}" for name, memory in wanted.items()]
-    command += ["--snakefile", str(tmp_path / "Snakefile"), "--resources", "mem_mb=1000000"]
-    run = subprocess.run(command, env=os.environ | {"TRIPTYCH_PROCESSES": "2"}, capture_output=True, text=True)
+def test_a_job_of_the_cpu_partition_that_ran_out_of_memory_is_sent_again_with_more(tmp_path):
+    (tmp_path / "Snakefile").write_text(
+        "rule check_images:\n    output: 'out'\n    retries: 2\n"
+        "    shell: 'echo {resources.mem_mb} >> log; test $(wc -l < log) = 3 && touch {output}'\n"
+    )
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--directory", str(tmp_path), "--default-resources"]
+    command += [f"mem_mb={AIRE['default-resources']['mem_mb']}", "--snakefile", str(tmp_path / "Snakefile")]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    asked = {name: [int(line) for line in (tmp_path / f"{name}.log").read_text().split()] for name in names}
-    assert asked == {
-        "train_stage": [160000, 240000, 240000],  # all that a GPU node has
-        "predict": [80000, 120000, 160000],
-        "check_images": [32000, 64000, 96000],
-    }
+    assert (tmp_path / "log").read_text().split() == ["32000", "64000", "96000"]

@@ -1,4 +1,5 @@
 # What all rules share: the checked study, how a step is run, and the paths of results.
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 from triptych import workflow_hooks
+from triptych.commands.requests import Grouping, Requests
 from triptych.config import jobs, paths
 from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, question_views, view_suffix
 from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
@@ -27,6 +29,7 @@ from triptych.io.manifest import canonical_json
 
 workflow_hooks.speed_up_dry_runs()
 workflow_hooks.recognise_earlier_predictions()
+workflow_hooks.explain_kills()
 
 yes_retrain = str(config.pop("yes_retrain", "")).lower() == "true"
 try:
@@ -58,6 +61,9 @@ SHELL_VARIABLES = {
 # A job on a cluster must not need the internet, and must not wait for one that is not there.
 if workflow.remote_exec:
     SHELL_VARIABLES |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+# Where steps on a GPU share a job of a cluster, they take turns.
+workflow_hooks.run_groups(workflow)
 
 # Steps use the Python that Snakemake runs in; with --sdm conda or apptainer, that of the environment or the container.
 deployed = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & set(workflow.deployment_settings.deployment_method)

@@ -151,6 +151,9 @@ rule encode_images:
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads
+    resources:
+        mem_mb=memory_of("encode_images"),
+        runtime=minutes_of("encode_images"),
     params:
         dtype=settings.features.dtype,  # read from $FEATURES; here because it alone decides what runs again
         data=subpath(input.data, parent=True),

@@ -18,16 +18,20 @@ rule predict_captions:
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads
+    resources:
+        mem_mb=memory_of("predict_captions"),
+        runtime=minutes_of("predict_captions"),
     params:
         job=jobs.prediction_text(study, CAPTIONS),
         views=lambda wildcards, output: CAPTIONS,
+        also=lambda wildcards, output: "",
     message:
         "Describe images of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint:q}"
         " --job {params.job:q} --data {input.data:q} --features {input.features:q}"
         " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q}"
-        ' --views {params.views} --out {output:q} --runtime "$RUNTIME" > {log:q} 2>&1'
+        ' --views {params.views} --out {output:q} {params.also} --runtime "$RUNTIME" > {log:q} 2>&1'
 
 
 # One view alone: other folds of the leak study, and the source's own test part.
@@ -43,9 +47,13 @@ use rule predict_captions as predict_view with:
         log_of("predict_view"),
     benchmark:
         times_of("predict_view")
+    resources:
+        mem_mb=memory_of("predict_view"),
+        runtime=minutes_of("predict_view"),
     params:
         job=prediction_job,
         views=lambda wildcards, output: views[wildcards.view],
+        also=asked_together("predict_view", lambda cell: [cell["view"]]),
     message:
         "Answer the questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}: {params.views}"
 
@@ -60,9 +68,13 @@ use rule predict_view as predict with:
         times_of("predict")
     wildcard_constraints:
         fold=one_of(grid.folds),
+    resources:
+        mem_mb=memory_of("predict"),
+        runtime=minutes_of("predict"),
     params:
         job=prediction_job,
         views=lambda wildcards, output: asked_views(study),
+        also=asked_together("predict", lambda cell: map(view_suffix, asked_views(study))),
 
 
 ruleorder: predict > predict_view

@@ -16,6 +16,23 @@ def times_of(rule):
     return result(STEPS[rule].benchmark)
 
 
+@cache
+def requests():
+    """What steps on GPUs ask a cluster for. A function, because Snakemake's options are known after rules are read."""
+    options = workflow.group_settings
+    return Requests(study, Grouping(options.overwrite_groups, options.group_components))
+
+
+def memory_of(rule):
+    """MB of the jobs of a rule; local runs ask for it, too, which matters with `--resources mem_mb=...` alone."""
+    return lambda wildcards, attempt: requests().memory(rule, wildcards, attempt)
+
+
+def minutes_of(rule):
+    """Time limit of the jobs of a rule."""
+    return lambda wildcards, attempt: requests().minutes(rule, wildcards, attempt)
+
+
 def checkpoint_file(cell, pattern=paths.CHECKPOINT):
     """A file of one checkpoint."""
     return result(pattern, **vars(cell))
@@ -100,6 +117,31 @@ def training_job(wildcards):
 def prediction_job(wildcards):
     """The settings of a prediction, whatever it is asked."""
     return jobs.prediction_text(study, HELD_OUT)
+
+
+def asked_together(rule, suffixes):
+    """Parameter of predictions: what else of this job of the cluster is asked in the same process, with equal models.
+
+    Args:
+        rule: name of the rule.
+        suffixes: gives, from wildcards, the endings of the files of answers.
+    """
+
+    def options(wildcards, output):  # with `output`, it is no setting that Snakemake records
+        together = json.loads(os.environ.get(workflow_hooks.TOGETHER, "[]"))
+        members = [others for name, others in together if name.endswith(rule)]
+        own, found, results = grid.prefixes[wildcards.prefix], [], Path(output[0]).parents[3]
+        for other in members:
+            models = grid.prefixes[other["prefix"]]
+            alike = (models.vision_encoder, models.language_model) == (own.vision_encoder, own.language_model)
+            same = all(other[name] == wildcards[name] for name in ("fold", "seed"))
+            if alike and same and other["prefix"] != wildcards.prefix:
+                outs = [paths.PREDICTION.format(**{**other, "view": suffix}) for suffix in suffixes(other)]
+                files = [paths.CHECKPOINT.format(split=other["fold"], **other), *outs]
+                found += ["--also", *(str(results / file) for file in files)]
+        return shlex.join(found)
+
+    return options
 
 
 def baseline_view(wildcards):

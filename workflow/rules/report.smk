@@ -96,7 +96,8 @@ rule plan:
         ENVIRONMENT
     params:
         settings=lambda wildcards: study.text(),
+        grouping=lambda wildcards: requests().grouping.text(),
     message:
         "Plan the study"
     shell:
-        "python -m triptych.commands.plan --settings {params.settings:q} 2>&1 | tee {log:q}"
+        "python -m triptych.commands.plan --settings {params.settings:q} --grouping {params.grouping:q} 2>&1 | tee {log:q}"

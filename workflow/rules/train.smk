@@ -24,6 +24,9 @@ rule train_stage:
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads * settings.runtime.processes
+    resources:
+        mem_mb=memory_of("train_stage"),
+        runtime=minutes_of("train_stage"),
     params:
         job=training_job,
     message:

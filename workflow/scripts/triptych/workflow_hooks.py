@@ -1,4 +1,4 @@
-"""What touches Snakemake's internals: faster dry runs, stops before work is lost, records of unwatched jobs.
+"""What touches Snakemake's internals: faster dry runs, stops before work is lost, records of unwatched jobs, groups.
 
 Snakemake promises none of the names that are used here. Where its version lacks one of them, a line says what is
 missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switches all of them off.
@@ -6,6 +6,8 @@ missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switch
 
 import functools
 import gc
+import inspect
+import json
 import os
 import re
 import shlex
@@ -19,10 +21,12 @@ from typing import Any
 from triptych.commands.retraining import refuse_to_retrain
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
+from triptych.utils.kills import KILLED, exit_status, kills_for_memory, note_kill
 from triptych.utils.terminal import duration
 
 VIEW_JOB = re.compile(r"""'(\{"batch_size":.*"precision":"[a-z0-9]+"),"view":"[a-z0-9-]+"\}'""")
 EXPANDED = re.compile(r"[$`\\]")  # what a shell reads between double quotes
+TOGETHER = "TRIPTYCH_TOGETHER"  # for the Snakemake of each step of one job: rules and wildcards of all of them
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -73,14 +77,18 @@ def speed_up_dry_runs() -> None:
     """Read the signature of an input function once, and look for garbage less often.
 
     Snakemake reads the signatures of the same functions 25 times for each job, an eighth of a dry run. Jobs live to the
-    end: looking for garbage among them, again and again, took up to a tenth.
+    end: looking for garbage among them, again and again, took up to a tenth. That no group depends on itself is looked
+    for twice, of which the second takes as long again as all the rest of making groups.
     """
     gc.set_threshold(50_000)
     import snakemake.common
     import snakemake.rules
+    from snakemake.dag import DAG
 
     read_once = functools.lru_cache(4096)(snakemake.common.get_function_params)
     snakemake.common.get_function_params = snakemake.rules.get_function_params = read_once
+    if hasattr(DAG, "validate_group"):
+        DAG._check_groups = lambda self: None
 
 
 @_soft("answers of a study that an earlier version finished are asked again")
@@ -174,3 +182,110 @@ def record_unwatched(workflow: Any) -> None:
     for job in workflow.dag.jobs:
         if job.output and not workflow.dag.needrun(job) and not workflow.persistence.has_metadata(job):
             async_run(workflow.persistence.finished(job))
+
+
+@_soft("steps that share a job of the cluster may run at once, and what they finish is lost with a job that fails")
+def run_groups(workflow: Any) -> None:
+    """Let steps that share a job of the cluster run one after the other, and let each stand for itself.
+
+    Snakemake hands neither limits of resources nor `keep-going` on to jobs. Of a group that fails, it removes all
+    outputs, also of the steps that ended well, and runs all of them again.
+    """
+    from snakemake.jobs import GroupJob
+    from snakemake.resources import Resource
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    workflow.global_resources["lane"] = Resource("lane", 1)
+    workflow.resource_scopes["lane"] = "local"
+    if getattr(GroupJob.postprocess, "keeps_finished", False):
+        return  # this workflow is read a second time, as a module
+    postprocess, attempt, begin = GroupJob.postprocess, GroupJob.attempt, JobScheduler.__init__
+
+    def begin_scheduler(self: Any, workflow: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, workflow, *arguments, **options)
+        if workflow.remote_exec and len(workflow.dag_settings.target_jobs) > 1:
+            self.keepgoing = True
+            os.environ[TOGETHER] = json.dumps([list(spec) for spec in workflow.dag_settings.target_jobs])
+
+    async def postprocess_group(self: Any, error: bool = False, **options: Any) -> None:
+        if not error or not await _settle_failed_group(self):
+            await postprocess(self, error=error, **options)
+
+    def try_again(self: Any, number: int) -> None:
+        attempt.fset(self, number)
+        left = frozenset(job for job in self.jobs if not self.dag.finished(job))
+        if left and left != self.jobs:
+            self.__init__(self.groupid, left, self.global_resources)
+            self._attempt = number
+            self.finalize()
+
+    postprocess_group.keeps_finished = True
+    JobScheduler.__init__ = begin_scheduler
+    GroupJob.postprocess, GroupJob.attempt = postprocess_group, attempt.setter(try_again)
+
+
+async def _settle_failed_group(group: Any) -> bool:
+    """Count the steps of a failed group that ended well as finished, and clean up after the others.
+
+    A step ended well if the job's own Snakemake took the mark away with which it began, and left its outputs. Files
+    that steps update are left as they are, and marked: the steps know which of their answers may stay.
+
+    Returns:
+        Whether it is settled; not where all ended well, because a group is never empty.
+    """
+    from snakemake.io import is_flagged
+
+    dag = group.dag
+    persistence = dag.workflow.persistence
+    persistence._clear_cache()
+
+    async def ended_well(job: Any) -> bool:
+        return all(Path(path).exists() for path in job.output) and not await persistence.incomplete(job)
+
+    well = {job: await ended_well(job) for job in group}
+    if all(well.values()):
+        return False
+    for job, ended in well.items():  # in the order of the work
+        if ended:
+            await job.postprocess(check_output_mtime=False)
+            dag.register_running({job})
+            await dag.finish(job)
+        elif not any(is_flagged(path, "update") for path in job.output):
+            await job.postprocess(error=True)
+    return True
+
+
+@_soft("the log of a step that was killed does not say so")
+def explain_kills() -> None:
+    """Write into the log of a step that was killed what happened: by its own Snakemake, or by what SLURM says of it."""
+    from snakemake.executors import local
+    from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
+
+    run, report = local.run_wrapper, AbstractExecutor.report_job_error
+    if hasattr(run, "__wrapped__"):
+        return  # this workflow is read a second time, as a module
+    names = list(inspect.signature(run).parameters)
+
+    @functools.wraps(run)
+    def watched(*arguments: Any) -> Any:
+        before = kills_for_memory()
+        try:
+            return run(*arguments)
+        except BaseException as error:
+            given = dict(zip(names, arguments, strict=True))
+            if exit_status(error) in KILLED and given["log"]:
+                more = None if before is None else (kills_for_memory() or 0) - before
+                note_kill(Path(given["log"][0]), given["resources"], more)
+            raise
+
+    @functools.wraps(report)
+    def reported(self: Any, job_info: Any, msg: str | None = None, **others: Any) -> None:
+        if "OUT_OF_MEMORY" in (msg or ""):
+            jobs = job_info.job if job_info.job.is_group() else [job_info.job]
+            logs = [(Path(path), job) for job in jobs for path in job.log if Path(path).exists()]
+            if logs:  # that of the step which ran
+                log, job = max(logs, key=lambda pair: pair[0].stat().st_mtime)
+                note_kill(log, job.resources, 1)
+        report(self, job_info, msg, **others)
+
+    local.run_wrapper, AbstractExecutor.report_job_error = watched, reported

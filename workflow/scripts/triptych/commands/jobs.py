@@ -166,9 +166,18 @@ def job_states(study: Study, now: float) -> list[JobState]:
     return [job_state(job, study, alive, now) for job in jobs(study)]
 
 
-def seconds_taken(times: Path) -> float | None:
-    """Seconds that a finished step took, from the file of its rule's `benchmark`; None where that does not say."""
+def benchmark(times: Path) -> dict[str, object]:
+    """What Snakemake measured of a finished step, from the file of its rule's `benchmark`; empty where nothing was."""
     try:
-        return float(json.loads(times.read_text().splitlines()[-1])["s"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        found = json.loads(times.read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def seconds_taken(times: Path) -> float | None:
+    """Seconds that a finished step took; None where that was not measured."""
+    try:
+        return float(benchmark(times)["s"])
+    except (ValueError, KeyError, TypeError):
         return None

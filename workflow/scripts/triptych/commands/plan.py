@@ -6,6 +6,7 @@ configuration, and said to be so.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -14,17 +15,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triptych.commands.estimate import (
-    DISAGREE,
-    RUN_SD,
-    detectable,
-    disk_gb,
-    fetched_gb,
-    hours,
-    measured_tflops,
-    model_sizes,
-)
+from triptych.commands.asked import gpu_lines
+from triptych.commands.cluster import read_profile
+from triptych.commands.cost import model_sizes
+from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
+from triptych.commands.requests import Grouping
 from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
 from triptych.config.paths import CHECKPOINT
@@ -140,11 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="triptych plan",
         description=main.__doc__,
-        epilog="example: triptych plan --configfile config/slake-cpu.yaml",
+        epilog="example: triptych plan --configfile config/config.yaml --profile profiles/aire",
     )
     given = parser.add_mutually_exclusive_group()
     add_configfile(given)
     given.add_argument("--settings", help="the study's settings as JSON")
+    grouped = parser.add_mutually_exclusive_group()
+    grouped.add_argument("--profile", help="Snakemake's profile, whose `groups` put steps on GPUs into one job")
+    grouped.add_argument("--grouping", help="the same as JSON: names of groups by rule, and their components")
     return parser
 
 
@@ -155,7 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = Study.of(Settings.model_validate_json(arguments.settings))
     else:
         study = read_study(arguments.configfile)
-    print("\n".join(lines(study, job_states(study, now=0.0))))
+    if arguments.grouping:
+        grouping = Grouping(*json.loads(arguments.grouping))
+    else:
+        profile = read_profile(Path(arguments.profile)) if arguments.profile else {}
+        grouping = Grouping(profile.get("groups", {}), profile.get("group-components", {}))
+    states = job_states(study, now=0.0)
+    print("\n".join([*lines(study, states), "", *gpu_lines(study, grouping, states), ""]))
     again = trained_again(study) if study.results.exists() else []
     print(f"retraining  {len(again)} finished training jobs would run again")
     for name, reason in again:

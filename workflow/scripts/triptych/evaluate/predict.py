@@ -1,124 +1,25 @@
-"""Step: greedy answers of one checkpoint to one or more views of its questions; a record is kept of each question.
+"""Step: greedy answers of a checkpoint to one or more views of its questions; a record is kept of each question.
 
-Everything is loaded once. Views that are answered already, from the same settings and inputs, stay as they are.
+Everything is loaded once. Views that are answered already, from the same settings and inputs, stay as they are; where
+all are, torch is not even loaded. Further checkpoints may be asked in the same process.
 """
 
 import argparse
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from triptych.config.arms import CAPTIONS, CONTROLS, HELD_OUT, question_views
+from triptych.config.arms import CAPTIONS, question_views
 from triptych.config.jobs import PredictionJob
 from triptych.config.runtime import Runtime
-from triptych.data.questions import asked_questions
 from triptych.data.schemas import RECORD_SCHEMA
-from triptych.errors import run_step
+from triptych.errors import message_of, run_step
 from triptych.evaluate.answered import is_answered, keep, kept_path, restore, write_answered
-from triptych.evaluate.controls import Shown, own
-from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
-from triptych.evaluate.predictions import PartialPredictions, answer_record
-from triptych.evaluate.ready import make_ready
-from triptych.features.store import Features
-from triptych.io.manifest import read_json, sha256_file, sha256_json
+from triptych.evaluate.predictions import partial_path
+from triptych.io.manifest import sha256_file
 from triptych.io.parquet import write_table
-from triptych.model import checkpoint
-from triptych.model.architectures import context_tokens
-from triptych.model.language_model import load_prompt, load_tokenizer
-from triptych.model.tokens import Sample, prompt_tokens, require_context, tokenise
-from triptych.utils.arguments import folder
-from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
 INPUTS = ("checkpoint", "data", "features", "vision_encoder", "language_model")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A view that is still to be answered: rows of the question table, as many samples, and what they show."""
-
-    view: str
-    out: Path
-    questions: list[dict]
-    samples: list[Sample]
-    shown: Shown
-    kept: PartialPredictions
-
-
-class Respondent:
-    """One checkpoint with all that it answers with, loaded once for all views."""
-
-    def __init__(self, arguments: Namespace, job: PredictionJob):
-        """Load models, features and questions that the command line names."""
-        self.job, self.data, self.encoder = job, folder(arguments.data), folder(arguments.vision_encoder)
-        self.device = best_device()
-        self.dtype = compute_dtype(job.precision, self.device)
-        self.features = Features(folder(arguments.features))
-        language_model = folder(arguments.language_model)
-        base = checkpoint.Base(language_model, self.features.hidden_size, self.features.encoder)
-        self.manifest, self.sha256 = read_json(arguments.checkpoint), sha256_file(arguments.checkpoint)
-        self.model = checkpoint.load(base, arguments.checkpoint, self.dtype, self.device)
-        self.tokenizer = load_tokenizer(language_model)
-        self.prompt = prompt_tokens(self.tokenizer, load_prompt(language_model))
-        self._questions: dict[str, tuple[list[dict], list[Sample]]] = {}
-        self._prefixes: dict[tuple[ReadFeatures, tuple[str, ...]], SharedPrefixes] = {}
-
-    def ask(self, view: str, out: Path) -> Asked:
-        """Prepare a view, with what an attempt at the same view left.
-
-        Raises:
-            TriptychError: a question with its answer does not fit into the model's context.
-        """
-        part = HELD_OUT if view in CONTROLS else view
-        if part not in self._questions:
-            rows = asked_questions(self.data, self.manifest["split"], part, self.job.limit)
-            self._questions[part] = rows, tokenise(rows, self.prompt)
-        rows, samples = self._questions[part]
-        images = [row["image_id"] for row in rows]
-        show = partial(CONTROLS[view].load(), encoder=self.encoder, device=self.device) if view in CONTROLS else own
-        shown = show(images, self.features)
-        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([shown.of[images[0]]]))
-        prefix, config = len(self.prompt.before_image) + image_tokens, self.model.decoder.config
-        require_context(samples, prefix, context_tokens(config), self.job.max_new_tokens)
-        settings = {**self.job.model_dump(), "view": view}
-        key = sha256_json([settings, self.sha256, rows, self.device.type, str(self.dtype)])
-        kept = PartialPredictions(partial_path(out), key, self.job.batch_size, len(rows))
-        return Asked(view, out, rows, samples, shown, kept)
-
-    def answer(self, asked: Asked) -> Iterator[int]:
-        """Answer what is left of a view, and yield the number of questions of each batch when it is kept."""
-        images = tuple(sorted(set(asked.shown.of.values())))
-        prefixes = self._prefixes.get((asked.shown.read, images))
-        if prefixes is None:
-            run_images = partial(run_prefixes, self.model, asked.shown.read, self.prompt)
-            prefixes = self._prefixes[asked.shown.read, images] = SharedPrefixes(run_images, images)
-        run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
-        for position in range(len(asked.kept.records), len(asked.samples), self.job.batch_size):
-            batch = slice(position, position + self.job.batch_size)
-            with mixed_precision(self.job.precision, self.device):
-                answers, logprobs = generate(
-                    self.model,
-                    asked.samples[batch],
-                    asked.shown.read,
-                    self.prompt,
-                    self.job.max_new_tokens,
-                    None if self.model.blind else lambda names: prefixes([asked.shown.of[name] for name in names]),
-                )
-            texts = [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-            asked.kept.add(
-                [
-                    answer_record(row, *run, text, len(answer), logprob, asked.view)
-                    for row, text, answer, logprob in zip(asked.questions[batch], texts, answers, logprobs, strict=True)
-                ]
-            )
-            yield len(texts)
-
-
-def partial_path(out: Path) -> Path:
-    """Give the path of what is answered so far."""
-    return out.with_suffix(".part.jsonl")
 
 
 def input_hashes(arguments: Namespace) -> dict[str, str]:
@@ -142,37 +43,70 @@ def main() -> None:
     parser.add_argument(
         "--runtime", type=Runtime.model_validate_json, default=Runtime(), help="settings `runtime` as JSON"
     )
+    parser.add_argument(
+        "--also",
+        type=Path,
+        nargs="+",
+        action="append",
+        default=[],
+        help="a further checkpoint of the same models, data and features, and a file for each view: where it is there, "
+        "and this one was not answered before, it is asked, too, and its own job finds its answers",
+    )
     arguments = parser.parse_args()
     job = PredictionJob.model_validate_json(arguments.job)
+    for out in arguments.out:
+        restore(out)
+    if answer(arguments, job):
+        for out in arguments.out:
+            keep(out)
+        for checkpoint, *out in arguments.also:
+            if checkpoint.exists():
+                ask_another(Namespace(**{**vars(arguments), "checkpoint": checkpoint, "out": out}), job)
+    for out in arguments.out:  # not before: of a job that fails, Snakemake removes or restores the results
+        partial_path(out).unlink(missing_ok=True)
+        kept_path(out).unlink(missing_ok=True)
+
+
+def answer(arguments: Namespace, job: PredictionJob) -> bool:
+    """Write the answers of a checkpoint to the views that are not answered yet; tell whether there were any."""
     inputs = input_hashes(arguments)
     outs = dict(zip(arguments.views, arguments.out, strict=True))
-    for out in outs.values():
-        restore(out)
     left = {view: out for view, out in outs.items() if not is_answered(out, job.text(), inputs)}
     ready = [view for view in outs if view not in left]
     if ready:
         print(f"answered already, and kept: {', '.join(ready)}", flush=True)
-    if left:
-        for view in ready:
-            keep(outs[view])
-        respondent = Respondent(arguments, job)
-        asked = [respondent.ask(view, out) for view, out in left.items()]
-        first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
-        done = first
-        batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
-        if line := make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens):
-            print(line, flush=True)
-        start = time.monotonic()
-        for one in asked:
-            for number in respondent.answer(one):
-                done += number
-                rate = (done - first) / (time.monotonic() - start)
-                print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
-            write_table(one.out, one.kept.records, RECORD_SCHEMA)
-            write_answered(one.out, job.text(), inputs)
-    for out in outs.values():  # not before: of a job that fails, Snakemake removes or restores the results
-        partial_path(out).unlink(missing_ok=True)
-        kept_path(out).unlink(missing_ok=True)
+    if not left:
+        return False
+    from triptych.evaluate.ready import make_ready  # torch, which takes seconds
+    from triptych.evaluate.respondent import Respondent
+
+    for view in ready:
+        keep(outs[view])
+    respondent = Respondent(arguments, job)
+    asked = [respondent.ask(view, out) for view, out in left.items()]
+    first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
+    done = first
+    batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
+    if line := make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens):
+        print(line, flush=True)
+    start = time.monotonic()
+    for one in asked:
+        for number in respondent.answer(one):
+            done += number
+            rate = (done - first) / (time.monotonic() - start)
+            print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
+        write_table(one.out, one.kept.records, RECORD_SCHEMA)
+        write_answered(one.out, job.text(), inputs)
+    return True
+
+
+def ask_another(arguments: Namespace, job: PredictionJob) -> None:
+    """Answer for a further checkpoint; what goes wrong with it is left to its own job, which says so."""
+    print(f"also asked in this process: {arguments.checkpoint}", flush=True)
+    try:
+        answer(arguments, job)
+    except Exception as error:
+        print(f"left to its own job: {message_of(error)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ def _line(record: dict) -> str:
     return f"{text} {sha256_bytes(text.encode())}"
 
 
+def partial_path(out: Path) -> Path:
+    """Give the path of what is answered so far."""
+    return out.with_suffix(".part.jsonl")
+
+
 class PartialPredictions:
     """Records of the batches answered so far, in a file beside the result, so that a killed prediction goes on.
 
