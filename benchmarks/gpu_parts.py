@@ -24,6 +24,7 @@ from transformers import Trainer as PlainTrainer
 from transformers import TrainerCallback, TrainingArguments
 from triptych.config.runtime import Runtime
 from triptych.evaluate.generate import generate
+from triptych.evaluate.ready import make_ready
 from triptych.model.tokens import Sample
 from triptych.train.optimizer import make_optimiser
 from triptych.train.trainer import Trainer
@@ -287,6 +288,7 @@ def answering_part(size: Size, seconds: float, number: int = 64) -> dict[str, An
     _, lora = settings_for("3")
     model = random_model(size, lora, device, compute_dtype("auto", device), attention_kind(device)).eval()
     features, samples = random_features(size), questions(size)[:number]
+    ready = make_ready(model, "auto", LONGEST * len(samples))
     times, answers = [], []
     for _ in range(2):
         start = now()
@@ -294,6 +296,7 @@ def answering_part(size: Size, seconds: float, number: int = 64) -> dict[str, An
             answers, _ = generate(model.requires_grad_(False), samples, features, PROMPT, LONGEST)
         times.append(now() - start)
     return {
+        "ready": ready,
         "questions": len(samples),
         "questions_per_s": len(samples) / times[1],
         "first_s": times[0],

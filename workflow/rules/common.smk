@@ -67,8 +67,9 @@ workflow_hooks.run_groups(workflow)
 
 # Steps use the Python that Snakemake runs in; with --sdm conda or apptainer, that of the environment or the container.
 deployed = {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & set(workflow.deployment_settings.deployment_method)
-# Else there are none: Snakemake would take braces in the path of this folder for wildcards.
-ENVIRONMENT = "../envs/triptych.yaml" if DeploymentMethod.CONDA in deployed else None
+# Without conda, none where the path of this folder has braces, which Snakemake would take for wildcards.
+named = DeploymentMethod.CONDA in deployed or not set("{}") & set(str(SCRIPTS))
+ENVIRONMENT = "../envs/triptych.yaml" if named else None
 CONTAINER = str(SCRIPTS.parents[1] / "containers/triptych.sif") if DeploymentMethod.APPTAINER in deployed else None
 python_first = "" if deployed else f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
 exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL_VARIABLES.items())
