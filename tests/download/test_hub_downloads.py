@@ -119,8 +119,8 @@ def test_bytes_that_differ_from_their_hash_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        (None, f"access is restricted; accept its conditions on {ENDPOINT}/PAGE and set HF_TOKEN"),
-        ("hf_stranger", f"accept its conditions on {ENDPOINT}/PAGE with the account of your token"),
+        (None, "access is restricted; accept its conditions on PAGE and set HF_TOKEN"),
+        ("hf_stranger", "accept its conditions on PAGE with the account of your token"),
         ("hf_wrong", "the hub does not know the token; correct or unset HF_TOKEN"),
         ("hf_friend", ""),
     ],
@@ -137,7 +137,7 @@ def test_restricted_repositories_say_what_to_accept(tmp_path, monkeypatch, caplo
         if message:
             with pytest.raises(TriptychError) as told:
                 fetch()
-            assert message.replace("PAGE", page) in str(told.value) and "\n" not in str(told.value)
+            assert message.replace("PAGE", f"{ENDPOINT}/{page}") in str(told.value) and "\n" not in str(told.value)
             assert page.removeprefix("datasets/") in str(told.value) and REVISION in str(told.value)
         else:
             fetch()
