@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partialmethod
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_graph_for_each_shape_and_one_for_validation_and_none_after_the_first_
     torch._dynamo.utils.counters.clear()
     settings = stage(("connector", "lora"), epochs=3, batch_size=12)
     trainer, _ = trained_on(GPU, many, features, prompt, settings, autosaver=Counts(tmp_path, 10**6))
-    assert graphs[0] == 1, "the validation at the start"
+    assert graphs[0] == 2, "the pass that tries, and the validation at the start"
     assert graphs[1] <= len(trainer.shapes) + 1 and graphs[1:] == [graphs[1]] * 3
     assert len(trainer.shapes) > 1
 
@@ -101,6 +102,28 @@ def test_a_stopped_training_ends_with_the_same_bits(many, features, prompt, tmp_
             continue
     assert attempts > 2
     assert found == rows and same(weights(resumed.model), weights(undisturbed.model))
+
+
+@pytest.mark.parametrize("step_tokens", [8192, 200])  # steps in one pass, in several
+@pytest.mark.parametrize("parts", [("connector", "lora"), ("connector",), ("lora",)])
+def test_copies_of_adapters_change_no_bit(many, features, prompt, monkeypatch, step_tokens, parts):
+    monkeypatch.setattr("triptych.train.trainer.STEP_TOKENS", step_tokens)
+    settings = stage(parts, rate=3e-3, epochs=2, batch_size=12)
+    results = []
+    for route in (CPU, replace(CPU, copied_adapters=True)):
+        model = make_model()
+        model.language_model = add_lora(model.language_model.to(torch.bfloat16), FULL_LORA, seed=5)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        rest = [prompt, settings, "bf16", 0, KEY, None, Runtime(), route]
+        trainer = Trainer(model, many, many[::3], features, *rest)
+        trainer.setup()
+        results.append((list(trainer.run()), weights(model)))
+        assert all(one.dtype == torch.float32 for name, one in model.named_parameters() if "lora_" in name)
+        assert len(trainer.adapters._copies) == (0 if route == CPU else 2 * 7 * len(model.decoder.layers))
+    (rows, plain), (found, copied) = results
+    assert rows == found and same(plain, copied)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

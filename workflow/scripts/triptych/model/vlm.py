@@ -2,7 +2,6 @@
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -39,13 +38,6 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
-
-
-def take_any_input(model: nn.Module) -> None:
-    """Let adapters compute with inputs of any dtype, instead of copying them to their own first."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
 
 
 class VisionLanguageModel(nn.Module):

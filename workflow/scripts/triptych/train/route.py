@@ -15,17 +15,18 @@ class Route:
         read_every: number of steps whose losses and norms are read from the device together: reading waits until the
             device has computed them, and meanwhile nothing new is sent to it.
         fused_optimiser: one kernel updates all weights, and leaves them alone after a step that is not finite.
-        cast_adapter_input: adapters of fp32 get their input in fp32, which autocast casts back before the product.
+        copied_adapters: layers compute with copies of the adapters' weights in the dtype of matrix products
+            (`train/adapters.py`); otherwise autocast turns each weight into it, and inputs into fp32 before.
     """
 
     fixed_shapes: bool
     read_every: int
     fused_optimiser: bool
-    cast_adapter_input: bool
+    copied_adapters: bool
 
 
-CPU = Route(fixed_shapes=False, read_every=1, fused_optimiser=False, cast_adapter_input=True)
-GPU = Route(fixed_shapes=True, read_every=16, fused_optimiser=True, cast_adapter_input=False)
+CPU = Route(fixed_shapes=False, read_every=1, fused_optimiser=False, copied_adapters=False)
+GPU = Route(fixed_shapes=True, read_every=16, fused_optimiser=True, copied_adapters=True)
 
 
 def route_for(device: torch.device) -> Route:

@@ -20,8 +20,9 @@ from triptych.model.attention import row_tokens
 from triptych.model.flex import is_flex
 from triptych.model.packing import Batch, Shape, pack, split_by_image
 from triptych.model.tokens import PromptTokens, Sample, require_context
-from triptych.model.vlm import VisionLanguageModel, take_any_input
+from triptych.model.vlm import VisionLanguageModel
 from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
+from triptych.train.adapters import AdapterCopies
 from triptych.train.autosave import Autosaver
 from triptych.train.buckets import plan_shapes
 from triptych.train.compilation import compile_layers, compiled_layers_work, parameter_tokens
@@ -119,6 +120,8 @@ class Trainer:
         self._measure_images()
         self._add_regularisation()
         self._print_plan()
+        dtype = compute_dtype(self.precision, self.device)
+        self.adapters = AdapterCopies(self.model, dtype, self.route.copied_adapters)
         if self.steps:
             self._configure_execution()
         self._configure_packing()
@@ -166,14 +169,11 @@ class Trainer:
         width = compute_dtype(self.precision, self.device).itemsize
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, size, width), flush=True)
-        if not self.route.cast_adapter_input:
-            take_any_input(self.model)
 
     def _configure_packing(self) -> None:
         """Choose how samples become batches, the validation's too, and their shapes where these are fixed."""
-        size = VALIDATION_BATCH
-        starts = range(0, len(self.validation), size)
-        self.validation_batches = [self.validation[start : start + size] for start in starts]
+        starts = range(0, len(self.validation), VALIDATION_BATCH)
+        self.validation_batches = [self.validation[start : start + VALIDATION_BATCH] for start in starts]
         self.shapes = []
         if is_flex(self.model.decoder):
             epochs = [list(self._all_passes(epoch)) for epoch in range(1, self.epochs + 1)]
@@ -190,7 +190,9 @@ class Trainer:
         )
         if self.shapes:
             batch = self.pack(next(self._all_passes(1)))
-            if not compiled_layers_work(self.runtime.compile, self.model, batch, self.precision):
+            with self.adapters.in_use():
+                works = compiled_layers_work(self.runtime.compile, self.model, batch, self.precision)
+            if not works:
                 self._configure_packing()
 
     def run(self) -> Iterator[dict]:
@@ -258,7 +260,7 @@ class Trainer:
         images = len({sample.image_id for sample in samples})
         step = StepReading([sample.question_id for sample in samples])
         number = self.progress.step + len(self.unread)
-        with fail_together():
+        with fail_together(), self.adapters.in_use():
             for own in passes:
                 batch = next(batches).to(self.device)
                 logits, cosine = self._forward(batch)
@@ -273,6 +275,7 @@ class Trainer:
                 own_tokens = sum(len(sample.answer) for sample in own)
                 step.passes.append(PassReading(loss_sum.detach(), exact, loss.detach(), term, ids, own_tokens))
                 loss.backward()
+                self.adapters.collect_gradients()
         self._update_weights(step)
         if len(self.unread) >= self.route.read_every:
             self._read_steps()
@@ -327,7 +330,8 @@ class Trainer:
         """
         check_same_on_all_ranks(self.trained)
         pack_last = partial(self.pack, shapes=self.shapes[-1:])  # the one shape that is compiled for this, too
-        held_out = score_samples(self.model, self.validation_batches, pack_last, self.precision, self._save_if_due)
+        with self.adapters.in_use():
+            held_out = score_samples(self.model, self.validation_batches, pack_last, self.precision, self._save_if_due)
         check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
         ratio = None
         if not self.stage.blind:
