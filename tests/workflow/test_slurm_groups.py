@@ -59,19 +59,20 @@ def disturbed(slurm, world, tmp_path_factory):
     wait_for(lambda: not study.queue(), "its jobs are over")
 
     head = study.start(module="triptych.commands.resume")
-    left, study.done, study.made = dict(HOW), {}, {}
-    halted = {}
-    while left:
-        found = wait_for(
-            lambda: next(((at, cells) for at in left if (cells := second_training(study, *at))), None),
+    study.done, study.made, halted = {}, {}, {}
+    while len(halted) < len(HOW):  # each as soon as it begins: none waits for what another needs
+        (fold, seed), (done, cell) = wait_for(
+            lambda: next(
+                ((at, cells) for at in HOW if at not in halted and (cells := second_training(study, *at))), None
+            ),
             f"second trainings begin\n{study.said()}",
         )
-        (fold, seed), (done, cell) = found
-        how, process = left.pop((fold, seed)), study.halt(cell)
+        halted[fold, seed] = study.halt(cell)
+        study.done[HOW[fold, seed]] = done, cell
+        made = (study.results / f"checkpoints/{done}/connector.safetensors").stat().st_ino
+        study.made[HOW[fold, seed]] = made
+    for (fold, seed), how in HOW.items():
         number = job_of(study, f"{fold}-seed{seed}")
-        study.done[how] = done, cell
-        study.made[how] = (study.results / f"checkpoints/{done}/connector.safetensors").stat().st_ino
-        halted[how] = process
         if how == "cancelled":
             ask("scancel", number)
         elif how == "warned":  # five minutes before its end
@@ -80,7 +81,7 @@ def disturbed(slurm, world, tmp_path_factory):
             wait_for(lambda number=number: seconds_run(number) > 61, "it has run for a minute")
             ask("scontrol", "update", f"JobId={number}", "TimeLimit=1")
         else:
-            process.kill()
+            halted[fold, seed].kill()
     assert head.wait(test_slurm.PATIENCE) == 0, study.said()
     quiet = Study(tmp_path_factory.mktemp("quiet"), group_config(world))
     assert quiet.run(profile=LOCAL) == 0, quiet.said()
