@@ -25,7 +25,9 @@ def profile(tmp_path):
 
 def test_partitions_and_resources_are_those_of_the_profile(profile):
     assert partitions(AIRE) == {"gpu": "encode_images", "nodes": ""} and partitions(LOCAL) == {}
-    assert resources_of(AIRE, "train_stage")["runtime"] == 720 and resources_of(AIRE, "tabulate")["runtime"] == 120
+    training, table = resources_of(AIRE, "train_stage"), resources_of(AIRE, "tabulate")
+    assert training["gres"].startswith("gpu:") and training["slurm_partition"] == "gpu"
+    assert "gres" not in table and table["slurm_partition"] == "nodes" and table["runtime"] == 120
     one = {"default-resources": {"slurm_partition": "all"}, "set-resources": {"predict": {"mem_mb": 5}}}
     assert partitions(profile(**one)) == {"all": ""}
     assert resources_of(profile(**one), "predict") == {"slurm_partition": "all", "mem_mb": 5}
