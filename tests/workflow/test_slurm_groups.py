@@ -32,6 +32,11 @@ def job_of(study: Study, group: str) -> str | None:
     return next((number for name, number in study.queue().items() if name.startswith(f"rule_{group}_")), None)
 
 
+def group_of(at: tuple[str, int]) -> str:
+    """Name of the group of a fold and seed."""
+    return f"{at[0]}-seed{at[1]}"
+
+
 def second_training(study: Study, fold: str, seed: int) -> tuple[str, str] | None:
     """Of a fold's two trainings the one that is done, and the other when it is under way."""
     cells = [f"{prefix}/{fold}/seed{seed}" for prefix in ("3", "1-3")]
@@ -60,28 +65,33 @@ def disturbed(slurm, world, tmp_path_factory):
 
     head = study.start(module="triptych.commands.resume")
     study.done, study.made, halted = {}, {}, {}
-    while len(halted) < len(HOW):  # each as soon as it begins: none waits for what another needs
-        (fold, seed), (done, cell) = wait_for(
-            lambda: next(
-                ((at, cells) for at in HOW if at not in halted and (cells := second_training(study, *at))), None
-            ),
-            f"second trainings begin\n{study.said()}",
-        )
-        halted[fold, seed] = study.halt(cell)
-        study.done[HOW[fold, seed]] = done, cell
-        made = (study.results / f"checkpoints/{done}/connector.safetensors").stat().st_ino
-        study.made[HOW[fold, seed]] = made
-    for (fold, seed), how in HOW.items():
-        number = job_of(study, f"{fold}-seed{seed}")
-        if how == "cancelled":
+    left = set(HOW)
+
+    def ready() -> tuple[str, int] | None:
+        """The next job to disturb: its second training has begun, and was halted at once; nothing is waited for."""
+        for at in HOW:
+            if at not in halted and (cells := second_training(study, *at)):
+                done, cell = study.done[HOW[at]] = cells
+                halted[at] = study.halt(cell)
+                weights = study.results / f"checkpoints/{done}/connector.safetensors"
+                study.made[HOW[at]] = weights.stat().st_ino
+            # Over its time already, it is warned and killed at once: so it must have run for a minute.
+            if at in left & halted.keys() and (HOW[at] != "late" or seconds_run(job_of(study, group_of(at))) > 61):
+                return at
+        return None
+
+    while left:
+        at = wait_for(ready, f"second trainings begin\n{study.said()}")
+        left.remove(at)
+        number = job_of(study, group_of(at))
+        if HOW[at] == "cancelled":
             ask("scancel", number)
-        elif how == "warned":  # five minutes before its end
+        elif HOW[at] == "warned":  # five minutes before its end
             ask("scontrol", "update", f"JobId={number}", f"TimeLimit={math.ceil(seconds_run(number) / 60) + 5}")
-        elif how == "late":  # over its time already, it is warned and killed at once
-            wait_for(lambda number=number: seconds_run(number) > 61, "it has run for a minute")
+        elif HOW[at] == "late":
             ask("scontrol", "update", f"JobId={number}", "TimeLimit=1")
         else:
-            halted[fold, seed].kill()
+            halted[at].kill()
     assert head.wait(test_slurm.PATIENCE) == 0, study.said()
     quiet = Study(tmp_path_factory.mktemp("quiet"), group_config(world))
     assert quiet.run(profile=LOCAL) == 0, quiet.said()
