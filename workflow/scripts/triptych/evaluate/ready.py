@@ -11,7 +11,7 @@ from triptych.config.base import Switch
 from triptych.errors import TriptychError, message_of
 from triptych.evaluate.fixed_shapes import at_fixed_shapes, run_prefixes_at_fixed_shapes
 from triptych.model.vlm import VisionLanguageModel
-from triptych.train.compilation import keep_compiled, missing_compiler
+from triptych.train.compilation import compile_for_each_shape, missing_compiler, undo_compilation
 
 SHAPES = 64  # that a layer is compiled for at most: numbers of rows and of a question's tokens, and kinds of layers
 
@@ -91,14 +91,10 @@ def compile_layers(model: VisionLanguageModel) -> str:
     The shortest prefix is run to see whether it works; if not, layers are as they were, and the text says why.
     """
     device = next(model.parameters()).device
-    keep_compiled()
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    for layer in model.decoder.layers:
-        layer.compile(fullgraph=True, dynamic=False)
+    compile_for_each_shape(model, SHAPES)
     try:
         run_prefixes_at_fixed_shapes(model, model.embed(torch.zeros(1, 1, dtype=torch.long, device=device)))
     except Exception as error:  # compilers, drivers and processors fail in many ways
-        for layer in model.decoder.layers:
-            layer._compiled_call_impl = None
+        undo_compilation(model)
         return f"layers cannot be compiled here: {message_of(error)}"
     return ""

@@ -69,13 +69,26 @@ def compile_layers(setting: Switch, model: VisionLanguageModel, work: int, steps
             raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         return f"the language model's layers are not compiled: {obstacle}"
     if route.fixed_shapes:
-        keep_compiled()
         use_flex(model.decoder)
-        # Each shape is compiled for training, and one of them for validation.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * MOST_SHAPES)
-    for layer in model.decoder.layers:
-        layer.compile(**({"fullgraph": True, "dynamic": False} if route.fixed_shapes else {"dynamic": True}))
+        compile_for_each_shape(model, 4 * MOST_SHAPES)  # for training, and one of them for validation
+    else:
+        for layer in model.decoder.layers:
+            layer.compile(dynamic=True)
     return "the language model's layers are compiled"
+
+
+def compile_for_each_shape(model: VisionLanguageModel, most: int) -> None:
+    """Have the decoder's layers compiled at their first use with each shape, for at most `most` shapes and uses."""
+    _keep_compiled()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, most)
+    for layer in model.decoder.layers:
+        layer.compile(fullgraph=True, dynamic=False)
+
+
+def undo_compilation(model: VisionLanguageModel) -> None:
+    """Have the decoder's layers computed as they are written again."""
+    for layer in model.decoder.layers:
+        layer._compiled_call_impl = None
 
 
 def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Batch, precision: Precision) -> bool:
@@ -96,8 +109,7 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
             raise TriptychError(f"runtime.compile: {why}; use auto or never") from error
         print(f"{why}; they are not", flush=True)
         model.decoder.config._attn_implementation = attention_kind(device)
-        for layer in model.decoder.layers:
-            layer._compiled_call_impl = None
+        undo_compilation(model)
         return False
     finally:
         for parameter in model.parameters():
@@ -124,7 +136,7 @@ def missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def keep_compiled() -> None:
+def _keep_compiled() -> None:
     """Have torch keep what it compiles where later jobs find it, on whichever machine of a cluster they run.
 
     The folder is this user's own: torch runs what it finds there, so that nobody else may write to it.
