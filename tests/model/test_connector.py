@@ -56,9 +56,10 @@ def test_packing_leaves_room_for_the_tokens_of_each_kind(kind, tokens, samples, 
         assert (ours - theirs).norm() < 1e-4 * theirs.norm() + 1e-8
 
 
-def test_too_little_room_for_image_tokens_is_an_error(model, samples, features, prompt):
-    with pytest.raises((RuntimeError, IndexError)):
-        model.answer_logits(pack(samples, features, prompt, TOKENS - 1))
+@pytest.mark.parametrize("room", [TOKENS - 1, TOKENS + 1, 1])
+def test_room_for_another_number_of_image_tokens_is_an_error(model, samples, features, prompt, room):
+    with pytest.raises(TriptychError, match=f"images have {TOKENS} tokens, the batch has room for {room}"):
+        model.answer_logits(pack(samples, features, prompt, room))
 
 
 @pytest.mark.parametrize("kind", CONNECTORS[1:])  # the default kind does so in test_training

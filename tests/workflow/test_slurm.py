@@ -346,7 +346,8 @@ def test_no_two_jobs_wrote_the_same_files_at_once(study, disturbed):
 
 
 def test_one_command_is_a_job_with_the_resources_of_a_rule(slurm, tmp_path):
-    asks = 'echo "$SLURM_JOB_PARTITION gpus=$SLURM_JOB_GPUS cpus=$SLURM_CPUS_PER_TASK"; scontrol show job $SLURM_JOB_ID'
+    asks = 'echo "$SLURM_JOB_PARTITION gpus=${SLURM_JOB_GPUS:-$SLURM_STEP_GPUS} cpus=$SLURM_CPUS_PER_TASK"'
+    asks += "; scontrol show job $SLURM_JOB_ID"
     said = submit(AIRE, "train_stage", ["bash", "-c", asks], tmp_path / "job", 3, PATIENCE)
     assert re.match(r"gpu gpus=\d cpus=8\n", said) and "TimeLimit=00:03:00" in said
     said = submit(AIRE, "", ["bash", "-c", asks], tmp_path / "job", 3, PATIENCE)

@@ -59,6 +59,7 @@ class Batch:
         target_rows, target_columns: (T,): place of the hidden state that predicts each answer token.
         targets: (T,): the answer tokens; NO_TARGET in an empty slot.
         target_samples: (T,): index of the sample that each belongs to, in the order given to `pack`.
+        image_tokens: I.
         tiles: of a batch of fixed shape, which tiles of its mask are computed.
         buffer: bytes in which all of these tensors lie, where they were joined.
     """
@@ -74,6 +75,7 @@ class Batch:
     target_columns: torch.Tensor
     targets: torch.Tensor
     target_samples: torch.Tensor
+    image_tokens: int
     tiles: Tiles | None = None
     buffer: torch.Tensor | None = None
 
@@ -112,13 +114,16 @@ class Batch:
         return self._of([_view(there, tensor.data_ptr() - first, tensor) for tensor in here._flat()], there)
 
     def _flat(self) -> list[torch.Tensor]:
-        own = [getattr(self, field.name) for field in fields(self) if field.name not in ("tiles", "buffer")]
-        return own + list(self.tiles or ())
+        return [getattr(self, name) for name in _tensors()] + list(self.tiles or ())
 
     def _of(self, flat: Sequence[torch.Tensor], buffer: torch.Tensor) -> "Batch":
-        names = [field.name for field in fields(self) if field.name not in ("tiles", "buffer")]
-        tiles = Tiles(*flat[len(names) :]) if self.tiles else None
-        return Batch(**dict(zip(names, flat, strict=False)), tiles=tiles, buffer=buffer)
+        own = dict(zip(_tensors(), flat, strict=False))
+        return replace(self, **own, tiles=Tiles(*flat[len(own) :]) if self.tiles else None, buffer=buffer)
+
+
+def _tensors() -> list[str]:
+    """Name the tensors that every batch has."""
+    return [field.name for field in fields(Batch) if field.type is torch.Tensor]
 
 
 def _view(buffer: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
@@ -246,6 +251,7 @@ def pack(
         target_columns=torch.tensor(target_columns),
         targets=torch.tensor(target_tokens),
         target_samples=torch.tensor(target_samples),
+        image_tokens=image_tokens,
     )
     batch = _with_slots(batch, shape) if shape else batch
     return batch.joined(pinned) if pinned else batch

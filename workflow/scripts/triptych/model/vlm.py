@@ -95,10 +95,15 @@ class VisionLanguageModel(nn.Module):
 
         Returns:
             The logits; those of empty slots mean nothing.
+
+        Raises:
+            TriptychError: the batch was packed for images of another number of tokens.
         """
         embeddings = self.embed(batch.tokens)
         if not self.blind:
             image = self.project(batch.image_features()) if image is None else image
+            if image.shape[1] != batch.image_tokens:
+                raise TriptychError(f"images have {image.shape[1]} tokens, the batch has room for {batch.image_tokens}")
             embeddings = insert(image, batch.image_index, embeddings)
         if is_blockwise(self.decoder):
             # Masks are in the blocks; without a mask argument, transformers would build a causal one.
