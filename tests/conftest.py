@@ -56,6 +56,7 @@ HIDDEN, FEATURES, TOKENS = 32, 16, 4
 SHARED = {
     "test_slurm.py": "a cluster",
     "test_slurm_doctor.py": "a cluster",
+    "test_slurm_groups.py": "a cluster",
     "test_workflow.py": "the finished study",
     "test_chaos.py": "the finished study",
     "test_hub_study.py": "the study from the hub",
