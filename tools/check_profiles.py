@@ -102,6 +102,11 @@ def group_faults(profile: dict, asked: dict[str, dict]) -> list[str]:
     for pattern in profile.get("group-components", {}):
         if pattern not in groups.values():
             found.append(f"group-components.{pattern}: no rule is in a group of this name")
+    # Patterns may give the same name, and Snakemake takes the count of any of them.
+    counts = {pattern: profile.get("group-components", {}).get(pattern, 1) for pattern in groups.values()}
+    if len(set(counts.values())) > 1:
+        names = ", ".join(sorted(counts))
+        found.append(f"group-components: {names} need the same count: a group may have the name of two")
     members = {name: asked.get(f"set-resources.{name}", {}) for name in groups}
     for name, resources in members.items():
         first = next(iter(members))

@@ -60,7 +60,9 @@ def grouped_by_snakemake(folder, config, components):
     return sorted(sizes)
 
 
-@pytest.mark.parametrize(("name", "components"), [("config", 100), ("config", 1), ("slake-leak", 2)])
+@pytest.mark.parametrize(
+    ("name", "components"), [("config", 100), ("config", 1), ("slake-leak", 2), ("ablations", 100), ("ablations", 2)]
+)
 def test_jobs_are_those_that_snakemake_makes(name, components, tmp_path):
     study = config(name) | {"seeds": [0]}
     found = requests(tmp_path, study, Grouping(WHOLE.names, dict.fromkeys(WHOLE.components, components)))
