@@ -16,6 +16,7 @@ from triptych.commands import doctor
 from triptych.commands.checks import device, offline, software, storage
 from triptych.commands.checks.finding import Place, ok
 from triptych.commands.checks.slurm import caps, minutes, partition_names, slurm, time_limits
+from triptych.commands.requests import Grouping, Requests
 from triptych.config.study import load_study
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, write_json
@@ -431,6 +432,18 @@ def test_times_are_compared_with_the_limits(runtime, limit, state, on_aire, prog
     training = {"train_stage": {"slurm_partition": "gpu", "runtime": runtime}}
     found = time_limits(profile_with(on_aire, tmp_path, **{"set-resources": training}))
     assert found.state == state, found
+
+
+@pytest.mark.parametrize(("limit", "state"), [("2-00:00:00", "ok"), ("00:15:00", "fault")])
+def test_times_that_the_plan_gives_are_compared_too(limit, state, on_aire, programs, tmp_path):
+    programs("scontrol", f"case $3 in gpu) echo MaxTime={limit};; *) echo MaxTime=2-00:00:00;; esac")
+    grouped = {"groups": {"train_stage": "{split}-seed{seed}"}, "group-components": {"{split}-seed{seed}": 100}}
+    training = {"set-resources": {"train_stage": {"slurm_partition": "gpu"}}} | grouped
+    found = time_limits(profile_with(on_aire, tmp_path, **training))
+    longest = Requests(on_aire.study, Grouping.of(grouped)).longest_jobs()["train_stage"]
+    assert longest > 20, "ten minutes for each of several stages"
+    said = f"gpu {longest} of at most" if state == "ok" else f"runtime {longest} min, and partition gpu allows 15"
+    assert found.state == state and said in found.found
 
 
 def test_a_profile_without_a_time_is_a_fault(on_aire, tmp_path):

@@ -39,7 +39,7 @@ def gpu_lines(study: Study, grouping: Grouping, states: Sequence[JobState]) -> I
         memory, minutes = map(max, zip(*asked, strict=True))
         yield (f"{rule:<24}{memory:>14}{_most(done, 'max_rss', 1):>15}{minutes:>10}{_most(done, 's', 60):>10}")
     if grouping.names:
-        longest = max(sum(requests.minutes(step.rule, step.wildcards) for step in job) for job in requests.jobs)
+        longest = max(requests.longest_jobs().values())
         yield f"{'the longest job':<24}{'':>29}{longest:>10}"
 
 

@@ -157,8 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments.grouping:
         grouping = Grouping(*json.loads(arguments.grouping))
     else:
-        profile = read_profile(Path(arguments.profile)) if arguments.profile else {}
-        grouping = Grouping(profile.get("groups", {}), profile.get("group-components", {}))
+        grouping = Grouping.of(read_profile(Path(arguments.profile)) if arguments.profile else {})
     states = job_states(study, now=0.0)
     print("\n".join([*lines(study, states), "", *gpu_lines(study, grouping, states), ""]))
     again = trained_again(study) if study.results.exists() else []

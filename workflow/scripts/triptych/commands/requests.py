@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 from triptych.commands import cost
 from triptych.config.grid import SHARED, Checkpoint
@@ -70,6 +70,11 @@ class Grouping:
 
     names: Mapping[str, str] = field(default_factory=dict)
     components: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Take that of a profile's options."""
+        return cls(options.get("groups", {}), options.get("group-components", {}))
 
     def text(self) -> str:
         """Write it as JSON."""
@@ -140,6 +145,14 @@ class Requests:
         for group, parts in self._parts.items():
             size = self._size(parts) if group else 1
             found += [list(chain(*parts[start : start + size])) for start in range(0, len(parts), size)]
+        return found
+
+    def longest_jobs(self) -> dict[str, int]:
+        """Minutes that the longest job with a step of a rule asks for, by rule."""
+        found: dict[str, int] = {}
+        for job in self.jobs:
+            asked = sum(self.minutes(step.rule, step.wildcards) for step in job)
+            found |= {step.rule: max(asked, found.get(step.rule, 0)) for step in job}
         return found
 
     def _size(self, parts: Sequence[Sequence[Step]]) -> int:

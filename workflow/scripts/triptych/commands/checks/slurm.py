@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from triptych.commands.checks.finding import Finding, Place, fault, ok, warning
 from triptych.commands.cluster import partitions, resources_of
+from triptych.commands.requests import Grouping, Requests
 
 TESTED = (22, 5)  # the SLURM of the tests
 PLUGINS = ("snakemake", "snakemake-executor-plugin-slurm", "snakemake-executor-plugin-slurm-jobstep")
@@ -106,8 +107,10 @@ def minutes(text: object) -> float | None:
 
 
 def time_limits(place: Place) -> Finding:
-    """The profile's times against the partitions' limits."""
+    """The times of jobs, from the profile and else from the plan, against the partitions' limits."""
     known, longest = {}, {}
+    planned = Requests(place.study, Grouping.of(place.options)).longest_jobs()
+    own = place.options.get("set-resources", {})
     for rule, resources in _rules(place):
         name = str(resources.get("slurm_partition", ""))
         if not name:
@@ -117,12 +120,14 @@ def time_limits(place: Place) -> Finding:
             found = re.search(r"\bMaxTime=(\S+)", said)
             known[name] = minutes(found[1]) if found else None
         asked, most = minutes(resources.get("runtime", "")), known[name]
-        if "runtime" not in resources:
+        if rule in planned and "runtime" not in own[rule]:
+            asked = planned[rule]
+        elif "runtime" not in resources:
             return fault(f"{rule}: the profile gives no time", "add runtime (minutes) to the profile")
         if asked is not None and most is not None and asked > most:
             return fault(
                 f"{rule}: runtime {asked:.0f} min, and partition {name} allows {most:.0f}",
-                "lower runtime in the profile; training continues in the next job (retries)",
+                "set a lower runtime in the profile; training continues in the next job (retries)",
             )
         longest[name] = max(longest.get(name, 0), asked or 0)
     silent = [name for name, most in known.items() if most is None]
