@@ -1,17 +1,19 @@
 """The trainer: stages that train nothing or blindly, the choice of an epoch, states, batches built ahead."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import make_model, make_questions
+from conftest import TOKENS, make_model, make_questions
 from torch.nn import functional
 from trainings import FP32, KEY, InterruptedAfterCalls, lora_model, no_features, run, same, stage, weights
 from triptych.config.stages import Stage
 from triptych.errors import TriptychError
-from triptych.model.packing import pack
+from triptych.model.packing import NO_TARGET, pack
 from triptych.model.tokens import tokenise
 from triptych.train.autosave import Autosaver, Interrupted
 from triptych.train.trainer import Trainer, train
-from triptych.train.validation import chosen_epoch
+from triptych.train.validation import chosen_epoch, score_answers, smoothed
 from triptych.utils.prefetch import map_ahead
 
 
@@ -194,3 +196,44 @@ def test_an_error_in_a_batch_built_ahead_stops_the_training(samples, features, p
 
     with pytest.raises(TriptychError, match="image3 has no vision features"):
         run(make_model(), samples, lost, prompt, stage(batch_size=2))
+
+
+def test_smoothed_labels_are_torchs_and_leave_metrics_and_validation_alone(samples, features, prompt):
+    batch = pack(samples, features, prompt, TOKENS)
+    logits = torch.randn(len(batch.targets), 30)
+    wanted = functional.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=0.3)
+    loss_sum, _ = score_answers(logits, batch, len(samples))
+    assert smoothed(loss_sum, logits, batch, 0.3).item() == pytest.approx(wanted.item(), rel=1e-6)
+    empty = replace(batch, targets=torch.where(torch.arange(len(batch.targets)) == 1, NO_TARGET, batch.targets))
+    wanted = functional.cross_entropy(logits, empty.targets, reduction="sum", label_smoothing=0.3)
+    loss_sum, _ = score_answers(logits, empty, len(samples))
+    assert smoothed(loss_sum, logits, empty, 0.3).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+    plain, soft = (
+        run(make_model(), samples, features, prompt, stage(epochs=2, label_smoothing=share)) for share in (0.0, 0.3)
+    )
+    assert plain[0] == soft[0], "before training"
+    assert plain[2]["validation_loss"] != soft[2]["validation_loss"]
+
+
+@pytest.mark.parametrize("norm", [0.01, 1.0, None])
+def test_gradients_are_clipped_at_the_norm_of_the_stage(norm, samples, features, prompt, monkeypatch):
+    seen = []
+
+    class Recording(torch.optim.AdamW):
+        def step(self, *arguments, **options):
+            gradients = [one.grad for group in self.param_groups for one in group["params"]]
+            seen.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+            return super().step(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    rows = run(make_model(), samples, features, prompt, stage(clip_norm=norm, batch_size=100))
+    before = rows[1]["gradient_norm_mean"]
+    assert before > 0.01
+    assert seen == pytest.approx([min(before, norm or before)], rel=1e-4)
+
+
+def test_settings_that_came_later_are_in_no_record_at_their_default():
+    assert {"clip_norm", "label_smoothing"}.isdisjoint(stage().model_dump(by_alias=True))
+    changed = stage(clip_norm=None, label_smoothing=0.1).model_dump(by_alias=True)
+    assert changed["clip_norm"] is None and changed["label_smoothing"] == 0.1

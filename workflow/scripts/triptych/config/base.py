@@ -65,6 +65,11 @@ def _holds(annotation: Any, kind: type) -> bool:
 Precision = Literal["auto", "bf16", "fp32"]
 
 
+def added(default: Any, **options: Any) -> Any:
+    """Declare a field that came after studies had finished: at its default, it is left out of what is recorded."""
+    return Field(default, exclude_if=lambda value: value == default, **options)
+
+
 def former(name: str, default: Any, **options: Any) -> Any:
     """Declare a field that had another name in version 0.1, which is accepted still.
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from triptych.config.base import LrSchedule, Part, PerPart, Record, former
+from triptych.config.base import LrSchedule, Part, PerPart, Record, added, former
 from triptych.config.texts import Line, Name
 
 
@@ -120,6 +120,16 @@ class Stage(Record):
         "samples", None, description="Train on at most this many samples; null: all."
     )
     batch_size: PositiveInt = Field(16, description="Questions (or captions) per optimiser step.")
+    clip_norm: float | None = added(
+        1.0, gt=0, description="Gradients are scaled down to this norm where theirs is larger; null: never."
+    )
+    label_smoothing: float = added(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of an answer token's weight in the loss that is spread over all tokens. Metrics are those "
+        "of the loss without it.",
+    )
     regularisation: Regularisation = Field(Regularisation(), description="An additional loss term.")
 
     @field_validator("train")

@@ -1,6 +1,7 @@
 """The training of one stage: teacher forcing, mean cross-entropy over the answer tokens of each optimiser step."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -36,12 +37,11 @@ from triptych.train.regularisation import build_head, cosine_term
 from triptych.train.route import Route, route_for
 from triptych.train.sampling import epoch_batches, partition_for_ranks
 from triptych.train.state import State, pack_tensors, unpack_tensors
-from triptych.train.validation import Score, chosen_epoch, norm_ratio, score_answers, score_samples
+from triptych.train.validation import Score, chosen_epoch, norm_ratio, score_answers, score_samples, smoothed
 from triptych.utils.device import compute_dtype, mixed_precision
 from triptych.utils.prefetch import map_ahead
 from triptych.utils.seeds import derive_seed
 
-CLIP_NORM = 1.0
 VALIDATION_BATCH = 32  # samples; bounds the memory, and changes results by rounding only
 STEP_TOKENS = 8192  # of one forward and backward pass; a step with more accumulates gradients over several passes
 REFERENCE_SAMPLES = 8  # samples on which the norms of image tokens and text embeddings are compared
@@ -265,7 +265,7 @@ class Trainer:
                 batch = next(batches).to(self.device)
                 logits, cosine = self._forward(batch)
                 loss_sum, exact = score_answers(logits, batch, len(own))
-                loss, term = loss_sum / answer_tokens, None
+                loss, term = smoothed(loss_sum, logits, batch, self.stage.label_smoothing) / answer_tokens, None
                 if cosine is not None:
                     loss = loss + self.stage.regularisation.weight * (cosine / images)
                     term = (cosine / images).detach()
@@ -295,7 +295,7 @@ class Trainer:
         sum_gradients(self.trained.values())
         with fail_together():
             self.guard.check_gradients()
-            step.gradient_norm = nn.utils.clip_grad_norm_(self.trained.values(), CLIP_NORM)
+            step.gradient_norm = nn.utils.clip_grad_norm_(self.trained.values(), self.stage.clip_norm or math.inf)
             if self.route.read_every == 1:
                 number = self.progress.step + len(self.unread)
                 check_finite("the gradient's norm", step.gradient_norm.item(), number, step.question_ids)

@@ -66,6 +66,21 @@ def score_answers(logits: torch.Tensor, batch: Batch, samples: int) -> tuple[tor
     return loss, (mistakes == 0).sum()
 
 
+def smoothed(loss_sum: torch.Tensor, logits: torch.Tensor, batch: Batch, share: float) -> torch.Tensor:
+    """Give the loss () of a batch's answer tokens with smoothed labels (Szegedy et al., arXiv 1512.00567).
+
+    Args:
+        loss_sum: without smoothing.
+        logits: of the answer tokens (T, V).
+        batch: the batch.
+        share: of the weight that is spread over all V tokens.
+    """
+    if not share:
+        return loss_sum
+    spread = torch.where(batch.targets != NO_TARGET, logits.logsumexp(-1) - logits.mean(-1), 0).sum()
+    return (1 - share) * loss_sum + share * spread
+
+
 @torch.inference_mode()
 def score_samples(
     model: VisionLanguageModel,
