@@ -73,7 +73,8 @@ models:
 A folder with `open_clip_config.json` and no `config.json` is in open_clip's layout. The model step writes its vision
 tower as a ViT of transformers, with the size of images, mean, deviation and `resize_mode` (`shortest` or `squash`) of
 that file; the text tower is left out. The tower must be a plain ViT of timm (`vit_tiny`, `vit_small`, `vit_base`,
-`vit_large` or `vit_huge`, such as `vit_base_patch16_224`). Images are cropped as by open_clip, up to one pixel.
+`vit_large` or `vit_huge`, such as `vit_base_patch16_224`). Images are cropped as by open_clip, up to one pixel. For a
+random `vit_base_patch16_224`, pixels and tokens were equal to those of open_clip 3.3.0 with timm 1.0.31.
 
 ### Weights that are published as a pickle
 
