@@ -22,6 +22,7 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
 )
+from vision_encoders import write_encoder
 
 SIDE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 OTHERS = {"README.md": b"# a model", "pytorch_model.bin": b"not opened", "modeling.py": b"raise SystemExit"}
@@ -50,6 +51,13 @@ def clip() -> dict[str, bytes]:
     vision = {**SIDE, "image_size": 32, "patch_size": 16}
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return saved(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)), processor) | OTHERS
+
+
+def encoder(kind: str) -> dict[str, bytes]:
+    """A vision encoder of any supported kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_encoder(kind, Path(folder))
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())} | OTHERS
 
 
 def tiny_llama(attention_heads: int = 4) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Models and data sets as steps fetch them from the loopback hub: their own layouts, the right bytes, then no hub."""
 
 import io
+from functools import partial
 
 import hub_files
 import pyarrow as pa
@@ -13,6 +14,7 @@ from triptych.data.sources import hub_parquet, llava_pretrain, slake_hub
 from triptych.data.sources.base import Item
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_bytes
+from triptych.model import encoders
 from triptych.model.prepare import prepare_model
 
 pytestmark = pytest.mark.usefixtures("slept")
@@ -23,10 +25,12 @@ def encoder(repo):
 
 
 LLAMA = HubLanguageModel(source="hub", repo="some/llama", revision=REVISION, prompt="<s><image>{question}</s>")
+ENCODERS = [kind for kind in encoders.ENCODERS if kind not in ("clip", "siglip")]
 MODELS = {
     "clip": ("vision_encoder", encoder("some/clip"), hub_files.clip),
     "siglip": ("vision_encoder", encoder("some/siglip"), hub_files.siglip),
     "llama": ("language_model", LLAMA, hub_files.tiny_llama),
+    **{kind: ("vision_encoder", encoder(f"some/{kind}"), partial(hub_files.encoder, kind)) for kind in ENCODERS},
 }
 
 
@@ -42,6 +46,15 @@ def test_models_are_fetched_and_inspected(tmp_path, name):
     kept = {file: data for file, data in files.items() if file not in hub_files.OTHERS}
     assert first["files"] == {file: sha256_bytes(data) for file, data in kept.items()}
     assert {"config.json", "model.safetensors"} <= set(kept)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_wrong_with_a_model_of_the_hub_is_told_with_its_name(tmp_path, name):
+    role, settings, make = MODELS[name]
+    files = make() | {"config.json": b'{"model_type": "unheard_of"}'}
+    with Hub({settings.repo: files}), pytest.raises(TriptychError, match=f"^{settings.repo}/config.json: ") as error:
+        prepare_model(role, settings, tmp_path / "cache", tmp_path / "model")
+    assert "unheard_of" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_models_step_never_changes_the_cache(tmp_path):

@@ -261,7 +261,8 @@ def test_other_encoders_and_layers(world, tmp_path, write, settings, tokens):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("dinov2_with_registers", {}), ("dinov3_vit", {}), ("clip", {"fit": "pad"})]
+    ("kind", "settings"),
+    [("vit", {}), ("dinov2_with_registers", {}), ("dinov3_vit", {}), ("clip", {"fit": "pad"})],
 )
 def test_what_transformers_has_no_class_for_is_exported_with_its_own_loader(world, tmp_path, kind, settings):
     encoder = {"folder": str(write_encoder(kind, tmp_path / "encoder")), **settings}

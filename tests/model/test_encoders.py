@@ -1,13 +1,23 @@
 """Every supported vision encoder: its tokens against plain transformers, and what becomes of an image's border."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoImageProcessor, Siglip2VisionConfig, Siglip2VisionModel, ViTConfig, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    BeitConfig,
+    BeitModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from triptych.config.models import FolderEncoder, HubEncoder, PackageEncoder
 from triptych.errors import TriptychError
 from triptych.features import encode, shards
@@ -20,7 +30,7 @@ from vision_encoders import PATCH, SIDE, settings_of, tiny_encoder, write_encode
 CPU = torch.device("cpu")
 PATCHES = (SIDE // PATCH) ** 2
 BEFORE = {"clip": 1, "clip_vision_model": 1, "siglip": 0, "siglip_vision_model": 0, "dinov2": 1}
-BEFORE |= {"dinov2_with_registers": 5, "dinov3_vit": 5}
+BEFORE |= {"vit": 1, "dinov2_with_registers": 5, "dinov3_vit": 5}
 
 
 def loaded(kind, folder, **settings):
@@ -75,6 +85,59 @@ def test_dinov3_scales_resizes_and_normalises(tmp_path):
     assert torch.allclose(encoder.preprocess([image]), expected, atol=1e-6)
 
 
+# What is loaded of a folder
+
+
+def without(folder, part):
+    """Take the tensors out of a folder's weights whose names contain `part`."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if part not in name}, path)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_of_two_towers_only_that_of_images_is_loaded(kind, tmp_path, capfd):
+    whole = loaded(kind, tmp_path)
+    without(tmp_path, "text_model")
+    pixels = whole.preprocess([photo()])
+    assert torch.equal(
+        vision.load_pretrained(tmp_path, settings_of(tmp_path), CPU).tokens(pixels), whole.tokens(pixels)
+    )
+    assert "UNEXPECTED" not in "".join(capfd.readouterr()), "what is not loaded is no line of a log"
+    without(tmp_path, "layers.0.mlp")
+    with pytest.raises(TriptychError, match=r"the weights lack .*layers\.0\.mlp\.fc1\.bias"):
+        vision.load_pretrained(tmp_path, settings_of(tmp_path), CPU)
+
+
+def test_the_encoder_of_a_classifier_is_loaded(tmp_path):
+    write_encoder("vit", tmp_path)
+    config = ViTConfig.from_pretrained(tmp_path)
+    classifier = ViTForImageClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    encoder = vision.load_pretrained(tmp_path, settings_of(tmp_path, layer=-1), CPU)
+    pixels = encoder.preprocess([photo()])
+    expected = classifier.vit(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+    assert torch.allclose(encoder.tokens(pixels), expected[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "seen"),
+    [
+        ("clip", {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": SIDE, "do_center_crop": True}, 0.5),
+        ("vit", {"feature_extractor_type": "ViTFeatureExtractor"}, 1),
+        ("vit", {}, 1),
+    ],
+)
+def test_processors_of_older_models_are_read(kind, facts, seen, tmp_path):
+    """As those of PubMedCLIP and of ViT are published."""
+    write_encoder(kind, tmp_path)
+    common = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIDE}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**common, **facts}))
+    encoder = vision.load_pretrained(tmp_path, settings_of(tmp_path), CPU)
+    assert encoder.visible(80, 40) == seen
+    assert torch.equal(encoder.preprocess([Image.new("RGB", (80, 40), "white")]), torch.ones(1, 3, SIDE, SIDE))
+
+
 # What becomes of the border
 
 
@@ -95,7 +158,7 @@ def test_a_border_is_seen_where_fit_says_so(kind, fit, seen, tmp_path):
 
 
 @pytest.mark.parametrize(("fit", "seen"), [(None, True), ("crop", False), ("pad", True), ("squash", True)])
-@pytest.mark.parametrize("kind", ["siglip", "dinov3_vit"])
+@pytest.mark.parametrize("kind", ["siglip", "vit", "dinov3_vit"])
 def test_others_squash_and_crop_where_fit_says_so(kind, fit, seen, tmp_path):
     encoder = loaded(kind, tmp_path, fit=fit)
     left, right = (encoder.tokens(encoder.preprocess([marked(edge)])) for edge in ("left", "right"))
@@ -170,13 +233,36 @@ def test_without_the_setting_nothing_that_is_recorded_changes(tmp_path):
 
 def test_encoders_that_are_not_supported_are_refused_in_one_line(tmp_path):
     tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ViTModel(ViTConfig(**tiny, image_size=32)).save_pretrained(tmp_path / "vit")
+    BeitModel(BeitConfig(**tiny, image_size=32)).save_pretrained(tmp_path / "beit")
     Siglip2VisionModel(Siglip2VisionConfig(**tiny)).save_pretrained(tmp_path / "siglip2")
-    for name, said in {"vit": "model_type 'vit' is no vision encoder", "siglip2": "NaFlex; take one of fixed"}.items():
+    for name, said in {
+        "beit": "model_type 'beit' is no vision encoder",
+        "siglip2": "NaFlex; take one of fixed",
+    }.items():
         settings = FolderEncoder(source="folder", folder=str(tmp_path / name))
         with pytest.raises(TriptychError, match=said) as error:
             prepare_model("vision_encoder", settings, tmp_path, tmp_path / "out")
         assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["pytorch_model.bin"], "has no .safetensors file, only pytorch_model.bin, which is never opened"),
+        (["tf_model.h5", "a.bin"], "has no .safetensors file, only a.bin, tf_model.h5, which is never opened"),
+        ([], "has no .safetensors file; name a folder"),
+    ],
+)
+def test_a_folder_of_pickles_says_so(names, said, tmp_path):
+    write_encoder("clip", tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    for name in names:
+        (tmp_path / "clip" / name).write_bytes(b"not opened")
+    with pytest.raises(TriptychError, match=re.escape(said)) as error:
+        prepare_model(
+            "vision_encoder", FolderEncoder(source="folder", folder=str(tmp_path / "clip")), tmp_path, tmp_path / "out"
+        )
+    assert "\n" not in str(error.value) and ("docs/models.md" in str(error.value)) == bool(names)
 
 
 def broken_layer(folder):

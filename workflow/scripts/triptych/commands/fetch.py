@@ -26,6 +26,7 @@ from triptych.download.huggingface import (
     hub_folder,
     list_files,
     stored_file,
+    without_weights,
 )
 from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
@@ -80,9 +81,7 @@ def ask_hub(files: HubFiles, cache: Path) -> list[Found]:
         if not names:
             raise TriptychError(f"{files.repo}: no file matches {', '.join(files.patterns)} at {files.revision}")
         if files.kind == "model" and not has_weights(names):
-            raise TriptychError(
-                f"{files.repo} has no safetensors at {files.revision}; choose another model or revision"
-            )
+            raise TriptychError(without_weights(files, cache))
     except TriptychError as error:
         return [Found(files, ", ".join(files.patterns), fault=str(error))]
 

@@ -44,10 +44,13 @@ class HubEncoder(Record):
 
 
 class FolderEncoder(Record):
-    """A supported vision encoder in a local folder, as `save_pretrained` of transformers writes it."""
+    """A supported vision encoder in a local folder, in the layout of transformers or of open_clip (docs/models.md)."""
 
     source: Literal["folder"]
-    folder: LocalPath = Field(description="Folder with config.json, preprocessor_config.json and safetensors.")
+    folder: LocalPath = Field(
+        description="Folder with config.json, preprocessor_config.json and safetensors, as `save_pretrained` of "
+        "transformers writes them, or with open_clip_config.json and open_clip_model.safetensors."
+    )
     layer: int = Field(-2, description="Index of the hidden state used as tokens; -2 as in LLaVA.")
     drop_class_token: bool = Field(True, description="Drop the tokens before the patches: class token, registers.")
     fit: FitField = None

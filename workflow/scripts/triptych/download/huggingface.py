@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -49,6 +49,9 @@ BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError
 SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model")  # weights, configuration, tokenizer
+
+# Weights in formats that are never opened: most are pickles.
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 hub_http.install()
 
@@ -92,7 +95,7 @@ def model_folder(files: HubFiles, out: Path, cache: Path) -> None:
     found = {path.relative_to(snapshot).as_posix(): path for path in sorted(snapshot.rglob("*")) if path.is_file()}
     names = files.matching(found)
     if not has_weights(names):
-        raise TriptychError(f"{repo} has no safetensors at {revision}; choose a model or revision that has them")
+        raise TriptychError(without_weights(files, cache))
     for name in names:
         _require_right_bytes(found[name], repo)
     with atomic_directory(out) as temporary:
@@ -104,6 +107,27 @@ def model_folder(files: HubFiles, out: Path, cache: Path) -> None:
 def has_weights(names: Iterable[str]) -> bool:
     """Whether there are weights among a model's files."""
     return any(name.endswith(".safetensors") for name in names)
+
+
+def without_weights(files: HubFiles, cache: Path) -> str:
+    """Say that a model of the hub has no safetensors, and what it has instead, where the hub tells."""
+    try:
+        others = list_files(files._replace(patterns=OTHER_WEIGHTS), cache)
+    except TriptychError:
+        others = []
+    return f"{files.repo} has no safetensors at {files.revision}" + (
+        only_other_weights(others) or "; choose a model or revision that has them"
+    )
+
+
+def only_other_weights(others: Sequence[str]) -> str:
+    """Give the end of an error on a model whose weights are `others`, files that are never opened; "" for none."""
+    if not others:
+        return ""
+    return (
+        f", only {', '.join(others[:3])}, which is never opened (a pickle can run code); choose a revision that has "
+        "them (on the hub often a pull request), or convert a copy once, as docs/models.md shows"
+    )
 
 
 def check_revision(repo: str, revision: str) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from triptych.data.answers import normalise, same_answer, words
+from triptych.evaluate.llava_med import llava_med_closed, llava_med_open
 
 
 def exact_match(record: dict) -> bool:
@@ -61,15 +62,6 @@ def rouge_l(record: dict) -> float:
     return _f1(row[-1], len(said), len(gold))
 
 
-def llava_med_closed(record: dict) -> bool:
-    """Score by LLaVA-Med's rule for closed questions: the prediction contains "yes" or "no", and the gold answer.
-
-    On closed questions that offer choices ("Is it the left or the right lung?") even right answers count as wrong.
-    """
-    said, gold = record["prediction"].lower(), record["gold"].lower()
-    return ("yes" in said or "no" in said) and gold in said
-
-
 def _llava_med_ceiling(record: dict) -> bool:
     return llava_med_closed({**record, "prediction": record["gold"]})
 
@@ -96,7 +88,7 @@ MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
     "recall": (token_recall, lambda record: True),
     "bleu_1": (bleu_1, lambda record: True),
     "rouge_l": (rouge_l, lambda record: True),
-    "llava_med_open": (token_recall, _is_open),
+    "llava_med_open": (llava_med_open, _is_open),
     "llava_med_closed": (llava_med_closed, _is_closed),
     "llava_med_ceiling": (_llava_med_ceiling, _is_closed),
     "lmms_eval": (lmms_eval, lambda record: True),

@@ -29,7 +29,11 @@ class EncoderKind:
     plain_export: bool = True
 
 
-_CLIP = ("CLIP", "openai/clip-vit-base-patch32, openai/clip-vit-large-patch14-336", "a class token")
+_CLIP = (
+    "CLIP",
+    "openai/clip-vit-base-patch32, openai/clip-vit-large-patch14-336, flaviagiammarino/pubmed-clip-vit-base-patch32",
+    "a class token",
+)
 _SIGLIP = ("SigLIP, SigLIP 2 of fixed resolution", "google/siglip-base-patch16-224, google/siglip2-base-patch16-256")
 _CROPPED, _SQUASHED = "the border of the longer side is cropped", "squashed to a square"
 ENCODERS = {  # by transformers' `model_type`
@@ -37,6 +41,7 @@ ENCODERS = {  # by transformers' `model_type`
     "clip_vision_model": EncoderKind(*_CLIP, _CROPPED),
     "siglip": EncoderKind(*_SIGLIP, "none", _SQUASHED),
     "siglip_vision_model": EncoderKind(*_SIGLIP, "none", _SQUASHED),
+    "vit": EncoderKind("ViT", "google/vit-base-patch16-224-in21k", "a class token", _SQUASHED, plain_export=False),
     "dinov2": EncoderKind("DINOv2", "facebook/dinov2-base", "a class token", f"{_CROPPED}, and an eighth of both"),
     "dinov2_with_registers": EncoderKind(
         "DINOv2 with registers", "facebook/dinov2-with-registers-base", "a class token, four registers",
@@ -47,6 +52,10 @@ ENCODERS = {  # by transformers' `model_type`
         plain_export=False,
     ),
 }  # fmt: skip
+OPEN_CLIP = EncoderKind(  # which becomes a `vit`: `model/open_clip.py`
+    "ViT of timm, in open_clip's layout", "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "a class token",
+    _CROPPED, plain_export=False,
+)  # fmt: skip
 
 
 def encoder_kind(folder: Path) -> EncoderKind:

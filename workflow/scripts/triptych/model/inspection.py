@@ -41,7 +41,7 @@ def inspect_language_model(folder: Path, prompt: str) -> list[str]:
     Raises:
         TriptychError: a file is damaged or missing, the architecture is not supported, or the prompt does not fit.
     """
-    with _in_one_line(f"{folder / 'config.json'}: cannot be read"):
+    with in_one_line(f"{folder / 'config.json'}: cannot be read"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_config(folder, config)
     tokenizer = open_tokenizer(folder)
@@ -68,7 +68,7 @@ def inspect_encoder(folder: Path, settings: dict) -> str:
     encoder_kind(folder)
     if not (folder / PROCESSOR).is_file():
         raise TriptychError(f"{folder}: has no {PROCESSOR}; save the image processor into this folder, too")
-    with _in_one_line(f"{folder}: cannot be used as an encoder"), torch.inference_mode():
+    with in_one_line(f"{folder}: cannot be used as an encoder"), torch.inference_mode():
         encoder = vision.load_pretrained(folder, settings, CPU)
         pixels = encoder.preprocess([Image.new("RGB", (64, 48), vision.GREY)])
         tokens = encoder.tokens(pixels)
@@ -83,7 +83,7 @@ def _require_finite(folder: Path, numbers: torch.Tensor) -> None:
 
 
 @contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
     """Turn whatever libraries raise on damaged files into one line that begins with `what`."""
     try:
         yield
@@ -120,7 +120,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise TriptychError(f"{folder}: has no tokenizer; tokenizer.json must lie in this folder, beside config.json")
-    with _in_one_line(f"{folder}: the tokenizer cannot be opened"):
+    with in_one_line(f"{folder}: the tokenizer cannot be opened"):
         return language_model.load_tokenizer(folder)
 
 
@@ -135,13 +135,13 @@ def check_sizes(folder: Path, config: PreTrainedConfig) -> int:
     """
     tensors = numbers = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with _in_one_line(f"{path}: cannot be opened"), safe_open(path, "pt") as file:
+        with in_one_line(f"{path}: cannot be opened"), safe_open(path, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118, it is no dict
         tensors, numbers = tensors + len(shapes), numbers + sum(map(math.prod, shapes))
     path = folder / "config.json"
     if config.num_hidden_layers > tensors:
         raise TriptychError(f"{path}: {config.num_hidden_layers} layers, but the weights are {tensors} tensors")
-    with _in_one_line(f"{path}: no model has these sizes"), torch.device("meta"):
+    with in_one_line(f"{path}: no model has these sizes"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > numbers:
@@ -163,7 +163,7 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int)
     largest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=-1)
     if largest >= rows:
         raise TriptychError(f"{folder}: the tokenizer has a token {largest}, but the model {rows} tokens: not its own")
-    with _in_one_line(f"{folder}: the tokenizer reads no text"):
+    with in_one_line(f"{folder}: the tokenizer reads no text"):
         if not Reader.of(tokenizer).data("What is shown?"):
             raise TriptychError(f"{folder}: the tokenizer makes no tokens of text; fetch the model again")
 
@@ -214,7 +214,7 @@ def compute_one_token(folder: Path, config: PreTrainedConfig, token: int) -> Non
     if needed > ROOM * free:
         print(f"not computed: the weights take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free memory", flush=True)
         return
-    with _in_one_line(f"{folder}: the weights cannot be loaded"), torch.inference_mode():
+    with in_one_line(f"{folder}: the weights cannot be loaded"), torch.inference_mode():
         model = language_model.load(folder, config.dtype or torch.float32, "eager")
         logits = model(input_ids=torch.tensor([[token]]), use_cache=False).logits
     _require_finite(folder, logits)

@@ -11,13 +11,14 @@ from pydantic import TypeAdapter
 from triptych.config.base import Record
 from triptych.config.models import Models
 from triptych.config.texts import cache_folder, located
-from triptych.download.huggingface import MODEL_FILES, HubFiles, model_folder
+from triptych.download.huggingface import MODEL_FILES, OTHER_WEIGHTS, HubFiles, model_folder, only_other_weights
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import atomic_directory
 from triptych.io.manifest import canonical_json, sha256_file, write_record
 from triptych.model import language_model, vision
 from triptych.model.code import refuse_code
-from triptych.model.inspection import inspect_encoder, inspect_language_model
+from triptych.model.inspection import in_one_line, inspect_encoder, inspect_language_model
+from triptych.model.open_clip import convert_open_clip, is_open_clip
 from triptych.utils.arguments import folder
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
@@ -45,6 +46,9 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
                 CONVERT[role](settings, cache, temporary)
         (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
         refuse_code(temporary)
+        if role == "vision_encoder" and is_open_clip(temporary):
+            with in_one_line(f"{temporary}: the model of open_clip cannot be read"):
+                convert_open_clip(temporary)
         if role == "language_model":
             for doubt in inspect_language_model(temporary, settings.prompt):
                 print(f"warning: {doubt}", flush=True)
@@ -61,7 +65,8 @@ def _naming_the_source(temporary: Path, settings: Record) -> Iterator[None]:
     try:
         yield
     except TriptychError as error:
-        raise TriptychError(str(error).replace(str(temporary), getattr(settings, settings.source))) from None
+        source = settings.repo if settings.source == "hub" else getattr(settings, settings.source)
+        raise TriptychError(str(error).replace(str(temporary), source)) from None
 
 
 def copy_model(source: Path, patterns: Sequence[str], out: Path) -> None:
@@ -72,7 +77,9 @@ def copy_model(source: Path, patterns: Sequence[str], out: Path) -> None:
     """
     files = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
     if not any(path.suffix == ".safetensors" for path in files):
-        raise TriptychError(f"{source}: has no .safetensors file; name a folder that `save_pretrained` has written")
+        others = sorted({path.name for pattern in OTHER_WEIGHTS for path in source.glob(pattern)})
+        remedy = only_other_weights(others) or "; name a folder that `save_pretrained` has written"
+        raise TriptychError(f"{source}: has no .safetensors file{remedy}")
     for path in sorted(files):
         shutil.copyfile(path, out / path.name)
 

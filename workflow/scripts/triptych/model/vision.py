@@ -1,6 +1,7 @@
 """Frozen vision encoders behind one interface: from images to tokens (B, N, D)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from triptych.config.models import PackageEncoder
 from triptych.download.packages import fetch
@@ -89,18 +91,33 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
 def load_tower(folder: Path) -> PreTrainedModel:
     """Load the vision tower of a supported folder, in evaluation mode and its stored dtype.
 
+    Of CLIP and SigLIP, which have a text tower too, and of classifiers, nothing else is loaded.
+
     Raises:
         TriptychError: a tensor is missing.
     """
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    # A CLIP or SigLIP folder holds both towers; only the vision part is kept.
-    whole, info = AutoModel.from_pretrained(
-        folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-    )
+    config = getattr(config, "vision_config", config)
+    options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    with _without_report_of_loading():
+        tower, info = AutoModel.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
+        )
     require_all_tensors(folder, info)
-    return getattr(whole, "vision_model", whole).eval().requires_grad_(False)
+    return tower.eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_report_of_loading() -> Iterator[None]:
+    """Keep transformers from warning of each tensor that is not loaded; missing ones are an error of Triptych's."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encoder:
