@@ -283,6 +283,11 @@ TURNS = [{"from": "human", "value": "<image>\nWhat is it ?"}, {"from": "gpt", "v
         (TURNS[::-1], "a thing"),
         ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "a thing"}], "a thing"),
         ([{"from": " Human", "value": "?"}, {"from": "GPT", "value": "a thing"}, *TURNS], "a thing"),
+        (json.dumps(TURNS), "a thing"),
+        (' ["", "a thing", "b"]', "a thing"),
+        ("[a thing", "[a thing"),
+        ("[1] is a thing", "[1] is a thing"),
+        ('"a thing"', '"a thing"'),
     ],
 )
 def test_the_caption_in_a_cell(cell, caption):
@@ -303,6 +308,9 @@ def test_the_caption_in_a_cell(cell, caption):
         ({"from": "gpt", "value": "a"}, r"is a mapping \(from, value\)"),
         ([{"raw": "a", "tokens": []}], r"is a mapping \(raw, tokens\)"),
         (TURNS[:1], "is a conversation without an answer"),
+        (json.dumps(TURNS[:1]), "is a conversation without an answer"),
+        ('{"en": "a thing"}', r"is a mapping \(en\)"),
+        ("[1, 2]", "is a number, not text"),
         ([TURNS[0], {"from": "gpt", "value": ["a"]}], "is a conversation without an answer"),
         ("\ud800", "is not valid UTF-8"),
     ],
@@ -371,6 +379,18 @@ def test_two_columns_that_differ_in_case_alone_are_not_guessed_at(folder):
     (folder / "captions.csv").write_text("image,Caption,CAPTION\n2.png,a,b\n")
     with pytest.raises(TriptychError, match="has no column 'caption', but 'image', 'Caption', 'CAPTION'"):
         folder_listing(folder, table="captions.csv")
+
+
+def test_two_columns_of_one_name_are_not_guessed_at(folder):
+    (folder / "captions.csv").write_text("caption,image, caption\na,2.png,b\n")
+    with pytest.raises(TriptychError, match=r"captions\.csv: has several columns 'caption', 1 and 3; rename"):
+        folder_listing(folder, table="captions.csv")
+    twice = pa.Table.from_arrays([pa.array(["2.png"])] * 2 + [pa.array(["a"])], ["image", "image", "caption"])
+    pq.write_table(twice, folder / "captions.parquet")
+    with pytest.raises(TriptychError, match=r"captions\.parquet: has several columns 'image', 1 and 2"):
+        folder_listing(folder, table="captions.parquet")
+    (folder / "captions.csv").write_text("note,caption,image,note\nx,a,2.png,y\n")  # of no column that is read
+    assert len(pictures(folder_listing(folder, table="captions.csv"))) == 1
 
 
 # Tar shards
@@ -483,7 +503,8 @@ def test_members_that_cannot_be_used_are_rejected_with_the_reason(tmp_path, monk
         "bytes.jpg": "its .txt is not valid UTF-8", "broken.jpg": "its .json is not valid JSON",
         "keyless.jpg": "its .json has no key 'caption'", "._good.jpg": "no caption",
         "half.jpg": "'caption' in its .json is not valid UTF-8",
-        "n?.jpg": "its name is not valid UTF-8",
+        "n?.jpg": "its name is not valid UTF-8", "README": "no image of this key",
+        "model.pkl": "no image of this key", "model.pth": "no image of this key",
     }  # fmt: skip
     reasons = dict(rejects(found))
     assert set(reasons) == {f"0.tar/{name}" for name in expected}
@@ -495,6 +516,7 @@ def test_names_with_dots_are_pairs_or_rejects_and_further_files_of_a_sample_are_
         ("patient1.2.png", RED), ("patient1.2.txt", b"one"), ("a.b/v1.0.JPG", BLUE),
         ("a.b/v1.0.json", b'{"caption": "two"}'),
         ("alone.1.png", RED), ("text.1.2.txt", b"lost"), (".jpg", RED), ("noname", RED),
+        ("s.seg.npy", b"7"), ("x.heic", RED), ("p.1.heic", RED), ("q.heic", RED), ("q.txt", b"lost"), ("d/s.cls", b"7"),
         *sample("s", "three"), ("s.mask.png", BLUE), ("s.meta.json", b"{}"), ("s.cls", b"7"), ("s.png", RED),
     ]  # fmt: skip
     write_shard(tmp_path / "0.tar", members)
@@ -506,6 +528,9 @@ def test_names_with_dots_are_pairs_or_rejects_and_further_files_of_a_sample_are_
     assert reasons == {
         "0.tar/alone.1.png": "no caption", "0.tar/text.1.2": "no image of this key", "0.tar/.jpg": "no caption",
         "0.tar/s.png": "another image of its key is used",
+        **dict.fromkeys(
+            ("0.tar/noname", "0.tar/x.heic", "0.tar/p.1.heic", "0.tar/q", "0.tar/d/s.cls"), "no image of this key"
+        ),
     }  # fmt: skip
     assert "0.tar: 2 further files of samples are not used, such as 's.mask'" in capsys.readouterr().out
     with webdataset.reader(shard_settings(tmp_path), tmp_path) as read:
@@ -741,6 +766,10 @@ def test_faults_of_hub_data_name_repo_file_and_column(tmp_path, served, monkeypa
     ):
         with pytest.raises(TriptychError, match=message):
             hub_listing(tmp_path, **changes)
+    columns = [pa.array([{"bytes": b"0", "path": "0.jpg"}], IMAGE), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "caption", "caption"]), served[0] / "a.parquet")
+    with pytest.raises(TriptychError, match=r"some/data, a\.parquet: has several columns 'caption', 2 and 3"):
+        hub_listing(tmp_path)
     (served[0] / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(TriptychError, match=r"a\.parquet: cannot be read as Parquet"):
         hub_listing(tmp_path)

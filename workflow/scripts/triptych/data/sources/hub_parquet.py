@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubParquetCaptions
 from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import arrow_values, caption_text
+from triptych.data.sources.table_files import arrow_values, caption_text, require_one
 from triptych.download import huggingface
 from triptych.errors import TriptychError, message_of
 from triptych.io.manifest import read_json, sha256_json, write_json
@@ -135,6 +135,7 @@ def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[t
                     raise TriptychError(
                         f"{settings.repo}, {name}: has no column {column!r}, but {', '.join(map(repr, schema.names))}"
                     )
+                require_one(f"{settings.repo}, {name}", column, schema.names)
             columns = [settings.caption_column]
             if _has_names(schema.field(settings.image_column).type, name, settings):
                 columns.append(f"{settings.image_column}.path")
