@@ -96,7 +96,7 @@ def test_a_disk_that_fails_to_sync_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(SystemExit, match="error: the file system fails: .*Input/output error; run again"):
+    with pytest.raises(SystemExit, match=r"error: the file system fails: .*Input/output error; run again"):
         run_step(lambda: atomic.write_text(tmp_path / "file", "a"))
     assert not list(tmp_path.iterdir())
 
@@ -106,7 +106,7 @@ def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("of a user")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(SystemExit, match="error: not a place for files: .*; move what stands in its way, or name"):
+    with pytest.raises(SystemExit, match=r"error: not a place for files: .*; move what stands in its way, or name"):
         run_step(lambda: atomic.write_text(tmp_path / name, "a"))
     assert (tmp_path / "file").read_text() == "of a user"
 

@@ -99,8 +99,8 @@ def check_config(folder: Path, config: PreTrainedConfig) -> None:
     """Refuse a configuration of which nothing is computed, or something else than by transformers.
 
     Raises:
-        TriptychError: the architecture is not supported, the weights are quantised, attention is not causal, or no token
-            is seen.
+        TriptychError: the architecture is not supported, the weights are quantised, attention is not causal, or it sees
+            no token.
     """
     path = folder / "config.json"
     try:
