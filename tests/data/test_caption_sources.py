@@ -18,7 +18,7 @@ from triptych.config.datasets import FolderCaptions, HubParquetCaptions, Webdata
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
 from triptych.data.sources.base import Item, Reject
 from triptych.data.sources.table_files import Columns, caption_text, read_rows
-from triptych.download import hub_http
+from triptych.download import hub_http, huggingface
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -729,6 +729,36 @@ def test_sorted_reads_open_each_row_group_once(tmp_path, served, monkeypatch):
         for item in sorted(hub_listing(tmp_path), key=lambda item: item.place):
             read(item.place)
     assert opened == [0, 1, 2]
+
+
+def test_damage_to_a_stored_file_stops_and_what_is_published_damaged_costs_its_rows(tmp_path, served):
+    cells = [{"bytes": b"%d" % number * 500, "path": f"{number}.jpg"} for number in range(6)]
+    serve(served[0], "a.parquet", cells, [f"thing {n}" for n in range(6)])
+    whole = (served[0] / "a.parquet").read_bytes()
+    group = pq.read_metadata(served[0] / "a.parquet").row_group(1).column(0)
+    at = group.dictionary_page_offset or group.data_page_offset
+    broken = whole[:at] + b"\xff" * 40 + whole[at + 40 :]
+
+    def read_all():
+        items = [item for item in hub_parquet.listing(hub_settings(), tmp_path / "cache") if isinstance(item, Item)]
+        with hub_parquet.reader(hub_settings(), tmp_path / "cache") as read:
+            for item in sorted(items, key=lambda item: item.place):
+                try:
+                    yield len(read(item.place))
+                except TriptychError as error:
+                    yield str(error)
+
+    (served[0] / "a.parquet").write_bytes(broken)
+    found = list(read_all())
+    assert found[:3] == [500] * 3 and all("cannot be read as it is published" in said for said in found[3:])
+    (served[0] / "a.parquet").write_bytes(whole)
+    shutil.rmtree(tmp_path / "cache")
+    path = hub_parquet.parquet_files(hub_settings(), tmp_path / "cache")["a.parquet"]
+    huggingface.stop_if_damaged.cache_clear()  # it lies where the other one lay
+    path.resolve().write_bytes(broken)
+    with pytest.raises(OSError, match=r"a\.parquet differs from its hash on the hub: damaged since"):
+        list(read_all())
+    assert list(read_all()) == [500] * 6, "it is fetched again"
 
 
 def test_only_parquet_files_of_the_pattern_are_downloaded_and_their_names_are_kept(tmp_path, served):

@@ -52,6 +52,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
 
     Raises:
         TriptychError: the files are unavailable.
+        OSError: while it is read: a file has been damaged since it was stored.
     """
     files = parquet_files(settings, cache)
 
@@ -83,9 +84,11 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
             data = cell.as_py()
         except StopIteration:
             raise TriptychError(f"{place}: no such row") from None
-        except pa.ArrowException as error:
-            said = message_of(error)
-            raise TriptychError(f"{place}: cannot be read ({said}); delete the file and run again") from None
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk; Arrow's own, of what it reads, have none
+                raise
+            huggingface.stop_if_damaged(files[name])
+            raise TriptychError(f"{place}: cannot be read as it is published ({message_of(error)})") from None
         if not data:
             raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of an image")
         if len(data) > MAX_BYTES:
