@@ -77,7 +77,7 @@ class WholeZip:
         """Read a member; no more than its declared size is ever read.
 
         Raises:
-            TriptychError: there is no such member, or it is larger than `limit` bytes or published as it cannot be read.
+            TriptychError: there is no such member, or it is larger than `limit` bytes, or damaged as it is published.
             OSError: the archive has been damaged since it was stored.
         """
         member = _usable(self._archive, name, limit)
