@@ -16,7 +16,7 @@ from conftest import COLOURS, image_bytes
 from hub import Hub
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
-from triptych.data.sources.base import Item, Reject
+from triptych.data.sources.base import Item, Reject, item_id
 from triptych.data.sources.table_files import Columns, caption_text, read_rows
 from triptych.download import hub_http, huggingface
 from triptych.errors import TriptychError
@@ -674,6 +674,15 @@ def test_images_without_names_and_with_one_name_stay_apart(tmp_path, served):
     assert [paths[f"a.parquet:{row:09d}"] for row in range(4)] == [
         "a.parquet:000000000", "a.parquet:000000001", "image.jpg", "image.jpg",
     ]  # fmt: skip
+    serve(served[0], "b.parquet", [*cells, *named(4)], ["a photo", "a photo", "a photo", "of a cat", "a photo"])
+    ids = {item.place: item.id for item in hub_listing(tmp_path)}
+    for place, name, caption in (
+        ("b.parquet:000000002", "b.parquet:000000002", "a photo"),  # as two in the other file
+        ("b.parquet:000000003", "image.jpg", "of a cat"),
+        ("b.parquet:000000004", "4.jpg", "a photo"),
+        ("a.parquet:000000003", "a.parquet:000000003", "a photo"),
+    ):
+        assert ids[place] == item_id(name, caption)
 
 
 def test_plain_bytes_and_several_captions_are_read(tmp_path, served):

@@ -1,5 +1,6 @@
 """Captioned images in a hub data set of Parquet files, at a pinned revision."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,12 @@ from functools import cache as cache_all
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubParquetCaptions
-from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, Selection, item_id
 from triptych.data.sources.table_files import arrow_values, caption_text, require_one
 from triptych.download import huggingface
 from triptych.errors import TriptychError, message_of
@@ -29,21 +31,31 @@ def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject
     Raises:
         TriptychError: the files are unavailable, cannot be read, or lack a column; it names the file and the column.
     """
-    rows = []
-    for name, file in parquet_files(settings, cache).items():
-        for number, (caption, path) in enumerate(_captions(name, file, settings)):
-            place = f"{name}:{number:09d}"
-            try:
-                rows.append((path if path and is_utf8(path) else place, caption_text(caption), place))
-            except TriptychError as error:
-                yield Reject("image", place, f"column {settings.caption_column!r} {error}")
-    # Some data sets give many images one name: there the place tells them apart.
-    named = Counter((path, text) for path, text, _ in rows)
-    items = (
-        Item(item_id(path if named[path, text] == 1 else place, text), path, place, caption=text)
-        for path, text, place in rows
-    )
-    yield from chosen(items, settings.seed)
+    files = parquet_files(settings, cache)
+    # Some data sets give many images one name: there the place tells them apart. So that few rows are kept as objects,
+    # all are gone through twice: first for the hashes of names and captions.
+    hashes = array("q")
+    for row in _rows(files, settings):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            hashes.append(hash(row[:2]))
+    ordered = np.sort(np.array(hashes, np.int64))
+    repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())  # or alike by chance
+    selection, unsure = Selection(settings.seed), []
+    for row in _rows(files, settings):
+        if isinstance(row, Reject):
+            continue
+        path, text, place = row
+        if hash(row[:2]) in repeated:
+            unsure.append(row)
+        else:
+            selection.add(Item(item_id(path, text), path, place, caption=text))
+    named = Counter((path, text) for path, text, _ in unsure)
+    for path, text, place in unsure:
+        name = path if named[path, text] == 1 else place
+        selection.add(Item(item_id(name, text), path, place, caption=text))
+    yield from selection
 
 
 @contextmanager
@@ -126,6 +138,17 @@ def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         files = pool.map(lambda name: huggingface.download(settings.repo, name, settings.revision, cache), names)
         return dict(zip(names, files, strict=True))
+
+
+def _rows(files: dict[str, Path], settings: HubParquetCaptions) -> Iterator[tuple[str, str, str] | Reject]:
+    """Name, caption and place of each row, or why it cannot be used."""
+    for name, file in files.items():
+        for number, (caption, path) in enumerate(_captions(name, file, settings)):
+            place = f"{name}:{number:09d}"
+            try:
+                yield path if path and is_utf8(path) else place, caption_text(caption), place
+            except TriptychError as error:
+                yield Reject("image", place, f"column {settings.caption_column!r} {error}")
 
 
 def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[tuple[object, str | None]]:
