@@ -112,6 +112,16 @@ def test_an_empty_configuration_names_what_it_needs(tmp_path):
     assert str(caught.value).splitlines() == [f"study.yaml: {key}: required but missing" for key in needed]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- seeds: [0]\n", "a list"), ("seeds = 0", "text"), ("[]", "a list"), ("7", "a number")]
+)
+def test_a_file_that_holds_no_settings_says_so(tmp_path, text, kind):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(TriptychError) as caught:
+        read_study(tmp_path / "study.yaml")
+    assert str(caught.value) == f"study.yaml: must hold settings, such as `seeds: [0]`, not {kind}"
+
+
 @pytest.fixture
 def step(tmp_path, monkeypatch):
     """Runs the command of a step as its rule does; gives the one line that it ends with."""
