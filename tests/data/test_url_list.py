@@ -8,10 +8,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import image_bytes
+from conftest import chosen, image_bytes
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.sources import url_list
-from triptych.data.sources.base import Item, Reject, chosen
+from triptych.data.sources.base import Item, Reject
 from triptych.download import public_network
 from triptych.errors import TriptychError
 
