@@ -30,6 +30,7 @@ from transformers import (
 from triptych.config.datasets import SLAKE_VARIABLE
 from triptych.config.models import FolderEncoder, FolderLanguageModel
 from triptych.config.stages import Connector
+from triptych.data.sources.base import Selection
 from triptych.features import encode
 from triptych.io.manifest import sha256_bytes, sha256_file, write_json
 from triptych.io.parquet import write_table
@@ -187,6 +188,14 @@ def make_questions(images: int = 4, seed: int = 0) -> list[dict]:
 @pytest.fixture
 def samples(prompt):
     return tokenise(make_questions(), prompt)
+
+
+def chosen(items, seed):
+    """Items in the order of a `Selection`, and rejects of those that are named more than once."""
+    selection = Selection(seed)
+    for item in items:
+        selection.add(item)
+    return iter(selection)
 
 
 def image_bytes(colour: str, side: str, number: int = 0) -> bytes:

@@ -112,6 +112,16 @@ def test_an_empty_configuration_names_what_it_needs(tmp_path):
     assert str(caught.value).splitlines() == [f"study.yaml: {key}: required but missing" for key in needed]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- seeds: [0]\n", "a list"), ("seeds = 0", "text"), ("[]", "a list"), ("7", "a number")]
+)
+def test_a_file_that_holds_no_settings_says_so(tmp_path, text, kind):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(TriptychError) as caught:
+        read_study(tmp_path / "study.yaml")
+    assert str(caught.value) == f"study.yaml: must hold settings, such as `seeds: [0]`, not {kind}"
+
+
 @pytest.fixture
 def step(tmp_path, monkeypatch):
     """Runs the command of a step as its rule does; gives the one line that it ends with."""
@@ -187,7 +197,7 @@ def test_a_model_without_safetensors_is_one_line(step, tmp_path):
     (tmp_path / "llama" / "model.safetensors").rename(tmp_path / "llama" / "pytorch_model.bin")
     settings = {"source": "folder", "folder": str(tmp_path / "llama"), "prompt": "<image> {question}"}
     line = step(prepare, role="language_model", settings=json.dumps(settings), cache="cache")
-    assert line.endswith("llama: has no .safetensors file; name a folder that `save_pretrained` has written")
+    assert "llama: has no .safetensors file, only pytorch_model.bin" in line
 
 
 def test_snakemake_shows_all_of_them_at_once_and_no_traceback(demo_config, tmp_path):

@@ -24,6 +24,8 @@ OPPOSITES = [
     (".5 cm", "5 cm"),
     ("p = 1", "p < 1"),
     ("HER2 (+)", "HER2"),
+    ("T2*", "T2"),
+    ("T2* FLAIR", "T2 FLAIR"),
     ("...", "!"),
 ]
 
@@ -45,6 +47,9 @@ def test_answers_that_signs_or_brackets_alone_tell_apart_are_not_the_same(one, o
         ("COVID-19", "covid 19"),
         ("Lung, heart", "lung heart"),
         ("**MRI**", "MRI"),
+        ("**T2**", "T2"),
+        ("T2 *", "T2"),
+        ("T2* weighted", "T2*-weighted"),
         ("T2＋", "T2 (+)"),
         ("> 5 cm", ">5 cm"),
         ("（左）肺", "(左)肺。"),

@@ -16,9 +16,9 @@ from conftest import COLOURS, image_bytes
 from hub import Hub
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
 from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
-from triptych.data.sources.base import Item, Reject
+from triptych.data.sources.base import Item, Reject, item_id
 from triptych.data.sources.table_files import Columns, caption_text, read_rows
-from triptych.download import hub_http
+from triptych.download import hub_http, huggingface
 from triptych.errors import TriptychError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -283,6 +283,11 @@ TURNS = [{"from": "human", "value": "<image>\nWhat is it ?"}, {"from": "gpt", "v
         (TURNS[::-1], "a thing"),
         ([{"role": "user", "content": "?"}, {"role": "assistant", "content": "a thing"}], "a thing"),
         ([{"from": " Human", "value": "?"}, {"from": "GPT", "value": "a thing"}, *TURNS], "a thing"),
+        (json.dumps(TURNS), "a thing"),
+        (' ["", "a thing", "b"]', "a thing"),
+        ("[a thing", "[a thing"),
+        ("[1] is a thing", "[1] is a thing"),
+        ('"a thing"', '"a thing"'),
     ],
 )
 def test_the_caption_in_a_cell(cell, caption):
@@ -303,6 +308,9 @@ def test_the_caption_in_a_cell(cell, caption):
         ({"from": "gpt", "value": "a"}, r"is a mapping \(from, value\)"),
         ([{"raw": "a", "tokens": []}], r"is a mapping \(raw, tokens\)"),
         (TURNS[:1], "is a conversation without an answer"),
+        (json.dumps(TURNS[:1]), "is a conversation without an answer"),
+        ('{"en": "a thing"}', r"is a mapping \(en\)"),
+        ("[1, 2]", "is a number, not text"),
         ([TURNS[0], {"from": "gpt", "value": ["a"]}], "is a conversation without an answer"),
         ("\ud800", "is not valid UTF-8"),
     ],
@@ -371,6 +379,18 @@ def test_two_columns_that_differ_in_case_alone_are_not_guessed_at(folder):
     (folder / "captions.csv").write_text("image,Caption,CAPTION\n2.png,a,b\n")
     with pytest.raises(TriptychError, match="has no column 'caption', but 'image', 'Caption', 'CAPTION'"):
         folder_listing(folder, table="captions.csv")
+
+
+def test_two_columns_of_one_name_are_not_guessed_at(folder):
+    (folder / "captions.csv").write_text("caption,image, caption\na,2.png,b\n")
+    with pytest.raises(TriptychError, match=r"captions\.csv: has several columns 'caption', 1 and 3; rename"):
+        folder_listing(folder, table="captions.csv")
+    twice = pa.Table.from_arrays([pa.array(["2.png"])] * 2 + [pa.array(["a"])], ["image", "image", "caption"])
+    pq.write_table(twice, folder / "captions.parquet")
+    with pytest.raises(TriptychError, match=r"captions\.parquet: has several columns 'image', 1 and 2"):
+        folder_listing(folder, table="captions.parquet")
+    (folder / "captions.csv").write_text("note,caption,image,note\nx,a,2.png,y\n")  # of no column that is read
+    assert len(pictures(folder_listing(folder, table="captions.csv"))) == 1
 
 
 # Tar shards
@@ -483,7 +503,8 @@ def test_members_that_cannot_be_used_are_rejected_with_the_reason(tmp_path, monk
         "bytes.jpg": "its .txt is not valid UTF-8", "broken.jpg": "its .json is not valid JSON",
         "keyless.jpg": "its .json has no key 'caption'", "._good.jpg": "no caption",
         "half.jpg": "'caption' in its .json is not valid UTF-8",
-        "n?.jpg": "its name is not valid UTF-8",
+        "n?.jpg": "its name is not valid UTF-8", "README": "no image of this key",
+        "model.pkl": "no image of this key", "model.pth": "no image of this key",
     }  # fmt: skip
     reasons = dict(rejects(found))
     assert set(reasons) == {f"0.tar/{name}" for name in expected}
@@ -495,6 +516,7 @@ def test_names_with_dots_are_pairs_or_rejects_and_further_files_of_a_sample_are_
         ("patient1.2.png", RED), ("patient1.2.txt", b"one"), ("a.b/v1.0.JPG", BLUE),
         ("a.b/v1.0.json", b'{"caption": "two"}'),
         ("alone.1.png", RED), ("text.1.2.txt", b"lost"), (".jpg", RED), ("noname", RED),
+        ("s.seg.npy", b"7"), ("x.heic", RED), ("p.1.heic", RED), ("q.heic", RED), ("q.txt", b"lost"), ("d/s.cls", b"7"),
         *sample("s", "three"), ("s.mask.png", BLUE), ("s.meta.json", b"{}"), ("s.cls", b"7"), ("s.png", RED),
     ]  # fmt: skip
     write_shard(tmp_path / "0.tar", members)
@@ -506,6 +528,9 @@ def test_names_with_dots_are_pairs_or_rejects_and_further_files_of_a_sample_are_
     assert reasons == {
         "0.tar/alone.1.png": "no caption", "0.tar/text.1.2": "no image of this key", "0.tar/.jpg": "no caption",
         "0.tar/s.png": "another image of its key is used",
+        **dict.fromkeys(
+            ("0.tar/noname", "0.tar/x.heic", "0.tar/p.1.heic", "0.tar/q", "0.tar/d/s.cls"), "no image of this key"
+        ),
     }  # fmt: skip
     assert "0.tar: 2 further files of samples are not used, such as 's.mask'" in capsys.readouterr().out
     with webdataset.reader(shard_settings(tmp_path), tmp_path) as read:
@@ -649,6 +674,15 @@ def test_images_without_names_and_with_one_name_stay_apart(tmp_path, served):
     assert [paths[f"a.parquet:{row:09d}"] for row in range(4)] == [
         "a.parquet:000000000", "a.parquet:000000001", "image.jpg", "image.jpg",
     ]  # fmt: skip
+    serve(served[0], "b.parquet", [*cells, *named(4)], ["a photo", "a photo", "a photo", "of a cat", "a photo"])
+    ids = {item.place: item.id for item in hub_listing(tmp_path)}
+    for place, name, caption in (
+        ("b.parquet:000000002", "b.parquet:000000002", "a photo"),  # as two in the other file
+        ("b.parquet:000000003", "image.jpg", "of a cat"),
+        ("b.parquet:000000004", "4.jpg", "a photo"),
+        ("a.parquet:000000003", "a.parquet:000000003", "a photo"),
+    ):
+        assert ids[place] == item_id(name, caption)
 
 
 def test_plain_bytes_and_several_captions_are_read(tmp_path, served):
@@ -706,6 +740,36 @@ def test_sorted_reads_open_each_row_group_once(tmp_path, served, monkeypatch):
     assert opened == [0, 1, 2]
 
 
+def test_damage_to_a_stored_file_stops_and_what_is_published_damaged_costs_its_rows(tmp_path, served):
+    cells = [{"bytes": b"%d" % number * 500, "path": f"{number}.jpg"} for number in range(6)]
+    serve(served[0], "a.parquet", cells, [f"thing {n}" for n in range(6)])
+    whole = (served[0] / "a.parquet").read_bytes()
+    group = pq.read_metadata(served[0] / "a.parquet").row_group(1).column(0)
+    at = group.dictionary_page_offset or group.data_page_offset
+    broken = whole[:at] + b"\xff" * 40 + whole[at + 40 :]
+
+    def read_all():
+        items = [item for item in hub_parquet.listing(hub_settings(), tmp_path / "cache") if isinstance(item, Item)]
+        with hub_parquet.reader(hub_settings(), tmp_path / "cache") as read:
+            for item in sorted(items, key=lambda item: item.place):
+                try:
+                    yield len(read(item.place))
+                except TriptychError as error:
+                    yield str(error)
+
+    (served[0] / "a.parquet").write_bytes(broken)
+    found = list(read_all())
+    assert found[:3] == [500] * 3 and all("cannot be read as it is published" in said for said in found[3:])
+    (served[0] / "a.parquet").write_bytes(whole)
+    shutil.rmtree(tmp_path / "cache")
+    path = hub_parquet.parquet_files(hub_settings(), tmp_path / "cache")["a.parquet"]
+    huggingface.stop_if_damaged.cache_clear()  # it lies where the other one lay
+    path.resolve().write_bytes(broken)
+    with pytest.raises(OSError, match=r"a\.parquet differs from its hash on the hub: damaged since"):
+        list(read_all())
+    assert list(read_all()) == [500] * 6, "it is fetched again"
+
+
 def test_only_parquet_files_of_the_pattern_are_downloaded_and_their_names_are_kept(tmp_path, served):
     folder, hub = served
     for name in ("root.parquet", "data/train-0.parquet", "data/deep/train-1.parquet", "data/test-0.parquet"):
@@ -741,6 +805,10 @@ def test_faults_of_hub_data_name_repo_file_and_column(tmp_path, served, monkeypa
     ):
         with pytest.raises(TriptychError, match=message):
             hub_listing(tmp_path, **changes)
+    columns = [pa.array([{"bytes": b"0", "path": "0.jpg"}], IMAGE), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "caption", "caption"]), served[0] / "a.parquet")
+    with pytest.raises(TriptychError, match=r"some/data, a\.parquet: has several columns 'caption', 2 and 3"):
+        hub_listing(tmp_path)
     (served[0] / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(TriptychError, match=r"a\.parquet: cannot be read as Parquet"):
         hub_listing(tmp_path)

@@ -219,6 +219,21 @@ def test_pgm_of_12_bits_has_its_declared_range():
     assert np.abs(accepted(data)[..., 0] - values / 4095 * 255).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["PPM", "JPEG2000"])
+@pytest.mark.parametrize(("largest", "bits"), [(200, 8), (900, 10), (3000, 12), (16000, 14)])
+def test_few_bits_in_files_that_declare_16_fill_the_range(kind, largest, bits):
+    values = values_up_to(largest)
+    data = encoded(Image.fromarray(values.astype(np.uint16)), kind)
+    assert np.abs(accepted(data)[..., 0] - values / (2**bits - 1) * 255).max() <= 1
+    assert f"scaled by the {bits} bits" in inspect(data).notes[0]
+
+
+def test_dark_images_of_declared_12_bits_stay_dark():
+    values = values_up_to(200)
+    data = b"P5\n96 64\n4095\n" + values.astype(">u2").tobytes()
+    assert accepted(data).max() == 12 and inspect(data).notes == ()
+
+
 def test_white_is_zero_is_turned_in_16_bits_as_in_8():
     values = values_up_to(65535)
     normal = encoded(Image.fromarray(values.astype(np.uint16)), "TIFF")

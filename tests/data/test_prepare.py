@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
@@ -34,11 +35,12 @@ from triptych.data.fetch import fetch
 from triptych.data.images import decode, inspect
 from triptych.data.prepare import write_dataset
 from triptych.data.rejects import FAILED
+from triptych.data.schemas import CANDIDATE_SCHEMA
 from triptych.data.sources import source_module
 from triptych.data.sources.slake_folder import local_folder
 from triptych.errors import TriptychError
 from triptych.io.manifest import sha256_bytes, sha256_file
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_table, write_table
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -711,3 +713,29 @@ def test_perceptual_hashes_are_near_for_look_alikes_and_far_for_others():
 def test_settings_pass_through_json(captioned):
     settings = captioned({"a.jpg": encoded(photo(1), "JPEG")})
     assert TypeAdapter(Dataset).validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize("group", [1, 7, 100, 5000])
+@pytest.mark.parametrize("rows", [0, 1, 20, 45, 60])
+def test_blocks_of_candidates_are_the_rows_in_order_whatever_groups_they_lie_in(tmp_path, monkeypatch, rows, group):
+    monkeypatch.setattr(check, "BLOCK", 20)
+    listed = [{"id": str(number), "path": f"{number}.png"} for number in range(rows)]
+    table = pa.Table.from_pylist(listed, schema=CANDIDATE_SCHEMA)
+    pq.write_table(table, tmp_path / "candidates.parquet", row_group_size=group, write_page_checksum=True)
+    candidates = check.Candidates(tmp_path, SlakeFolderVqa(source="slake-folder"))
+    assert candidates.blocks == candidates.planned == -(-rows // 20)
+    found = [candidates.block(number) for number in range(candidates.blocks)]
+    assert [row for block in found for row in block] == table.to_pylist()
+    assert all(len(block) == 20 for block in found[:-1])
+
+
+def test_damage_to_the_list_of_candidates_is_one_line(tmp_path):
+    listed = [{"id": f"{number:050d}"} for number in range(2500)]
+    write_table(tmp_path / "candidates.parquet", listed, CANDIDATE_SCHEMA)
+    data = bytearray((tmp_path / "candidates.parquet").read_bytes())
+    data[pq.read_metadata(tmp_path / "candidates.parquet").row_group(23).column(0).dictionary_page_offset + 60] ^= 1
+    (tmp_path / "candidates.parquet").write_bytes(data)
+    candidates = check.Candidates(tmp_path, SlakeFolderVqa(source="slake-folder"))
+    assert len(candidates.block(0)) == 1000
+    with pytest.raises(TriptychError, match=r"candidates\.parquet: cannot be read as Parquet .*delete it and run"):
+        candidates.block(2)

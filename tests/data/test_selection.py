@@ -4,12 +4,12 @@ import random
 import tracemalloc
 
 import pytest
-from conftest import write_slake
+from conftest import chosen, write_slake
 from triptych.config.datasets import SlakeFolderVqa
 from triptych.data.fetch import TABLES, fetch, tabulate
 from triptych.data.prepare import write_dataset
 from triptych.data.sources import slake_folder
-from triptych.data.sources.base import Item, Reject, Selection, chosen
+from triptych.data.sources.base import Item, Reject, Selection
 from triptych.errors import TriptychError
 from triptych.io.parquet import read_table, write_table
 from triptych.utils.seeds import stable_order

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from conftest import COLOURS, image_bytes
+from conftest import COLOURS, chosen, image_bytes
 from pydantic import Field, TypeAdapter
 from triptych.config import datasets
 from triptych.config.datasets import Captions, Dataset, SlakeFolderVqa, data_source
@@ -16,7 +16,7 @@ from triptych.config.settings import Settings
 from triptych.config.study import load_study
 from triptych.data import check, fetch, prepare
 from triptych.data.sources import source_module
-from triptych.data.sources.base import Item, Reject, chosen
+from triptych.data.sources.base import Item, Reject
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_file
 from triptych.io.parquet import read_table

@@ -8,10 +8,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import image_bytes
+from conftest import chosen, image_bytes
 from triptych.config.datasets import UrlListCaptions
 from triptych.data.sources import url_list
-from triptych.data.sources.base import Item, Reject, chosen
+from triptych.data.sources.base import Item, Reject
 from triptych.download import public_network
 from triptych.errors import TriptychError
 
@@ -247,6 +247,8 @@ def test_through_a_proxy_internal_addresses_are_refused_too(tmp_path, server, mo
         *(("100.64.0.1", False), ("192.168.1.1", False), ("172.16.0.1", False), ("240.0.0.1", False)),
         *(("224.0.0.1", False), ("255.255.255.255", False), ("fc00::1", False), ("fe80::1%eth0", False)),
         *(("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::ffff:10.0.0.1", False), ("ff02::1", False)),
+        *(("::127.0.0.1", False), ("::ffff:0:7f00:1", False), ("64:ff9b:1::7f00:1", False), ("fec0::1", False)),
+        *(("2002:808:808::", True), ("2a00:1450::1", True), ("4000::1", False), ("::808:808", False)),
     ],
 )
 def test_public_addresses_are_told_from_all_others(address, public):

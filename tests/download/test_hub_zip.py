@@ -478,6 +478,17 @@ def test_members_that_were_not_fetched_ahead_are_fetched_when_read(tmp_path):
         assert hub.asked(GET) == asked + len(CHOSEN) - 5
 
 
+def test_a_whole_archive_that_was_damaged_later_stops_and_is_fetched_again(tmp_path):
+    with Hub(files(ARCHIVE)):
+        path = huggingface.download("some/data", "images.zip", REVISION, tmp_path / "cache")
+        path.resolve().write_bytes(spoilt(CHOSEN[0], flip))
+        assert read(tmp_path, CHOSEN[1:]), "the others are whole"
+        with pytest.raises(OSError, match=r"images\.zip differs from its hash on the hub: damaged since it was stored"):
+            read(tmp_path)
+        huggingface.download("some/data", "images.zip", REVISION, tmp_path / "cache")
+        assert read(tmp_path) == {name: MEMBERS[name] for name in CHOSEN}
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "directory"])
 def test_damage_in_the_cache_is_found(tmp_path, damage):
     with Hub(files(ARCHIVE)):

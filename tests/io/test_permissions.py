@@ -76,17 +76,39 @@ def test_where_a_link_cannot_be_made_there_is_a_copy(tmp_path, monkeypatch, numb
     assert not (tmp_path / "images/part").samefile(tmp_path / "block")
 
 
-def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [os.path.isdir, os.path.isfile])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_is_written_to_all_the_same(tmp_path, monkeypatch, kind, number):
     real = os.fsync
 
     def picky(descriptor):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
-            raise OSError(errno.EINVAL, "Invalid argument")
+        if kind(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", picky)
     write_all(tmp_path)
     assert (tmp_path / "new/text").read_text() == "a"
+
+
+def test_a_disk_that_fails_to_sync_is_one_line(tmp_path, monkeypatch):
+    def failing(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(SystemExit, match=r"error: the file system fails: .*Input/output error; run again"):
+        run_step(lambda: atomic.write_text(tmp_path / "file", "a"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file/folder/text", "folder", "x" * 300, "loop/text"])
+def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("of a user")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit, match=r"error: not a place for files: .*; move what stands in its way, or name"):
+        run_step(lambda: atomic.write_text(tmp_path / name, "a"))
+    assert (tmp_path / "file").read_text() == "of a user"
 
 
 def use_cache(user: int, umask: int, cache: Path, out: Path) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from triptych.model import inspection
 from triptych.model.architectures import ARCHITECTURES
 from triptych.model.inspection import check_prompt, inspect_language_model
 from triptych.model.prepare import prepare_model
+from triptych.utils.terminal import SCREEN
 
 SMOLLM2 = "<|im_start|>user\n<image>\n{question}<|im_end|>\n<|im_start|>assistant\n"
 TINYLLAMA = "<s><|user|>\n<image>\n{question}</s>\n<|assistant|>\n"
@@ -102,6 +103,10 @@ def test_weights_that_are_not_finite_are_one_line(llama, value):
         ({"num_attention_heads": 3, "head_dim": None}, "config.json"),
         ({"vocab_size": 5}, "has a token 29, but the model 5 tokens"),
         ({"rope_parameters": {"rope_type": "planted"}}, "llama"),
+        ({"max_position_embeddings": 0}, "config.json: a context of 0 tokens"),
+        ({"model_type": "mistral", "sliding_window": 0}, "config.json: a sliding window of 0 tokens"),
+        ({"model_type": "phi3", "sliding_window": -1}, "config.json: a sliding window of -1 tokens"),
+        ({"model_type": "mistral", "sliding_window": None}, None),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line_and_take_no_memory(llama, facts, line):
@@ -114,8 +119,10 @@ def test_sizes_that_do_not_fit_are_one_line_and_take_no_memory(llama, facts, lin
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"llama"', "null", "{}", '{"model_type": 3}'])
 def test_a_configuration_that_is_none_is_one_line(llama, text):
-    (llama / "config.json").write_text(text)
-    assert "llama/config.json: " in refused(llama)
+    for mark in ("", "\ufeff"):
+        (llama / "config.json").write_text(mark + text)
+        line = refused(llama)
+        assert "llama/config.json: " in line and "delete" not in line, "it is the user's own"
 
 
 def test_a_folder_without_a_configuration_is_one_line(llama):
@@ -234,12 +241,16 @@ def test_marks_that_a_chat_template_writes_as_text_are_the_models_own(smollm2):
     assert check_prompt(smollm2, TINYLLAMA, 100) == []
 
 
-def test_marks_that_a_tokenizer_without_a_template_does_not_know_are_told(smollm2, llama, capsys):
+def test_marks_that_a_tokenizer_without_a_template_does_not_know_are_told(smollm2, llama, capsys, monkeypatch):
     smollm2.chat_template = None
     doubts = check_prompt(smollm2, TINYLLAMA, 100)
     assert [doubt.split()[1] for doubt in doubts] == ["<|user|>", "<|assistant|>"]
-    prepare(llama, "<|user|> <image> {question}")
-    assert "warning: models.language_model.prompt: <|user|> is no token of this tokenizer" in capsys.readouterr().out
+    with (llama.parent / "screen").open("w+") as screen:  # of the user, who does not read logs
+        monkeypatch.setenv(SCREEN, str(screen.fileno()))
+        prepare(llama, "<|user|> <image> {question}")
+        said = screen.seek(0) or screen.read()
+    assert said == capsys.readouterr().out
+    assert said.startswith("warning: models.language_model.prompt: <|user|> is no token of this tokenizer")
 
 
 def test_a_start_token_that_nothing_adds_is_told(smollm2):

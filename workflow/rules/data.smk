@@ -134,8 +134,8 @@ rule prepare_model:
     message:
         "Fetch and convert the {wildcards.role}{wildcards.tag}"
     shell:
-        "python -m triptych.model.prepare --role {wildcards.role:q} --settings {params.settings:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "TRIPTYCH_SCREEN=3 python -m triptych.model.prepare --role {wildcards.role:q} --settings {params.settings:q}"
+        " --out {params.out:q} 3>&2 > {log:q} 2>&1"
 
 
 rule encode_images:
@@ -162,5 +162,6 @@ rule encode_images:
     message:
         "Encode the images of {wildcards.dataset}{wildcards.tag}"
     shell:
-        'OMP_NUM_THREADS={threads} python -m triptych.features.encode --settings "$FEATURES" --data {params.data:q}'
-        " --encoder {params.encoder:q} --out {params.out:q} > {log:q} 2>&1"
+        "TRIPTYCH_SCREEN=3 OMP_NUM_THREADS={threads} python -m triptych.features.encode"
+        ' --settings "$FEATURES" --data {params.data:q} --encoder {params.encoder:q} --out {params.out:q}'
+        " 3>&2 > {log:q} 2>&1"

@@ -28,6 +28,13 @@ REFUSALS = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), TOO_MANY),
     errno.ENOMEM: NO_MEMORY,
 }
+# What may also be a fault of a single file, which some steps reject or make again; where it ends a step, it is this.
+MISPLACED = ("not a place for files", "move what stands in its way, or name another folder in the settings")
+FAILED = ("the file system fails", "run again; if that does not help, ask those who keep it")
+LAST = {
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), MISPLACED),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ETIMEDOUT), FAILED),
+}
 _ADDRESS = re.compile(r"<[^>]*\b0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
 MEMORY_WORDS = "DefaultCPUAllocator: can't allocate memory"  # torch's, on a CPU
 
@@ -50,9 +57,10 @@ def run_step(main: Callable[[], None]) -> None:
     except TriptychError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        if (number := refusal(error)) is None:
+        found = REFUSALS.get(refusal(error)) or LAST.get(error.errno if isinstance(error, OSError) else None)
+        if found is None:
             raise
-        what, remedy = REFUSALS[number]
+        what, remedy = found
         where = getattr(error, "filename", None) or message_of(error)
         sys.exit(f"error: {what}: {where}; {remedy}")
 

@@ -20,6 +20,7 @@ from triptych.config.settings import Settings
 from triptych.config.texts import visible
 from triptych.config.yaml_file import read_yaml
 from triptych.errors import TriptychError
+from triptych.io.text import kind_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_study(configfile: Path) -> Study:
         TriptychError: the file is missing, is not YAML, or says something wrong.
     """
     config, faults = read_yaml(configfile)
+    if config is not None and not isinstance(config, Mapping):
+        raise TriptychError(f"{configfile.name}: must hold settings, such as `seeds: [0]`, not {kind_of(config)}")
     return load_study(mapping(config), configfile.name, [f"{configfile.name}: {fault}" for fault in faults])
 
 

@@ -12,11 +12,13 @@ _NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "�
 _YES_OR_NO = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no")}
 _SAME = {**_YES_OR_NO, "x ray": "xray"}
 
-# Signs that only punctuate, unless they stand between digits or begin a decimal: 1.5, .5, 120/80.
+# Signs that only punctuate, unless they stand between digits or begin a decimal: 1.5, .5, 120/80; or a star follows a
+# digit: T2* is another sequence than T2.
 _PAUSES = re.escape("".join(sorted({*string.punctuation, *"。、《》【】「」"} - {*"+-<>=%^~"})))
-_JOINT = re.compile(r"(?<=\w)-(?=[^\W\d])|(?<=[^\W\d])-(?=\w)")  # hyphens: x-ray, T2-weighted
+_JOINT = re.compile(r"(?<=[\w*])-(?=[^\W\d])|(?<=[^\W\d])-(?=\w)")  # hyphens: x-ray, T2*-weighted
 _SCRIPT = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # written without blanks
-_WORD = re.compile(rf"[{_SCRIPT}]|[^\W_{_SCRIPT}]+|[.,](?=\d)|(?<=\d)[{_PAUSES}](?=\d)|[^\w\s{_PAUSES}]")
+_BETWEEN = rf"[.,](?=\d)|(?<=\d)[{_PAUSES}](?=\d)|(?<=\d)\*(?!\*)"
+_WORD = re.compile(rf"[{_SCRIPT}]|[^\W_{_SCRIPT}]+|{_BETWEEN}|[^\w\s{_PAUSES}]")
 _XRAY = re.compile(r"(?<![a-z0-9])x (?=rays?(?![a-z0-9]))")  # two words that are one
 _SAME_WORDS = {tuple(_WORD.findall(text)): (same,) for text, same in _YES_OR_NO.items()}
 

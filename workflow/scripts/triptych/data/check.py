@@ -33,7 +33,7 @@ from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, writ
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table
 
 BLOCK = 1000  # candidates
-CHECKS = 6  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 7  # raise it whenever what is accepted, or what is written of it, changes
 FOOTER_KEY = b"triptych"  # of what a block's table says in its footer
 
 # Errors that an image's own path decides; any other error of reading may pass, and is not kept.
@@ -166,15 +166,25 @@ class Candidates:
         Raises:
             TriptychError: it is missing.
         """
-        # As a table: as objects its rows would take ten times the memory.
-        with open_table(source / "candidates.parquet") as table:
-            self._table = table.read()
-        self.blocks = -(-len(self._table) // BLOCK)
-        self.planned = planned_blocks(len(self._table), settings)
+        self._path = source / "candidates.parquet"
+        with open_table(self._path) as table:
+            self._footer = table.metadata
+        groups = range(self._footer.num_row_groups)
+        self._ends = np.cumsum([self._footer.row_group(group).num_rows for group in groups])  # of groups, in rows
+        self.blocks = -(-self._footer.num_rows // BLOCK)
+        self.planned = planned_blocks(self._footer.num_rows, settings)
 
     def block(self, number: int) -> list[dict]:
-        """Rows of one block."""
-        return self._table.slice(number * BLOCK, BLOCK).to_pylist()
+        """Read the rows of one block.
+
+        Raises:
+            TriptychError: the table is damaged.
+        """
+        start, stop = number * BLOCK, min((number + 1) * BLOCK, self._footer.num_rows)
+        first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
+        with open_table(self._path, self._footer) as table:
+            rows = table.read_row_groups(list(range(first, last + 1)))
+        return rows.slice(start - (int(self._ends[first - 1]) if first else 0), stop - start).to_pylist()
 
 
 def _checked(

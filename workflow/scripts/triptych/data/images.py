@@ -15,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from triptych.data.formats import jpeg
 from triptych.data.formats.checks import check_bmp, check_png
-from triptych.data.formats.depth import to_bytes
+from triptych.data.formats.depth import is_scaled, to_bytes
 from triptych.data.formats.dicom import read_dicom
 from triptych.data.formats.orientation import TURNS, orientation_of
 from triptych.data.formats.recognise import FORMATS, describe_unusable, format_of
@@ -133,10 +133,11 @@ def _read_by_pillow(data: bytes, kind: str, min_side: int, max_pixels: int) -> P
             raise TriptychError(f"mode {image.mode} has no fixed brightness scale; convert it to 8 or 16 bits")
         notes = (f"first frame of a {kind} of several",) if getattr(image, "is_animated", False) else ()
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        scaled = deep and is_scaled(kind, image, data)
         image.load()
         turn = TURNS.get(orientation_of(image))
         if deep:
-            declared = 2**16 - 1 if kind in ("PPM", "JPEG2000") else _declared(chunks, tags)  # these two were scaled
+            declared = 2**16 - 1 if scaled else _declared(chunks, tags)
             return _grey(np.asarray(image), declared, turn, notes, inverted=tags.get(262) == _WHITE_IS_ZERO)
         bits = chunks[b"IHDR"][8] if kind == "PNG" else max(tags.get(258, (8,)))
         if bits == 16:

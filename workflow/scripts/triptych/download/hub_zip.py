@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from triptych.download.huggingface import BROKEN, download, open_zip, read_member, stored_file
+from triptych.download.huggingface import BROKEN, download, open_zip, read_member, stop_if_damaged, stored_file
 from triptych.download.remote_file import RemoteFile
 from triptych.download.zip_spans import Pieces, Span, fits, spans
 from triptych.errors import TriptychError, message_of, refusal
@@ -77,9 +77,15 @@ class WholeZip:
         """Read a member; no more than its declared size is ever read.
 
         Raises:
-            TriptychError: there is no such member, or it is damaged or larger than `limit` bytes.
+            TriptychError: there is no such member, or it is larger than `limit` bytes, or damaged as it is published.
+            OSError: the archive has been damaged since it was stored.
         """
-        return read_member(self._archive, _usable(self._archive, name, limit))
+        member = _usable(self._archive, name, limit)
+        try:
+            return read_member(self._archive, member)
+        except TriptychError:
+            stop_if_damaged(Path(self._archive.filename))
+            raise
 
 
 class RemoteZip:

@@ -1,5 +1,6 @@
 """Data sets and models of the Hugging Face hub, each at a pinned commit; nothing downloaded is ever executed."""
 
+import errno
 import hashlib
 import lzma
 import os
@@ -9,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -183,16 +185,34 @@ def _store(cache: Path) -> Path | None:
 
 
 def _require_right_bytes(path: Path, repo: str) -> None:
-    """Compare a stored file with its hash, by which the store names it; the hub's client compares sizes alone.
-
-    Where the store has no links, or another server names files in another way, there is nothing to compare with.
+    """Compare a stored file with its hash; the hub's client compares sizes alone.
 
     Raises:
         TriptychError: they differ; the file is removed.
     """
+    if _removed_as_damaged(path):
+        raise TriptychError(f"{repo}: {path.name} differs from its hash on the hub: damaged on its way; run again")
+
+
+@cache
+def stop_if_damaged(path: Path) -> None:
+    """Tell a stored file that was damaged later from one that is published so; to be called where reading it fails.
+
+    Raises:
+        OSError: it differs from its hash on the hub, and is removed.
+    """
+    if _removed_as_damaged(path):
+        raise OSError(errno.EIO, f"{path.name} differs from its hash on the hub: damaged since it was stored, removed")
+
+
+def _removed_as_damaged(path: Path) -> bool:
+    """Compare a stored file with its hash, by which the store names it, and remove it where they differ.
+
+    Where the store has no links, or another server names files in another way, there is nothing to compare with.
+    """
     stored = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", stored.name):
-        return
+        return False
     plain, sha256 = hashlib.sha1(), hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % stored.stat().st_size)
     # Large files are named by SHA-256, small ones as git does.
@@ -201,10 +221,11 @@ def _require_right_bytes(path: Path, repo: str) -> None:
         while chunk := file.read(1 << 20):
             for one in hashes:
                 one.update(chunk)
-    if stored.name not in {one.hexdigest() for one in hashes}:
-        stored.unlink()
-        path.unlink(missing_ok=True)
-        raise TriptychError(f"{repo}: {path.name} differs from its hash on the hub: damaged on its way; run again")
+    if stored.name in {one.hexdigest() for one in hashes}:
+        return False
+    stored.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    return True
 
 
 def list_files(files: HubFiles, cache: Path) -> list[str]:

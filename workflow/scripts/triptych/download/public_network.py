@@ -15,6 +15,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
+UNICAST = ipaddress.ip_network("2000::/3")  # of IPv6, all that is given out for the public internet
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv6 addresses that stand for IPv4 ones
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
@@ -43,6 +44,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if found not in UNICAST:  # among them are old and local ways to write IPv4 addresses
+            return False
     return found.is_global and not found.is_multicast
 
 

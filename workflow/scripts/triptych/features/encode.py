@@ -31,7 +31,7 @@ from triptych.model import vision
 from triptych.utils.arguments import folder
 from triptych.utils.device import best_device, cores, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
-from triptych.utils.terminal import duration
+from triptych.utils.terminal import announce, duration
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -112,11 +112,11 @@ def warn_of_unseen_borders(images: Sequence[dict], encoder: vision.Encoder) -> N
     unseen = [1 - encoder.visible(row["width"], row["height"]) for row in images]
     cropped = sum(share > 0.005 for share in unseen)
     if cropped:
-        print(
+        announce(
             f"warning: the border of {cropped} of {len(unseen)} images is cropped and never seen: "
             f"{100 * sum(unseen) / len(unseen):.1f} % of the area of all, {100 * max(unseen):.1f} % of one; "
             "models.vision_encoder.fit: pad (or squash) shows all of it",
-            flush=True,
+            warning=True,
         )
 
 

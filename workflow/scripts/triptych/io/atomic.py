@@ -16,8 +16,8 @@ from pathlib import Path
 from triptych.errors import TriptychError
 
 
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable, where the file system can do that."""
+def sync(path: Path) -> None:
+    """Make a file, or a rename inside a folder, durable, where the file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,11 +77,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     mode = _mode(path, default=_mode(temporary, 0))
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.chmod(mode)
         temporary.replace(path)
-        fsync_directory(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -112,11 +111,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
                 _open_as(file, mode & 0o666)
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            elif file.is_dir():
-                fsync_directory(file)
-        fsync_directory(temporary)
+            if file.is_file() or file.is_dir():
+                sync(file)
+        sync(temporary)
         if path.exists():
             old = _fresh(path)
             path.rename(old)
@@ -124,7 +121,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
-        fsync_directory(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -80,14 +80,19 @@ class TableWriter:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+def open_table(path: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file whose rows are read as they are asked for, never as a whole.
+
+    Args:
+        path: the file.
+        metadata: its footer, where that has been read already; of many row groups it is large.
 
     Raises:
         TriptychError: the file is missing, or is damaged, which may show only when its rows are read.
     """
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
+        options = {"buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True}
+        with pq.ParquetFile(path, metadata=metadata, **options) as table:
             stored = (table.metadata.metadata or {}).get(b"ARROW:schema")
             # Names of columns are in the footer, which has no checksum, and once more in here.
             if stored and not pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored))).equals(table.schema_arrow):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from triptych.errors import TriptychError
-from triptych.io.manifest import read_json
+from triptych.io.text import read_json_file
 
 CODE = "auto_map"  # key under which transformers looks for modules of the folder, or of another repository
 ATTENTION = ("attn_implementation", "_attn_implementation")  # "owner/name" is a kernel to fetch and run
@@ -17,7 +17,7 @@ def refuse_code(folder: Path) -> None:
         TriptychError: a file names code, or is not JSON.
     """
     for path in sorted(folder.glob("*.json")):
-        for record in _records(read_json(path)):
+        for record in _records(read_json_file(path, "fetch or save the model again")):
             kernels = [record[key] for key in ATTENTION if "/" in str(record.get(key, ""))]
             if isinstance(record.get(CODE), dict | list | str):
                 found = f"{CODE} names code of the model's own"

@@ -1,6 +1,6 @@
 """What the model step asks of a model, so that no later job finds out: it opens, it computes, it can be asked.
 
-Every fault is one line. Doubts about the prompt are warnings in the step's log.
+Every fault is one line. Doubts about the prompt are warnings.
 """
 
 import math
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from triptych.errors import TriptychError, message_of
 from triptych.model import language_model, vision
-from triptych.model.architectures import architecture
+from triptych.model.architectures import architecture, context_tokens, sliding_window
 from triptych.model.encoders import encoder_kind
 from triptych.model.preprocessing import PROCESSOR
 from triptych.model.tokens import Reader
@@ -96,10 +96,11 @@ def in_one_line(what: str) -> Iterator[None]:
 
 
 def check_config(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse a configuration that Triptych does not compute as transformers does.
+    """Refuse a configuration of which nothing is computed, or something else than by transformers.
 
     Raises:
-        TriptychError: the architecture is not supported, the weights are quantised, or attention is not causal.
+        TriptychError: the architecture is not supported, the weights are quantised, attention is not causal, or it sees
+            no token.
     """
     path = folder / "config.json"
     try:
@@ -110,6 +111,9 @@ def check_config(folder: Path, config: PreTrainedConfig) -> None:
         raise TriptychError(f"{path}: the weights are quantised, which is not supported; take the plain ones")
     if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
         raise TriptychError(f"{path}: its attention is not causal: no language model that could answer")
+    for what, tokens in (("context", context_tokens(config)), ("sliding window", sliding_window(config))):
+        if tokens is not None and tokens < 1:
+            raise TriptychError(f"{path}: a {what} of {tokens} tokens; fetch or save the model again")
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

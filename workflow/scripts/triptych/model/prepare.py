@@ -20,6 +20,7 @@ from triptych.model.code import refuse_code
 from triptych.model.inspection import in_one_line, inspect_encoder, inspect_language_model
 from triptych.model.open_clip import convert_open_clip, is_open_clip
 from triptych.utils.arguments import folder
+from triptych.utils.terminal import announce
 
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
 
@@ -51,7 +52,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
                 convert_open_clip(temporary)
         if role == "language_model":
             for doubt in inspect_language_model(temporary, settings.prompt):
-                print(f"warning: {doubt}", flush=True)
+                announce(f"warning: {doubt}", warning=True)
         if role == "vision_encoder" and settings.source != "package":
             print(inspect_encoder(temporary, settings.model_dump()), flush=True)
         paths = [path for path in sorted(temporary.rglob("*")) if path.is_file()]

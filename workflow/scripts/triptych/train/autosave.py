@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from triptych.errors import TriptychError
-from triptych.io.atomic import atomic_directory, fsync_directory, link_or_copy
+from triptych.io.atomic import atomic_directory, link_or_copy, sync
 from triptych.io.manifest import read_json, require_files, sha256_json, write_record
 from triptych.model.checkpoint import code_version
 from triptych.train.distributed import all_gather, fail_together, rank
@@ -163,5 +163,5 @@ class Autosaver:
             for name in [*files, MANIFEST]:
                 (self.folder.parent / name).unlink(missing_ok=True)
                 link_or_copy(kept / name, self.folder.parent / name)
-            fsync_directory(self.folder.parent)
+            sync(self.folder.parent)
         return True

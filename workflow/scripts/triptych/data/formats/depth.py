@@ -1,8 +1,23 @@
 """Grey values of more than 8 bits brought to 8."""
 
 import numpy as np
+from PIL import Image
 
 _DEPTHS = (8, 10, 12, 14)  # that devices have; above, all 16 bits count
+
+
+def is_scaled(kind: str, image: Image.Image, data: bytes) -> bool:
+    """Tell whether Pillow brings grey values to the whole of 16 bits: those of a PGM or JPEG 2000 that declares fewer.
+
+    Args:
+        kind: format of the image.
+        image: opened, not loaded.
+        data: its file.
+    """
+    if kind == "PPM":
+        return image.tile[0].codec_name != "raw"  # which is for 16 bits alone
+    size = data.find(b"\xff\x4f\xff\x51")  # the marker of the code stream, with that of its sizes
+    return kind == "JPEG2000" and size >= 0 and (data[size + 42] & 0x7F) + 1 < 16
 
 
 def scaled(values: np.ndarray, high: int) -> np.ndarray:

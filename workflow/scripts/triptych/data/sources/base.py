@@ -17,7 +17,7 @@ import json
 import stat
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,14 +142,6 @@ class Selection:
                 alike = sorted(order[start:stop].tolist(), key=lambda at: (keys[at].tolist(), self._item(at).id))
                 order[start:stop] = alike
         return order
-
-
-def chosen(items: Iterable[Item], seed: int) -> Iterator[Item | Reject]:
-    """Give items in the order of a `Selection`, and rejects of those that are named more than once."""
-    selection = Selection(seed)
-    for item in items:
-        selection.add(item)
-    yield from selection
 
 
 def hashed_split(seed: int, name: str, validation_fraction: float) -> str:

@@ -1,5 +1,6 @@
 """Captioned images in a hub data set of Parquet files, at a pinned revision."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,13 @@ from functools import cache as cache_all
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubParquetCaptions
-from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen, item_id
-from triptych.data.sources.table_files import arrow_values, caption_text
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, Selection, item_id
+from triptych.data.sources.table_files import arrow_values, caption_text, require_one
 from triptych.download import huggingface
 from triptych.errors import TriptychError, message_of
 from triptych.io.manifest import read_json, sha256_json, write_json
@@ -29,21 +31,31 @@ def listing(settings: HubParquetCaptions, cache: Path) -> Iterator[Item | Reject
     Raises:
         TriptychError: the files are unavailable, cannot be read, or lack a column; it names the file and the column.
     """
-    rows = []
-    for name, file in parquet_files(settings, cache).items():
-        for number, (caption, path) in enumerate(_captions(name, file, settings)):
-            place = f"{name}:{number:09d}"
-            try:
-                rows.append((path if path and is_utf8(path) else place, caption_text(caption), place))
-            except TriptychError as error:
-                yield Reject("image", place, f"column {settings.caption_column!r} {error}")
-    # Some data sets give many images one name: there the place tells them apart.
-    named = Counter((path, text) for path, text, _ in rows)
-    items = (
-        Item(item_id(path if named[path, text] == 1 else place, text), path, place, caption=text)
-        for path, text, place in rows
-    )
-    yield from chosen(items, settings.seed)
+    files = parquet_files(settings, cache)
+    # Some data sets give many images one name: there the place tells them apart. So that few rows are kept as objects,
+    # all are gone through twice: first for the hashes of names and captions.
+    hashes = array("q")
+    for row in _rows(files, settings):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            hashes.append(hash(row[:2]))
+    ordered = np.sort(np.array(hashes, np.int64))
+    repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())  # or alike by chance
+    selection, unsure = Selection(settings.seed), []
+    for row in _rows(files, settings):
+        if isinstance(row, Reject):
+            continue
+        path, text, place = row
+        if hash(row[:2]) in repeated:
+            unsure.append(row)
+        else:
+            selection.add(Item(item_id(path, text), path, place, caption=text))
+    named = Counter((path, text) for path, text, _ in unsure)
+    for path, text, place in unsure:
+        name = path if named[path, text] == 1 else place
+        selection.add(Item(item_id(name, text), path, place, caption=text))
+    yield from selection
 
 
 @contextmanager
@@ -52,6 +64,7 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
 
     Raises:
         TriptychError: the files are unavailable.
+        OSError: while it is read: a file has been damaged since it was stored.
     """
     files = parquet_files(settings, cache)
 
@@ -83,9 +96,11 @@ def reader(settings: HubParquetCaptions, cache: Path) -> Iterator[Read]:
             data = cell.as_py()
         except StopIteration:
             raise TriptychError(f"{place}: no such row") from None
-        except pa.ArrowException as error:
-            said = message_of(error)
-            raise TriptychError(f"{place}: cannot be read ({said}); delete the file and run again") from None
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk; Arrow's own, of what it reads, have none
+                raise
+            huggingface.stop_if_damaged(files[name])
+            raise TriptychError(f"{place}: cannot be read as it is published ({message_of(error)})") from None
         if not data:
             raise TriptychError(f"{place}: column {settings.image_column!r} holds no bytes of an image")
         if len(data) > MAX_BYTES:
@@ -125,6 +140,17 @@ def parquet_files(settings: HubParquetCaptions, cache: Path) -> dict[str, Path]:
         return dict(zip(names, files, strict=True))
 
 
+def _rows(files: dict[str, Path], settings: HubParquetCaptions) -> Iterator[tuple[str, str, str] | Reject]:
+    """Name, caption and place of each row, or why it cannot be used."""
+    for name, file in files.items():
+        for number, (caption, path) in enumerate(_captions(name, file, settings)):
+            place = f"{name}:{number:09d}"
+            try:
+                yield path if path and is_utf8(path) else place, caption_text(caption), place
+            except TriptychError as error:
+                yield Reject("image", place, f"column {settings.caption_column!r} {error}")
+
+
 def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[tuple[object, str | None]]:
     """The caption and, where there is one, the name of the image in each row."""
     try:
@@ -135,6 +161,7 @@ def _captions(name: str, path: Path, settings: HubParquetCaptions) -> Iterator[t
                     raise TriptychError(
                         f"{settings.repo}, {name}: has no column {column!r}, but {', '.join(map(repr, schema.names))}"
                     )
+                require_one(f"{settings.repo}, {name}", column, schema.names)
             columns = [settings.caption_column]
             if _has_names(schema.field(settings.image_column).type, name, settings):
                 columns.append(f"{settings.image_column}.path")

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.config.datasets import LlavaPretrainCaptions
-from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, chosen
+from triptych.data.sources.base import MAX_BYTES, Item, Read, Reject, Selection
 from triptych.download import huggingface
 from triptych.download.hub_zip import open_members
 from triptych.errors import TriptychError
-from triptych.io.text import is_utf8, read_json_file
+from triptych.io.json_list import read_json_list
+from triptych.io.text import is_utf8
 
 REPO = "liuhaotian/LLaVA-Pretrain"
 PAIRS = "blip_laion_cc_sbu_558k.json"
@@ -23,10 +24,13 @@ def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Rej
         TriptychError: the two files are unavailable or cannot be read.
     """
     pairs = huggingface.download(REPO, PAIRS, settings.revision, cache)
-    items = []
+    selection = Selection(settings.seed)
     with open_members(REPO, IMAGES, settings.revision, cache) as archive:
         members = archive.members
-    for position, entry in enumerate(_entries(pairs)):
+    entries = read_json_list(
+        pairs, "a list of entries; check the revision", "delete the file, which is a download, and run again"
+    )
+    for position, entry in enumerate(entries):
         try:
             name, image, caption = _parts(entry)
             if image not in members:
@@ -37,8 +41,8 @@ def listing(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Item | Rej
             yield Reject("image", name if named else f"{PAIRS}[{position}]", f"{PAIRS}[{position}]: {error}")
             continue
         stamp = f"{members[image].CRC:08x}-{members[image].file_size}"
-        items.append(Item(f"llava-pretrain-{name}", image, image, caption=caption, stamp=stamp))
-    yield from chosen(items, settings.seed)
+        selection.add(Item(f"llava-pretrain-{name}", image, image, caption=caption, stamp=stamp))
+    yield from selection
 
 
 def bring(settings: LlavaPretrainCaptions, cache: Path, places: list[str]) -> None:
@@ -65,13 +69,6 @@ def reader(settings: LlavaPretrainCaptions, cache: Path) -> Iterator[Read]:
 def hub_files(settings: LlavaPretrainCaptions) -> huggingface.HubFiles:
     """Name the files of the hub that are downloaded; of the images, in part."""
     return huggingface.HubFiles("dataset", REPO, settings.revision, (PAIRS, IMAGES))
-
-
-def _entries(path: Path) -> list:
-    entries = read_json_file(path, "delete the file, which is a download, and run again")
-    if not isinstance(entries, list):
-        raise TriptychError(f"{path}: must be a list of entries; check the revision")
-    return entries
 
 
 def _parts(entry: object) -> tuple[str, str, str]:

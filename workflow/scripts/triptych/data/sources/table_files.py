@@ -82,9 +82,13 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
 def caption_text(cell: Any) -> str:
     """Find the caption in a cell: a text, the first text of a list of texts, or the first answer of a conversation.
 
+    A list or conversation may be written as JSON, as it stands in a cell of CSV.
+
     Raises:
         TriptychError: it is none of these, is empty or is not valid UTF-8; the message follows the name of the cell.
     """
+    if isinstance(cell, str):
+        cell = _unwrapped(cell)
     if is_conversation(cell):
         cell = first_answer(cell)
         if not isinstance(cell, str):
@@ -100,6 +104,17 @@ def caption_text(cell: Any) -> str:
     if not cell.strip():
         raise TriptychError("is empty")
     return plain_text(cell)
+
+
+def _unwrapped(text: str) -> Any:
+    """The list or mapping that a text is as JSON, or else the text."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, list | dict) else text
 
 
 def arrow_values(column: pa.Array) -> list:
@@ -244,7 +259,7 @@ def _places(path: Path, columns: Columns, found: list[str]) -> dict[str, int]:
     """The place of each column among those found: by its name, or by a name that differs in case and blanks alone.
 
     Raises:
-        TriptychError: there is none of the name.
+        TriptychError: there is none of the name, or there are several.
     """
     places = {}
     for name in columns:
@@ -254,10 +269,22 @@ def _places(path: Path, columns: Columns, found: list[str]) -> dict[str, int]:
         if not same:
             named = ", ".join(map(repr, found)) or "none at all"
             raise TriptychError(f"{path}: has no column {name!r}, but {named}; name it in the settings of the data set")
+        require_one(path, same, found)
         places[name] = found.index(same)
         if same != name:
             print(f"{path.name}: column {same!r} is read as {name!r}", flush=True)
     return places
+
+
+def require_one(table: object, name: str, found: list[str]) -> None:
+    """Refuse a table with several columns of a name: which one is meant is unknown.
+
+    Raises:
+        TriptychError: it has; the message begins with `table`.
+    """
+    if found.count(name) > 1:
+        numbers = " and ".join(str(place) for place, other in enumerate(found, start=1) if other == name)
+        raise TriptychError(f"{table}: has several columns {name!r}, {numbers}; rename or drop those not meant")
 
 
 def _same(name: str, found: list[str]) -> str:

@@ -72,6 +72,7 @@ def _shards(folder: Path, pattern: str) -> list[str]:
 def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterator[Item | Reject]:
     """The images of one shard, in the order in which their keys appear."""
     samples: dict[str, dict[str, tuple[int, int, bytes]]] = {}
+    others: list[str] = []  # members of no kind that is read, of samples or not
     with path.open("rb") as file:
         _refuse_compressed(path, file.read(6))
     try:
@@ -85,6 +86,7 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
                     continue
                 key, suffix = _key_and_suffix(member.name)
                 if suffix not in KINDS:
+                    others += [] if _has_sample(member.name, samples) else [member.name]
                     continue
                 if suffix in samples.setdefault(key, {}):
                     yield Reject("image", _shown(name, member.name), "the shard has two members of this name")
@@ -96,6 +98,9 @@ def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterato
             _require_end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise TriptychError(f"{path}: cut off or damaged ({message_of(error)}); get the shard again") from None
+    for member in others:
+        if not _has_sample(member, samples):
+            yield Reject("image", _shown(name, member), f"no image of this key ({', '.join(SUFFIXES)})")
     _leave_out_further(name, samples)
     for key, parts in samples.items():
         suffix = next((suffix for suffix in SUFFIXES if suffix in parts), "")
@@ -155,6 +160,15 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     if suffix.lower() not in KINDS:
         stem, _, suffix = base.rpartition(".")
     return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _has_sample(name: str, samples: dict[str, dict]) -> bool:
+    """Whether a member such as `0001.seg.npy` is a further file of a sample: of `0001.seg`, or else of `0001`."""
+    folder, slash, base = name.rpartition("/")
+    while base := base.rpartition(".")[0]:
+        if f"{folder}{slash}{base}" in samples:
+            return True
+    return False
 
 
 def _leave_out_further(shard: str, samples: dict[str, dict]) -> None:
