@@ -219,6 +219,14 @@ def test_the_test_part_is_scored_on_demand_and_once(study):
     assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
     table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
     assert table.loc["2-3", "questions"] == len(asked)
+    compared = read_json(study.results / "tables/test/comparison.json")
+    [row] = compared["comparisons"]
+    assert compared["settings"]["view"] == "test" and (row["questions"], row["runs"], row["folds"]) == (
+        len(asked),
+        2,
+        2,
+    )
+    assert row["groups"] == 1 and "nothing can be said about other images" in row["verdict"], "one subject"
     assert "Nothing to be done" in study.snakemake("test")
     shutil.rmtree(study.results / "tables/test")
 

@@ -185,6 +185,7 @@ use rule tabulate as tabulate_test with:
 rule test:
     input:
         result(paths.TEST_TABLE, table="schedules.csv"),
+        [result(paths.TEST_TABLE, table="comparison.md")] if len(grid.schedules) > 1 else [],
     message:
         "The test part is scored"
 
@@ -214,6 +215,22 @@ rule compare_schedules:
     shell:
         "python -m triptych.tables.comparison --predictions {input:q} --schedules {params.schedules:q}"
         " --drawn-once {params.drawn:q} --equivalence-margin {params.margin:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+use rule compare_schedules as compare_test with:
+    input:
+        predictions(TEST, grid.schedules),
+    output:
+        report(
+            multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+            caption="../report/test.rst",
+            category="Tables",
+            subcategory="Test part",
+        ),
+    log:
+        "<results>/logs/compare_test.log",
+    message:
+        "Compare the first schedule with each of the others on the test part"
 
 
 rule tabulate_probe:
