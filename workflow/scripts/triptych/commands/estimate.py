@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import harmonic_mean, median
 
-from triptych.commands.cost import features_gb, model_sizes, prediction_cost, questions, training_cost
+from triptych.commands.cost import GOLD, features_gb, model_sizes, prediction_cost, questions, training_cost
 from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
 from triptych.config import paths
 from triptych.config.grid import Checkpoint
@@ -50,7 +50,7 @@ class Hours:
         """Hours of one job, a training or a prediction."""
         if job.cell:
             return self.of_training[job.cell.prefix]
-        return self.of_prediction[job.arm] * len(job.outputs)  # a file for each view
+        return self.of_prediction[job.arm] * (len(job.outputs) + GOLD)  # a file for each view, one with gold answers
 
 
 def measured_tflops(study: Study) -> float | None:
