@@ -285,6 +285,7 @@ def records(arm, hits, split="fold0", seed=0, start=0, view="held-out"):
             "image_id": f"i{(start + index) // 4}",
             "group": f"g{(start + index) // 4}",
             "answer_type": "OPEN" if index % 2 else "CLOSED",
+            "content_type": ("Organ", "Colour", "Size")[index % 3],
             "gold": "yes",
             "prediction": "Yes." if hit else "no",
         }

@@ -58,6 +58,14 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
         assert {name for frame in answered for name in frame["view"]} == {view}
     comparison = pandas.read_csv(study.results / "tables/comparison.csv")
     assert comparison.loc[0, ["first", "second", "runs"]].tolist() == ["1-2-3", "2-3", 2]
+    gold = [
+        pandas.concat(map(pandas.read_parquet, study.results.glob(f"predictions/{arm}/*/seed0.parquet")))
+        for arm in ("1-2-3", "2-3")
+    ]
+    means = [frame["gold_logprob"].mean() for frame in gold]
+    assert means[0] != means[1] and comparison.loc[0, "logprob_effect"] == pytest.approx(means[0] - means[1], abs=1e-3)
+    by_type = pandas.read_csv(study.results / "tables/comparison_by_type.csv").set_index("value")
+    assert by_type["questions"].to_dict() == {"Color": 36, "Position": 18, "CLOSED": 18, "OPEN": 36}
     probed = pandas.read_csv(study.results / "tables/probe.csv")
     representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
     assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
@@ -140,6 +148,7 @@ def test_snakemakes_own_report_carries_page_tables_and_figures_with_captions(stu
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
     tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
+    tables.append("comparison_by_type")
     shown = ["report.html", "figures/stages.svg", "figures/probe.svg", *(f"tables/{name}.csv" for name in tables)]
     for name in shown:
         assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name

@@ -200,6 +200,12 @@ rule compare_schedules:
             category="Tables",
             subcategory="Comparison",
         ),
+        report(
+            tables(paths.TABLE, "comparison_by_type"),
+            caption="../report/comparison_by_type.rst",
+            category="Tables",
+            subcategory="Comparison",
+        ),
     log:
         "<results>/logs/compare_schedules.log",
     localrule: True
@@ -222,7 +228,10 @@ use rule compare_schedules as compare_test with:
         predictions(TEST, grid.schedules),
     output:
         report(
-            multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+            [
+                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+                *tables(paths.TEST_TABLE, "comparison_by_type"),
+            ],
             caption="../report/test.rst",
             category="Tables",
             subcategory="Test part",

@@ -202,6 +202,7 @@ main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.
 final_tables = tables(paths.TABLE, *main_tables)
 for name, there in (
     ("comparison.md", len(grid.schedules) > 1),
+    ("comparison_by_type.md", len(grid.schedules) > 1),
     ("probe.md", probes),
     ("captions.md", captioned),
     ("leak.md", grid.leak_splits),

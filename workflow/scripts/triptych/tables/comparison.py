@@ -16,9 +16,12 @@ from triptych.evaluate.statistics import DRAWS, points
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
+from triptych.tables import by_type
 from triptych.tables.format import make_table, markdown, write_csv
-from triptych.tables.pairs import READ, pair, the_view
-from triptych.tables.verdicts import COLUMNS, LEVEL, compare, conclude, generalises_to, p_text
+from triptych.tables.gold_outcome import section
+from triptych.tables.pairs import OPTIONAL, READ, pair, the_view
+from triptych.tables.verdicts import COLUMNS, compare, conclude, generalises_to
+from triptych.tables.wording import LEVEL, p_text
 
 HEADINGS = ["comparison", "effect", "95 % interval", "p (Holm)", "P(equivalent)", "minimum detectable effect"]
 
@@ -29,7 +32,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for row in rows:
         line = [f"**{row['first']}** minus **{row['second']}**", f"{row['effect']:+.1f}"]
         if row["low"] is None:
-            line += ["", p_text(row["p_holm"]) if row["p_holm"] is not None else "", "", ""]
+            line += ["", p_text(row["p_holm"]), "", ""]
         else:
             line += [
                 f"{row['low']:+.1f} to {row['high']:+.1f}",
@@ -59,8 +62,11 @@ def as_markdown(rows: Sequence[dict[str, Any]], view: str = HELD_OUT) -> str:
     if head["low"] is not None:
         about += f"\n\n{generalises_to(head['folds'], view)}"
     verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
-    title = "# Comparison of schedules" + (" on the source's test part" if view == TEST else "")
-    return f"{title}\n\n{about}\n\n{markdown(shown(rows))}\n\n{verdicts[:-1]}"
+    return f"# Comparison of schedules{_where(view)}\n\n{about}\n\n{markdown(shown(rows))}\n\n{verdicts}{section(rows)}"
+
+
+def _where(view: str) -> str:
+    return " on the source's test part" if view == TEST else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare the first schedule with the others: `comparison.csv`, `comparison.md`, and `comparison.json` in full."""
+    """Compare the first schedule with the others: `comparison`, in full as JSON, and `comparison_by_type`."""
     arguments = build_parser().parse_args(arguments)
     first, *others = arguments.schedules
     if not others or len(set(arguments.schedules)) < len(arguments.schedules):
@@ -105,19 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise TriptychError(
             f"--equivalence-margin: {arguments.equivalence_margin:g} must be a positive number of points"
         )
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ)]
+    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ, OPTIONAL)]
     view = the_view(records)
     if arguments.answer_type != "ALL":
         records = [record for record in records if record["answer_type"] == arguments.answer_type]
+    paired = {other: pair(records, first, other) for other in others}
     rows = conclude(
         [
-            compare(first, other, pair(records, first, other), arguments.equivalence_margin, arguments.seed)
-            for other in others
+            compare(first, other, answers, arguments.equivalence_margin, arguments.seed)
+            for other, answers in paired.items()
         ],
         arguments.drawn_once,
     )
     write_csv(arguments.out / "comparison.csv", make_table(rows, COLUMNS))
     write_text(arguments.out / "comparison.md", as_markdown(rows, view))
+    by_type.write(arguments.out, [by_type.by_type(first, *named) for named in paired.items()], _where(view))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
     settings = {
         "level": LEVEL,

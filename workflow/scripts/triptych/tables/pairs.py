@@ -8,7 +8,9 @@ import numpy as np
 from triptych.errors import TriptychError
 from triptych.evaluate.metrics import exact_match
 
-READ = ["arm", "view", "split", "seed", "question_id", "group", "answer_type", "gold", "prediction"]
+ASPECTS = ("content_type", "answer_type")  # types of questions
+READ = ["arm", "view", "split", "seed", "question_id", "group", *ASPECTS, "gold", "prediction"]
+OPTIONAL = ["gold_logprob"]  # which an earlier version did not keep
 
 Run = tuple[str, int]  # split and seed
 
@@ -23,6 +25,9 @@ class Paired:
         groups: image or subject that the question is about.
         first: 1 where the first arm's answer is right, 0 where it is not.
         second: the same of the second arm.
+        first_logprob: log-probability (nats) that the first arm gives to the gold answer; NaN where it is not known.
+        second_logprob: the same of the second arm.
+        types: by name of ASPECTS, the question's type.
     """
 
     runs: list[Run]
@@ -30,11 +35,22 @@ class Paired:
     groups: list[str]
     first: np.ndarray
     second: np.ndarray
+    first_logprob: np.ndarray
+    second_logprob: np.ndarray
+    types: dict[str, list[str]]
 
     @property
     def folds(self) -> int:
         """Number of different training parts."""
         return len({split for split, _ in self.runs})
+
+    def of_type(self, aspect: str, value: str) -> "Paired":
+        """Choose the answers to questions of one type."""
+        chosen = [place for place, found in enumerate(self.types[aspect]) if found == value]
+        lists = {name: [getattr(self, name)[place] for place in chosen] for name in ("runs", "questions", "groups")}
+        arrays = ("first", "second", "first_logprob", "second_logprob")
+        types = {name: [found[place] for place in chosen] for name, found in self.types.items()}
+        return Paired(**lists, **{name: getattr(self, name)[chosen] for name in arrays}, types=types)
 
 
 def the_view(records: Sequence[dict]) -> str:
@@ -75,11 +91,14 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
     if changed := [key[2] for key in keys if one[key]["gold"] != two[key]["gold"]]:
         raise TriptychError(f"{first} and {second} have different gold answers to {changed[0]}; predict both again")
     return Paired(
-        [(split, seed) for split, seed, _ in keys],
-        [question for _, _, question in keys],
-        [one[key]["group"] for key in keys],
-        np.array([exact_match(one[key]) for key in keys], int),
-        np.array([exact_match(two[key]) for key in keys], int),
+        runs=[(split, seed) for split, seed, _ in keys],
+        questions=[question for _, _, question in keys],
+        groups=[one[key]["group"] for key in keys],
+        first=np.array([exact_match(one[key]) for key in keys], int),
+        second=np.array([exact_match(two[key]) for key in keys], int),
+        first_logprob=np.array([one[key].get("gold_logprob") for key in keys], float),
+        second_logprob=np.array([two[key].get("gold_logprob") for key in keys], float),
+        types={aspect: [one[key][aspect] for key in keys] for aspect in ASPECTS},
     )
 
 

@@ -16,17 +16,18 @@ from triptych.evaluate.statistics import (
     two_way_clustered_t,
     verdict,
 )
+from triptych.tables import gold_outcome
 from triptych.tables.format import INTEGER, NUMBER, TEXT
+from triptych.tables.gold_outcome import compare_gold, correct_gold
 from triptych.tables.pairs import Paired
-
-LEVEL = 0.95  # of intervals
+from triptych.tables.wording import LEVEL, p_text
 
 COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
 COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
 COLUMNS |= {"df": NUMBER}
 COLUMNS |= dict.fromkeys(("p", "p_holm", "bootstrap_low", "bootstrap_high", "equivalence_margin"), NUMBER)
 COLUMNS |= dict.fromkeys(("probability_below", "probability_equal", "probability_above"), NUMBER)
-COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, "verdict": TEXT}
+COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, **gold_outcome.COLUMNS, "verdict": TEXT}
 
 
 def generalises_to(folds: int, view: str) -> str:
@@ -83,6 +84,7 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
             )
         },
     }
+    row |= compare_gold(first, second, paired)
     if row["groups"] == 1:
         return row
     row["bootstrap_low"], row["bootstrap_high"] = bootstrap_interval(cells, seed, level=LEVEL)
@@ -132,6 +134,7 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
             text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
             text += _warning(row, drawn or {})
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
+    correct_gold(concluded)
     return concluded
 
 
@@ -151,8 +154,3 @@ def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     named = " and ".join(f"stage {prefix}" for prefix in prefixes)
     draws = "one draw" if row["seeds"] == 1 else f"{row['seeds']} draws"
     return f" All folds share {draws} of {named} (trained once per seed); how other draws differ is not known."
-
-
-def p_text(p: float) -> str:
-    """Write a p value: '0.031', '< 0.001'."""
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
