@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import make_model, make_questions
 from triptych.evaluate import gold
-from triptych.evaluate.gold import gold_logprobs
 from triptych.evaluate.generate import generate
+from triptych.evaluate.gold import gold_logprobs
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import Sample, tokenise
 

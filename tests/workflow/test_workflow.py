@@ -148,7 +148,7 @@ def test_snakemakes_own_report_carries_page_tables_and_figures_with_captions(stu
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
     tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
-    tables.append("comparison_by_type")
+    tables += ["comparison_by_type", "calibration"]
     shown = ["report.html", "figures/stages.svg", "figures/probe.svg", *(f"tables/{name}.csv" for name in tables)]
     for name in shown:
         assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name
@@ -211,7 +211,7 @@ def test_deleted_tables_come_back_byte_for_byte(study):
     before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
     shutil.rmtree(study.results / "tables")
     made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "plot_stages", "all"}
-    made_again |= {"tabulate_captions", "report"}
+    made_again |= {"tabulate_calibration", "tabulate_captions", "report"}
     assert set(study.planned()) == made_again
     study.snakemake()
     assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before

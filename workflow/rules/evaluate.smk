@@ -316,6 +316,31 @@ rule tabulate_leak:
         " --out {params.out:q} > {log:q} 2>&1"
 
 
+rule tabulate_calibration:
+    input:
+        predictions(HELD_OUT, grid.schedules),
+    output:
+        report(
+            tables(paths.TABLE, "calibration"),
+            caption="../report/calibration.rst",
+            category="Tables",
+            subcategory="Calibration",
+        ),
+    log:
+        "<results>/logs/tabulate_calibration.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        schedules=grid.schedules,
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the table of calibration"
+    shell:
+        "python -m triptych.tables.calibration --predictions {input:q} --schedules {params.schedules:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
+
+
 rule tabulate_captions:
     input:
         captioned,
