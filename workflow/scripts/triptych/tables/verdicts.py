@@ -77,6 +77,7 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
         "effect": float(difference.mean()),
         "equivalence_margin": margin,
         "overlap_factor": overlap_factor(runs, paired.folds),
+        "disagree": float((paired.first != paired.second).mean()),
         "run_effects": {
             f"{split}, seed {number}": float(sums / count)
             for (split, number), sums, count in zip(
