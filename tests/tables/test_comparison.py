@@ -108,7 +108,8 @@ def test_where_log_probabilities_are_missing_it_is_left_out_and_the_reason_is_sa
     if lost != "column":
         assert two["logprob_p_holm"] == two["logprob_p"], "the one that is left"
     page = comparison.as_markdown([one, two])
-    assert "a minus b is left out: " in page and "--forcerun predict" in page
+    pairs = "a minus b, a minus c" if lost == "column" else "a minus b"
+    assert page.count("Left out: ") == 1 and f"Left out: {pairs}. " in page and "--forcerun predict" in page
 
 
 def comparison_schema(names):

@@ -21,6 +21,7 @@ from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
 from triptych.tables import by_type, calibration
 from triptych.tables.format import rows_of
+from triptych.tables.gold_outcome import left_out
 from triptych.tables.plotting import write_figure
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
@@ -61,6 +62,7 @@ def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         **(gathered | tables),
         calibration_headings=calibration.HEADINGS,
+        left_out=left_out(gathered["comparison"]),
         views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},

@@ -21,8 +21,8 @@ ABOUT = (
     "Difference of exact match in points by type of question, first schedule minus second, with 95 % intervals from "
     "the clustered t test of the main comparison. These are explorations beside the main comparison: p values are "
     "corrected (Holm) in families of their own, one of all types of the primary comparison and one of all types of all "
-    "the others; the intervals are not corrected. A type with a single run, a single image or without any spread has "
-    "no test."
+    "the others; the intervals are not corrected. What the verdicts of the main comparison warn of holds here, too. A "
+    "type with a single run, a single image or without any spread has no test."
 )
 
 
@@ -88,7 +88,15 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
         ]
         for row in rows_of(table)
     ]
-    heading = ["comparison", "aspect", "value", "questions on images", "effect", "95 % interval", "p (Holm)"]
+    heading = [
+        "comparison",
+        "aspect",
+        "value",
+        "questions on images or subjects",
+        "effect",
+        "95 % interval",
+        "p (Holm)",
+    ]
     return pandas.DataFrame(lines, columns=heading)
 
 

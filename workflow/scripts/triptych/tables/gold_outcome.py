@@ -66,6 +66,15 @@ def correct_gold(rows: Sequence[dict[str, Any]]) -> None:
         row["logprob_p_holm"] = p_holm
 
 
+def left_out(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Give the reasons for which pairs are left out, with the pairs."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if reason := row.get("logprob_left_out"):
+            reasons.setdefault(reason, []).append(f"{row['first']} minus {row['second']}")
+    return reasons
+
+
 def section(rows: Sequence[dict[str, Any]]) -> str:
     """Write the outcome as a section of the comparison's page."""
     lines = [
@@ -81,9 +90,6 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
     ]
     heading = ["comparison", "nats an answer", "95 % interval", "p", "p (Holm)"]
     text = [f"## {TITLE}", ABOUT] + ([markdown(pandas.DataFrame(lines, columns=heading))] if lines else [])
-    text += [
-        f"{row['first']} minus {row['second']} is left out: {row['logprob_left_out']}."
-        for row in rows
-        if row["logprob_left_out"]
-    ]
+    for reason, pairs in left_out(rows).items():
+        text.append(f"Left out: {', '.join(pairs)}. {reason}.")
     return "\n\n".join(text) + "\n"
