@@ -436,6 +436,11 @@ def test_on_the_test_part_runs_are_the_folds_trainings_and_the_page_says_for_wha
     assert page.startswith("# Comparison of schedules on the source's test part") and said in page
 
 
+def test_files_without_answers_are_named(tmp_path, monkeypatch):
+    with pytest.raises(TriptychError, match="--predictions: the files hold no answers"):
+        run_compare(monkeypatch, tmp_path, [], "--schedules", "a", "b", "--equivalence-margin", "1")
+
+
 def test_answers_of_several_views_are_not_compared_as_one(tmp_path, monkeypatch):
     rows = study({"a": 0.5, "b": 0.5}) + on_the_test_part({"a": 0.5, "b": 0.5}, 3, 2)
     with pytest.raises(TriptychError, match=r"several views \(held-out, test\); name the files of one"):

@@ -57,9 +57,11 @@ def the_view(records: Sequence[dict]) -> str:
     """Name the view that all records answer.
 
     Raises:
-        TriptychError: they answer several, which must not be counted as one.
+        TriptychError: there is none, or they answer several, which must not be counted as one.
     """
     views = sorted({record["view"] for record in records})
+    if not views:
+        raise TriptychError("--predictions: the files hold no answers; predict them")
     if len(views) > 1:
         raise TriptychError(
             f"--predictions: has answers of several views ({', '.join(views)}); name the files of one, such as "
