@@ -45,7 +45,7 @@ def generalises_to(folds: int, view: str) -> str:
     asked = "Every run answers the same questions" if view == TEST else "Every run answers what its fold holds out"
     return (
         f"{asked}, trained on the training part of one of {folds} folds: intervals hold for other training parts of "
-        "this size from the same source (which overlap, as these do), other seeds, and other images like these."
+        "this size from the same source, other seeds, and other images like these."
     )
 
 
