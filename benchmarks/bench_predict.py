@@ -8,7 +8,8 @@ on the questions, so that answers are as short as trained models' are.
 - Triptych: `triptych.evaluate.generate` as the workflow calls it, 16 questions at a time and 64 (the default); the
   prefix of an image runs once for all its questions; stored vision features;
 - generate: plain transformers, one question at a time, the vision tower in the loop (as peers evaluate);
-- generate, cached: the same, with vision features that were computed before.
+- generate, cached: the same, with vision features that were computed before;
+- gold answers: no contender, but what Triptych adds to one view: log-probabilities of as many gold answers.
 
 Each measurement is a process of its own; contenders take turns; medians over rounds count. Time in which the process
 was ready to run and had no core is left out of the ratios. Answers are compared: bf16 rounds differently in batches, so
@@ -50,13 +51,15 @@ from llava import (
 from printed import cell, print_table
 from safetensors.torch import load_file, save_file
 from triptych.evaluate.generate import generate
+from triptych.evaluate.gold import gold_logprobs
 from triptych.model import checkpoint
 from triptych.model.tokens import Sample
 from triptych.train.trainer import train
 from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
 BATCHES = (16, 64)
-CONTENDERS = (*(f"Triptych, {size} at a time" for size in BATCHES), "generate", "generate, cached")
+GOLD = "gold answers"
+CONTENDERS = (*(f"Triptych, {size} at a time" for size in BATCHES), "generate", "generate, cached", GOLD)
 BAR = 5  # how many times faster than one question at a time
 LONGEST = 16  # tokens of an answer
 
@@ -142,12 +145,15 @@ def measure(task: Task) -> Found:
     torch.set_num_threads(task.threads)
     samples = asked(task.folder, task.questions)
     device, prompt = best_device(), load_prompt_tokens(task.folder)
-    if task.contender.startswith("Triptych"):
+    if not task.contender.startswith("generate"):
         model = build(task.folder, task.language_model, task.image_tokens).eval().requires_grad_(False)
         features = stored_features(task.folder, task.image_tokens)
-        size = int(task.contender.split()[1])
+        size = int(task.contender.split()[1]) if task.contender != GOLD else 0
 
         def answer(chosen: Sequence[Sample]) -> list[list[int]]:
+            if task.contender == GOLD:
+                gold_logprobs(model, chosen, features, prompt, "auto")
+                return [list(sample.answer[:-1]) for sample in chosen]
             found = []
             for start in range(0, len(chosen), size):
                 with mixed_precision("auto", device):

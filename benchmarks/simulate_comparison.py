@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special, stats
 from triptych.evaluate.statistics import Cells, bootstrap_interval, overlap_factor, two_way_clustered_t
-from triptych.tables.comparison import few_draws
+from triptych.tables.verdicts import few_draws
 
 FOLDS = 5
 BASE, QUESTION, IMAGE, ARM_IMAGE, ARM_QUESTION, RUN = 1.6, 1.5, 0.6, 0.35, 0.7, 0.16

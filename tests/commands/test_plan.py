@@ -107,7 +107,7 @@ def test_finished_trainings_correct_the_rate_and_state_the_error(study, tmp_path
     assert later.done == pytest.approx(1.0)
     assert later.left == pytest.approx(
         sum(later.of_training[cell.prefix] for cell in study.grid.checkpoints if cell.prefix != "1")
-        + 2 * 2 * 2 * 3 * later.of_prediction["2-3"]  # schedules x folds x seeds x views
+        + 2 * 2 * 2 * (3 + cost.GOLD) * later.of_prediction["2-3"]  # schedules x folds x seeds x views
     )
 
 

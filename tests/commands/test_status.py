@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, toy_config
 from triptych.commands import estimate, status
+from triptych.commands.cost import GOLD
 from triptych.commands.jobs import JobState, job_states, jobs
 from triptych.commands.status import outlook, summary, table
 from triptych.config.paths import CHECKPOINT_FOLDER, below
@@ -159,7 +160,7 @@ def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
     reports = job_states(study, NOW)
     ahead, hours = outlook(study, reports), planned(study, reports)
     # Of stage 3 and of predictions none has finished: two folds of two schedules, of six predictions each.
-    rest = sum(2 * hours.of_training[arm] + 6 * hours.of_prediction[arm] for arm in ("2-3", "1-2-3"))
+    rest = sum(2 * hours.of_training[arm] + (6 + 2 * GOLD) * hours.of_prediction[arm] for arm in ("2-3", "1-2-3"))
     assert ahead.seconds == pytest.approx((8 + 9 + 3600 * rest) / 2)
     assert ahead.source == "estimated from finished jobs and, at their rate, from the plan" and hours.measured == 3
 

@@ -274,16 +274,18 @@ def test_a_verdict_says_what_interval_and_p_value_allow(numbers, words):
     assert words in verdict("a", "b", estimate, factor * estimate.p, 1.0, found)
 
 
-def records(arm, hits, split="fold0", seed=0, start=0):
+def records(arm, hits, split="fold0", seed=0, start=0, view="held-out"):
     return [
         {
             "arm": arm,
+            "view": view,
             "split": split,
             "seed": seed,
             "question_id": f"q{start + index}",
             "image_id": f"i{(start + index) // 4}",
             "group": f"g{(start + index) // 4}",
             "answer_type": "OPEN" if index % 2 else "CLOSED",
+            "content_type": ("Organ", "Colour", "Size")[index % 3],
             "gold": "yes",
             "prediction": "Yes." if hit else "no",
         }
@@ -395,6 +397,66 @@ def test_on_a_common_test_part_every_run_answers_every_question():
     shared = [record | {"split": "shared", "seed": int(record["split"][-1])} for record in rows]
     row = comparison.compare("a", "b", comparison.pair(shared, "a", "b"), 1.0, 0)
     assert (row["folds"], row["overlap_factor"]) == (1, 1)
+
+
+def on_the_test_part(rates, folds, seeds, questions=40):
+    """Records of arms whose every run answers the same questions."""
+    generator = np.random.default_rng(0)
+    return [
+        record
+        for arm, rate in rates.items()
+        for fold in range(folds)
+        for seed in range(seeds)
+        for record in records(arm, generator.random(questions) < rate, f"fold{fold}", seed, view="test")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folds", "seeds", "said"),
+    [
+        (3, 1, "Every run answers the same questions, trained on the training part of one of 3 folds"),
+        (3, 3, "intervals hold for other training parts"),
+        (1, 3, "not for other training data"),
+    ],
+)
+def test_on_the_test_part_runs_are_the_folds_trainings_and_the_page_says_for_what_it_holds(
+    tmp_path, monkeypatch, folds, seeds, said
+):
+    rows = on_the_test_part({"a": 0.9, "b": 0.5}, folds, seeds)
+    out = run_compare(monkeypatch, tmp_path, rows, "--schedules", "a", "b", "--equivalence-margin", "1")
+    written, page = read_json(out / "comparison.json"), (out / "comparison.md").read_text()
+    [row] = written["comparisons"]
+    assert (row["questions"], row["groups"], row["runs"]) == (40, 10, folds * seeds)
+    assert (row["folds"], row["overlap_factor"]) == (folds, 1 + folds * seeds / (folds - 1) if folds > 1 else 1)
+    # By the textbook: the clustered t of the same differences, with the folds as different training parts.
+    paired = comparison.pair(rows, "a", "b")
+    estimate = two_way_clustered_t(tabulate(100 * (paired.first - paired.second), paired.runs, paired.groups), folds)
+    assert (row["low"], row["high"], row["df"]) == pytest.approx((estimate.low, estimate.high, estimate.df))
+    assert written["settings"]["view"] == "test" and said in written["settings"]["generalises_to"]
+    assert page.startswith("# Comparison of schedules on the source's test part") and said in page
+
+
+def test_files_without_answers_are_named(tmp_path, monkeypatch):
+    with pytest.raises(TriptychError, match="--predictions: the files hold no answers"):
+        run_compare(monkeypatch, tmp_path, [], "--schedules", "a", "b", "--equivalence-margin", "1")
+
+
+def test_answers_of_several_views_are_not_compared_as_one(tmp_path, monkeypatch):
+    rows = study({"a": 0.5, "b": 0.5}) + on_the_test_part({"a": 0.5, "b": 0.5}, 3, 2)
+    with pytest.raises(TriptychError, match=r"several views \(held-out, test\); name the files of one"):
+        run_compare(monkeypatch, tmp_path, rows, "--schedules", "a", "b", "--equivalence-margin", "1")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_of_one_image_the_difference_alone_is_said(seeds):
+    rows = [one for seed in range(seeds) for one in records("a", [1, 1, 1], seed=seed)]
+    rows += [one for seed in range(seeds) for arm in "bc" for one in records(arm, [1, 0, 1], seed=seed)]
+    compared = [comparison.compare("a", other, comparison.pair(rows, "a", other), 1.0, 0) for other in "bc"]
+    for row in comparison.conclude(compared):
+        assert row["effect"] == pytest.approx(100 / 3) and row["groups"] == 1
+        assert row["p_holm"] is None and row["low"] is None and row["bootstrap_low"] is None
+        assert "about one image or subject" in row["verdict"] and "+33.3 points" in row["verdict"]
+    assert "+33.3" in comparison.as_markdown(comparison.conclude(compared))
 
 
 def test_one_pair_of_runs_gets_mcnemar_and_no_verdict_on_the_schedules():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import make_inputs
@@ -16,6 +17,7 @@ from trainings import (
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError
 from triptych.evaluate import predict, respondent
+from triptych.evaluate.answered import write_answered
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.model import checkpoint
@@ -130,6 +132,39 @@ def test_with_another_image_or_none_the_same_questions_are_asked(steps):
     for row in answers["blank"]:
         one_by_one.setdefault(row["question"], set()).add(row["prediction"])
     assert all(len(given) == 1 for given in one_by_one.values()), "the same grey image for every question"
+
+
+def test_gold_answers_have_log_probabilities_with_their_own_image_alone(steps, tmp_path, capsys):
+    run_stage, run_predict = steps
+    fresh, trained = run_stage("fresh", {"train": []}), run_stage("trained", {**BOTH, "epochs": 3})
+    before = run_predict(fresh)
+    run_predict(trained, *VIEWS)
+    for view in VIEWS:
+        rows = read_rows(tmp_path / "answers", view)
+        known = [(row["gold_tokens"], row["gold_logprob"]) for row in rows]
+        if view in ("swapped", "blank"):
+            assert set(known) == {(None, None)}
+            continue
+        assert all(tokens > 1 and logprob < 0 for tokens, logprob in known)
+    learnt = read_rows(tmp_path / "answers", "held-out")
+    gains = [row["gold_logprob"] - old["gold_logprob"] for row, old in zip(learnt, before, strict=True)]
+    assert sum(gains) / len(gains) > 0.5, "in nats an answer"
+    assert "fit into the language model's context" not in capsys.readouterr().out
+
+
+def test_answers_without_gold_log_probabilities_are_not_asked_again(steps, tmp_path, monkeypatch):
+    """A finished study of an earlier version has none in its answers, whose record says that they are complete."""
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", BOTH)
+    run_predict(manifest)
+    answers = tmp_path / "answers/held-out.parquet"
+    earlier = pyarrow.parquet.read_table(answers).drop_columns(["gold_tokens", "gold_logprob"])
+    pyarrow.parquet.write_table(earlier, answers)
+    record = read_json(answers.with_suffix(".json"))
+    write_answered(answers, record["job"], record["inputs"])
+    samples = asked(monkeypatch)
+    rows = run_predict(manifest)
+    assert samples == [] and "gold_logprob" not in rows[0]
 
 
 def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, capsys):

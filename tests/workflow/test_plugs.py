@@ -19,7 +19,17 @@ from triptych.io.manifest import write_record
 from triptych.report.__main__ import render
 from triptych.tables import schedules
 
-TABLES = {"schedules", "by_content", "controls", "comparison", "probe", "leak", "captions"}
+TABLES = {
+    "schedules",
+    "by_content",
+    "controls",
+    "comparison",
+    "comparison_by_type",
+    "calibration",
+    "probe",
+    "leak",
+    "captions",
+}
 
 
 def always_yes(training, vectors):

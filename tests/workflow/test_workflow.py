@@ -58,6 +58,14 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
         assert {name for frame in answered for name in frame["view"]} == {view}
     comparison = pandas.read_csv(study.results / "tables/comparison.csv")
     assert comparison.loc[0, ["first", "second", "runs"]].tolist() == ["1-2-3", "2-3", 2]
+    gold = [
+        pandas.concat(map(pandas.read_parquet, study.results.glob(f"predictions/{arm}/*/seed0.parquet")))
+        for arm in ("1-2-3", "2-3")
+    ]
+    means = [frame["gold_logprob"].mean() for frame in gold]
+    assert means[0] != means[1] and comparison.loc[0, "logprob_effect"] == pytest.approx(means[0] - means[1], abs=1e-3)
+    by_type = pandas.read_csv(study.results / "tables/comparison_by_type.csv").set_index("value")
+    assert by_type["questions"].to_dict() == {"Color": 36, "Position": 18, "CLOSED": 18, "OPEN": 36}
     probed = pandas.read_csv(study.results / "tables/probe.csv")
     representations = {"pre-projection", "random-connector", "1", "2", "1-2", "2-3", "1-2-3"}
     assert set(probed["representation"]) == representations and set(probed["attribute"]) == {"modality"}
@@ -140,6 +148,7 @@ def test_snakemakes_own_report_carries_page_tables_and_figures_with_captions(stu
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
     tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
+    tables += ["comparison_by_type", "calibration"]
     shown = ["report.html", "figures/stages.svg", "figures/probe.svg", *(f"tables/{name}.csv" for name in tables)]
     for name in shown:
         assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name
@@ -202,7 +211,7 @@ def test_deleted_tables_come_back_byte_for_byte(study):
     before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
     shutil.rmtree(study.results / "tables")
     made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "plot_stages", "all"}
-    made_again |= {"tabulate_captions", "report"}
+    made_again |= {"tabulate_calibration", "tabulate_captions", "report"}
     assert set(study.planned()) == made_again
     study.snakemake()
     assert {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()} == before
@@ -219,6 +228,14 @@ def test_the_test_part_is_scored_on_demand_and_once(study):
     assert set(rows["question_id"]) == set(asked["question_id"]) and set(rows["view"]) == {"test"}
     table = pandas.read_csv(study.results / "tables/test/schedules.csv").set_index("arm")
     assert table.loc["2-3", "questions"] == len(asked)
+    compared = read_json(study.results / "tables/test/comparison.json")
+    [row] = compared["comparisons"]
+    assert compared["settings"]["view"] == "test" and (row["questions"], row["runs"], row["folds"]) == (
+        len(asked),
+        2,
+        2,
+    )
+    assert row["groups"] == 1 and "nothing can be said about other images" in row["verdict"], "one subject"
     assert "Nothing to be done" in study.snakemake("test")
     shutil.rmtree(study.results / "tables/test")
 

@@ -185,6 +185,7 @@ use rule tabulate as tabulate_test with:
 rule test:
     input:
         result(paths.TEST_TABLE, table="schedules.csv"),
+        [result(paths.TEST_TABLE, table="comparison.md")] if len(grid.schedules) > 1 else [],
     message:
         "The test part is scored"
 
@@ -196,6 +197,12 @@ rule compare_schedules:
         report(
             multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
             caption="../report/comparison.rst",
+            category="Tables",
+            subcategory="Comparison",
+        ),
+        report(
+            tables(paths.TABLE, "comparison_by_type"),
+            caption="../report/comparison_by_type.rst",
             category="Tables",
             subcategory="Comparison",
         ),
@@ -214,6 +221,25 @@ rule compare_schedules:
     shell:
         "python -m triptych.tables.comparison --predictions {input:q} --schedules {params.schedules:q}"
         " --drawn-once {params.drawn:q} --equivalence-margin {params.margin:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+use rule compare_schedules as compare_test with:
+    input:
+        predictions(TEST, grid.schedules),
+    output:
+        report(
+            [
+                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+                *tables(paths.TEST_TABLE, "comparison_by_type"),
+            ],
+            caption="../report/test.rst",
+            category="Tables",
+            subcategory="Test part",
+        ),
+    log:
+        "<results>/logs/compare_test.log",
+    message:
+        "Compare the first schedule with each of the others on the test part"
 
 
 rule tabulate_probe:
@@ -287,6 +313,31 @@ rule tabulate_leak:
         "Write the table of what leaking folds add"
     shell:
         "python -m triptych.tables.leakage --predictions {input:q} --splits {params.splits:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
+
+
+rule tabulate_calibration:
+    input:
+        predictions(HELD_OUT, grid.schedules),
+    output:
+        report(
+            tables(paths.TABLE, "calibration"),
+            caption="../report/calibration.rst",
+            category="Tables",
+            subcategory="Calibration",
+        ),
+    log:
+        "<results>/logs/tabulate_calibration.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        schedules=grid.schedules,
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the table of calibration"
+    shell:
+        "python -m triptych.tables.calibration --predictions {input:q} --schedules {params.schedules:q}"
         " --out {params.out:q} > {log:q} 2>&1"
 
 

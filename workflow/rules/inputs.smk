@@ -199,9 +199,10 @@ captioned = [result(paths.CAPTION_PREDICTION, **values) for values in EACH["capt
 
 # What a study delivers as tables of answers.
 main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.controls else [])]
-final_tables = tables(paths.TABLE, *main_tables)
+final_tables = tables(paths.TABLE, *main_tables, "calibration")
 for name, there in (
     ("comparison.md", len(grid.schedules) > 1),
+    ("comparison_by_type.md", len(grid.schedules) > 1),
     ("probe.md", probes),
     ("captions.md", captioned),
     ("leak.md", grid.leak_splits),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import harmonic_mean, median
 
-from triptych.commands.cost import features_gb, model_sizes, prediction_cost, questions, training_cost
+from triptych.commands.cost import GOLD, features_gb, model_sizes, prediction_cost, questions, training_cost
 from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
 from triptych.config import paths
 from triptych.config.grid import Checkpoint
@@ -50,7 +50,7 @@ class Hours:
         """Hours of one job, a training or a prediction."""
         if job.cell:
             return self.of_training[job.cell.prefix]
-        return self.of_prediction[job.arm] * len(job.outputs)  # a file for each view
+        return self.of_prediction[job.arm] * (len(job.outputs) + GOLD)  # a file for each view, one with gold answers
 
 
 def measured_tflops(study: Study) -> float | None:
@@ -133,12 +133,40 @@ def fetched_gb(study: Study) -> dict[str, float]:
     return {name: size for size, name in largest.values()}
 
 
+def precision(
+    study: Study, folds: int, seeds: int, run_sd: float = RUN_SD, disagree: float = DISAGREE
+) -> tuple[float, float]:
+    """Estimate the variance of a comparison's effect, in points squared, and its degrees of freedom.
+
+    From the number of runs, folds, questions and images, as `statistics.two_way_clustered_t` adds the variances of runs
+    and of questions.
+
+    Args:
+        study: the study.
+        folds: different training parts.
+        seeds: of each; two runs or more.
+        run_sd: standard deviation between runs of the difference, in points.
+        disagree: share of the questions that one schedule answers right and the other does not.
+    """
+    from triptych.evaluate.statistics import overlap_factor, satterthwaite
+
+    number, images = questions(study, study.settings.folds.dataset)
+    runs = folds * seeds
+    if folds == 1:
+        number, images = max(1, number // 6), max(2, images // 6)
+    run_term = overlap_factor(runs, folds) * run_sd**2 / runs
+    question_term = 100**2 * disagree * (1 + (number / images - 1) * ALIKE) / number
+    variance, df = run_term + question_term, min(runs, images) - 1
+    if folds == 1:
+        df = float(satterthwaite(variance, run_term, question_term, runs, images))
+    return variance, df
+
+
 def detectable(study: Study) -> tuple[float, bool]:
     """Give the minimum detectable effect of a comparison in points, at 80 % power, and whether it is measured.
 
-    Of the primary comparison. From this study's comparison where there is one: its first row. Otherwise from the
-    number of runs, folds, questions and images, with the run's and the questions' variances assumed (RUN_SD, DISAGREE,
-    ALIKE), as `statistics.two_way_clustered_t` adds them.
+    Of the primary comparison. From this study's comparison where there is one: its first row. Otherwise as `precision`
+    estimates it, with the variances assumed (RUN_SD, DISAGREE, ALIKE).
     """
     try:
         rows = read_json(study.path(paths.TABLE, table="comparison.json"))["comparisons"]
@@ -146,18 +174,10 @@ def detectable(study: Study) -> tuple[float, bool]:
             return known, True
     except (TriptychError, LookupError, TypeError):
         pass
-    from triptych.evaluate.statistics import minimum_detectable_effect, overlap_factor, satterthwaite
+    from triptych.evaluate.statistics import minimum_detectable_effect
 
-    number, images = questions(study, study.settings.folds.dataset)
-    folds = study.settings.folds.number
-    runs = folds * len(study.settings.seeds)
-    if folds == 1:
-        number, images = max(1, number // 6), max(2, images // 6)
-    run_term = overlap_factor(runs, folds) * RUN_SD**2 / runs
-    question_term = 100**2 * DISAGREE * (1 + (number / images - 1) * ALIKE) / number
-    if runs < 2:
+    folds, seeds = study.settings.folds.number, len(study.settings.seeds)
+    if folds * seeds < 2:
         return float("inf"), False
-    variance, df = run_term + question_term, min(runs, images) - 1
-    if folds == 1:
-        df = float(satterthwaite(variance, run_term, question_term, runs, images))
+    variance, df = precision(study, folds, seeds)
     return minimum_detectable_effect(variance**0.5, df), False

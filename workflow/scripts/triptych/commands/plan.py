@@ -18,6 +18,7 @@ from pathlib import Path
 from triptych.commands.asked import gpu_lines
 from triptych.commands.cluster import read_profile
 from triptych.commands.cost import model_sizes
+from triptych.commands.designs import contrasts, designs
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.requests import Grouping
@@ -127,8 +128,36 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     else:
         yield f"detects     {points:.1f} points: minimum detectable effect at 80 % power, {folds} folds x {seeds} seeds"
         yield f"            ({'from the comparison of this study' if measured else assumed})"
+        yield from design_lines(study, found.rate)
     if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
         yield "sizes       of models and data are taken from the configuration; they are not prepared yet"
+
+
+def design_lines(study: Study, rate: float) -> Iterator[str]:
+    """How much the runs of finished comparisons vary, and what other designs of about the same cost would detect."""
+    from triptych.tables.verdicts import few_draws
+
+    known = contrasts(study)
+    for one in known:
+        yield (
+            f"contrast    {one.first} minus {one.second}: {one.effect:+.1f} points; standard deviation "
+            f"{one.spread:.1f} between {len(one.run_effects)} runs; detects {one.detectable:.1f}"
+        )
+    found = designs(study, rate, known[0] if known else None)
+    if len(found) < 2:
+        return
+    now = study.settings.folds.number, len(study.settings.seeds)
+    yield f"designs     of about this cost    {study.settings.plan.unit:>12}   detects"
+    for one in found:
+        marks = [
+            "as configured" if (one.folds, one.seeds) == now else "",
+            "few draws of shared stages *" if study.grid.drawn_once and few_draws(one.folds, one.seeds) else "",
+        ]
+        size = f"{one.folds} folds x {one.seeds} seed{'s' if one.seeds > 1 else ''}"
+        said = ", ".join(filter(None, marks))
+        yield f"            {size:<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
+    if any(study.grid.drawn_once and few_draws(one.folds, one.seeds) for one in found):
+        yield "            * folds share fewer trainings of a first stage than there are folds: intervals too narrow"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -128,7 +128,8 @@ class Requests:
             )
         else:
             views = len(asked_views(study)) if rule == "predict" else 1
-            flops = cost.prediction_cost(study, prefix).flops * views
+            gold = 0 if rule == "predict_captions" else cost.GOLD
+            flops = cost.prediction_cost(study, prefix).flops * (views + gold)
         rate = settings.plan.tflops * 1e12 * settings.plan.utilisation
         return memory, START + SLACK * flops / rate / 60
 

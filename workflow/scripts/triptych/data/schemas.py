@@ -63,6 +63,10 @@ QUESTION_COLUMNS = (
     "location",
 )
 
+# Tokens of the gold answer, its end included, and the natural logarithm of the probability that the model gives it.
+# Missing of baselines, of other images than the question's own, and in answers that version 0.1 stored.
+GOLD_COLUMNS = {"gold_tokens": pa.int32(), "gold_logprob": pa.float32()}
+
 # predictions/, by `predict` and `baselines`: the answer of one arm to each question.
 RECORD_SCHEMA = pa.schema(
     [
@@ -71,6 +75,7 @@ RECORD_SCHEMA = pa.schema(
         *_text_columns(*QUESTION_COLUMNS, "gold", "prediction"),
         ("tokens", pa.int32()),
         ("logprob", pa.float32()),
+        *GOLD_COLUMNS.items(),
     ]
 )
 

@@ -8,16 +8,20 @@ import argparse
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from triptych.config.arms import CAPTIONS, question_views
+from triptych.config.arms import CAPTIONS, HELD_OUT, TEST, question_views
 from triptych.config.jobs import PredictionJob
 from triptych.config.runtime import Runtime
-from triptych.data.schemas import RECORD_SCHEMA
+from triptych.data.schemas import GOLD_COLUMNS, RECORD_SCHEMA
 from triptych.errors import message_of, run_step
 from triptych.evaluate.answered import is_answered, keep, kept_path, restore, write_answered
 from triptych.evaluate.predictions import partial_path
 from triptych.io.manifest import sha256_file
 from triptych.io.parquet import write_table
+
+if TYPE_CHECKING:
+    from triptych.evaluate.respondent import Asked, Respondent
 
 INPUTS = ("checkpoint", "data", "features", "vision_encoder", "language_model")
 
@@ -84,6 +88,7 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
         keep(outs[view])
     respondent = Respondent(arguments, job)
     asked = [respondent.ask(view, out) for view, out in left.items()]
+    gold = {one.view: gold_answers(respondent, one) for one in asked}  # before the model is made ready for answers
     first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
     done = first
     batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
@@ -95,9 +100,29 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
             done += number
             rate = (done - first) / (time.monotonic() - start)
             print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
-        write_table(one.out, one.kept.records, RECORD_SCHEMA)
+        records = [record | known for record, known in zip(one.kept.records, gold[one.view], strict=True)]
+        write_table(one.out, records, RECORD_SCHEMA)
         write_answered(one.out, job.text(), inputs)
     return True
+
+
+def gold_answers(respondent: "Respondent", asked: "Asked") -> list[dict]:
+    """Give the GOLD_COLUMNS of a view's questions; nothing for controls and captions, which are not compared."""
+    from triptych.evaluate.gold import gold_logprobs
+
+    if asked.view not in (HELD_OUT, TEST):
+        return [{} for _ in asked.samples]
+    model, precision = respondent.model, respondent.job.precision
+    found = gold_logprobs(model, asked.samples, asked.shown.read, respondent.prompt, precision)
+    if unknown := found.count(None):
+        named = asked.questions[found.index(None)]["question_id"]
+        print(
+            f"gold answers: {unknown} of {len(found)} (such as that of question {named}) do not fit into the language "
+            "model's context, and have no log-probability",
+            flush=True,
+        )
+    values = zip((len(sample.answer) for sample in asked.samples), found, strict=True)
+    return [dict(zip(GOLD_COLUMNS, value, strict=True)) for value in values]
 
 
 def ask_another(arguments: Namespace, job: PredictionJob) -> None:

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,13 @@ def parts_of_table(path: Path) -> list[Path]:
     return parts
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
+def read_table(path: Path, columns: list[str] | None = None, optional: Sequence[str] = ()) -> list[dict]:
     """Read a Parquet table, one file or a folder of files, as a list of rows.
+
+    Args:
+        path: the file, or the folder.
+        columns: which columns; None: all.
+        optional: further columns, None in rows of a file that lacks them, as those of an earlier version do.
 
     Raises:
         TriptychError: a file is missing, damaged or without one of `columns`.
@@ -127,9 +132,12 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict]:
     rows = []
     for part in parts_of_table(path):
         with open_table(part) as table:
-            if lacking := set(columns or ()) - set(table.schema_arrow.names):
+            there = table.schema_arrow.names
+            if lacking := set(columns or ()) - set(there):
                 raise TriptychError(f"{part}: has no column {min(lacking)}; delete it and run again")
-            rows += table.read(columns).to_pylist()
+            chosen = None if columns is None else [*columns, *(name for name in optional if name in there)]
+            absent = {name: None for name in optional if name not in there}
+            rows += [row | absent for row in table.read(chosen).to_pylist()]
     return rows
 
 

@@ -19,10 +19,13 @@ from triptych.errors import run_step
 from triptych.io.atomic import write_text
 from triptych.report.charts import CURVES, HEALTH, all_charts, numbers
 from triptych.report.gather import BLIND, LOOKUP, gather
+from triptych.tables import by_type, calibration
 from triptych.tables.format import rows_of
+from triptych.tables.gold_outcome import left_out
 from triptych.tables.plotting import write_figure
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
+TABLES = ("schedules", "controls", by_type.NAME, calibration.NAME, "captions", "leak")  # shown as they are
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -55,9 +58,11 @@ def render(study: Study, made: Collection[str]) -> tuple[str, dict]:
     environment.filters["points"] = lambda value: "" if value is None else f"{value:+.1f}"
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
     browser = {**gathered["browser"], "thumbnails": gathered["thumbnails"]}
-    tables = {name: rows_of(gathered[name]) for name in ("schedules", "controls", "captions", "leak")}
+    tables = {name: rows_of(gathered[name]) for name in TABLES}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         **(gathered | tables),
+        calibration_headings=calibration.HEADINGS,
+        left_out=left_out(gathered["comparison"]),
         views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
         answer=answer(gathered["comparison"], gathered["schedules"]),
         words={name: what for name, (_, what) in charts.items()},

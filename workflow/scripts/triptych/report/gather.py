@@ -19,7 +19,7 @@ from triptych.data.rejects import causes_of, counted, summary
 from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
-from triptych.tables import captions, leakage, probes, schedules, stages
+from triptych.tables import by_type, calibration, captions, leakage, probes, schedules, stages
 from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv
 from triptych.tables.runs import accuracy, group_runs
 
@@ -39,6 +39,8 @@ HEALTH = dict.fromkeys(("gradient_norm_max", "token_norm_ratio", "loss_spikes"),
 
 # Tables that not every study has, with their columns.
 OPTIONAL: dict[str, Columns] = {
+    by_type.NAME: by_type.COLUMNS,
+    calibration.NAME: calibration.COLUMNS,
     "probe": probes.COLUMNS,
     "leak": leakage.COLUMNS,
     "captions": captions.COLUMNS,

@@ -1,0 +1,157 @@
+"""What the paired answers of two arms support: effect, interval, p value and verdict, a row for each pair of arms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from triptych.config.arms import TEST
+from triptych.evaluate.statistics import (
+    bootstrap_interval,
+    correlated_bayes_t,
+    holm,
+    mcnemar,
+    minimum_detectable_effect,
+    overlap_factor,
+    tabulate,
+    two_way_clustered_t,
+    verdict,
+)
+from triptych.tables import gold_outcome
+from triptych.tables.format import INTEGER, NUMBER, TEXT
+from triptych.tables.gold_outcome import compare_gold, correct_gold
+from triptych.tables.pairs import Paired
+from triptych.tables.wording import LEVEL, p_text
+
+COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
+COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
+COLUMNS |= {"df": NUMBER}
+COLUMNS |= dict.fromkeys(("p", "p_holm", "bootstrap_low", "bootstrap_high", "equivalence_margin"), NUMBER)
+COLUMNS |= dict.fromkeys(("probability_below", "probability_equal", "probability_above"), NUMBER)
+COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, **gold_outcome.COLUMNS, "verdict": TEXT}
+
+
+def generalises_to(folds: int, view: str) -> str:
+    """Say for which other runs and images a comparison of several runs holds.
+
+    Args:
+        folds: number of different training parts.
+        view: which questions were answered.
+    """
+    if folds == 1:
+        return (
+            "All runs are trained on one training part, differ by seed, and answer the same questions: intervals hold "
+            "for other seeds on this training part and for other images like these, not for other training data."
+        )
+    asked = "Every run answers the same questions" if view == TEST else "Every run answers what its fold holds out"
+    return (
+        f"{asked}, trained on the training part of one of {folds} folds: intervals hold for other training parts of "
+        "this size from the same source, other seeds, and other images like these."
+    )
+
+
+def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
+    """Compare two arms, in points of accuracy; statistics that need more than one run, or more images, are None.
+
+    `p_holm`, `detectable` and `verdict` depend on all rows: see `conclude`.
+
+    Args:
+        first: name of the first arm.
+        second: name of the second.
+        paired: their answers.
+        margin: half width of the region of practical equivalence, in points.
+        seed: of the bootstrap.
+    """
+    difference = 100.0 * (paired.first - paired.second)
+    cells = tabulate(difference, paired.runs, paired.groups)
+    runs = len(cells.counts)
+    row = dict.fromkeys(COLUMNS) | {
+        "first": first,
+        "second": second,
+        "questions": len(set(paired.questions)),
+        "groups": cells.counts.shape[1],
+        "runs": runs,
+        "folds": paired.folds,
+        "seeds": len({number for _, number in paired.runs}),
+        "first_accuracy": float(100 * paired.first.mean()),
+        "second_accuracy": float(100 * paired.second.mean()),
+        "effect": float(difference.mean()),
+        "equivalence_margin": margin,
+        "overlap_factor": overlap_factor(runs, paired.folds),
+        "disagree": float((paired.first != paired.second).mean()),
+        "run_effects": {
+            f"{split}, seed {number}": float(sums / count)
+            for (split, number), sums, count in zip(
+                sorted(set(paired.runs)), cells.sums.sum(1), cells.counts.sum(1), strict=True
+            )
+        },
+    }
+    row |= compare_gold(first, second, paired)
+    if row["groups"] == 1:
+        return row
+    row["bootstrap_low"], row["bootstrap_high"] = bootstrap_interval(cells, seed, level=LEVEL)
+    if runs == 1:
+        row["p"] = row["mcnemar_p"] = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+        return row
+    row["estimate"] = estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
+    below, equal, above = correlated_bayes_t(estimate, margin)
+    return row | asdict(estimate) | {
+        "probability_below": below,
+        "probability_equal": equal,
+        "probability_above": above,
+    }  # fmt: skip
+
+
+def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Add to the rows, of the same questions and runs, corrected p values, minimum detectable effects and verdicts.
+
+    The first row is the primary comparison, which is not corrected. The others are, for their number. Their minimum
+    detectable effect is at the strictest size that Holm's correction can ask for.
+
+    Args:
+        rows: from `compare`.
+        drawn: schedule -> the prefix that it begins with and that all folds share, for those that have one.
+    """
+    concluded = []
+    primary, *others = (row["p"] for row in rows)
+    tested = primary is not None
+    corrected = [primary, *(holm(others) if tested else others)]
+    for number, (row, p_holm) in enumerate(zip(rows, corrected, strict=True)):
+        plain = {name: value for name, value in row.items() if name != "estimate"}
+        if not tested:
+            text = (
+                f"All questions are about one image or subject: {row['first']} minus {row['second']} is "
+                f"{row['effect']:+.1f} points, and nothing can be said about other images."
+            )
+        elif row["runs"] == 1:
+            text = (
+                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points "
+                f"({100 * LEVEL:g} % interval over images {row['bootstrap_low']:+.1f} to "
+                f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). This compares the two models, and says "
+                "nothing about the schedules: more seeds or folds are needed."
+            )
+        else:
+            estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
+            plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
+            text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
+            text += _warning(row, drawn or {})
+        concluded.append(plain | {"p_holm": p_holm, "verdict": text})
+    correct_gold(concluded)
+    return concluded
+
+
+def few_draws(folds: int, seeds: int) -> bool:
+    """Tell whether a stage that all folds share is drawn too seldom: false positives may exceed 6 %.
+
+    As simulated in `benchmarks/simulate_comparison.py`.
+    """
+    return folds > 1 and seeds < folds
+
+
+def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+    """Warn where folds share fewer trainings of a first stage than there are folds: intervals are then too narrow."""
+    prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
+    if not few_draws(row["folds"], row["seeds"]) or not prefixes:
+        return ""
+    named = " and ".join(f"stage {prefix}" for prefix in prefixes)
+    draws = "one draw" if row["seeds"] == 1 else f"{row['seeds']} draws"
+    return f" All folds share {draws} of {named} (trained once per seed); how other draws differ is not known."
