@@ -30,6 +30,7 @@ from triptych.config.evaluation import Probe
 from triptych.config.grid import SHARED
 from triptych.config.jobs import ProbeJob
 from triptych.config.stages import Connector
+from triptych.data.questions import named_of_images
 from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
 from triptych.errors import TriptychError, run_step
 from triptych.features.store import Features
@@ -59,11 +60,7 @@ def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -
     """
     found: dict[str, dict[str, list[str]]] = {}
     for attribute in ("modality", "location"):
-        said: dict[str, Counter] = {}
-        for row in sorted(questions, key=lambda row: (row["image_id"], row["question_id"])):
-            if row[attribute]:
-                said.setdefault(row["image_id"], Counter())[row[attribute]] += 1
-        value = {image: counts.most_common(1)[0][0] for image, counts in said.items()}
+        value = named_of_images(questions, attribute)
         sizes = Counter(value.values())
         value = {image: name if sizes[name] >= rare else "other" for image, name in value.items()}
         frequent = {name for name, size in Counter(value.values()).items() if size >= rare}
