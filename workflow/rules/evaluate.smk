@@ -218,7 +218,8 @@ rule compare_schedules:
 
 rule tabulate_probe:
     input:
-        probes,
+        probes=probes,
+        answers=predictions(HELD_OUT, grid.schedules),
     output:
         csv=report(
             result(paths.TABLE, table="probe.csv"),
@@ -252,7 +253,7 @@ rule tabulate_probe:
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.tables.probes --probes {input:q} --order {params.order:q} --shared {params.shared:q}"
+        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q} --order {params.order:q} --shared {params.shared:q}"
         " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
         " > {log:q} 2>&1"
 
