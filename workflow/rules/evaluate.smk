@@ -246,7 +246,7 @@ rule tabulate_probe:
     conda:
         ENVIRONMENT
     params:
-        order=grid.representations,
+        order=list(grid.representations),
         shared=grid.shared_prefixes,
         references=canonical_json({name: grid.reference(name) for name in grid.representations}),
         ways=canonical_json({prefix: grid.trained_parts(prefix) for prefix in grid.prefixes}),

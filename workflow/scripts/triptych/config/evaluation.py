@@ -18,12 +18,21 @@ def _known_control(name: str) -> str:
 ControlName = Annotated[str, AfterValidator(_known_control), WithJsonSchema({"enum": list(CONTROLS), "type": "string"})]
 
 
+Layer = Literal["middle", "last"]
+
+
 class Probe(Record):
     """Probes of image tokens for the modality, body part and organs of held-out images (arXiv 2402.16832)."""
 
     seeds: PositiveInt = Field(3, description="Number of times that every probe is trained.")
     hidden: PositiveInt = Field(128, description="Width of the hidden layer of the MLP probe.")
     rare: PositiveInt = Field(20, description="Values that occur on fewer images are merged into one, `other`.")
+    layers: list[Layer] = Field(
+        [],
+        description="Also probe the language model's hidden states at the image tokens, after its middle layer "
+        "(`middle`) or its last one, final norm included (`last`), with the checkpoint's LoRA and without it. Every "
+        "checkpoint's language model then runs once over all images, which large ones need a GPU for.",
+    )
 
 
 class Leak(Record):

@@ -17,30 +17,23 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
-from transformers import AutoConfig
 
-from triptych.config.arms import PRE_PROJECTION
 from triptych.config.evaluation import Probe
 from triptych.config.grid import SHARED
 from triptych.config.jobs import ProbeJob
-from triptych.config.stages import Connector
 from triptych.data.questions import named_of_images
 from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
 from triptych.errors import TriptychError, run_step
+from triptych.evaluate.representations import read, text_width
 from triptych.features.store import Features
 from triptych.io.parquet import read_table, write_table
-from triptych.model.checkpoint import Base, verify
-from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.checkpoint import Base
 from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
-
-AT_ONCE = 64  # images projected at a time
 
 
 def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
@@ -184,46 +177,6 @@ def probe_fold(
     return rows
 
 
-@torch.inference_mode()
-def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn.Module | None) -> np.ndarray:
-    """Average the tokens of each image, (N, D): after the connector or, where it is None, before projection."""
-    parts = []
-    for start in range(0, len(images), AT_ONCE):
-        tokens = features(images[start : start + AT_ONCE]).float()
-        parts.append((tokens if connector is None else connector(tokens)).mean(1))
-    return torch.cat(parts).numpy()
-
-
-def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
-    """Load the connector of each split: of its checkpoint, or a random one, or None before projection.
-
-    Args:
-        job: names the representation.
-        checkpoints: manifests; none for a representation that is not trained.
-        base: vision features and language model.
-
-    Raises:
-        TriptychError: as `checkpoint.verify`.
-    """
-    if job.representation == PRE_PROJECTION:
-        return {SHARED: None}
-    sizes = base.hidden_size, text_width(base)
-    if not checkpoints:
-        return {SHARED: build_connector(job.connector, *sizes, derive_seed(job.seed, "connector", SHARED))}
-    found = {}
-    for path in checkpoints:
-        manifest = verify(path, base)
-        connector = build_connector(Connector.model_validate(manifest["connector"]), *sizes, 0)
-        connector.load_state_dict(load_file(path.parent / CONNECTOR_FILE), strict=True)
-        found[manifest["split"]] = connector
-    return found
-
-
-def text_width(base: Base) -> int:
-    """Give the size of the language model's hidden states, which connectors project to."""
-    return AutoConfig.from_pretrained(base.language_model, trust_remote_code=False).get_text_config().hidden_size
-
-
 def main() -> None:
     """Probe one representation on every fold, and store the answers of the probes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -255,10 +208,7 @@ def main() -> None:
     width = min(features.hidden_size, text_width(base))  # of the narrowest representation
     images = sorted(pool)
     places = {image: row for row, image in enumerate(images)}
-    pooled = {
-        split: pooled_tokens(features, images, connector)
-        for split, connector in connectors(job, arguments.checkpoints, base).items()
-    }
+    pooled = dict(read(job, arguments.checkpoints, base, features, images))
     records = []
     for split in sorted({row["fold"] for row in folds}):
         held_out = {image_of[row["question_id"]] for row in folds if (row["fold"], row["part"]) == (split, "test")}
