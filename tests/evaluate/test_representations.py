@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_features, make_model, toy_config
+from triptych.config.evaluation import Probe
 from triptych.config.jobs import ProbeJob
 from triptych.config.stages import Lora
 from triptych.config.study import load_study
 from triptych.evaluate import representations
-from triptych.evaluate.representations import hidden_states
+from triptych.evaluate.probe import fit_and_answer
+from triptych.evaluate.representations import Sketch, average, hidden_states, probe_inputs
 from triptych.io.manifest import canonical_json
 from triptych.model.vlm import add_lora
 
@@ -50,22 +52,22 @@ def test_hidden_states_are_those_at_the_image_whatever_is_asked(prompt, layer):
     model = with_lora()
     by_hand(model, prompt, layer)  # transformers adds hooks of its own at the first such run
     hooks = hooks_of(model)
-    found = hidden_states(model, make_features(), prompt, IMAGES, layer)
+    found = hidden_states(model, make_features(), prompt, IMAGES, layer, average)
     assert np.allclose(found, by_hand(model, prompt, layer), atol=1e-4)
     assert np.allclose(found, by_hand(model, prompt, layer, words=(3, 5, 7)), atol=1e-4)
     with model.language_model.disable_adapter():
-        without = hidden_states(model, make_features(), prompt, IMAGES, layer)
-    assert np.allclose(without, hidden_states(make_model(), make_features(), prompt, IMAGES, layer), atol=1e-4)
+        without = hidden_states(model, make_features(), prompt, IMAGES, layer, average)
+    assert np.allclose(without, hidden_states(make_model(), make_features(), prompt, IMAGES, layer, average), atol=1e-4)
     assert not np.allclose(found, without, atol=0.05)
     assert hooks_of(model) == hooks
 
 
-def study(world, layers):
+def study(world, layers, **settings):
     config = toy_config(world)
     config["stages"]["3blind"] = {**config["stages"]["3"], "train": ["lora"], "blind": True}
     config["stages"]["3blind"]["learning_rate"] = {"lora": 1e-2}
     config["schedules"].append(["3blind"])
-    config["evaluation"]["probe"]["layers"] = layers
+    config["evaluation"]["probe"] |= {"layers": layers, **settings}
     return load_study(config)
 
 
@@ -94,3 +96,38 @@ def test_a_further_layer_probes_nothing_else_again(world):
         assert text == canonical_json({**told, "probe": {"hidden": 8, "rare": 2, "seeds": 1}})
     jobs = [json.loads(ProbeJob.of(both, name, 0).text()) for name in ("1-2-3_last", "1-2-3_last-no-lora")]
     assert [(job["layer"], job["lora"]) for job in jobs] == [("last", True), ("last", False)]
+
+
+def test_all_tokens_at_one_width_tell_places_apart_which_a_mean_cannot():
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.zeros(200, 9, 32)
+    left = torch.arange(200) % 2 == 0
+    signal[left, 0] = 1.0  # the same token on the left or on the right of the image
+    signal[~left, 8] = 1.0
+    tokens = signal + 0.1 * torch.randn(signal.shape, generator=generator)
+    settings = Probe(seeds=2, tokens="all")
+    inputs = probe_inputs(Sketch(16, 2)(tokens).numpy(), settings, 16)
+    assert [found.shape for found in inputs] == [(200, 16)] * 2 and not np.allclose(*inputs)
+    labels = [["left"] if at else ["right"] for at in left]
+    for found, right in ((inputs[0], True), (probe_inputs(average(tokens).numpy(), Probe(seeds=1), 16)[0], False)):
+        said = fit_and_answer("linear", found[:100], labels[:100], found[100:], True, 8, 0)
+        share = sum(answer == label for answer, label in zip(said, labels[100:], strict=True)) / 100
+        assert share == 1 if right else 0.3 < share < 0.7
+    parts = torch.cat([Sketch(16, 2)(tokens[:70]), Sketch(16, 2)(tokens[70:])])
+    assert torch.allclose(parts, Sketch(16, 2)(tokens), atol=1e-5), "an image's does not depend on its neighbours"
+
+
+def test_all_tokens_keep_distances_whatever_their_number():
+    generator = torch.Generator().manual_seed(1)
+    for places in (1, 12, 49):
+        tokens = torch.randn(20, places, 40, generator=generator)
+        before, after = (
+            torch.cdist(x, x)[~torch.eye(20, dtype=bool)] for x in (tokens.flatten(1), Sketch(512, 1)(tokens))
+        )
+        assert ((after / before) - 1).abs().max() < 0.2 and abs((after / before).mean() - 1) < 0.02
+
+
+def test_all_tokens_are_another_job_and_the_mean_is_the_one_that_was(world):
+    mean, every = study(world, []), study(world, [], tokens="all")
+    told = [json.loads(ProbeJob.of(one, "1-2", 0).text())["probe"] for one in (mean, every)]
+    assert "tokens" not in told[0] and told[1] == {**told[0], "tokens": "all"}

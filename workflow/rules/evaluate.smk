@@ -246,6 +246,7 @@ rule tabulate_probe:
     conda:
         ENVIRONMENT
     params:
+        tokens=settings.evaluation.probe.tokens if settings.evaluation.probe else "mean",
         order=list(grid.representations),
         shared=grid.shared_prefixes,
         references=canonical_json({name: grid.reference(name) for name in grid.representations}),
@@ -253,7 +254,7 @@ rule tabulate_probe:
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q} --order {params.order:q} --shared {params.shared:q}"
+        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q} --tokens {params.tokens} --order {params.order:q} --shared {params.shared:q}"
         " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
         " > {log:q} 2>&1"
 

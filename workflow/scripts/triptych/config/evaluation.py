@@ -27,6 +27,11 @@ class Probe(Record):
     seeds: PositiveInt = Field(3, description="Number of times that every probe is trained.")
     hidden: PositiveInt = Field(128, description="Width of the hidden layer of the MLP probe.")
     rare: PositiveInt = Field(20, description="Values that occur on fewer images are merged into one, `other`.")
+    tokens: Literal["mean", "all"] = Field(
+        "mean",
+        description="What a probe sees of an image: the mean of its tokens, as in the paper, or all of them "
+        "at their places, by random projection to the same width.",
+    )
     layers: list[Layer] = Field(
         [],
         description="Also probe the language model's hidden states at the image tokens, after its middle layer "

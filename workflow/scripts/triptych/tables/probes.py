@@ -29,6 +29,11 @@ COLUMNS |= dict.fromkeys(("f1", "low", "high", "sd_seeds", "shuffled_f1"), NUMBE
 COLUMNS |= {"reference": TEXT, **dict.fromkeys(("change", "change_low", "change_high"), NUMBER)}
 COLUMNS |= dict.fromkeys(("values", "images", "folds", "seeds", "probe_seeds", "questions"), INTEGER)
 
+SEEN = {
+    "mean": "A probe sees the mean of an image's tokens.",
+    "all": "A probe sees all tokens of an image, in their order, by random projection to one width.",
+}
+
 Key = tuple[str, str, str, str]  # representation, attribute, probe, task
 
 
@@ -277,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--probes", type=Path, nargs="+", required=True, help="answers of the probes")
     parser.add_argument("--answers", type=Path, nargs="+", required=True, help="answers of the schedules")
+    parser.add_argument("--tokens", choices=("mean", "all"), default="mean", help="what probes saw of an image")
     parser.add_argument("--order", nargs="+", required=True, help="the representations, in order")
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
     parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
@@ -293,11 +299,12 @@ def main() -> None:
     table = summarise(records, arguments.order, json.loads(arguments.references))
     answers, left_out = attribute_answers([row for path in sorted(arguments.answers) for row in read_table(path)])
     both = pandas.concat([table, summarise_answers(answers, arguments.order)], ignore_index=True)
+    first = table.iloc[0]
     about = (
-        f"Macro-F1 in per cent of probes on held-out images ({table['images'].iloc[0]} images in "
-        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection 1; seeds of each probe: "
-        f"{table['probe_seeds'].iloc[0]}). Intervals cover the choice of images; SD is over seeds and seeds of the "
-        "probes; shuffled labels give chance level."
+        f"Macro-F1 in per cent of probes on held-out images ({first['images']} images in {first['folds']} folds; "
+        f"seeds: {table['seeds'].max()}, before projection 1; seeds of each probe: {first['probe_seeds']}). "
+        f"{SEEN[arguments.tokens]} Intervals cover the choice of images; SD is over seeds and seeds of the probes; "
+        "shuffled labels give chance level."
     )
     said = verdicts(table, arguments.shared, json.loads(arguments.trained_parts))
     against = "\n## Comparison with the paper\n\n"
