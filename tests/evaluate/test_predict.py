@@ -6,7 +6,7 @@ from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
 from triptych.evaluate import generate as generation
-from triptych.evaluate.controls import other_images
+from triptych.evaluate.controls import alike_images, other_images, swapped_alike
 from triptych.evaluate.generate import SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
 from triptych.model.attention import BLOCKWISE
@@ -125,6 +125,43 @@ def test_every_image_is_swapped_for_another():
     assert other == other_images(images[::-1])
     with pytest.raises(TriptychError, match="drop `swapped`"):
         other_images(["one"])
+
+
+def kinds(*rows):
+    """Question rows of (image, subject, modality, location)."""
+    names = ("image_id", "group", "modality", "location")
+    return [{"question_id": f"q{n}", **dict(zip(names, row, strict=True))} for n, row in enumerate(rows)]
+
+
+def test_a_hard_swap_keeps_modality_and_body_part_and_never_shows_the_same_subject():
+    rows = kinds(*((f"ct{n}", f"ct{n}", "CT", "Lung") for n in range(5)), ("mr", "mr", "MRI", "Lung"))
+    rows += kinds(("pelvis", "pelvis", "CT", "Pelvic Cavity"), ("none", "none", "", "Lung"))
+    rows += kinds(("who", "who", "Unknown", "Lung"), ("knows", "knows", "Unknown", "Lung"))
+    other = alike_images(rows)
+    assert set(other) == set(other.values()) == {f"ct{n}" for n in range(5)}, "each stands for one other"
+    assert all(mine != theirs for mine, theirs in other.items())
+    assert other == alike_images(rows[::-1])
+    shown = swapped_alike(rows, None, None, None)
+    assert shown.left_out == {"mr", "pelvis", "none", "who", "knows"}
+    assert shown.of == other | {name: name for name in shown.left_out}, "prefixes of all images stay shared"
+    slices = kinds(*((f"a{n}", "a", "CT", "Lung") for n in range(3)), ("b0", "b", "CT", "Lung"))
+    other = alike_images(slices + kinds(("c0", "c", "CT", "Head"), ("c1", "c", "CT", "Head")))
+    assert {name: other[name] for name in ("a0", "a1", "a2")} == dict.fromkeys(("a0", "a1", "a2"), "b0")
+    assert other["b0"][0] == "a" and set(other) == {"a0", "a1", "a2", "b0"}, "c has no other subject"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("a", "a", "Radiology", "Unknown"), ("b", "b", "Radiology", "Unknown")], "no held-out question names both"),
+        ([("a", "a", "", ""), ("b", "b", None, None)], "no held-out question names both"),
+        ([("a", "a", "CT", "Head"), ("b", "b", "MRI", "Head")], "no two of different subjects"),
+        ([("a", "s", "CT", "Head"), ("b", "s", "CT", "Head")], "no two of different subjects"),
+    ],
+)
+def test_data_without_images_of_one_kind_are_one_error_that_names_the_setting(rows, said):
+    with pytest.raises(TriptychError, match=f"evaluation.controls: .*{said}.*drop `swapped-alike`"):
+        alike_images(kinds(*rows))
 
 
 def test_a_killed_prediction_goes_on_after_its_last_whole_batch(tmp_path):

@@ -8,6 +8,7 @@ from pandas.testing import assert_frame_equal
 from sklearn.metrics import f1_score
 from triptych.config.evaluation import Probe
 from triptych.evaluate import probe
+from triptych.evaluate.representations import probe_inputs, random_subspace
 from triptych.tables import probes
 from triptych.tables.format import make_table, rows_of
 
@@ -28,13 +29,17 @@ def tokens_of(labels, width=24, noise=0.3, seed=0):
     return (np.array(held) + noise * generator.normal(size=(len(IMAGES), width))).astype(np.float32)
 
 
+def fold_of(tokens, places, labels, held_out, width=16):
+    return probe.probe_fold(probe_inputs(tokens, SETTINGS, width), places, labels, held_out, SETTINGS)
+
+
 def answers_of(tokens, labels, attribute="modality", width=16):
     """Answers of both folds, as the step keeps them."""
     places = {image: number for number, image in enumerate(IMAGES)}
     rows = []
     for fold in range(2):
         held_out = set(IMAGES[fold::2]) if attribute == "organ" else set(IMAGES[60 * fold : 60 * fold + 60])
-        found = probe.probe_fold(tokens, places, {attribute: labels}, held_out, SETTINGS, width)
+        found = fold_of(tokens, places, {attribute: labels}, held_out, width)
         run = {"split": f"fold{fold}", "seed": 0}
         rows += [{**run, **row, "group": row["image_id"]} for row in found]
     return rows
@@ -72,7 +77,7 @@ def test_a_probe_never_sees_the_images_that_it_is_tested_on(kind):
     labels = {image: ["CT"] if number < 30 else ["MRI"] for number, image in enumerate(IMAGES)}
     labels |= {image: ["PET"] for image in IMAGES[60:]}  # only where it is tested
     places = {image: number for number, image in enumerate(IMAGES)}
-    rows = probe.probe_fold(tokens_of(labels), places, {"modality": labels}, set(IMAGES[60:]), SETTINGS, 16)
+    rows = fold_of(tokens_of(labels), places, {"modality": labels}, set(IMAGES[60:]))
     asked = [row for row in rows if row["task"] == "labels" and row["probe"] == kind]
     assert {row["image_id"] for row in asked} == set(IMAGES[60:])
     assert {name for row in asked for name in row["answer"]} <= {"CT", "MRI"}
@@ -84,7 +89,7 @@ def test_folds_that_hold_out_all_there_is_to_learn_are_answered_all_the_same(kin
     places = {image: number for number, image in enumerate(IMAGES)}
 
     def answers(attribute, labels, held_out):
-        found = probe.probe_fold(tokens_of(labels), places, {attribute: labels}, set(held_out), SETTINGS, 16)
+        found = fold_of(tokens_of(labels), places, {attribute: labels}, set(held_out))
         return {row["image_id"]: row["answer"] for row in found if (row["probe"], row["task"]) == (kind, "labels")}
 
     values = {image: ["CT"] for image in half} | {image: ["MRI"] for image in rest}
@@ -119,10 +124,10 @@ def test_labels_are_what_most_questions_say_and_rare_ones_are_one():
 
 
 def test_directions_are_orthonormal_and_drawn_by_their_seed():
-    first = probe.random_subspace(40, 16, 1)
+    first = random_subspace(40, 16, 1)
     assert np.allclose(first.T @ first, np.eye(16), atol=1e-5)
-    assert np.array_equal(first, probe.random_subspace(40, 16, 1))
-    assert not np.allclose(first, probe.random_subspace(40, 16, 2))
+    assert np.array_equal(first, random_subspace(40, 16, 1))
+    assert not np.allclose(first, random_subspace(40, 16, 2))
 
 
 def test_macro_f1_is_that_of_scikit_learn_also_for_draws():

@@ -20,6 +20,7 @@ from triptych.tables.schedules import (
     controls,
     paired_differences,
     schedules_markdown,
+    shown_controls,
     summarise,
 )
 
@@ -220,6 +221,26 @@ def test_controls_tell_what_is_lost_run_by_run():
     assert "blank_mean" not in row
     with pytest.raises(TriptychError, match="1-2-3 has different runs with swapped images"):
         controls(A, {"swapped": blind[:4]}, ["1-2-3"])
+
+
+def test_a_drop_is_over_the_questions_that_a_control_asked():
+    alike = [
+        {**record, "prediction": "no", "gold": "yes"}
+        for record in A
+        if record["question_id"] not in {"q0-0", "q1-3"}  # the first is right with its own image, the other wrong
+    ]
+    table = controls(A, {"swapped": A, "swapped-alike": alike, "blank": []}, ["1-2-3"])
+    [row] = rows_of(table)
+    own = {
+        run: [r for r in A if r["split"] == f"fold{run}" and r["question_id"] not in ("q0-0", "q1-3")] for run in (0, 1)
+    }
+    expected = [100 * sum(r["prediction"] == r["gold"] for r in rows) / len(rows) for rows in own.values()]
+    assert row["swapped-alike_mean"] == 0 and row["true_mean"] == 62.5
+    assert row["swapped-alike_lost_mean"] == pytest.approx(sum(expected) / 2)
+    assert row["swapped-alike_lost_mean"] != pytest.approx(62.5)
+    assert (row["swapped_left_out"], row["swapped-alike_left_out"], row["swapped_lost_mean"]) == (0, 2, 0)
+    heading = list(shown_controls(table).columns)
+    assert heading[2:] == ["own image", "another image", "drop", "another of its kind (2 left out)", "drop"]
 
 
 def test_content_rows_count_their_own_questions():

@@ -14,10 +14,12 @@ from trainings import (
     no_features,
     same,
 )
+from triptych.config.arms import CONTROLS, Control
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError
 from triptych.evaluate import predict, respondent
 from triptych.evaluate.answered import write_answered
+from triptych.evaluate.controls import Shown
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.model import checkpoint
@@ -165,6 +167,23 @@ def test_answers_without_gold_log_probabilities_are_not_asked_again(steps, tmp_p
     samples = asked(monkeypatch)
     rows = run_predict(manifest)
     assert samples == [] and "gold_logprob" not in rows[0]
+
+
+def all_but_two(questions, features, encoder, device):
+    images = sorted({row["image_id"] for row in questions})
+    return Shown({image: image for image in images}, features, frozenset([images[0], images[5]]))
+
+
+def test_questions_of_images_that_a_control_leaves_out_are_not_asked(steps, monkeypatch):
+    monkeypatch.setitem(CONTROLS, "all-but-two", Control(f"{__name__}:all_but_two", "", ""))
+    run_stage, run_predict = steps
+    manifest = run_stage("seeing", {**BOTH, "epochs": 1})
+    own, control = (run_predict(manifest, view) for view in ("held-out", "all-but-two"))
+    out = sorted({row["image_id"] for row in own})
+    expected = [row for row in own if row["image_id"] not in (out[0], out[5])]
+    asked = ("question_id", "prediction", "gold")
+    assert [[row[name] for name in asked] for row in control] == [[row[name] for name in asked] for row in expected]
+    assert 0 < len(control) < len(own)
 
 
 def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, capsys):

@@ -36,8 +36,9 @@ def always_yes(training, vectors):
     return lambda row: "yes"
 
 
-def first_image(image_ids, features, encoder, device):
-    return Shown(dict.fromkeys(image_ids, min(image_ids)), features)
+def first_image(questions, features, encoder, device):
+    images = {row["image_id"] for row in questions}
+    return Shown(dict.fromkeys(images, min(images)), features)
 
 
 @pytest.fixture
@@ -79,10 +80,12 @@ def test_a_baseline_is_one_entry(finished, monkeypatch):
     assert "always-yes" in page
 
 
-def test_a_control_is_one_entry(finished, monkeypatch):
-    monkeypatch.setitem(CONTROLS, "first", Control(f"{__name__}:first_image", "the first image", "the first one"))
+@pytest.mark.parametrize("name", ["first", "swapped-alike"])
+def test_a_control_is_one_entry(finished, monkeypatch, name):
+    if name == "first":
+        monkeypatch.setitem(CONTROLS, name, Control(f"{__name__}:first_image", "the first image", "the first one"))
     config = finished.settings.model_dump(exclude_unset=True)
-    config["evaluation"]["controls"] = ["swapped", "blank", "first"]
+    config["evaluation"]["controls"] = ["swapped", "blank", name]
     study = replace(load_study(config), results=finished.results)
     asking = [job for job in jobs(study) if job.rule == "predict"]
     assert len(asking) == len(study.grid.schedules) * 2
@@ -100,10 +103,11 @@ def test_a_control_is_one_entry(finished, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in before}, "the new view alone is asked"
     tabulate(monkeypatch, study)
     table = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
-    assert table["first_mean"].notna().all() and {"swapped_mean", "blank_mean"} < set(table.columns)
-    assert "the first image" in (study.results / "tables/controls.md").read_text()
+    assert table[f"{name}_mean"].notna().all() and {"swapped_mean", "blank_mean"} < set(table.columns)
+    assert (table[f"{name}_left_out"] == 0).all(), "each fold holds out two subjects of each modality"
+    assert CONTROLS[name].heading in (study.results / "tables/controls.md").read_text()
     page, _ = render(study, TABLES)
-    assert "the first one" in page or "the first image" in page
+    assert CONTROLS[name].heading in page
 
 
 def test_a_result_is_one_entry(finished, monkeypatch, capsys):

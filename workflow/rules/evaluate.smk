@@ -244,7 +244,8 @@ use rule compare_schedules as compare_test with:
 
 rule tabulate_probe:
     input:
-        probes,
+        probes=probes,
+        answers=predictions(HELD_OUT, grid.schedules),
     output:
         csv=report(
             result(paths.TABLE, table="probe.csv"),
@@ -271,14 +272,15 @@ rule tabulate_probe:
     conda:
         ENVIRONMENT
     params:
-        order=grid.representations,
+        tokens=settings.evaluation.probe.tokens if settings.evaluation.probe else "mean",
+        order=list(grid.representations),
         shared=grid.shared_prefixes,
         references=canonical_json({name: grid.reference(name) for name in grid.representations}),
         ways=canonical_json({prefix: grid.trained_parts(prefix) for prefix in grid.prefixes}),
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.tables.probes --probes {input:q} --order {params.order:q} --shared {params.shared:q}"
+        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q} --tokens {params.tokens} --order {params.order:q} --shared {params.shared:q}"
         " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
         " > {log:q} 2>&1"
 

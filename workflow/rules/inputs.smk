@@ -157,7 +157,7 @@ def models_of(wildcards):
 
 def probed(wildcards):
     """The checkpoints of a representation, one for every split, and its models; what is not trained has the base's."""
-    name = wildcards.representation
+    name = grid.representations[wildcards.representation].of
     trained = name in grid.prefixes
     cells = [Checkpoint(name, split, int(wildcards.seed)) for split in grid.splits(name)] if trained else []
     like = name if trained else grid.schedules[0]

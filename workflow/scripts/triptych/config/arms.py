@@ -59,8 +59,8 @@ class Control:
     """A view of the held-out questions with other images than their own: a model that looks loses by it.
 
     Attributes:
-        function: `module:name` of what says which images are shown: (image ids, features, folder of the vision encoder,
-            device) -> `evaluate.controls.Shown`.
+        function: `module:name` of what says which images are shown, and whose questions are left out: (rows of the
+            question table, features, folder of the vision encoder, device) -> `evaluate.controls.Shown`.
         heading: what the tables call the images.
         note: what the page says of them, after "with".
     """
@@ -76,6 +76,12 @@ class Control:
 
 CONTROLS: dict[str, Control] = {
     "swapped": Control("triptych.evaluate.controls:swapped", "another image", "another image"),
+    "swapped-alike": Control(
+        "triptych.evaluate.controls:swapped_alike",
+        "another of its kind",
+        "another image of the same modality and body part (these two alone answer 69.8 % of SLAKE's test part, so a "
+        "model that drops here looks beyond them)",
+    ),
     "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),
 }
 

@@ -18,12 +18,26 @@ def _known_control(name: str) -> str:
 ControlName = Annotated[str, AfterValidator(_known_control), WithJsonSchema({"enum": list(CONTROLS), "type": "string"})]
 
 
+Layer = Literal["middle", "last"]
+
+
 class Probe(Record):
     """Probes of image tokens for the modality, body part and organs of held-out images (arXiv 2402.16832)."""
 
     seeds: PositiveInt = Field(3, description="Number of times that every probe is trained.")
     hidden: PositiveInt = Field(128, description="Width of the hidden layer of the MLP probe.")
     rare: PositiveInt = Field(20, description="Values that occur on fewer images are merged into one, `other`.")
+    tokens: Literal["mean", "all"] = Field(
+        "mean",
+        description="What a probe sees of an image: the mean of its tokens, as in the paper, or all of them "
+        "at their places, by random projection to the same width.",
+    )
+    layers: list[Layer] = Field(
+        [],
+        description="Also probe the language model's hidden states at the image tokens, after its middle layer "
+        "(`middle`) or its last one, final norm included (`last`), with the checkpoint's LoRA and without it. Every "
+        "checkpoint's language model then runs once over all images, which large ones need a GPU for.",
+    )
 
 
 class Leak(Record):
@@ -58,8 +72,9 @@ class Evaluation(Record):
     )
     controls: list[ControlName] = Field(
         ["swapped", "blank"],
-        description="Ask every finished schedule again with another image (`swapped`) and with a grey one (`blank`): a "
-        "model that uses the image scores lower.",
+        description="Ask every finished schedule again with another image (`swapped`), with another one of the same "
+        "modality and body part (`swapped-alike`), and with a grey one (`blank`): a model that uses the image scores "
+        "lower. `swapped-alike` leaves out, and counts, questions whose image is the only one of its kind.",
     )
     probe: Probe | None = Field(Probe(), description="Probes of the image tokens of every checkpoint; null: none.")
     leak: Leak | None = Field(

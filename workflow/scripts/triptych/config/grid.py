@@ -10,11 +10,13 @@ it departs from the base: `1-2+slow`, then `1-2+slow-3`. Code asks for the setti
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from triptych.config import paths
 from triptych.config.ablations import trained_as, varied
 from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR, reserved_names
 from triptych.config.base import Record
+from triptych.config.evaluation import Layer
 from triptych.config.settings import Settings
 from triptych.config.stages import Stage
 from triptych.io.manifest import canonical_json
@@ -50,6 +52,26 @@ class Prefix:
     settings: Settings
     vision_encoder: str
     language_model: str
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What is probed.
+
+    Attributes:
+        of: a prefix, or one of the two that nothing trains: `arms.PRE_PROJECTION`, `arms.RANDOM_CONNECTOR`.
+        layer: the hidden states after that layer of the language model; None: its input, the image tokens.
+        lora: with the adapters of the checkpoint, where it has some.
+    """
+
+    of: str
+    layer: Layer | None = None
+    lora: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name it in tables and paths: 1-2-3, 1-2-3_last, 1-2-3_last-no-lora; no prefix has a `_`."""
+        return self.of + (f"_{self.layer}" if self.layer else "") + ("" if self.lora else "-no-lora")
 
 
 class Grid:
@@ -279,16 +301,35 @@ class Grid:
     # Probes
 
     @cached_property
-    def representations(self) -> list[str]:
-        """What is probed: the vision features, a random connector, and the connector of every prefix."""
-        return [PRE_PROJECTION, RANDOM_CONNECTOR, *self.prefixes]
+    def representations(self) -> dict[str, Representation]:
+        """What is probed, by name: the vision features, a random connector, the connector of every prefix.
+
+        Then, where the settings name layers, the language model behind each connector that it sees an image through.
+        """
+        probe = self.settings.evaluation.probe
+        seeing = [name for name in self.prefixes if not self.stage_of(name).blind]
+        found = [Representation(name) for name in (PRE_PROJECTION, RANDOM_CONNECTOR, *self.prefixes)]
+        for layer, name in product(probe.layers if probe else [], [RANDOM_CONNECTOR, *seeing]):
+            found.append(Representation(name, layer))
+            if name in self.prefixes and self.has_lora(name):
+                found.append(Representation(name, layer, lora=False))
+        return {one.name: one for one in found}
+
+    def has_lora(self, prefix: str) -> bool:
+        """Tell whether a stage of a prefix trains LoRA."""
+        behind = self.prefixes[prefix]
+        return any("lora" in behind.settings.stages[stage].train for stage in behind.stages)
 
     def reference(self, representation: str) -> str | None:
         """Name what a representation is compared with: the checkpoint before medical data, else a random connector.
 
         None for what is not trained, and where the base's random connector is no fair comparison: another connector,
-        or another model on either side of it.
+        or another model on either side of it. Hidden states are compared with those of the same layer.
         """
+        found = self.representations[representation]
+        if found.layer:
+            before = self.reference(found.of)
+            return before and Representation(before, found.layer).name
         if representation in (PRE_PROJECTION, RANDOM_CONNECTOR):
             return None
         behind = self.prefixes[representation]

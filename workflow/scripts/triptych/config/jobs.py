@@ -12,7 +12,7 @@ from pydantic import AfterValidator, PositiveInt
 
 from triptych.config.arms import CAPTIONS, question_views
 from triptych.config.base import Precision, Record
-from triptych.config.evaluation import Probe
+from triptych.config.evaluation import Layer, Probe
 from triptych.config.grid import Checkpoint
 from triptych.config.settings import WeightsAndBiases
 from triptych.config.stages import Connector, Lora, Stage, Training
@@ -91,24 +91,39 @@ class PredictionJob(JobSettings):
 
 
 class ProbeJob(JobSettings):
-    """The probes of one representation."""
+    """The probes of one representation; `layer` and `lora` are those of `grid.Representation`."""
 
     representation: str
     seed: int
     connector: Connector
     probe: Probe
+    layer: Layer | None = None
+    lora: bool = True
 
     @classmethod
     def of(cls, study: Study, representation: str, seed: int) -> Self:
-        """Build the job of a representation: a prefix, or one of the two that nothing trains."""
-        trained = representation in study.grid.prefixes
-        settings = study.grid.settings_of(representation) if trained else study.settings
+        """Build the job of a representation."""
+        found = study.grid.representations[representation]
+        settings = study.grid.settings_of(found.of) if found.of in study.grid.prefixes else study.settings
         return cls(
             representation=representation,
             seed=seed,
             connector=settings.connector,
             probe=study.settings.evaluation.probe,
+            layer=found.layer,
+            lora=found.lora,
         )
+
+    def text(self) -> str:
+        """Write the job as `JobSettings.text` does, with `layer` and `tokens` only where they are not as by default.
+
+        `probe.layers` names other jobs, so that a further layer probes nothing else again.
+        """
+        told = self.model_dump(by_alias=True, mode="json")
+        del told["probe"]["layers"]
+        if self.probe.tokens == "mean":
+            del told["probe"]["tokens"]
+        return canonical_json(told if self.layer else {key: told[key] for key in told if key not in ("layer", "lora")})
 
 
 class WandbJob(JobSettings):

@@ -1,5 +1,7 @@
 """Which questions belong to which part of a split."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,15 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     if not chosen:
         raise TriptychError(f"{data}: no question in part '{part}' of split '{split}'; check `datasets` and `folds`")
     return sorted(chosen, key=lambda row: (row["image_id"], row["question_id"]))
+
+
+def named_of_images(questions: Sequence[dict], column: str) -> dict[str, str]:
+    """What most questions about an image name in a column, modality or location, by image id; no image without any."""
+    named: dict[str, Counter] = {}
+    for row in sorted(questions, key=lambda row: (row["image_id"], row["question_id"])):
+        if row[column]:
+            named.setdefault(row["image_id"], Counter())[row[column]] += 1
+    return {image: counts.most_common(1)[0][0] for image, counts in named.items()}
 
 
 def limited(rows: list[dict], limit: int | None, seed: int) -> list[dict]:

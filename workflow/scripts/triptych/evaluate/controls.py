@@ -1,5 +1,6 @@
 """Views: what a model is shown with a question: its own image, or that of a control, which `config/arms.py` lists."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from triptych.data.questions import named_of_images
+from triptych.data.sources.conversations import UNKNOWN
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import ReadFeatures
 from triptych.features.shards import encoder_hashes
@@ -15,6 +18,7 @@ from triptych.model import vision
 from triptych.utils.seeds import stable_order
 
 GREY = Image.new("RGB", (256, 256), (128, 128, 128))
+KIND = ("modality", "location")  # what `swapped-alike` keeps
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,24 @@ class Shown:
     Attributes:
         of: by image id, the name of what is shown.
         read: from R names to vision features (R, N, D); prefixes are shared between views of the same `read`.
+        left_out: images whose questions are not asked; `of` has them, too, so that prefixes stay shared.
     """
 
     of: Mapping[str, str]
     read: ReadFeatures
+    left_out: frozenset[str] = frozenset()
 
 
-def own(image_ids: Sequence[str], features: ReadFeatures) -> Shown:
+def own(questions: Sequence[dict], features: ReadFeatures) -> Shown:
     """Show every image itself."""
-    return Shown({image: image for image in image_ids}, features)
+    return Shown({row["image_id"]: row["image_id"] for row in questions}, features)
 
 
-def swapped(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> Shown:
+def swapped(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
     """Show another image for every image.
 
     Args:
-        image_ids: the images that are asked about.
+        questions: rows of the question table that are asked.
         features: features of the data set.
         encoder: folder of the vision encoder.
         device: where to encode images.
@@ -47,14 +53,31 @@ def swapped(image_ids: Sequence[str], features: Features, encoder: Path, device:
     Raises:
         TriptychError: there is one image only.
     """
-    return Shown(other_images(image_ids), features)
+    return Shown(other_images([row["image_id"] for row in questions]), features)
 
 
-def blank(image_ids: Sequence[str], features: Features, encoder: Path, device: torch.device) -> Shown:
+def swapped_alike(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
+    """Show another image of the same modality and body part, and of another subject; leave out images without one.
+
+    Args:
+        questions: rows of the question table that are asked.
+        features: features of the data set.
+        encoder: folder of the vision encoder.
+        device: where to encode images.
+
+    Raises:
+        TriptychError: no image has such another one.
+    """
+    other = alike_images(questions)
+    images = {row["image_id"] for row in questions}
+    return Shown({image: other.get(image, image) for image in images}, features, frozenset(images - other.keys()))
+
+
+def blank(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
     """Show a grey image for every image.
 
     Args:
-        image_ids: the images that are asked about.
+        questions: rows of the question table that are asked.
         features: features of the data set.
         encoder: folder of the vision encoder.
         device: where to encode the grey image.
@@ -66,7 +89,9 @@ def blank(image_ids: Sequence[str], features: Features, encoder: Path, device: t
         raise TriptychError(f"{encoder}: is not the encoder that made the vision features; encode them again")
     model = vision.load(encoder, device)
     grey = compute_tokens(model, model.preprocess([GREY]), features.manifest["dtype"], device).float()
-    return Shown(dict.fromkeys(image_ids, "blank"), lambda names: grey.expand(len(names), -1, -1))
+    return Shown(
+        dict.fromkeys([row["image_id"] for row in questions], "blank"), lambda names: grey.expand(len(names), -1, -1)
+    )
 
 
 def other_images(image_ids: Sequence[str]) -> dict[str, str]:
@@ -75,7 +100,50 @@ def other_images(image_ids: Sequence[str]) -> dict[str, str]:
     Raises:
         TriptychError: there is one image only.
     """
-    order = sorted(set(image_ids), key=lambda image: stable_order(0, "swapped", image))
+    order = _stable(set(image_ids))
     if len(order) < 2:
         raise TriptychError("evaluation.controls: images cannot be swapped where there is only one; drop `swapped`")
     return dict(zip(order, order[1:] + order[:1], strict=True))
+
+
+def alike_images(questions: Sequence[dict]) -> dict[str, str]:
+    """Another image of the same modality and body part for every image that has one of another subject.
+
+    In an order that depends on the names alone, the next such image stands for each. Images of the same subject would
+    differ too little: the right answer is often the same. An image is of the kind that most of its questions name.
+
+    Args:
+        questions: rows with question_id, image_id, group (the subject, or the image itself), modality and location.
+
+    Raises:
+        TriptychError: no question names both, or no two images of one kind are of different subjects.
+    """
+    subject = {row["image_id"]: row["group"] for row in questions}
+    named = [named_of_images(questions, column) for column in KIND]
+    kinds = defaultdict(set)
+    for image in subject:
+        kind = tuple(values.get(image, UNKNOWN) for values in named)
+        if UNKNOWN not in kind:
+            kinds[kind].add(image)
+    if not kinds:
+        raise TriptychError(
+            "evaluation.controls: no held-out question names both modality and body part (columns modality and "
+            "location), so no images are of one kind; drop `swapped-alike`"
+        )
+    other = {}
+    for images in kinds.values():
+        order = _stable(images)
+        for place, image in enumerate(order):
+            following = (name for name in order[place + 1 :] + order[:place] if subject[name] != subject[image])
+            if (found := next(following, None)) is not None:
+                other[image] = found
+    if not other:
+        raise TriptychError(
+            "evaluation.controls: of the held-out images, no two of different subjects have the same modality and body "
+            "part; drop `swapped-alike`, or hold out more images"
+        )
+    return other
+
+
+def _stable(image_ids: set[str]) -> list[str]:
+    return sorted(image_ids, key=lambda image: stable_order(0, "swapped", image))

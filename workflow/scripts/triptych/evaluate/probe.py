@@ -1,11 +1,11 @@
 """Step: probes of image tokens before and after projection: which attributes of an image can still be read from them?
 
 The question is that of "Cross-Modal Projection in Multimodal LLMs Doesn't Really Project Visual Attributes to Textual
-Space" (arXiv 2402.16832): a classifier learns an attribute of the image from its mean-pooled tokens, and its macro-F1
-on other images tells how much of the attribute the tokens hold. Variables that the paper leaves open are fixed here:
-every representation, raw features and a random connector among them, is reduced to one width, is given the same two
-probes, and is tested on the held-out images of its fold, which neither the probe nor the connector has seen. Probes
-also learn shuffled labels, whose score is chance level.
+Space" (arXiv 2402.16832): a classifier learns an attribute of the image from its tokens, mean-pooled by default, and
+its macro-F1 on other images tells how much of the attribute the tokens hold. Variables that the paper leaves open are
+fixed here: every representation, raw features and a random connector among them, is reduced to one width, is given the
+same two probes, and is tested on the held-out images of its fold, which neither the probe nor the connector has seen.
+Probes also learn shuffled labels, whose score is chance level.
 """
 
 import argparse
@@ -17,29 +17,23 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
-from transformers import AutoConfig
 
-from triptych.config.arms import PRE_PROJECTION
 from triptych.config.evaluation import Probe
 from triptych.config.grid import SHARED
 from triptych.config.jobs import ProbeJob
-from triptych.config.stages import Connector
+from triptych.data.questions import named_of_images
 from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
 from triptych.errors import TriptychError, run_step
+from triptych.evaluate.representations import probe_inputs, read, text_width
 from triptych.features.store import Features
 from triptych.io.parquet import read_table, write_table
-from triptych.model.checkpoint import Base, verify
-from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.checkpoint import Base
 from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
-
-AT_ONCE = 64  # images projected at a time
 
 
 def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -> dict[str, dict[str, list[str]]]:
@@ -59,11 +53,7 @@ def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -
     """
     found: dict[str, dict[str, list[str]]] = {}
     for attribute in ("modality", "location"):
-        said: dict[str, Counter] = {}
-        for row in sorted(questions, key=lambda row: (row["image_id"], row["question_id"])):
-            if row[attribute]:
-                said.setdefault(row["image_id"], Counter())[row[attribute]] += 1
-        value = {image: counts.most_common(1)[0][0] for image, counts in said.items()}
+        value = named_of_images(questions, attribute)
         sizes = Counter(value.values())
         value = {image: name if sizes[name] >= rare else "other" for image, name in value.items()}
         frequent = {name for name, size in Counter(value.values()).items() if size >= rare}
@@ -77,12 +67,6 @@ def image_labels(questions: Sequence[dict], images: Sequence[dict], rare: int) -
     if organs:
         found["organ"] = {image: sorted(names & organs) for image, names in seen.items()}
     return found
-
-
-def random_subspace(width: int, kept: int, seed: int) -> np.ndarray:
-    """Draw orthonormal directions (width, kept), onto which representations are projected to have one width."""
-    drawn = np.random.default_rng(seed).normal(size=(width, kept))
-    return np.linalg.qr(drawn)[0].astype(np.float32)
 
 
 def fit_and_answer(
@@ -128,30 +112,27 @@ def fit_and_answer(
 
 
 def probe_fold(
-    tokens: np.ndarray,
+    inputs: Sequence[np.ndarray],
     places: dict[str, int],
     labels: dict[str, dict[str, list[str]]],
     held_out: set[str],
     settings: Probe,
-    width: int,
 ) -> list[dict]:
     """Fit the probes on one fold, and give their answers for the held-out images.
 
     Args:
-        tokens: (N, D) mean-pooled tokens.
-        places: row of every image id in `tokens`.
+        inputs: (N, W) for each seed of the probes, as `probe_inputs` gives them.
+        places: row of every image id in the inputs.
         labels: see `image_labels`.
         held_out: image ids to test on; the others train.
         settings: number of seeds, width of the MLP.
-        width: of the probes' inputs, at most D.
 
     Returns:
         Rows with probe_seed, attribute, probe, task, image_id, truth and answer.
     """
     rows = []
-    for probe_seed in range(settings.seeds):
+    for probe_seed, seen in enumerate(inputs):
         seed = derive_seed(probe_seed, "probe")
-        inputs = tokens @ random_subspace(tokens.shape[1], width, seed)
         for attribute, of_image in labels.items():
             images = sorted(of_image)
             shuffled = np.random.default_rng(seed).permutation(len(images))
@@ -165,9 +146,9 @@ def probe_fold(
                 for kind in PROBES:
                     answers = fit_and_answer(
                         kind,
-                        inputs[[places[image] for image in fit]],
+                        seen[[places[image] for image in fit]],
                         [truth[task][image] for image in fit],
-                        inputs[[places[image] for image in tested]],
+                        seen[[places[image] for image in tested]],
                         attribute != "organ",
                         settings.hidden,
                         seed % 2**32,
@@ -185,46 +166,6 @@ def probe_fold(
                         for image, answer in zip(tested, answers, strict=True)
                     ]
     return rows
-
-
-@torch.inference_mode()
-def pooled_tokens(features: Features, images: Sequence[str], connector: torch.nn.Module | None) -> np.ndarray:
-    """Average the tokens of each image, (N, D): after the connector or, where it is None, before projection."""
-    parts = []
-    for start in range(0, len(images), AT_ONCE):
-        tokens = features(images[start : start + AT_ONCE]).float()
-        parts.append((tokens if connector is None else connector(tokens)).mean(1))
-    return torch.cat(parts).numpy()
-
-
-def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
-    """Load the connector of each split: of its checkpoint, or a random one, or None before projection.
-
-    Args:
-        job: names the representation.
-        checkpoints: manifests; none for a representation that is not trained.
-        base: vision features and language model.
-
-    Raises:
-        TriptychError: as `checkpoint.verify`.
-    """
-    if job.representation == PRE_PROJECTION:
-        return {SHARED: None}
-    sizes = base.hidden_size, text_width(base)
-    if not checkpoints:
-        return {SHARED: build_connector(job.connector, *sizes, derive_seed(job.seed, "connector", SHARED))}
-    found = {}
-    for path in checkpoints:
-        manifest = verify(path, base)
-        connector = build_connector(Connector.model_validate(manifest["connector"]), *sizes, 0)
-        connector.load_state_dict(load_file(path.parent / CONNECTOR_FILE), strict=True)
-        found[manifest["split"]] = connector
-    return found
-
-
-def text_width(base: Base) -> int:
-    """Give the size of the language model's hidden states, which connectors project to."""
-    return AutoConfig.from_pretrained(base.language_model, trust_remote_code=False).get_text_config().hidden_size
 
 
 def main() -> None:
@@ -258,16 +199,16 @@ def main() -> None:
     width = min(features.hidden_size, text_width(base))  # of the narrowest representation
     images = sorted(pool)
     places = {image: row for row, image in enumerate(images)}
-    pooled = {
-        split: pooled_tokens(features, images, connector)
-        for split, connector in connectors(job, arguments.checkpoints, base).items()
+    inputs = {
+        split: probe_inputs(found, job.probe, width)
+        for split, found in read(job, arguments.checkpoints, base, features, images, width)
     }
     records = []
     for split in sorted({row["fold"] for row in folds}):
         held_out = {image_of[row["question_id"]] for row in folds if (row["fold"], row["part"]) == (split, "test")}
-        tokens = pooled[SHARED if SHARED in pooled else split]
+        seen = inputs[SHARED if SHARED in inputs else split]
         run = {"representation": job.representation, "split": split, "seed": job.seed}
-        found = probe_fold(tokens, places, labels, held_out, job.probe, width)
+        found = probe_fold(seen, places, labels, held_out, job.probe)
         records += [{**run, **row, "group": group[row["image_id"]]} for row in found]
         print(f"{split}: {len(held_out)} of {len(images)} images held out, {', '.join(labels)}", flush=True)
     write_table(arguments.out, records, PROBE_SCHEMA)

@@ -63,10 +63,12 @@ class Respondent:
             rows = asked_questions(self.data, self.manifest["split"], part, self.job.limit)
             self._questions[part] = rows, tokenise(rows, self.prompt)
         rows, samples = self._questions[part]
-        images = [row["image_id"] for row in rows]
         show = partial(CONTROLS[view].load(), encoder=self.encoder, device=self.device) if view in CONTROLS else own
-        shown = show(images, self.features)
-        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([shown.of[images[0]]]))
+        shown = show(rows, self.features)
+        asked = [place for place, row in enumerate(rows) if row["image_id"] not in shown.left_out]
+        rows, samples = [rows[place] for place in asked], [samples[place] for place in asked]
+        first = shown.of[rows[0]["image_id"]]
+        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([first]))
         prefix, config = len(self.prompt.before_image) + image_tokens, self.model.decoder.config
         require_context(samples, prefix, context_tokens(config), self.job.max_new_tokens)
         settings = {**self.job.model_dump(), "view": view}

@@ -182,10 +182,14 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
 
 
 def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
-    known = controls.dropna(subset=["swapped_lost_mean"])
-    for arm, lost in zip(known["arm"], known["swapped_lost_mean"], strict=True):
-        if lost < LOOKS:
-            yield f"`{arm}` loses only {lost:.1f} points with another image: it hardly uses the image."
+    for view, image, said in (
+        ("swapped", "another image", "uses the image"),
+        ("swapped-alike", "another image of the same modality and body part", "looks beyond these two"),
+    ):
+        known = controls.dropna(subset=[f"{view}_lost_mean"])
+        for arm, lost in zip(known["arm"], known[f"{view}_lost_mean"], strict=True):
+            if lost < LOOKS:
+                yield f"`{arm}` loses only {lost:.1f} points with {image}: it hardly {said}."
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:

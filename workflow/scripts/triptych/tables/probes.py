@@ -1,9 +1,10 @@
-"""Step: table, figure and verdict of the probes, from their stored answers alone."""
+"""Step: table, figure and verdict of the probes and of what models say themselves, from stored answers alone."""
 
 import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import altair
@@ -12,6 +13,7 @@ import pandas
 
 from triptych.data.schemas import PROBED_ATTRIBUTES, PROBES
 from triptych.errors import run_step
+from triptych.evaluate.attributes import ANSWERS, FEWEST, attribute_answers
 from triptych.io.parquet import read_table
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.plotting import PALETTE, write_figure
@@ -25,7 +27,12 @@ PAPER = {"projection only": (-29.7, -19.6), "end to end": (-18.7, -3.0)}
 COLUMNS = {"representation": TEXT, "attribute": TEXT, "probe": TEXT}
 COLUMNS |= dict.fromkeys(("f1", "low", "high", "sd_seeds", "shuffled_f1"), NUMBER)
 COLUMNS |= {"reference": TEXT, **dict.fromkeys(("change", "change_low", "change_high"), NUMBER)}
-COLUMNS |= dict.fromkeys(("values", "images", "folds", "seeds", "probe_seeds"), INTEGER)
+COLUMNS |= dict.fromkeys(("values", "images", "folds", "seeds", "probe_seeds", "questions"), INTEGER)
+
+SEEN = {
+    "mean": "A probe sees the mean of an image's tokens.",
+    "all": "A probe sees all tokens of an image, in their order, by random projection to one width.",
+}
 
 Key = tuple[str, str, str, str]  # representation, attribute, probe, task
 
@@ -57,14 +64,38 @@ class Counts:
     def macro_f1(self, weights: np.ndarray) -> np.ndarray:
         """Give macro-F1 in per cent of each run, (B, runs), with groups counted `weights` (B, G) times.
 
-        A value that no image of a draw has is left out of the mean of that draw.
+        A value that no image of a draw has is left out of the mean of that draw; a draw without any value is NaN.
         """
         scores = []
         for right, given, true in self.table:
             right, both, true = weights @ right, weights @ (given + true), weights @ true
             f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-            scores.append(100 * (f1 * (true > 0)).sum(1) / (true > 0).sum(1))
+            number = (true > 0).sum(1)
+            mean = np.divide((f1 * (true > 0)).sum(1), number, out=np.full(len(number), np.nan), where=number > 0)
+            scores.append(100 * mean)
         return np.stack(scores, axis=1)
+
+
+def summarise_answers(rows: Sequence[dict], order: Sequence[str]) -> pandas.DataFrame:
+    """Score what schedules answer about attributes: rows as those of `summarise`, for the probe `answers`.
+
+    Args:
+        rows: of `evaluate.attributes.attribute_answers`.
+        order: the schedules.
+    """
+    by_key: dict[Key, list[dict]] = defaultdict(list)
+    for row in rows:
+        by_key[row["representation"], row["attribute"], row["probe"], row["task"]].append(row)
+    found = []
+    for attribute, name in product(PROBED_ATTRIBUTES, order):
+        answers = by_key[name, attribute, ANSWERS, "labels"]
+        groups = sorted({row["group"] for row in answers})
+        values = sorted({value for row in answers for value in row["truth"]})
+        if answers:
+            row = {"representation": name, "attribute": attribute, "probe": ANSWERS, "values": len(values)}
+            row |= Score(by_key, (name, attribute, ANSWERS), groups, values).row()
+            found.append(row | {"probe_seeds": None, "questions": len({answer["question_id"] for answer in answers})})
+    return make_table(found, COLUMNS)
 
 
 def summarise(records: Sequence[dict], order: Sequence[str], references: Mapping[str, str | None]) -> pandas.DataFrame:
@@ -114,11 +145,12 @@ class Score:
         draws = np.random.default_rng(0).multinomial(len(groups), even, DRAWS).astype(float)
         counts = Counts(self.answers, groups, values)
         self.exact, self.drawn = counts.macro_f1(once)[0], counts.macro_f1(draws).mean(1)
-        self.shuffled = Counts(by_key[*key, "shuffled"], groups, values).macro_f1(once).mean()
+        shuffled = by_key[*key, "shuffled"]
+        self.shuffled = Counts(shuffled, groups, values).macro_f1(once).mean() if shuffled else None
 
     def row(self) -> dict:
         """Give the columns that need this score alone."""
-        low, high = np.quantile(self.drawn, [0.025, 0.975])
+        low, high = np.nanquantile(self.drawn, [0.025, 0.975])
         return {
             "f1": self.exact.mean(),
             "low": low,
@@ -136,7 +168,7 @@ class Score:
         if not reference:
             return {}
         other = scores[reference]
-        low, high = np.quantile(100 * (self.drawn / other.drawn - 1), [0.025, 0.975])
+        low, high = np.nanquantile(100 * (self.drawn / other.drawn - 1), [0.025, 0.975])
         change = 100 * (self.exact.mean() / other.exact.mean() - 1)
         return {"reference": reference, "change": change, "change_low": low, "change_high": high}
 
@@ -178,6 +210,27 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
     return said
 
 
+def beside(table: pandas.DataFrame, left_out: Mapping[str, int]) -> list[str]:
+    """Say what each schedule answers of an attribute beside what the MLP probe reads, a sentence for each.
+
+    Args:
+        table: of `summarise` and `summarise_answers`.
+        left_out: attributes that too few questions ask for -> their number.
+    """
+    by_key = {(row["representation"], row["attribute"], row["probe"]): row for row in rows_of(table)}
+    said = []
+    for (name, attribute, kind), row in by_key.items():
+        if kind == ANSWERS:
+            read = by_key.get((name, attribute, "mlp"))
+            said.append(
+                f"`{name}`, {attribute}: {row['f1']:.1f} ({row['low']:.1f} to {row['high']:.1f}) in its own answers to "
+                f"{row['questions']} questions about {row['images']} images"
+                + (f"; {read['f1']:.1f} read by the MLP probe." if read else ".")
+            )
+    few = f"too few, which need {FEWEST} images for each of two values (and of each organ as many without it)"
+    return said + [f"{name}: left out; {number} questions ask for it: {few}." for name, number in left_out.items()]
+
+
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     heading = ["attribute", "probe", "representation", "macro-F1 (95 % interval)", "SD over seeds"]
@@ -194,7 +247,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
                 row["representation"],
                 f"{row['f1']:.1f} ({row['low']:.1f} to {row['high']:.1f})",
                 "" if row["sd_seeds"] is None else f"{row['sd_seeds']:.1f}",
-                f"{row['shuffled_f1']:.1f}",
+                "" if row["shuffled_f1"] is None else f"{row['shuffled_f1']:.1f}",
                 change,
                 row["reference"] or "",
             ]
@@ -208,8 +261,8 @@ def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
     for attribute in table["attribute"].unique():
         base = altair.Chart(table[table["attribute"] == attribute]).encode(
             y=altair.Y("representation:N", sort=list(order), title=None),
-            yOffset=altair.YOffset("probe:N", sort=list(PROBES)),
-            color=altair.Color("probe:N", sort=list(PROBES), scale=altair.Scale(range=PALETTE), title="probe"),
+            yOffset=altair.YOffset("probe:N", sort=[*PROBES, ANSWERS]),
+            color=altair.Color("probe:N", sort=[*PROBES, ANSWERS], scale=altair.Scale(range=PALETTE), title="probe"),
         )
         scale = altair.Scale(domain=[0, 100])
         points = base.mark_point(filled=True, size=45).encode(altair.X("f1:Q", scale=scale, title="macro-F1, %"))
@@ -218,7 +271,8 @@ def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
         height = altair.Step(14)
         panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
     title = altair.Title(
-        "Probes of image tokens", subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels"
+        "Probes of image tokens",
+        subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels; answers: the model's own",
     )
     return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
 
@@ -227,6 +281,8 @@ def main() -> None:
     """Write `probe` as CSV, Markdown and LaTeX, and its figure as SVG and PNG."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--probes", type=Path, nargs="+", required=True, help="answers of the probes")
+    parser.add_argument("--answers", type=Path, nargs="+", required=True, help="answers of the schedules")
+    parser.add_argument("--tokens", choices=("mean", "all"), default="mean", help="what probes saw of an image")
     parser.add_argument("--order", nargs="+", required=True, help="the representations, in order")
     parser.add_argument("--shared", nargs="*", default=[], help="prefixes that no fold's data were trained on")
     parser.add_argument("--references", required=True, help="what each representation is compared with, as JSON")
@@ -241,11 +297,14 @@ def main() -> None:
     arguments = parser.parse_args()
     records = [row for path in sorted(arguments.probes) for row in read_table(path)]
     table = summarise(records, arguments.order, json.loads(arguments.references))
+    answers, left_out = attribute_answers([row for path in sorted(arguments.answers) for row in read_table(path)])
+    both = pandas.concat([table, summarise_answers(answers, arguments.order)], ignore_index=True)
+    first = table.iloc[0]
     about = (
-        f"Macro-F1 in per cent of probes on held-out images ({table['images'].iloc[0]} images in "
-        f"{table['folds'].iloc[0]} folds; seeds: {table['seeds'].max()}, before projection 1; seeds of each probe: "
-        f"{table['probe_seeds'].iloc[0]}). Intervals cover the choice of images; SD is over seeds and seeds of the "
-        "probes; shuffled labels give chance level."
+        f"Macro-F1 in per cent of probes on held-out images ({first['images']} images in {first['folds']} folds; "
+        f"seeds: {table['seeds'].max()}, before projection 1; seeds of each probe: {first['probe_seeds']}). "
+        f"{SEEN[arguments.tokens]} Intervals cover the choice of images; SD is over seeds and seeds of the probes; "
+        "shuffled labels give chance level."
     )
     said = verdicts(table, arguments.shared, json.loads(arguments.trained_parts))
     against = "\n## Comparison with the paper\n\n"
@@ -253,8 +312,11 @@ def main() -> None:
         "Change of the MLP probe's macro-F1, and the change in arXiv 2402.16832 (range over its four data sets):\n\n"
     )
     against += "".join(f"- {line}\n" for line in said)
-    write_table(arguments.csv.with_suffix(""), table, shown(table), "Probes of image tokens", about, against)
-    write_figure(chart(table, arguments.order), arguments.svg)
+    against += "\n## What the models say\n\nMacro-F1 of answers to the questions that ask for an attribute "
+    against += f"(`{ANSWERS}` in the table), in which the paper's models improve while probes read less:\n\n"
+    against += "".join(f"- {line}\n" for line in beside(both, left_out))
+    write_table(arguments.csv.with_suffix(""), both, shown(both), "Probes of image tokens", about, against)
+    write_figure(chart(both, arguments.order), arguments.svg)
 
 
 if __name__ == "__main__":

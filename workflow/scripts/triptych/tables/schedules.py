@@ -44,7 +44,8 @@ CONTENT_COLUMNS = {"arm": TEXT, "trained": FLAG, "aspect": TEXT, "value": TEXT, 
 def control_columns() -> dict[str, str]:
     """Give the columns of the table of controls, with their types: some for every entry of `CONTROLS`."""
     columns = {"arm": TEXT, **SIZES, "true_mean": NUMBER, "true_sd": NUMBER}
-    return columns | {f"{view}_{name}": NUMBER for view in CONTROLS for name in ("mean", "sd", "lost_mean", "lost_sd")}
+    each = {**dict.fromkeys(("mean", "sd", "lost_mean", "lost_sd"), NUMBER), "left_out": INTEGER}
+    return columns | {f"{view}_{name}": kind for view in CONTROLS for name, kind in each.items()}
 
 
 def _is_trained(runs: dict[Run, list[dict]]) -> bool:
@@ -94,6 +95,8 @@ def rules_differ(table: pandas.DataFrame) -> str:
 def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: Sequence[str]) -> pandas.DataFrame:
     """Score trained arms with each question's own image, with another and with a blank one, and the paired drop.
 
+    A drop is over the questions that the view was asked; `left_out` counts the others.
+
     Args:
         records: answers with each question's own image.
         answers: answers by the views of `CONTROLS`; a view without answers has no columns.
@@ -110,15 +113,22 @@ def controls(records: Sequence[dict], answers: dict[str, Sequence[dict]], arms: 
         row = {"arm": arm, **sizes(true[arm])}
         row["true_mean"], row["true_sd"] = mean_sd(list(right.values()))
         for view, answered in other.items():
-            runs = {run: accuracy(found) for run, found in answered.get(arm, {}).items()}
+            runs = answered.get(arm, {})
             if runs.keys() != right.keys():
                 raise TriptychError(f"{arm} has different runs with {view} images and with its own; predict both again")
-            row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd(list(runs.values()))
-            lost = [right[run] - runs[run] for run in right]
+            row[f"{view}_mean"], row[f"{view}_sd"] = mean_sd([accuracy(found) for found in runs.values()])
+            lost = [accuracy(_same_questions(true[arm][run], runs[run])) - accuracy(runs[run]) for run in runs]
             row[f"{view}_lost_mean"], row[f"{view}_lost_sd"] = mean_sd(lost)
+            row[f"{view}_left_out"] = row["questions"] - sizes(runs)["questions"]
         rows.append(row)
     absent = tuple(f"{view}_" for view in CONTROLS if view not in other)
     return make_table(rows, {name: kind for name, kind in control_columns().items() if not name.startswith(absent)})
+
+
+def _same_questions(records: Sequence[dict], others: Sequence[dict]) -> list[dict]:
+    """Give the records whose question one of the others answers."""
+    asked = {record["question_id"] for record in others}
+    return [record for record in records if record["question_id"] in asked]
 
 
 def by_content(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
@@ -183,7 +193,7 @@ def schedules_markdown(table: pandas.DataFrame, records: Sequence[dict], schedul
 
 
 def shown_controls(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Give the table of controls as text for people."""
+    """Give the table of controls as text for people; what a view left out stands in its heading."""
     views = [view for view in CONTROLS if f"{view}_mean" in table]
     lines = [
         [f"**{row['arm']}**", runs_text(row), cell(row["true_mean"], row["true_sd"])]
@@ -192,7 +202,8 @@ def shown_controls(table: pandas.DataFrame) -> pandas.DataFrame:
     ]
     heading = ["arm", "runs", "own image"]
     for view in views:
-        heading += [CONTROLS[view].heading, "drop"]
+        left_out = table[f"{view}_left_out"].max()
+        heading += [CONTROLS[view].heading + (f" ({left_out} left out)" if left_out else ""), "drop"]
     return pandas.DataFrame(lines, columns=heading)
 
 
@@ -243,7 +254,7 @@ def main() -> None:
         others = ", and with ".join(control.note for view, control in CONTROLS.items() if by_view[view])
         about = (
             f"Does the model use the image? Exact match in per cent with each question's own image, with {others}; "
-            f"drops are paired by run. {questions} {of}."
+            f"drops are paired by run, over the questions that were asked. {questions} {of}."
         )
         write_table(out / "controls", table, shown_controls(table), "Controls", about)
 
