@@ -187,3 +187,26 @@ def test_without_a_stage_on_general_data_there_is_no_verdict():
     row = {"representation": "2", "attribute": "modality", "probe": "mlp", "reference": "random-connector"}
     [said] = probes.verdicts(make_table([row], probes.COLUMNS), [], {"2": "projection only"})
     assert "cannot be compared with the paper" in said
+
+
+@pytest.mark.parametrize("right", [0, 1, 40])
+def test_a_reference_that_is_hardly_ever_right_ends_in_no_error(right):
+    """Draws in which it reads nothing have no change in per cent; nor has it, if it never reads anything."""
+    rows = []
+    for number, image in enumerate(IMAGES[:60]):
+        shared = {"attribute": "modality", "probe": "mlp", "split": "fold0", "seed": 0, "probe_seed": 0}
+        shared |= {"image_id": image, "group": image, "truth": ["CT"]}
+        for name, correct in (("1", number < right), ("1-2", True)):
+            answer = ["CT"] if correct else ["MRI"]
+            for task in ("labels", "shuffled"):
+                rows += [{**shared, "probe": kind, "representation": name, "task": task, "answer": answer}
+                         for kind in probe.PROBES]  # fmt: skip
+    table = probes.summarise(rows, ["1", "1-2"], {"1-2": "1"})
+    [row] = [row for row in rows_of(table) if row["probe"] == "mlp" and row["representation"] == "1-2"]
+    [said] = probes.verdicts(table, ["1"], {"1-2": "projection only"})
+    shown = probes.shown(table)["change, % (95 % interval)"].iloc[-1]
+    if right:
+        assert 0 < row["change_low"] <= row["change"] <= row["change_high"] < np.inf
+        assert "a rise" in said and shown.startswith("+")
+    else:
+        assert row["change"] is None and "never right" in said and shown == ""

@@ -164,11 +164,17 @@ class Score:
         }
 
     def change(self, reference: str | None, scores: Mapping[str, "Score"]) -> dict:
-        """Give the change against a reference in per cent, with its interval; nothing without a reference."""
+        """Give the change against a reference in per cent, with its interval; nothing without a reference.
+
+        Of a reference that reads nothing there is no change in per cent; draws in which it reads nothing are left out.
+        """
         if not reference:
             return {}
         other = scores[reference]
-        low, high = np.nanquantile(100 * (self.drawn / other.drawn - 1), [0.025, 0.975])
+        if not other.exact.mean() > 0:
+            return {"reference": reference}
+        reads = other.drawn > 0
+        low, high = np.nanquantile(100 * (self.drawn[reads] / other.drawn[reads] - 1), [0.025, 0.975])
         change = 100 * (self.exact.mean() / other.exact.mean() - 1)
         return {"reference": reference, "change": change, "change_low": low, "change_high": high}
 
@@ -184,6 +190,9 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
     said = []
     for row in rows_of(table):
         if row["probe"] != "mlp" or row["reference"] not in shared:
+            continue
+        if row["change"] is None:
+            said.append(f"`{row['reference']}`, {row['attribute']}: its probe is never right: there is no change.")
             continue
         trained = trained_parts[row["representation"]]
         deepest, mildest = PAPER[trained]
@@ -238,7 +247,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     lines = []
     for row in rows_of(table):
         change = ""
-        if row["reference"]:
+        if row["change"] is not None:
             change = f"{row['change']:+.1f} ({row['change_low']:+.1f} to {row['change_high']:+.1f})"
         lines.append(
             [
