@@ -172,8 +172,8 @@ def test_an_interval_holds_the_change_and_is_nothing_for_equal_answers():
         (-4, -6, -2, "projection only", "a fall, smaller than in the paper"),
         (-40, -45, -30, "end to end", "a fall, larger than in the paper"),
         (5, 1, 9, "end to end", "a rise, contrary to the paper"),
-        (-1, -6, 4, "projection only", "a fall as large as the paper's is ruled out"),
-        (-9, -25, 6, "projection only", "is not ruled out"),
+        (-1, -6, 4, "projection only", "a fall as large as the paper's lies outside the interval"),
+        (-9, -25, 6, "projection only", "lies within the interval"),
     ],
 )
 def test_the_verdict_says_what_the_interval_allows(change, low, high, trained, word):

@@ -204,9 +204,9 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
         elif low > 0:
             word = "a rise, contrary to the paper"
         elif low > mildest:
-            word = "no change is shown, and a fall as large as the paper's is ruled out"
+            word = "no change is shown, and a fall as large as the paper's lies outside the interval"
         else:
-            word = "no change is shown, and a fall as large as the paper's is not ruled out"
+            word = "no change is shown, and a fall as large as the paper's lies within the interval"
         said.append(
             f"`{row['representation']}` ({trained}) after `{row['reference']}`, {row['attribute']}: "
             f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; paper {deepest:+.1f} to {mildest:+.1f}): {word}."
