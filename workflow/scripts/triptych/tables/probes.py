@@ -281,7 +281,7 @@ def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
         panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
     title = altair.Title(
         "Probes of image tokens",
-        subtitle="points: held-out images, with 95 % interval; ticks: shuffled labels; answers: the model's own",
+        subtitle=["points: held-out images, with 95 % interval; ticks: shuffled labels", "answers: the model's own"],
     )
     return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
 
