@@ -136,8 +136,11 @@ def read_table(path: Path, columns: list[str] | None = None, optional: Sequence[
             if lacking := set(columns or ()) - set(there):
                 raise TriptychError(f"{part}: has no column {min(lacking)}; delete it and run again")
             chosen = None if columns is None else [*columns, *(name for name in optional if name in there)]
-            absent = {name: None for name in optional if name not in there}
-            rows += [row | absent for row in table.read(chosen).to_pylist()]
+            found = table.read(chosen)
+            for name in optional:
+                if name not in there:
+                    found = found.append_column(name, pa.nulls(len(found)))
+            rows += found.to_pylist()
     return rows
 
 
