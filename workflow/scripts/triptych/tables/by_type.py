@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas
 
-from triptych.evaluate.statistics import holm, tabulate, two_way_clustered_t
+from triptych.evaluate.statistics import tabulate, two_way_clustered_t
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
-from triptych.tables.pairs import ASPECTS, Paired
+from triptych.tables.pairs import ASPECTS, Paired, correct_column
 from triptych.tables.wording import LEVEL, p_text
 
 NAME = "comparison_by_type"
@@ -67,11 +67,10 @@ def by_type(first: str, second: str, paired: Paired) -> list[dict[str, Any]]:
 
 def correct(pairs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Add corrected p values, and give all rows; `pairs` has the rows of each pair of arms, the primary one first."""
-    for family in (pairs[0], [row for rows in pairs[1:] for row in rows]):
-        tested = [row for row in family if row["p"] is not None]
-        for row, p_holm in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p_holm
-    return [row for rows in pairs for row in rows]
+    primary, others = pairs[0], [row for rows in pairs[1:] for row in rows]
+    for family in (primary, others):
+        correct_column(family, "p")
+    return [*primary, *others]
 
 
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from triptych.evaluate.statistics import holm, tabulate, two_way_clustered_t
+from triptych.evaluate.statistics import tabulate, two_way_clustered_t
 from triptych.tables.format import NUMBER, markdown
 from triptych.tables.pairs import Paired
 from triptych.tables.wording import LEVEL, p_text
@@ -36,7 +36,7 @@ def compare_gold(first: str, second: str, paired: Paired) -> dict[str, Any]:
         paired: their answers.
 
     Returns:
-        COLUMNS, but for the correction, which `correct_gold` makes; what cannot be computed is None. Where a
+        COLUMNS, but for the correction, which `pairs.correct_column` makes; what cannot be computed is None. Where a
         log-probability is not known there are none, and `logprob_left_out` says why.
     """
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"logprob_left_out": None}
@@ -57,13 +57,6 @@ def compare_gold(first: str, second: str, paired: Paired) -> dict[str, Any]:
         estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
         row |= {"logprob_low": estimate.low, "logprob_high": estimate.high, "logprob_p": estimate.p}
     return row
-
-
-def correct_gold(rows: Sequence[dict[str, Any]]) -> None:
-    """Add the p values of several comparisons, corrected for their number, to the rows."""
-    tested = [row for row in rows if row["logprob_p"] is not None]
-    for row, p_holm in zip(tested, holm([row["logprob_p"] for row in tested]), strict=True):
-        row["logprob_p_holm"] = p_holm
 
 
 def left_out(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

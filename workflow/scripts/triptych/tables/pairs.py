@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from triptych.errors import TriptychError
 from triptych.evaluate.metrics import exact_match
+from triptych.evaluate.statistics import holm
 
 ASPECTS = ("content_type", "answer_type")  # types of questions
 READ = ["arm", "view", "split", "seed", "question_id", "group", *ASPECTS, "gold", "prediction"]
@@ -102,6 +104,16 @@ def pair(records: Sequence[dict], first: str, second: str) -> Paired:
         second_logprob=np.array([two[key].get("gold_logprob") for key in keys], float),
         types={aspect: [one[key][aspect] for key in keys] for aspect in ASPECTS},
     )
+
+
+def correct_column(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Correct the p values in a column of rows for their number (Holm), into the column `<name>_holm`.
+
+    Rows without a p value are no tests, and are left as they are.
+    """
+    tested = [row for row in rows if row[name] is not None]
+    for row, p_holm in zip(tested, holm([row[name] for row in tested]), strict=True):
+        row[f"{name}_holm"] = p_holm
 
 
 def _by_question(records: Sequence[dict], arm: str) -> dict[tuple[str, int, str], dict]:

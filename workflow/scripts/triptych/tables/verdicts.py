@@ -18,8 +18,8 @@ from triptych.evaluate.statistics import (
 )
 from triptych.tables import gold_outcome
 from triptych.tables.format import INTEGER, NUMBER, TEXT
-from triptych.tables.gold_outcome import compare_gold, correct_gold
-from triptych.tables.pairs import Paired
+from triptych.tables.gold_outcome import compare_gold
+from triptych.tables.pairs import Paired, correct_column
 from triptych.tables.wording import LEVEL, p_text
 
 COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
@@ -135,7 +135,7 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
             text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
             text += _warning(row, drawn or {})
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
-    correct_gold(concluded)
+    correct_column(concluded, "logprob_p")
     return concluded
 
 
