@@ -63,11 +63,13 @@ class Control:
             question table, features, folder of the vision encoder, device) -> `evaluate.controls.Shown`.
         heading: what the tables call the images.
         note: what the page says of them, after "with".
+        unmoved: what the page says, after the points, of a schedule that hardly loses any; "" for nothing.
     """
 
     function: str
     heading: str
     note: str
+    unmoved: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -75,12 +77,18 @@ class Control:
 
 
 CONTROLS: dict[str, Control] = {
-    "swapped": Control("triptych.evaluate.controls:swapped", "another image", "another image"),
+    "swapped": Control(
+        "triptych.evaluate.controls:swapped",
+        "another image",
+        "another image",
+        "with another image: it hardly uses the image",
+    ),
     "swapped-alike": Control(
         "triptych.evaluate.controls:swapped_alike",
         "another of its kind",
         "another image of the same modality and body part (these two alone answer 69.8 % of SLAKE's test part, so a "
         "model that drops here looks beyond them)",
+        "with another image of the same modality and body part: it hardly looks beyond these two",
     ),
     "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),
 }

@@ -11,7 +11,7 @@ import pandas
 from triptych.commands import estimate
 from triptych.commands.jobs import WORK, jobs, seconds_taken
 from triptych.config import paths
-from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
+from triptych.config.arms import BASELINES, CONTROLS, HELD_OUT, view_suffix
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.data.image_table import ImageTable
@@ -182,14 +182,11 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
 
 
 def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
-    for view, image, said in (
-        ("swapped", "another image", "uses the image"),
-        ("swapped-alike", "another image of the same modality and body part", "looks beyond these two"),
-    ):
+    for view, unmoved in ((view, control.unmoved) for view, control in CONTROLS.items() if control.unmoved):
         known = controls.dropna(subset=[f"{view}_lost_mean"])
         for arm, lost in zip(known["arm"], known[f"{view}_lost_mean"], strict=True):
             if lost < LOOKS:
-                yield f"`{arm}` loses only {lost:.1f} points with {image}: it hardly {said}."
+                yield f"`{arm}` loses only {lost:.1f} points {unmoved}."
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:
