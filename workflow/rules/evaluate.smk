@@ -280,7 +280,8 @@ rule tabulate_probe:
     message:
         "Write table and figure of the probes"
     shell:
-        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q} --tokens {params.tokens} --order {params.order:q} --shared {params.shared:q}"
+        "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q}"
+        " --tokens {params.tokens} --order {params.order:q} --shared {params.shared:q}"
         " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
         " > {log:q} 2>&1"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema
 
 from triptych.config.arms import CONTROLS
-from triptych.config.base import Record, former
+from triptych.config.base import Record, added, former
 from triptych.config.texts import Name
 
 
@@ -27,12 +27,12 @@ class Probe(Record):
     seeds: PositiveInt = Field(3, description="Number of times that every probe is trained.")
     hidden: PositiveInt = Field(128, description="Width of the hidden layer of the MLP probe.")
     rare: PositiveInt = Field(20, description="Values that occur on fewer images are merged into one, `other`.")
-    tokens: Literal["mean", "all"] = Field(
+    tokens: Literal["mean", "all"] = added(
         "mean",
         description="What a probe sees of an image: the mean of its tokens, as in the paper, or all of them "
         "at their places, by random projection to the same width.",
     )
-    layers: list[Layer] = Field(
+    layers: list[Layer] = added(
         [],
         description="Also probe the language model's hidden states at the image tokens, after its middle layer "
         "(`middle`) or its last one, final norm included (`last`), with the checkpoint's LoRA and without it. Every "

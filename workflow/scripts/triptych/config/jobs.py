@@ -115,15 +115,12 @@ class ProbeJob(JobSettings):
         )
 
     def text(self) -> str:
-        """Write the job as `JobSettings.text` does, with `layer` and `tokens` only where they are not as by default.
+        """Write the job as `JobSettings.text` does, with `layer` and `lora` only where there is a layer.
 
         `probe.layers` names other jobs, so that a further layer probes nothing else again.
         """
-        told = self.model_dump(by_alias=True, mode="json")
-        del told["probe"]["layers"]
-        if self.probe.tokens == "mean":
-            del told["probe"]["tokens"]
-        return canonical_json(told if self.layer else {key: told[key] for key in told if key not in ("layer", "lora")})
+        unsaid = {"probe": {"layers"}} | ({} if self.layer else dict.fromkeys(("layer", "lora"), True))
+        return canonical_json(self.model_dump(by_alias=True, mode="json", exclude=unsaid))
 
 
 class WandbJob(JobSettings):
