@@ -312,7 +312,12 @@ def toy_config(world: Path) -> dict:
         "schedules": [["1", "2", "3"], ["2", "3"]],
         "training": {"precision": "fp32"},
         "runtime": {"retrain_at_most": 2},
-        "evaluation": {"max_new_tokens": 6, "batch_size": 5, "probe": {"seeds": 1, "hidden": 8, "rare": 2}},
+        "evaluation": {
+            "max_new_tokens": 6,
+            "batch_size": 5,
+            "constrained": True,
+            "probe": {"seeds": 1, "hidden": 8, "rare": 2},
+        },
     }
 
 

@@ -6,6 +6,7 @@ from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
 from triptych.evaluate import generate as generation
+from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import alike_images, other_images, swapped_alike
 from triptych.evaluate.generate import SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
@@ -186,3 +187,45 @@ def test_answers_with_line_separators_in_them_are_kept(tmp_path):
     records = [{"prediction": "a\u2028b"}, {"prediction": "c\u0085\r"}]
     PartialPredictions(path, "key", 2, 7).add(records)
     assert PartialPredictions(path, "key", 2, 7).records == records
+
+
+def likeliest(model, sample, candidates, features, prompt):
+    """Greedy choice among some answers, one token at a time with plain forward passes."""
+    answer = ()
+    while not answer or answer[-1] != prompt.end:
+        image, words = model.project(features([sample.image_id])), torch.tensor([[*sample.question, *answer]])
+        before = model.embed(torch.tensor([list(prompt.before_image)]))
+        hidden = model.decoder(inputs_embeds=torch.cat([before, image, model.embed(words)], dim=1)).last_hidden_state
+        following = {known[len(answer)] for known in candidates if known[: len(answer)] == answer}
+        answer += (max(following, key=model.logits(hidden[:, -1])[0].__getitem__),)
+    return list(answer[:-1])
+
+
+@pytest.mark.parametrize(("attention", "fixed"), ROUTES)
+def test_constrained_answers_are_the_greedy_ones_of_the_set(attention, fixed, many, features, prompt):
+    model, generator = make_model(attention), torch.Generator().manual_seed(3)
+    words = [number for number in range(8) if number != prompt.end]
+    candidates = {
+        (*(words[place] for place in torch.randint(len(words), (length,), generator=generator)), prompt.end)
+        for length in (1, 1, 2, 2, 2, 3, 3, 3, 3, 5)
+    }
+    candidates |= {(*known[:-1], words[0], prompt.end) for known in sorted(candidates)[:4]}  # one begins as another
+    tree = AnswerTree.of(sorted(candidates), torch.device("cpu"))
+    expected = [likeliest(model, sample, candidates, features, prompt) for sample in many]
+    assert len(set(map(tuple, expected))) > 1
+    for size in (1, 7, 64):
+        found = []
+        for start in range(0, len(many), size):
+            batch = many[start : start + size]
+            found += generate(model, batch, features, prompt, NEW_TOKENS, fixed_shapes=fixed, tree=tree)[0]
+        assert found == expected, f"batch size {size}"
+    free, logprobs = generate(model, many, features, prompt, NEW_TOKENS, fixed_shapes=fixed)
+    tree = AnswerTree.of(sorted({(*answer, prompt.end) for answer in free}), torch.device("cpu"))
+    again = generate(model, many, features, prompt, NEW_TOKENS + 1, fixed_shapes=fixed, tree=tree)
+    assert again[0] == free, "free answers are found again in the tree that they make"
+
+
+def test_only_the_empty_answer_may_be_given_where_it_alone_is_known(model, many, features, prompt):
+    tree = AnswerTree.of([(prompt.end,)], torch.device("cpu"))
+    for fixed in (False, True):
+        assert generate(model, many, features, prompt, 3, fixed_shapes=fixed, tree=tree)[0] == [[] for _ in many]

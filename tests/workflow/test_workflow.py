@@ -48,6 +48,10 @@ def test_tables_and_figure_say_what_the_predictions_say(study):
     predictions = [pandas.read_parquet(path) for path in study.results.glob("predictions/2-3/*/seed0.parquet")]
     hits = [100 * (frame["prediction"].str.lower() == frame["gold"].str.lower()).mean() for frame in predictions]
     assert table.loc["2-3", "all_mean"] == pytest.approx(sum(hits) / len(hits), abs=1e-3)
+    constrained = [100 * (frame["constrained"] == frame["gold"]).mean() for frame in predictions]
+    assert table.loc["2-3", "constrained_mean"] == pytest.approx(sum(constrained) / len(constrained), abs=1e-3)
+    assert table.loc["majority":, "constrained_mean"].isna().all()
+    assert "training answers only" in (study.results / "tables/schedules.md").read_text()
     # Train and validation of the source, 9 subjects of 2 images with 3 questions; its test part is in no fold.
     assert table.loc["2-3", "questions"] == sum(map(len, predictions)) == 54
     controls = pandas.read_csv(study.results / "tables/controls.csv").set_index("arm")
@@ -167,6 +171,21 @@ def test_held_out_images_were_never_trained_on(study):
         answered = pandas.read_parquet(study.results / f"predictions/1-2-3/{fold}/seed0.parquet")
         trained_on = set(rows.loc[rows["part"] != "test", "group"])
         assert not trained_on & set(answered["group"])
+
+
+def test_constrained_answers_are_training_answers_and_equal_free_ones_that_are(study):
+    questions = pandas.read_parquet(study.results / "data/medical/questions.parquet").set_index("question_id")["answer"]
+    folds = pandas.read_parquet(study.results / "data/medical/folds.parquet")
+    known = {
+        fold: set(questions[rows.loc[rows["part"] == "train", "question_id"]]) for fold, rows in folds.groupby("fold")
+    }
+    for path in study.results.glob("predictions/*/fold*/seed0.parquet"):
+        answers = pandas.read_parquet(path)
+        assert set(answers["constrained"]) <= known[path.parent.name]
+        told = answers[answers["prediction"].isin(known[path.parent.name])]
+        assert len(told) and (told["prediction"] == told["constrained"]).all()
+    for path in study.results.glob("predictions/*/*/seed0-swapped.parquet"):
+        assert pandas.read_parquet(path)["constrained"].isna().all(), "controls are not asked so"
 
 
 def test_metrics_have_every_epoch_and_their_training_numbers(study):

@@ -67,6 +67,11 @@ class Evaluation(Record):
         description="Maximum number of held-out (over all folds) or test questions, for a quick trial of a "
         "configuration. Whole images are selected by a seeded hash, the same for every arm and control; null: all.",
     )
+    constrained: bool = added(
+        False,
+        description="Also keep, of every held-out or test question, the answer among those that the fold trains on: "
+        "chosen greedily, token by token. It is a column of its own beside the free answers, which decide all else.",
+    )
     captions: PositiveInt | None = Field(
         200, description="Number of validation captions to generate after stages on captions; null: none."
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, PositiveInt
 
 from triptych.config.arms import CAPTIONS, question_views
-from triptych.config.base import Precision, Record
+from triptych.config.base import Precision, Record, added
 from triptych.config.evaluation import Layer, Probe
 from triptych.config.grid import Checkpoint
 from triptych.config.settings import WeightsAndBiases
@@ -73,6 +73,7 @@ class PredictionJob(JobSettings):
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
     limit: PositiveInt | None = None  # see `data.questions.asked_questions`
+    constrained: bool = added(False)  # of controls, `Respondent` leaves it
 
     @classmethod
     def of(cls, study: Study, view: str) -> Self:
@@ -83,6 +84,7 @@ class PredictionJob(JobSettings):
             max_new_tokens=evaluation.max_new_tokens,
             batch_size=evaluation.batch_size,
             limit=evaluation.captions if view == CAPTIONS else evaluation.max_questions,
+            constrained=evaluation.constrained and view != CAPTIONS,
         )
 
     def text(self) -> str:

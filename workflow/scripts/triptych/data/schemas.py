@@ -67,6 +67,9 @@ QUESTION_COLUMNS = (
 # Missing of baselines, of other images than the question's own, and in answers that version 0.1 stored.
 GOLD_COLUMNS = {"gold_tokens": pa.int32(), "gold_logprob": pa.float32()}
 
+# The answer out of those that the fold trains on, where `evaluation.constrained` asks for it.
+CONSTRAINED = "constrained"
+
 # predictions/, by `predict` and `baselines`: the answer of one arm to each question.
 RECORD_SCHEMA = pa.schema(
     [
@@ -76,6 +79,7 @@ RECORD_SCHEMA = pa.schema(
         ("tokens", pa.int32()),
         ("logprob", pa.float32()),
         *GOLD_COLUMNS.items(),
+        (CONSTRAINED, pa.string()),
     ]
 )
 

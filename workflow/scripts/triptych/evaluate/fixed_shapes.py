@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
+from triptych.evaluate.constrained import AnswerTree
 from triptych.model.attention import layer_masks
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
@@ -43,6 +44,7 @@ def generate_at_fixed_shapes(
     rows: Sequence[int],
     prompt: PromptTokens,
     max_new_tokens: int,
+    tree: AnswerTree | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Answer as `generate` does.
 
@@ -53,6 +55,7 @@ def generate_at_fixed_shapes(
         rows: for each question, the row of its image in `prefixes`.
         prompt: fixed text.
         max_new_tokens: longest answer.
+        tree: of the answers that may be given; None: any.
     """
     device = next(model.parameters()).device
     before, asked = prefixes.get_seq_length(), _up(max(len(sample.question) for sample in samples), QUESTION_TOKENS)
@@ -70,6 +73,7 @@ def generate_at_fixed_shapes(
     answers = torch.full((len(samples), max_new_tokens), prompt.end, device=device)
     logprobs = torch.zeros(len(samples), device=device)
     done = torch.arange(len(samples), device=device) >= len(samples) - added
+    nodes = torch.zeros(len(samples), dtype=torch.long, device=device)  # of the tree
     inputs, seen = torch.tensor(tokens, device=device), slice(asked)
     with _kept(model, room):
         for number in range(max_new_tokens):
@@ -81,8 +85,9 @@ def generate_at_fixed_shapes(
                 place=place,
             ).last_hidden_state
             logits = model.logits(hidden[:, -1]).float()
-            logprobs += (logits.amax(-1) - logits.logsumexp(-1)).masked_fill(done, 0)
-            following = logits.argmax(-1)
+            following, nodes = tree.choose(logits, nodes) if tree else (logits.argmax(-1), nodes)
+            gained = logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(-1)
+            logprobs += gained.masked_fill(done, 0)
             answers[:, number] = following
             done = done | (following == prompt.end)
             if number % READ_EVERY == READ_EVERY - 1 and bool(done.all()):

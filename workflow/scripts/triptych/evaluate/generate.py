@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from transformers import DynamicCache
 
+from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.fixed_shapes import (
     NEIGHBOURS,
     at_fixed_shapes,
@@ -31,6 +32,7 @@ def generate(
     max_new_tokens: int,
     prefixes: RunPrefixes | None = None,
     fixed_shapes: bool | None = None,
+    tree: AnswerTree | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Greedy answers (token ids, without the end token) and their log-probabilities, in the order of `samples`.
 
@@ -38,14 +40,15 @@ def generate(
     are padded on the left, between prefix and question, where the mask hides it. A blind model is shown no image, and
     no features are asked for. The log-probability (natural logarithm) is that of the answer's tokens and, where it is
     not cut off, of its end. `prefixes`, where given, is called for the prefixes of images instead of running them here,
-    as `SharedPrefixes` does. `fixed_shapes` chooses how it is computed; None: as suits the device.
+    as `SharedPrefixes` does. `fixed_shapes` chooses how it is computed; None: as suits the device. With a `tree`, answers
+    are those of the tree.
     """
     device = next(model.parameters()).device
     images = list(dict.fromkeys(sample.image_id for sample in samples))
     cache = (prefixes or partial(run_prefixes, model, features, prompt, fixed_shapes=fixed_shapes))(images)
     places = [images.index(sample.image_id) for sample in samples]
     if at_fixed_shapes(fixed_shapes, device):
-        return generate_at_fixed_shapes(model, samples, cache, places, prompt, max_new_tokens)
+        return generate_at_fixed_shapes(model, samples, cache, places, prompt, max_new_tokens, tree)
     before = cache.get_seq_length()
     if before:  # a blind model's prompt may begin with the question
         cache.batch_select_indices(torch.tensor(places, device=device))
@@ -60,12 +63,13 @@ def generate(
     answers: list[list[int]] = [[] for _ in samples]
     logprobs = torch.zeros(len(samples), device=device)
     rows = torch.arange(len(samples), device=device)  # the samples that are still being answered
+    nodes = torch.zeros_like(rows)  # of the tree
     for _ in range(max_new_tokens):
         shown = _shown(model, seen, inputs.shape[1])
         hidden = model.decoder(input_ids=inputs, past_key_values=cache, use_cache=True, **shown).last_hidden_state
         logits = model.logits(hidden[:, -1]).float()
-        following = logits.argmax(-1)
-        logprobs[rows] += logits.amax(-1) - logits.logsumexp(-1)
+        following, nodes = tree.choose(logits, nodes) if tree else (logits.argmax(-1), nodes)
+        logprobs[rows] += logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(-1)
         running = (following != prompt.end).nonzero().flatten()
         if not len(running):
             break
@@ -74,7 +78,7 @@ def generate(
         inputs = following[:, None]
         if len(running) < len(rows):  # what is answered costs nothing from here on
             cache.batch_select_indices(running)
-            rows, inputs, seen = rows[running], inputs[running], seen[running]
+            rows, nodes, inputs, seen = rows[running], nodes[running], inputs[running], seen[running]
         seen = torch.cat([seen, torch.ones_like(inputs)], dim=1)
     return answers, logprobs.tolist()
 

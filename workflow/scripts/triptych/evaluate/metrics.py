@@ -4,12 +4,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from triptych.data.answers import normalise, same_answer, words
+from triptych.data.schemas import CONSTRAINED
 from triptych.evaluate.llava_med import llava_med_closed, llava_med_open
 
 
 def exact_match(record: dict) -> bool:
     """Tell whether the prediction is the gold answer, whatever its case, blanks and punctuation."""
     return same_answer(record["prediction"], record["gold"])
+
+
+def constrained(record: dict) -> bool:
+    """Tell whether the answer out of the training answers is the gold answer, by the rule of exact match."""
+    return same_answer(record[CONSTRAINED], record["gold"])
 
 
 def lmms_eval(record: dict) -> bool:
@@ -66,6 +72,10 @@ def _llava_med_ceiling(record: dict) -> bool:
     return llava_med_closed({**record, "prediction": record["gold"]})
 
 
+def _is_constrained(record: dict) -> bool:
+    return record.get(CONSTRAINED) is not None
+
+
 def _is_open(record: dict) -> bool:
     return record["answer_type"] == "OPEN"
 
@@ -92,6 +102,7 @@ MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
     "llava_med_closed": (llava_med_closed, _is_closed),
     "llava_med_ceiling": (_llava_med_ceiling, _is_closed),
     "lmms_eval": (lmms_eval, lambda record: True),
+    "constrained": (constrained, _is_constrained),
 }
 
 

@@ -1,15 +1,19 @@
 """One checkpoint that answers: loaded once for all views of its questions."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from triptych.config.arms import CONTROLS, HELD_OUT
+from triptych.config.arms import CONTROLS, HELD_OUT, TEST
 from triptych.config.jobs import PredictionJob
-from triptych.data.questions import asked_questions
+from triptych.data.schemas import CONSTRAINED
+from triptych.data.questions import asked_questions, load_questions
+from triptych.errors import TriptychError
+from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import Shown, own
+from triptych.evaluate.fixed_shapes import at_fixed_shapes
 from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions, answer_record, partial_path
 from triptych.features.store import Features
@@ -78,28 +82,77 @@ class Respondent:
 
     def answer(self, asked: Asked) -> Iterator[int]:
         """Answer what is left of a view, and yield the number of questions of each batch when it is kept."""
-        images = tuple(sorted(set(asked.shown.of.values())))
-        prefixes = self._prefixes.get((asked.shown.read, images))
-        if prefixes is None:
-            run_images = partial(run_prefixes, self.model, asked.shown.read, self.prompt)
-            prefixes = self._prefixes[asked.shown.read, images] = SharedPrefixes(run_images, images)
+        constrained = self.job.constrained and asked.view in (HELD_OUT, TEST)
         run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
         for position in range(len(asked.kept.records), len(asked.samples), self.job.batch_size):
             batch = slice(position, position + self.job.batch_size)
-            with mixed_precision(self.job.precision, self.device):
-                answers, logprobs = generate(
-                    self.model,
-                    asked.samples[batch],
-                    asked.shown.read,
-                    self.prompt,
-                    self.job.max_new_tokens,
-                    None if self.model.blind else lambda names: prefixes([asked.shown.of[name] for name in names]),
-                )
-            texts = [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-            asked.kept.add(
-                [
-                    answer_record(row, *run, text, len(answer), logprob, asked.view)
-                    for row, text, answer, logprob in zip(asked.questions[batch], texts, answers, logprobs, strict=True)
-                ]
-            )
+            answers, logprobs = self._generate(asked, asked.samples[batch])
+            texts = self._texts(answers)
+            records = [
+                answer_record(row, *run, text, len(answer), logprob, asked.view)
+                for row, text, answer, logprob in zip(asked.questions[batch], texts, answers, logprobs, strict=True)
+            ]
+            if constrained:
+                found = self._texts(self._constrain(asked, asked.samples[batch], answers))
+                records = [record | {CONSTRAINED: text} for record, text in zip(records, found, strict=True)]
+            asked.kept.add(records)
             yield len(texts)
+
+    def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+    def _generate(
+        self, asked: Asked, samples: Sequence[Sample], tree: AnswerTree | None = None
+    ) -> tuple[list[list[int]], list[float]]:
+        """Answer some questions of a view, as `generate` does."""
+        prefixes = None if self.model.blind else self._shared(asked.shown)
+        with mixed_precision(self.job.precision, self.device):
+            return generate(
+                self.model,
+                samples,
+                asked.shown.read,
+                self.prompt,
+                self.job.max_new_tokens,
+                prefixes and (lambda names: prefixes([asked.shown.of[name] for name in names])),
+                tree=tree,
+            )
+
+    def _shared(self, shown: Shown) -> SharedPrefixes:
+        """Give the prefixes of the images that a view shows, which views with the same images share."""
+        images = tuple(sorted(set(shown.of.values())))
+        if (key := (shown.read, images)) not in self._prefixes:
+            self._prefixes[key] = SharedPrefixes(partial(run_prefixes, self.model, shown.read, self.prompt), images)
+        return self._prefixes[key]
+
+    def _constrain(
+        self, asked: Asked, samples: Sequence[Sample], answers: Sequence[Sequence[int]]
+    ) -> list[Sequence[int]]:
+        """Give the answers out of the training answers, beside the `answers` that the model gave freely.
+
+        A free answer that is a training answer is what greedy choice among these gives, too; the others are asked again.
+        """
+        candidates = self._candidates
+        again = [place for place, answer in enumerate(answers) if (*answer, self.prompt.end) not in candidates]
+        if not again:
+            return list(answers)
+        if at_fixed_shapes(None, self.device):  # layers are compiled for this number of rows already
+            return self._generate(asked, samples, self._tree)[0]
+        given = dict(zip(again, self._generate(asked, [samples[place] for place in again], self._tree)[0], strict=True))
+        return [given.get(place, answer) for place, answer in enumerate(answers)]
+
+    @cached_property
+    def _candidates(self) -> frozenset[tuple[int, ...]]:
+        """The answers of the training part that a free answer may be as long as, as tokens with their end."""
+        rows = load_questions(self.data, self.manifest["split"], "train")
+        found = {self.prompt.encode_answer(row["answer"]) for row in rows}
+        fitting = frozenset(answer for answer in found if len(answer) <= self.job.max_new_tokens)
+        if not fitting:
+            raise TriptychError(
+                "evaluation.constrained: no training answer is as short as evaluation.max_new_tokens "
+                f"({self.job.max_new_tokens}, its end included) allows; set a larger number"
+            )
+        return fitting
+
+    @cached_property
+    def _tree(self) -> AnswerTree:
+        return AnswerTree.of(sorted(self._candidates), self.device)

@@ -31,11 +31,18 @@ COLUMNS |= {"rules_differ": INTEGER}
 
 MAIN = ("all", "open", "closed", "yes_no")
 OTHER = ("token_f1", "recall", "bleu_1", "llava_med_open", "llava_med_closed", "llava_med_ceiling", "lmms_eval")
+OPTIONAL = ("constrained",)  # shown where some arm has it
 HEADINGS = {
     "all": "all questions", "open": "open", "closed": "closed", "yes_no": "yes/no", "token_f1": "token F1",
     "recall": "recall", "bleu_1": "BLEU-1", "llava_med_open": "LLaVA-Med open", "llava_med_closed": "LLaVA-Med closed",
     "llava_med_ceiling": "LLaVA-Med ceiling", "lmms_eval": "lmms-eval",
+    "constrained": "training answers only",
 }  # fmt: skip
+
+CONSTRAINED_ABOUT = (
+    "Training answers only: exact match of greedy answers out of those that the fold trains on, a closed set as "
+    "classifiers have it. All other numbers, and all comparisons, are of the free answers."
+)
 
 ASPECTS = ("modality", "location", "content_type", "answer_type")
 CONTENT_COLUMNS = {"arm": TEXT, "trained": FLAG, "aspect": TEXT, "value": TEXT, **SIZES, "mean": NUMBER, "sd": NUMBER}
@@ -186,7 +193,10 @@ def schedules_markdown(table: pandas.DataFrame, records: Sequence[dict], schedul
             "The ± is the spread of the runs, not a confidence interval.",
             "",
         ]
-    text += ["Other metrics in per cent:", "", markdown(shown_arms(table, OTHER)), ""]
+    measures = [*OTHER, *(name for name in OPTIONAL if table[f"{name}_mean"].notna().any())]
+    text += ["Other metrics in per cent:", "", markdown(shown_arms(table, measures)), ""]
+    if "constrained" in measures:
+        text += [CONSTRAINED_ABOUT, ""]
     if said := rules_differ(table):
         text += [said, ""]
     return "\n".join(text)
