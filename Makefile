@@ -26,13 +26,11 @@ install: $(VENV)/.installed
 
 ## demo: the demonstration, on embedded weights and images; prints the results table
 demo: $(VENV)/.installed
-	$(SNAKEMAKE) --profile profiles/local --configfile config/demo.yaml
-	@cat results/tables/schedules.md
+	$(VENV)/bin/triptych run --configfile config/demo.yaml
 
 ## taste: every step on a tiny scale, in minutes; its numbers mean nothing
 taste: $(VENV)/.installed
-	$(SNAKEMAKE) --profile profiles/local --configfile config/taste.yaml
-	@cat results/taste/tables/schedules.md
+	$(VENV)/bin/triptych run --configfile config/taste.yaml
 
 # Tests on a cluster mostly wait: two processes run the others beside them.
 TEST_PROCESSES ?= 3

@@ -219,7 +219,7 @@ def test_constrained_answers_are_the_greedy_ones_of_the_set(attention, fixed, ma
             batch = many[start : start + size]
             found += generate(model, batch, features, prompt, NEW_TOKENS, fixed_shapes=fixed, tree=tree)[0]
         assert found == expected, f"batch size {size}"
-    free, logprobs = generate(model, many, features, prompt, NEW_TOKENS, fixed_shapes=fixed)
+    free, _ = generate(model, many, features, prompt, NEW_TOKENS, fixed_shapes=fixed)
     tree = AnswerTree.of(sorted({(*answer, prompt.end) for answer in free}), torch.device("cpu"))
     again = generate(model, many, features, prompt, NEW_TOKENS + 1, fixed_shapes=fixed, tree=tree)
     assert again[0] == free, "free answers are found again in the tree that they make"

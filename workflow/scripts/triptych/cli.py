@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": Command("triptych.commands.doctor", "check a machine or cluster for what would stop a study"),
     "plan": Command("triptych.commands.plan", "estimate what a study costs and the difference that it can detect"),
     "fetch": Command("triptych.commands.fetch", "ask the hub for all that a study downloads, before it is downloaded"),
+    "run": Command("triptych.commands.run", "run a study with Snakemake, and watch all of it on one screen"),
     "status": Command("triptych.commands.status", "show which jobs of a study are done, running, failed or pending"),
     "resume": Command("triptych.commands.resume", "continue a study after Snakemake itself was killed"),
     "bench": Command("triptych.commands.bench", "measure how fast a GPU trains and answers, here or on the cluster"),

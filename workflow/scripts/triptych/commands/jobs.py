@@ -22,6 +22,7 @@ QUIET_MINUTES = 30  # a log that is silent for longer than any validation takes 
 TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
 RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
+ANSWERS = ("predict", "predict_baseline")  # the rules that answer held-out questions
 WORK = ("train_stage", "predict", "predict_view")  # the rules that take the time of a study
 
 
@@ -38,6 +39,8 @@ class Job:
         arm: the schedule or baseline that it answers for, or the prefix that it trains.
         cell: the checkpoint that it trains.
         stage: the stage that a training ends on.
+        split: the fold, or `shared`.
+        seed: of what is trained.
     """
 
     rule: str
@@ -48,6 +51,8 @@ class Job:
     arm: str = ""
     cell: Checkpoint | None = None
     stage: str = ""
+    split: str = ""
+    seed: int | None = None
 
     @property
     def done(self) -> bool:
@@ -65,6 +70,7 @@ class JobState:
         detail: where it is, its last metric, or why it failed.
         fraction: share of it that is done.
         seconds_left: as its own log says.
+        score: exact match in per cent, of what is done: of a training on validation questions, or of answers.
     """
 
     job: Job
@@ -72,6 +78,7 @@ class JobState:
     detail: str = ""
     fraction: float = 0.0
     seconds_left: float | None = None
+    score: float | None = None
 
 
 def jobs(study: Study) -> list[Job]:
@@ -87,7 +94,8 @@ def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
     cell = Checkpoint(*(wildcards[key] for key in ("prefix", "split", "seed"))) if rule == "train_stage" else None
     stage = study.grid.last_stage(cell.prefix) if cell else ""
     arm = str(wildcards.get("prefix") or wildcards.get("baseline") or "")
-    return Job(rule, name, outputs, log, times, arm, cell, stage)
+    split, seed = str(wildcards.get("split") or wildcards.get("fold") or ""), wildcards.get("seed")
+    return Job(rule, name, outputs, log, times, arm, cell, stage, split, seed)
 
 
 def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
@@ -101,7 +109,8 @@ def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
     """
     try:
         if job.done:
-            return JobState(job, "done", _finished(job), 1.0)
+            detail, score = _finished(job)
+            return JobState(job, "done", detail, 1.0, score=score)
         place, fraction, seconds = _under_way(job, study, lines := _tail(job.log))
         quiet = now - job.log.stat().st_mtime
     except FileNotFoundError:  # no log, or no more
@@ -124,14 +133,15 @@ def _tail(log: Path) -> list[str]:
         return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
-def _finished(job: Job) -> str:
-    if job.rule == "train_stage":
-        manifest = read_json(job.outputs[0])
-        return _metrics(manifest["metrics"])
-    if job.rule in ("predict", "predict_view", "predict_baseline"):
-        records = read_table(job.outputs[0], ["prediction", "gold"])
-        return f"exact match {100 * fmean(map(exact_match, records)):.1f} %" if records else ""
-    return ""
+def _finished(job: Job) -> tuple[str, float | None]:
+    """What a finished job reached, in words, and its exact match in per cent."""
+    if job.cell:
+        metrics = read_json(job.outputs[0])["metrics"]
+        return _metrics(metrics), 100 * metrics["validation_accuracy"]
+    if job.rule in (*ANSWERS, "predict_view") and (records := read_table(job.outputs[0], ["prediction", "gold"])):
+        score = 100 * fmean(map(exact_match, records))
+        return f"exact match {score:.1f} %", score
+    return "", None
 
 
 def _under_way(job: Job, study: Study, lines: Sequence[str]) -> tuple[str, float, float | None]:
@@ -157,6 +167,15 @@ def _under_way(job: Job, study: Study, lines: Sequence[str]) -> tuple[str, float
 def _metrics(row: dict) -> str:
     loss, accuracy = row["validation_loss"], 100 * row["validation_accuracy"]
     return f"epoch {row['epoch']}: validation loss {loss:.3f}, exact match {accuracy:.1f} %"
+
+
+def validation_losses(study: Study, job: Job) -> list[float]:
+    """Read the losses on the validation part after each epoch of a training so far, and before the first."""
+    try:
+        training = read_training(study.checkpoint(job.cell)) if job.cell else None
+    except TriptychError:  # damaged, which its state says
+        return []
+    return [row["validation_loss"] for row in training.rows] if training else []
 
 
 def job_states(study: Study, now: float) -> list[JobState]:

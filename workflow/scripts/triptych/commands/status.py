@@ -6,7 +6,7 @@ run tells.
 """
 
 import argparse
-import sys
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -78,17 +78,37 @@ def summary(states: Sequence[JobState], ahead: Outlook) -> Iterator[str]:
     """The study in a few lines: a bar for each job that runs, what failed, and a bar for all of it."""
     for state in states:
         if state.state == "running":
-            seconds = state.seconds_left
-            if seconds is None and state.job in ahead.of_job:
-                seconds = ahead.of_job[state.job] * (1 - state.fraction)
+            seconds = seconds_left(state, ahead)
             ends = f", {duration(seconds)} left" if seconds is not None else ""
             yield f"{bar(state.fraction)} {state.job.rule} {state.job.name}: {state.detail or 'runs'}{ends}"
     for state in states:
         if state.state == "failed":
-            yield f"failed: {state.job.rule} {state.job.name}: {state.detail}"
-    counts = Counter(state.state for state in states)
+            yield failure(state)
+    yield f"{bar(ahead.share)} {total_line(states, ahead)}"
+
+
+def seconds_left(state: JobState, ahead: Outlook) -> float | None:
+    """Give the seconds that a running job takes still, as its log says or as others of its kind took."""
+    if state.seconds_left is None and state.job in ahead.of_job:
+        return ahead.of_job[state.job] * (1 - state.fraction)
+    return state.seconds_left
+
+
+def total_line(states: Sequence[JobState], ahead: Outlook) -> str:
+    """Say how many jobs are in which state, and how long all of them take still."""
     ends = f"; about {duration(ahead.seconds)} left, {ahead.source}" if ahead.seconds else ""
-    yield f"{bar(ahead.share)} {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}{ends}"
+    return counts_text(states) + ends
+
+
+def counts_text(states: Sequence[JobState]) -> str:
+    """Say how many jobs are in which state: `12 done, 2 running`."""
+    counts = Counter(state.state for state in states)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def failure(state: JobState) -> str:
+    """Name a job that failed, and say why."""
+    return f"failed: {state.job.rule} {state.job.name}: {state.detail}"
 
 
 def table(states: Sequence[JobState]) -> Iterator[str]:
@@ -135,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--watch",
         type=float,
         metavar="SECONDS",
-        help="show progress bars and update them every SECONDS until all jobs are done",
+        help="show all of it on one screen, read anew every SECONDS, until all jobs are done",
     )
     return parser
 
@@ -151,16 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         states = job_states(study, time.time())
         print("\n".join([*table(states), *summary(states, outlook(study, states))]))
         return
-    while True:
-        states = job_states(study, time.time())
-        clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
-        print(clear + "\n".join(summary(states, outlook(study, states))), flush=True)
-        if all(state.state == "done" for state in states):
-            return
-        try:
-            time.sleep(arguments.watch)
-        except KeyboardInterrupt:
-            return
+    from triptych.commands.view import watch  # here, because only this needs rich
+
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(study, arguments.watch, lambda states: all(state.state == "done" for state in states))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers out of a closed set, such as all answers that a fold trains on: greedy, token by token along a prefix tree."""
+"""Answers out of a closed set, such as all that a fold trains on: greedy, token by token along a prefix tree."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

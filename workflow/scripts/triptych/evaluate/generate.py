@@ -40,8 +40,8 @@ def generate(
     are padded on the left, between prefix and question, where the mask hides it. A blind model is shown no image, and
     no features are asked for. The log-probability (natural logarithm) is that of the answer's tokens and, where it is
     not cut off, of its end. `prefixes`, where given, is called for the prefixes of images instead of running them here,
-    as `SharedPrefixes` does. `fixed_shapes` chooses how it is computed; None: as suits the device. With a `tree`, answers
-    are those of the tree.
+    as `SharedPrefixes` does. `fixed_shapes` chooses how it is computed; None: as suits the device. With a `tree`, all
+    answers are out of it.
     """
     device = next(model.parameters()).device
     images = list(dict.fromkeys(sample.image_id for sample in samples))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from triptych.config.arms import CONTROLS, HELD_OUT, TEST
 from triptych.config.jobs import PredictionJob
-from triptych.data.schemas import CONSTRAINED
 from triptych.data.questions import asked_questions, load_questions
+from triptych.data.schemas import CONSTRAINED
 from triptych.errors import TriptychError
 from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import Shown, own
@@ -129,7 +129,7 @@ class Respondent:
     ) -> list[Sequence[int]]:
         """Give the answers out of the training answers, beside the `answers` that the model gave freely.
 
-        A free answer that is a training answer is what greedy choice among these gives, too; the others are asked again.
+        A free answer that is a training answer is what greedy choice gives among these, too; others are asked again.
         """
         candidates = self._candidates
         again = [place for place, answer in enumerate(answers) if (*answer, self.prompt.end) not in candidates]
