@@ -1,15 +1,19 @@
 """Generation with a shared prefix gives what plain one-at-a-time generation gives."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import make_model, make_questions
 from triptych.config.stages import Connector
 from triptych.errors import TriptychError
 from triptych.evaluate import generate as generation
+from triptych.evaluate import respondent
 from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import alike_images, other_images, swapped_alike
 from triptych.evaluate.generate import SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
+from triptych.evaluate.respondent import Respondent
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
 
@@ -229,3 +233,27 @@ def test_only_the_empty_answer_may_be_given_where_it_alone_is_known(model, many,
     tree = AnswerTree.of([(prompt.end,)], torch.device("cpu"))
     for fixed in (False, True):
         assert generate(model, many, features, prompt, 3, fixed_shapes=fixed, tree=tree)[0] == [[] for _ in many]
+
+
+@pytest.mark.parametrize(("fixed", "asked"), [(False, ["b", "d"]), (True, ["a", "b", "c", "d"])])
+def test_only_what_is_no_training_answer_is_asked_again_unless_that_would_be_a_new_shape(fixed, asked, monkeypatch):
+    free = {"a": (5,), "b": (5, 6), "c": (), "d": (7, 8)}  # the last is cut off, and no whole answer
+    calls = []
+
+    def again(view, samples, tree):
+        calls.append(samples)
+        return [[50], [60], [70], [80]][: len(samples)], None
+
+    monkeypatch.setattr(respondent, "at_fixed_shapes", lambda wanted, device: fixed)
+    asks = SimpleNamespace(
+        prompt=SimpleNamespace(end=9),
+        device=None,
+        _tree="tree",
+        _generate=again,
+        _candidates={(5, 9), (9,), (5, 6, 7, 9)},
+    )
+    given = Respondent._constrain(asks, None, list(free), list(free.values()))
+    assert calls == [asked]
+    assert given == ([[50], [60], [70], [80]] if fixed else [(5,), [50], (), [60]])
+    calls.clear()
+    assert Respondent._constrain(asks, None, ["a", "c"], [(5,), ()]) == [(5,), ()] and not calls

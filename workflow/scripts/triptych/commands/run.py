@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"Snakemake's output goes to {log}", flush=True)
     with log.open("w", encoding="utf-8") as file:
+        began = os.fstat(file.fileno()).st_mtime  # by the clock of the disk, as the times of logs
         # A session of its own, or a terminal's Ctrl-C would reach it twice.
         snakemake = subprocess.Popen(
             [*command, *others],
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with passed_on(snakemake):
             watch(study, EVERY, lambda states: snakemake.poll() is not None)
     if status := snakemake.wait():
-        print("\n".join(reasons(study, log)), file=sys.stderr)
+        print("\n".join(reasons(study, log, began)), file=sys.stderr)
         raise TriptychError(f"Snakemake ended with status {status}; all of its output is in {log}")
     print("\n".join(results(study)))
 
@@ -89,11 +90,12 @@ def passed_on(process: subprocess.Popen) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def reasons(study: Study, log: Path) -> list[str]:
-    """Say why a run failed: the steps that did, or the last lines of Snakemake's output."""
+def reasons(study: Study, log: Path, began: float) -> list[str]:
+    """Say why a run failed that began at a time: the steps that failed since, or Snakemake's last lines."""
     states = job_states(study, log.stat().st_mtime)
-    failed = [failure(state) for state in states if state.state == "failed"]
-    return failed or log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-LAST_LINES:]
+    failed = [state for state in states if state.state == "failed" and state.job.log.stat().st_mtime >= began]
+    last = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-LAST_LINES:]
+    return [failure(state) for state in failed] or last
 
 
 def results(study: Study) -> list[str]:
