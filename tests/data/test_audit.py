@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import write_captions, write_slake
-from triptych.config.datasets import FolderCaptions, Folds, SlakeFolderVqa
+from triptych.config.datasets import FolderCaptions, SlakeFolderVqa
+from triptych.config.folds import Folds
 from triptych.data.audit import Part, audit, cropped_share, leaks, markdown, overlap
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch

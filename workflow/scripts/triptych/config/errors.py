@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.config.datasets import caption_sources, expanded_names
+from triptych.config.datasets import caption_sources
 from triptych.config.settings import Settings
+from triptych.config.sizes import expanded_names
 from triptych.config.texts import is_name
 
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
