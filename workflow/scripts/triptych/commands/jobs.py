@@ -22,7 +22,7 @@ QUIET_MINUTES = 30  # a log that is silent for longer than any validation takes 
 TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
 RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
-WORK = ("train_stage", "predict", "predict_view")  # the rules that take the time of a study
+WORK = ("train_stage", "predict", "predict_view", "predict_transfer")  # the rules that take the time of a study
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Job:
         arm: the schedule or baseline that it answers for, or the prefix that it trains.
         cell: the checkpoint that it trains.
         stage: the stage that a training ends on.
+        transfer: the data set that it asks, where that is not the one with folds.
     """
 
     rule: str
@@ -48,6 +49,7 @@ class Job:
     arm: str = ""
     cell: Checkpoint | None = None
     stage: str = ""
+    transfer: str = ""
 
     @property
     def done(self) -> bool:
@@ -87,7 +89,8 @@ def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
     cell = Checkpoint(*(wildcards[key] for key in ("prefix", "split", "seed"))) if rule == "train_stage" else None
     stage = study.grid.last_stage(cell.prefix) if cell else ""
     arm = str(wildcards.get("prefix") or wildcards.get("baseline") or "")
-    return Job(rule, name, outputs, log, times, arm, cell, stage)
+    transfer = str(wildcards["dataset"]) if rule == "predict_transfer" else ""
+    return Job(rule, name, outputs, log, times, arm, cell, stage, transfer)
 
 
 def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
@@ -128,7 +131,7 @@ def _finished(job: Job) -> str:
     if job.rule == "train_stage":
         manifest = read_json(job.outputs[0])
         return _metrics(manifest["metrics"])
-    if job.rule in ("predict", "predict_view", "predict_baseline"):
+    if job.rule in ("predict", "predict_view", "predict_baseline", "predict_transfer", "predict_transfer_baseline"):
         records = read_table(job.outputs[0], ["prediction", "gold"])
         return f"exact match {100 * fmean(map(exact_match, records)):.1f} %" if records else ""
     return ""

@@ -60,6 +60,10 @@ class Images(Record):
         """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
         return []
 
+    def has_part(self, part: str) -> bool:
+        """Tell whether there may be a part, as far as settings say it."""
+        return True
+
 
 class Captions(Images):
     """Settings that all image-caption data share."""
@@ -324,7 +328,7 @@ class SlakeHubVqa(Vqa):
     revision: Revision
 
 
-Part = Literal["train", "validation", "test"]
+QuestionPart = Literal["train", "validation", "test"]
 
 
 @data_source
@@ -337,8 +341,8 @@ class HubQuestions(Images):
     source: Literal["hub-questions"]
     repo: HubId = Field(description="Hub id of the data set.")
     revision: Revision
-    parts: dict[Part, Line] = Field(
-        {part: f"data/{part}-*.parquet" for part in get_args(Part)},
+    parts: dict[QuestionPart, Line] = Field(
+        {part: f"data/{part}-*.parquet" for part in get_args(QuestionPart)},
         min_length=1,
         description="Glob pattern of the Parquet files of each part. Leave out a part that the data set lacks.",
     )

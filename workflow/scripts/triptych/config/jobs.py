@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, PositiveInt
 
-from triptych.config.arms import CAPTIONS, question_views
+from triptych.config.arms import CAPTIONS, PARTS, question_views
 from triptych.config.base import Precision, Record
 from triptych.config.evaluation import Layer, Probe
 from triptych.config.grid import Checkpoint
@@ -21,7 +21,7 @@ from triptych.io.manifest import canonical_json, sha256_file
 
 
 def _known_view(view: str) -> str:
-    known = (*question_views(), CAPTIONS)
+    known = tuple(dict.fromkeys((*question_views(), CAPTIONS, *PARTS)))
     if view not in known:
         raise ValueError(f"must be one of {', '.join(known)}, not {view!r}")
     return view
