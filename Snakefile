@@ -23,6 +23,7 @@ include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/transfer.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -42,6 +43,7 @@ rule all:
     default_target: True
     input:
         final_tables,
+        transfer_tables,
         result(paths.TABLE, table="stages.csv"),
         [result(paths.FIGURE, figure=f"stages.{kind}") for kind in ("svg", "png")],
         result(paths.AUDIT_PAGE),

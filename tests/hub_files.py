@@ -7,6 +7,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import torch
 from conftest import COLOURS, image_bytes
 from PIL import Image
@@ -162,3 +164,53 @@ def llava_pretrain(images: int = 24) -> dict[str, bytes]:
         turns.append({"from": "gpt", "value": f"a {colour} square on the {side}"})
         pairs.append({"id": f"{image:09d}", "image": name, "conversations": turns})
     return {"blip_laion_cc_sbu_558k.json": json.dumps(pairs).encode(), "images.zip": zipped(members)}
+
+
+IMAGE_CELL = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+
+
+def image_table(columns: dict[str, list], features: dict | None = None) -> bytes:
+    """A Parquet file as `datasets` pushes it to the hub: images as {bytes, path}, and what its columns are."""
+    cells = [{"bytes": data, "path": None} if isinstance(data, bytes) else data for data in columns["image"]]
+    table = pyarrow.table(
+        {"image": pyarrow.array(cells, IMAGE_CELL), **{k: v for k, v in columns.items() if k != "image"}}
+    )
+    about = {"info": {"features": {"image": {"_type": "Image"}, **(features or {})}}}
+    with io.BytesIO() as file:
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps(about)}), file, row_group_size=100
+        )
+        return file.getvalue()
+
+
+def questions_of(images: range, kinds: int = 3) -> dict[str, list]:
+    """Rows image, question and answer about squares, as VQA-RAD and PathVQA have them: an image in several rows."""
+    rows: dict[str, list] = {"image": [], "question": [], "answer": []}
+    for image in images:
+        data, colour, side = jpeg(2000 + image)
+        asked = [("what colour is the square?", colour), ("is it red?", "yes" if colour == "red" else "no")]
+        for question, answer in [*asked, ("where is it?", side)][:kinds]:
+            for name, value in (("image", data), ("question", question), ("answer", answer)):
+                rows[name].append(value)
+    return rows
+
+
+def vqa_rad(images: int = 8, shared: int = 2) -> dict[str, bytes]:
+    """VQA-RAD's layout: parts train and test, which share some images; three questions an image in each."""
+    return {
+        "README.md": b"# VQA-RAD",
+        "data/train-00000-of-00001-eb8844602202be60.parquet": image_table(questions_of(range(images))),
+        "data/test-00000-of-00001-e5bc3d208bb4deeb.parquet": image_table(
+            questions_of(range(images - shared, images + 4), 2)
+        ),
+    }
+
+
+def path_vqa() -> dict[str, bytes]:
+    """PathVQA's layout: three parts without a common image, train in several files."""
+    return {
+        "data/train-00000-of-00002-e156123ddc01cfef.parquet": image_table(questions_of(range(20, 26))),
+        "data/train-00001-of-00002-685f0eb08e4d2a71.parquet": image_table(questions_of(range(26, 30))),
+        "data/validation-00000-of-00001-3158cb1155ce6abe.parquet": image_table(questions_of(range(30, 32))),
+        "data/test-00000-of-00001-2140e7d189eaefff.parquet": image_table(questions_of(range(32, 36))),
+    }

@@ -4,14 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import write_captions, write_slake
-from triptych.config.datasets import FolderCaptions, Folds, SlakeFolderVqa
-from triptych.data.audit import Part, audit, cropped_share, leaks, markdown, overlap
+from triptych.config.datasets import FolderCaptions, SlakeFolderVqa
+from triptych.config.folds import Folds
+from triptych.data.audit import Part, audit, cropped_share, leaks, main, markdown, overlap
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
 from triptych.data.folds import assign, group_images
 from triptych.data.prepare import write_dataset
-from triptych.data.schemas import FOLD_SCHEMA
-from triptych.io.manifest import write_json
+from triptych.data.schemas import FOLD_SCHEMA, IMAGE_SCHEMA
+from triptych.errors import TriptychError
+from triptych.io.manifest import read_json, write_json
 from triptych.io.parquet import read_table, write_table
 
 
@@ -95,3 +97,43 @@ def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_rea
     page = markdown(result)
     assert "| again | 41.7 | 75.0 |" in page and "| medical | 0.0 | 0.0 |" in page
     assert "| medical | first frame of a GIF of several | 3 |" in page
+
+
+def test_same_images_in_data_that_nothing_trains_on_stop_and_look_alikes_warn(folders, tmp_path, monkeypatch, capsys):
+    def run(*asked):
+        arguments = ["--data", *(str(folders[name]) for name in ("medical", "general-20", "again"))]
+        arguments += ["--folded=medical", "--shared", "general-20", "--asked", *asked]
+        monkeypatch.setattr("sys.argv", ["audit", *arguments, "--threshold=0.98", f"--out={tmp_path / 'out'}"])
+        main()
+        return read_json(tmp_path / "out/audit.json")["transfer"]
+
+    # `again` is the folded data once more: its test part is in no fold, its training part is trained on.
+    assert run("again", "test") == {"again": {"same": [], "alike": []}}
+    with pytest.raises(
+        TriptychError, match=r"evaluation\.datasets: \d+ images of again are trained on:\n  medical train"
+    ):
+        run("again", "train")
+    lines = read_json(tmp_path / "out/audit.json")["transfer"]["again"]
+    trained = [row for row in read_table(folders["medical"] / "images") if row["split"] == "train"]
+    assert len(lines["same"]) == len(trained) and not lines["alike"], "each image, and no pair twice"
+    assert lines["same"][0] in (tmp_path / "out/audit.md").read_text()
+    with pytest.raises(
+        TriptychError, match=r"evaluation\.datasets\.again: the data set has no image in its part 'dev'"
+    ):
+        run("again", "dev")
+
+    capsys.readouterr()
+    table = read_table(folders["again"] / "images")
+    for row in table:  # other bytes, nearly the same picture
+        row["sha256"] = "0" * 56 + f"{len(row['id']):08d}"
+    write_table(folders["again"] / "images/00000.parquet", table, IMAGE_SCHEMA)
+    found = run("again", "train")["again"]
+    assert not found["same"] and len(found["alike"]) >= len(trained)
+    assert (
+        "warning: evaluation.datasets: images that are trained on look like images of again" in capsys.readouterr().out
+    )
+
+
+def test_without_data_for_transfer_the_audit_says_what_it_said(folders):
+    result, _ = audit({name: folders[name] for name in ("medical", "general-20")}, "medical", ["general-20"], 0.98)
+    assert "transfer" not in result and "nothing trains on" not in markdown(result)

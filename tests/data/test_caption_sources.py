@@ -15,7 +15,7 @@ import pytest
 from conftest import COLOURS, image_bytes
 from hub import Hub
 from triptych.config.datasets import FolderCaptions, HubParquetCaptions, WebdatasetCaptions
-from triptych.data.sources import base, caption_folder, hub_parquet, webdataset
+from triptych.data.sources import base, caption_folder, hub_parquet, hub_rows, webdataset
 from triptych.data.sources.base import Item, Reject, item_id
 from triptych.data.sources.table_files import Columns, caption_text, read_rows
 from triptych.download import hub_http, huggingface
@@ -709,7 +709,7 @@ def test_hub_rows_that_cannot_be_used_are_rejected(tmp_path, served, monkeypatch
     captions = pa.array([b"good", None, b" ", b"caf\xe9", b"empty", b"null", b"large"], pa.binary()).view(pa.string())
     cells = [*named(0, 1, 2, 3), {"bytes": None, "path": "x.jpg"}, None, {"bytes": b"large" * 9, "path": "y.jpg"}]
     serve(served[0], "a.parquet", cells, captions)
-    monkeypatch.setattr(hub_parquet, "MAX_BYTES", 20)
+    monkeypatch.setattr(hub_rows, "MAX_BYTES", 20)
     found = hub_listing(tmp_path)
     assert rejects(found) == [
         ("a.parquet:000000001", "column 'caption' is missing or null"),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from triptych.config.datasets import Folds
+from triptych.config.folds import Folds
 from triptych.data import folds
 from triptych.data.folds import group_images, summarise
 from triptych.errors import TriptychError

@@ -1,7 +1,7 @@
 """Which questions are asked, and which when a configuration is only tried."""
 
 import pytest
-from triptych.config.datasets import Folds
+from triptych.config.folds import Folds
 from triptych.data.folds import assign
 from triptych.data.questions import asked_questions, load_questions
 from triptych.data.schemas import FOLD_SCHEMA

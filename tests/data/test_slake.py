@@ -2,7 +2,8 @@
 
 import pytest
 from conftest import SLAKE
-from triptych.config.datasets import SLAKE_VARIABLE, Folds, SlakeFolderVqa
+from triptych.config.datasets import SLAKE_VARIABLE, SlakeFolderVqa
+from triptych.config.folds import Folds
 from triptych.data.audit import baseline_scores
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch

@@ -17,7 +17,7 @@ from snakemake.settings.types import DeploymentMethod
 from triptych import workflow_hooks
 from triptych.commands.requests import Grouping, Requests
 from triptych.config import jobs, paths
-from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, TEST, question_views, view_suffix
+from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, PARTS, TEST, question_views, view_suffix
 from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
@@ -101,3 +101,4 @@ wildcard_constraints:
     cut=f"(?:{'|'.join(f'-{group}' for group in grid.leak_splits)})?",
     seed="[0-9]+",
     view=one_of(views),
+    part=one_of(PARTS),

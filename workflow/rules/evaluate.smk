@@ -53,15 +53,18 @@ use rule predict_captions as predict_view with:
     params:
         job=prediction_job,
         views=lambda wildcards, output: views[wildcards.view],
-        also=asked_together("predict_view", lambda cell: [cell["view"]]),
+        also=asked_together("predict_view", lambda cell: [paths.PREDICTION.format(**cell)]),
     message:
         "Answer the questions of {wildcards.fold} with {wildcards.prefix}, seed {wildcards.seed}: {params.views}"
+
+
+every_view = tuple(map(view_suffix, asked_views(study)))
 
 
 # All views of a study's own folds: models, features and questions are loaded once, and an image's prefix is run once.
 use rule predict_view as predict with:
     output:
-        [update(result(paths.PREDICTION, view=view_suffix(view))) for view in asked_views(study)],
+        [update(result(paths.PREDICTION, view=view)) for view in every_view],
     log:
         log_of("predict"),
     benchmark:
@@ -74,7 +77,7 @@ use rule predict_view as predict with:
     params:
         job=prediction_job,
         views=lambda wildcards, output: asked_views(study),
-        also=asked_together("predict", lambda cell: map(view_suffix, asked_views(study))),
+        also=asked_together("predict", lambda cell: STEPS["predict"].outputs({**cell, "view": every_view})),
 
 
 ruleorder: predict > predict_view

@@ -119,25 +119,25 @@ def prediction_job(wildcards):
     return jobs.prediction_text(study, HELD_OUT)
 
 
-def asked_together(rule, suffixes):
+def asked_together(rule, answers):
     """Parameter of predictions: what else of this job of the cluster is asked in the same process, with equal models.
 
     Args:
         rule: name of the rule.
-        suffixes: gives, from wildcards, the endings of the files of answers.
+        answers: gives, from wildcards, the paths of the files of answers below the results folder.
     """
 
     def options(wildcards, output):  # with `output`, it is no setting that Snakemake records
         together = json.loads(os.environ.get(workflow_hooks.TOGETHER, "[]"))
         members = [others for name, others in together if name.endswith(rule)]
-        own, found, results = grid.prefixes[wildcards.prefix], [], Path(output[0]).parents[3]
+        own, found = grid.prefixes[wildcards.prefix], []
+        results = Path(output[0]).parents[STEPS[rule].output.count("/")]
         for other in members:
             models = grid.prefixes[other["prefix"]]
             alike = (models.vision_encoder, models.language_model) == (own.vision_encoder, own.language_model)
-            same = all(other[name] == wildcards[name] for name in ("fold", "seed"))
+            same = all(other.get(name) == wildcards.get(name) for name in ("fold", "seed", "dataset", "part"))
             if alike and same and other["prefix"] != wildcards.prefix:
-                outs = [paths.PREDICTION.format(**{**other, "view": suffix}) for suffix in suffixes(other)]
-                files = [paths.CHECKPOINT.format(split=other["fold"], **other), *outs]
+                files = [paths.CHECKPOINT.format(split=other["fold"], **other), *answers(other)]
                 found += ["--also", *(str(results / file) for file in files)]
         return shlex.join(found)
 
@@ -146,8 +146,13 @@ def asked_together(rule, suffixes):
 
 def baseline_view(wildcards):
     """What a baseline is asked; without a limit the view alone, which is what Snakemake recorded of finished studies."""
+    return views[wildcards.view] + limit_option()
+
+
+def limit_option():
+    """The limit of baselines as an option; nothing where there is none."""
     limit = settings.evaluation.max_questions
-    return views[wildcards.view] + (f" --limit {limit}" if limit else "")
+    return f" --limit {limit}" if limit else ""
 
 
 def models_of(wildcards):
@@ -185,7 +190,9 @@ def predictions(view, arms, folds=None):
 
 def kept_answers(wildcards):
     """Every record that tables were made of: they can be made again as long as all are there."""
-    steps = [STEPS[rule] for rule in ("predict", "predict_view", "predict_captions", "predict_baseline", "probe")]
+    rules = ("predict", "predict_view", "predict_captions", "predict_baseline", "probe")
+    rules += ("predict_transfer", "predict_transfer_baseline")
+    steps = [STEPS[rule] for rule in rules]
     return [result(path) for step in steps for values in EACH[step.each](study) for path in step.outputs(values)]
 
 
@@ -196,6 +203,13 @@ def tables(pattern, *names):
 
 probes = [result(paths.PROBE, **values) for values in EACH["probe"](study)]
 captioned = [result(paths.CAPTION_PREDICTION, **values) for values in EACH["captions"](study)]
+
+# Tables of each data set that nothing trains on; named by it, and so no tables of the study's own.
+transfer_tables = [
+    result(paths.TRANSFER_TABLE, table=f"{name}.{kind}")
+    for name in settings.evaluation.datasets
+    for kind in ("csv", "md", "tex", "json")
+]
 
 # What a study delivers as tables of answers.
 main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.controls else [])]

@@ -46,6 +46,7 @@ rule report:
         predictions(HELD_OUT, BASELINES),
         result(paths.TABLE, table="stages.csv"),
         result(paths.AUDIT),
+        transfer_tables,
         metrics=all_checkpoints(paths.METRICS),
         tables=final_tables,
     output:

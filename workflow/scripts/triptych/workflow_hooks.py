@@ -133,7 +133,7 @@ def settle_answers(workflow: Any) -> None:
     from snakemake.common import async_run
 
     for job in workflow.dag.needrun_jobs():
-        if not job.rule.name.endswith(("predict", "predict_view", "predict_captions")):
+        if not job.rule.name.endswith(("predict", "predict_view", "predict_captions", "predict_transfer")):
             continue
         forced = workflow.dag.reason(job).forced and not async_run(workflow.persistence.incomplete(job))
         for path in job.output:

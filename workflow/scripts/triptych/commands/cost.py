@@ -5,10 +5,12 @@ reads this, so it imports little.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
 from triptych.config import paths
+from triptych.config.arms import PARTS
 from triptych.config.datasets import Captions
 from triptych.config.grid import Checkpoint
 from triptych.config.study import Study
@@ -73,10 +75,13 @@ def model_sizes(study: Study, prefix: str) -> Model:
     return Model(weights, 2048 if weights > 5e8 else 576, tokens, 768, False)
 
 
-def questions(study: Study, dataset: str) -> tuple[int, int]:
-    """Samples of a data set that are not its test part, and their images: counted, else as the configuration says."""
+def questions(study: Study, dataset: str, parts: Sequence[str] = ()) -> tuple[int, int]:
+    """Samples of a data set and their images: counted, else as the configuration says.
+
+    Of the parts given; by default of those that are trained on, or of all where it is asked for transfer alone.
+    """
     described = study.datasets[dataset]
-    parts = ("train", "validation")
+    parts = parts or PARTS[: 3 if dataset in study.settings.evaluation.datasets else 2]
     try:
         counts = read_json(study.path(paths.DATA, dataset=dataset))["counts"]
         return tuple(sum(counts[kind].get(part, 0) for part in parts) for kind in ("questions", "images"))
@@ -85,7 +90,7 @@ def questions(study: Study, dataset: str) -> tuple[int, int]:
     if isinstance(described, Captions):
         number = described.size if described.size < inf else UNKNOWN_SIZE
         return number, number
-    expected = getattr(described, "expected", None) or {"train": UNKNOWN_SIZE, "validation": 0}
+    expected = getattr(described, "expected", None) or {parts[0]: UNKNOWN_SIZE}
     number = sum(expected.get(part, 0) for part in parts)
     return number, max(1, number // QUESTIONS_PER_IMAGE)
 
@@ -118,12 +123,14 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
     return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
 
 
-def prediction_cost(study: Study, prefix: str) -> Cost:
-    """The same of the answers to one view of a fold's held-out part."""
-    model = model_sizes(study, prefix)
-    number, images = questions(study, study.settings.folds.dataset)
-    held_out = min(number, study.settings.evaluation.max_questions or number) / max(2, study.settings.folds.number)
-    tokens = shown_tokens(study, model, prefix) * images / number + TEXT_TOKENS["questions"]
+def prediction_cost(study: Study, prefix: str, transfer: str = "") -> Cost:
+    """The same of the answers to one view of a fold's held-out part, or to the asked part of another data set."""
+    model, evaluation = model_sizes(study, prefix), study.settings.evaluation
+    part = [evaluation.datasets[transfer]] if transfer else ()
+    number, images = questions(study, transfer or study.settings.folds.dataset, part)
+    held_out = min(number, evaluation.max_questions or number)
+    held_out /= 1 if transfer else max(2, study.settings.folds.number)
+    tokens = shown_tokens(study, model, prefix) * images / max(1, number) + TEXT_TOKENS["questions"]
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 
 

@@ -6,6 +6,7 @@ What is not known before data or models are there is taken from the configuratio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import harmonic_mean, median
 
 from triptych.commands.cost import GOLD, features_gb, model_sizes, prediction_cost, questions, training_cost
@@ -29,6 +30,7 @@ class Hours:
     Attributes:
         of_training: by prefix, of one training.
         of_prediction: by schedule, of the answers to one view.
+        of_transfer: by schedule and data set, of the answers to the part of that data set that is asked.
         left: of all that is left.
         done: what finished ones took.
         rate: FLOP/s that the estimate assumes.
@@ -39,6 +41,7 @@ class Hours:
 
     of_training: dict[str, float]
     of_prediction: dict[str, float]
+    of_transfer: dict[tuple[str, str], float]
     left: float
     done: float
     rate: float
@@ -50,7 +53,8 @@ class Hours:
         """Hours of one job, a training or a prediction."""
         if job.cell:
             return self.of_training[job.cell.prefix]
-        return self.of_prediction[job.arm] * (len(job.outputs) + GOLD)  # a file for each view, one with gold answers
+        once = self.of_transfer[job.arm, job.transfer] if job.transfer else self.of_prediction[job.arm]
+        return once * (len(job.outputs) + GOLD)  # a file for each view, one with gold answers
 
 
 def measured_tflops(study: Study) -> float | None:
@@ -84,6 +88,8 @@ def hours(study: Study, states: Sequence[JobState]) -> Hours:
     """Hours from FLOPs and a rate: of this study's finished trainings, else of the benchmark, else of the settings."""
     costs = {prefix: training_cost(study, Checkpoint(prefix, "", 0)) for prefix in study.grid.prefixes}
     answers = {arm: prediction_cost(study, arm) for arm in study.grid.schedules}
+    asked = product(study.grid.schedules, study.settings.evaluation.datasets)
+    others = {(arm, dataset): prediction_cost(study, arm, dataset) for arm, dataset in asked}
     trained = [state for state in states if state.job.cell]
     took = [
         (costs[state.job.cell.prefix].flops, seconds)
@@ -101,8 +107,9 @@ def hours(study: Study, states: Sequence[JobState]) -> Hours:
             error = median(abs(guess / real - 1) for guess, real in guesses)
     of_training = {prefix: cost.flops / rate / 3600 for prefix, cost in costs.items()}
     of_prediction = {arm: cost.flops / rate / 3600 for arm, cost in answers.items()}
+    of_transfer = {names: cost.flops / rate / 3600 for names, cost in others.items()}
     done = sum(real for _, real in took) / 3600
-    found = Hours(of_training, of_prediction, 0.0, done, rate, len(took), benched, error)
+    found = Hours(of_training, of_prediction, of_transfer, 0.0, done, rate, len(took), benched, error)
     ahead = [state for state in states if state.state != "done" and state.job.rule in WORK]
     return replace(found, left=sum(found.of(state.job) * (1 - state.fraction) for state in ahead))
 
@@ -111,7 +118,8 @@ def disk_gb(study: Study) -> tuple[float, float]:
     """GB of vision features and of checkpoints, each saved twice while it trains, with its optimiser's state."""
     encoded = {}  # name of features -> GB; what is above the budget is computed on the fly
     for prefix in study.grid.prefixes:
-        for name in (study.settings.folds.dataset, study.grid.stage_of(prefix).data):
+        asked = study.settings.evaluation.datasets if prefix in study.grid.schedules else ()
+        for name in (study.settings.folds.dataset, study.grid.stage_of(prefix).data, *asked):
             encoded[study.grid.features(name, prefix)] = features_gb(study, prefix, name)
     cells = Counter(cell.prefix for cell in study.grid.trainings)
     trained = 0.0

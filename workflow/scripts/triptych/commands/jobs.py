@@ -23,7 +23,8 @@ TAIL = 4096  # bytes of a log that are read
 STEP_LINE = re.compile(r"epoch \d+ step (\d+)/(\d+) loss [\d.]+ (\d+) s left")
 RATE_LINE = re.compile(r"(\d+)(?:/| of )(\d+) (images|questions),.* (\d+(?:\.\d+)?)/s")
 ANSWERS = ("predict", "predict_baseline")  # the rules that answer held-out questions
-WORK = ("train_stage", "predict", "predict_view")  # the rules that take the time of a study
+SCORED = (*ANSWERS, "predict_view", "predict_transfer", "predict_transfer_baseline")
+WORK = ("train_stage", "predict", "predict_view", "predict_transfer")  # the rules that take the time of a study
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Job:
         stage: the stage that a training ends on.
         split: the fold, or `shared`.
         seed: of what is trained.
+        transfer: the data set that it asks, where that is not the one with folds.
     """
 
     rule: str
@@ -53,6 +55,7 @@ class Job:
     stage: str = ""
     split: str = ""
     seed: int | None = None
+    transfer: str = ""
 
     @property
     def done(self) -> bool:
@@ -95,7 +98,8 @@ def _job(study: Study, rule: str, wildcards: dict[str, object]) -> Job:
     stage = study.grid.last_stage(cell.prefix) if cell else ""
     arm = str(wildcards.get("prefix") or wildcards.get("baseline") or "")
     split, seed = str(wildcards.get("split") or wildcards.get("fold") or ""), wildcards.get("seed")
-    return Job(rule, name, outputs, log, times, arm, cell, stage, split, seed)
+    transfer = str(wildcards["dataset"]) if rule == "predict_transfer" else ""
+    return Job(rule, name, outputs, log, times, arm, cell, stage, split, seed, transfer)
 
 
 def job_state(job: Job, study: Study, alive: bool, now: float) -> JobState:
@@ -138,7 +142,7 @@ def _finished(job: Job) -> tuple[str, float | None]:
     if job.cell:
         metrics = read_json(job.outputs[0])["metrics"]
         return _metrics(metrics), 100 * metrics["validation_accuracy"]
-    if job.rule in (*ANSWERS, "predict_view") and (records := read_table(job.outputs[0], ["prediction", "gold"])):
+    if job.rule in SCORED and (records := read_table(job.outputs[0], ["prediction", "gold"])):
         score = 100 * fmean(map(exact_match, records))
         return f"exact match {score:.1f} %", score
     return "", None

@@ -18,7 +18,7 @@ from triptych.config.study import Study
 from triptych.config.wildcards import EACH, asked_views
 from triptych.io.manifest import canonical_json
 
-ANSWERS = ("predict", "predict_view", "predict_captions")
+ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")
 GPU_STEPS = ("encode_images", "train_stage", *ANSWERS)
 # Memory of the machine, not of its GPU, in MB. Measured peaks stand beside it in the plan.
 BASE = 8000  # Python, torch with CUDA, tables, images that are decoded ahead
@@ -102,11 +102,11 @@ class Requests:
         return attempt * math.ceil(self._need(rule, wildcards)[1] * share)
 
     def _need(self, rule: str, wildcards: Mapping[str, Any]) -> tuple[float, float]:
-        """MB and minutes of a step by rule and prefix, or by rule and features."""
-        prefix = wildcards.get("prefix")
-        key = (rule, prefix) if prefix else (rule, wildcards["dataset"], wildcards["tag"])
+        """MB and minutes of a step by rule and prefix (and data set, of transfer), or by rule and features."""
+        prefix, dataset = wildcards.get("prefix"), wildcards.get("dataset", "")
+        key = (rule, prefix, dataset) if prefix else (rule, dataset, wildcards["tag"])
         if key not in self._needs:
-            memory, minutes = self._answer(rule, prefix) if prefix else self._encode(wildcards["dataset"])
+            memory, minutes = self._answer(rule, prefix, dataset) if prefix else self._encode(dataset)
             self._needs[key] = memory, min(minutes, LONGEST)
         return self._needs[key]
 
@@ -115,10 +115,10 @@ class Requests:
         images = cost.questions(self.study, dataset.partition("+")[0])[1]
         return 2 * BASE, START + SLACK * images / IMAGES_A_SECOND / 60
 
-    def _answer(self, rule: str, prefix: str) -> tuple[float, float]:
+    def _answer(self, rule: str, prefix: str, transfer: str) -> tuple[float, float]:
         study, settings = self.study, self.study.settings
         trains = rule in ("train_stage", "predict_captions")
-        dataset = study.grid.stage_of(prefix).data if trains else settings.folds.dataset
+        dataset = study.grid.stage_of(prefix).data if trains else transfer or settings.folds.dataset
         stored = 1000 * cost.features_gb(study, prefix, dataset)  # read again and again, best from memory
         memory = BASE + PER_WEIGHT * cost.model_sizes(study, prefix).weights / 1e6 + stored
         if rule == "train_stage":
@@ -129,7 +129,7 @@ class Requests:
         else:
             views = len(asked_views(study)) if rule == "predict" else 1
             gold = 0 if rule == "predict_captions" else cost.GOLD
-            flops = cost.prediction_cost(study, prefix).flops * (views + gold)
+            flops = cost.prediction_cost(study, prefix, transfer).flops * (views + gold)
         rate = settings.plan.tflops * 1e12 * settings.plan.utilisation
         return memory, START + SLACK * flops / rate / 60
 
@@ -191,7 +191,7 @@ class Requests:
             if step.rule not in ANSWERS:
                 return step
             behind = self.study.grid.prefixes[step.cell.prefix]
-            return step.rule, behind.vision_encoder, behind.language_model
+            return step.rule, step.wildcards.get("dataset"), behind.vision_encoder, behind.language_model
 
         return sum(len({process(step) for step in job}) for job in self.jobs)
 

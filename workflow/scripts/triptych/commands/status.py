@@ -134,7 +134,8 @@ def table(states: Sequence[JobState]) -> Iterator[str]:
     yield ""
 
 
-_ONE_LINE_EACH = ("train_stage", "predict", "predict_view", "predict_captions", "predict_baseline", "probe")
+_ONE_LINE_EACH = ("train_stage", "predict", "predict_view", "predict_captions", "predict_baseline", "predict_transfer")
+_ONE_LINE_EACH += ("predict_transfer_baseline", "probe")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

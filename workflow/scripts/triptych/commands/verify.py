@@ -149,7 +149,8 @@ def remove(path: Path) -> None:
 
 def unhashed(results: Path) -> list[Path]:
     """Tables, figures and report: made in moments of what has hashes. Tables of the test part stay."""
-    made = [path for kind in ("tables", "figures") for path in results.glob(f"{kind}/*") if path.is_file()]
+    kinds = ("tables", "tables/transfer", "figures")
+    made = [path for kind in kinds for path in results.glob(f"{kind}/*") if path.is_file()]
     return [*made, results / "report.html"]
 
 

@@ -7,7 +7,9 @@ called, so that a dry run imports neither torch nor numpy.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from triptych.config.datasets import QuestionPart
 
 # What is probed beside checkpoints: vision features as they are, and behind a connector that nothing has trained.
 PRE_PROJECTION = "pre-projection"
@@ -25,12 +27,14 @@ class Baseline:
             images and of length 1; the same as they are; or none.
         leak_study: it answers on the folds of every kind of the leak study, too.
         fitted: it is more than a look-up: the validation part chooses a setting of it. The audit leaves it out.
+        in_domain: it answers a data set of `evaluation.datasets` out of that data set's own training part, too.
     """
 
     function: str
     vectors: Literal["thumbnails", "features", "plain features"] | None = None
     leak_study: bool = False
     fitted: bool = False
+    in_domain: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -38,8 +42,8 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline("triptych.data.lookups:majority"),
-    "majority-per-question": Baseline("triptych.data.lookups:majority_per_question", leak_study=True),
+    "majority": Baseline("triptych.data.lookups:majority", in_domain=True),
+    "majority-per-question": Baseline("triptych.data.lookups:majority_per_question", leak_study=True, in_domain=True),
     "majority-per-place": Baseline("triptych.data.lookups:majority_per_place"),
     "nearest-images": Baseline("triptych.data.lookups:nearest", "thumbnails", leak_study=True),
     "nearest-features": Baseline("triptych.data.lookups:nearest", "features"),
@@ -51,7 +55,12 @@ BASELINES: dict[str, Baseline] = {
 def reserved_names() -> dict[str, str]:
     """Give the names that a trained arm must not have, in tables and paths, with what has them already."""
     probes = {PRE_PROJECTION: "the probe of vision features", RANDOM_CONNECTOR: "the probe of an untrained connector"}
-    return dict.fromkeys(BASELINES, "a baseline") | probes
+    return dict.fromkeys([*BASELINES, *in_domain_arms().values()], "a baseline") | probes
+
+
+def in_domain_arms() -> dict[str, str]:
+    """Name the baselines out of a data set's own training part, by the names of the baselines."""
+    return {name: f"{name}-in-domain" for name, baseline in BASELINES.items() if baseline.in_domain}
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,9 @@ CONTROLS: dict[str, Control] = {
 }
 
 # Views of questions: a fold's held-out ones with their own images, or with those of a control; the source's own test
-# part; captions of the validation part of a stage's own data.
+# part; captions of the validation part of a stage's own data. Of another data set, any part may be asked.
 HELD_OUT, TEST, CAPTIONS = "held-out", "test", "captions"
+PARTS: tuple[str, ...] = get_args(QuestionPart)
 
 
 def question_views() -> tuple[str, ...]:

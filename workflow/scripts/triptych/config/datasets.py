@@ -1,4 +1,4 @@
-"""Settings of data sets, a class for each source, and of the folds.
+"""Settings of data sets, a class for each source.
 
 A source is added by a class here, under `@data_source`, which says all that other code asks about the source, and by
 the module that the class names, which lists and reads the images (`triptych.data.sources.base`).
@@ -15,34 +15,18 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     NonNegativeInt,
-    PlainValidator,
     PositiveInt,
     Strict,
     TypeAdapter,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from triptych.config.base import Record, former
-from triptych.config.texts import HubId, Line, LocalPath, Name, Prose, Revision, Sha256, located
+from triptych.config.sizes import ALL, Size
+from triptych.config.texts import HubId, Line, LocalPath, Prose, Revision, Sha256, located
 
 SLAKE_VARIABLE = "TRIPTYCH_SLAKE"  # names the user's copy of SLAKE where the key `folder` does not
-
-
-ALL = "all"  # the size of a data set that takes every usable image
-
-
-def _size(value: Any) -> Any:
-    if value != ALL and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"must be a whole number, or {ALL}")
-    if value != ALL and value < 1:
-        raise ValueError(f"must be greater than 0, not {value}")
-    return value
-
-
-_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": ALL}]}
-Size = Annotated[Any, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 
 
 class Images(Record):
@@ -75,6 +59,10 @@ class Images(Record):
     def local_tables(self) -> list[Path]:
         """Table files of the user's that list the images: the fetch step runs again when one of them changes."""
         return []
+
+    def has_part(self, part: str) -> bool:
+        """Tell whether there may be a part, as far as settings say it."""
+        return True
 
 
 class Captions(Images):
@@ -340,37 +328,60 @@ class SlakeHubVqa(Vqa):
     revision: Revision
 
 
-class Folds(Record):
-    """Cross-validation over the train and validation parts of one data set; its test part is not used."""
-
-    dataset: Name = Field(description="Data set that is divided into folds; stages on it run once per fold.")
-    number: int = Field(3, ge=1, description="Number of folds; 1 with the official parts, at least 2 otherwise.")
-    group: Literal["subject", "image", "near-duplicate-cluster", "row", "official"] = Field(
-        "subject",
-        description="What stays on one side of a fold, training or held-out. subject: the source's subjects, or images "
-        "if it names none; image: images with their exact copies; near-duplicate-cluster: subjects and images that "
-        "look alike; row: nothing, which leaks images and serves to measure the leak; official: one fold of the "
-        "source's own parts, which holds out its validation part.",
-    )
-    near_duplicate: float = Field(
-        0.98, gt=0, lt=1, description="Correlation of 32 x 32 grey thumbnails above which two images look alike."
-    )
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Fraction of each fold's training groups that is set aside for validation."
-    )
-    validation_unit: Literal["group", "image"] = Field(
-        "group", description="Set aside whole groups, or single images if groups are too few and too large."
-    )
-    seed: int = Field(0, description="Seed of the assignment to folds.")
-
-    @model_validator(mode="after")
-    def _number_fits(self) -> "Folds":
-        if (self.number == 1) != (self.group == "official"):
-            raise ValueError("number must be 1 with group official, and at least 2 with any other")
-        return self
+QuestionPart = Literal["train", "validation", "test"]
 
 
-def expanded_names(base: str, sizes: Any) -> list[tuple[str, int | None]]:
-    """A data set's name with each of its sizes, or the name alone where it has none."""
-    sizes = [sizes] if isinstance(sizes, int) or sizes == ALL else sizes  # one number: an error, reported elsewhere
-    return [(f"{base}-{size}", size) for size in sizes] if isinstance(sizes, list) else [(base, None)]
+@data_source
+class HubQuestions(Images):
+    """Images with questions in the Parquet files of a data set on the hub, read by the names of its columns."""
+
+    module = "triptych.data.sources.hub_questions"
+    read_options = ("repo", "revision", "image_column")
+
+    source: Literal["hub-questions"]
+    repo: HubId = Field(description="Hub id of the data set.")
+    revision: Revision
+    parts: dict[QuestionPart, Line] = Field(
+        {part: f"data/{part}-*.parquet" for part in get_args(QuestionPart)},
+        min_length=1,
+        description="Glob pattern of the Parquet files of each part. Leave out a part that the data set lacks.",
+    )
+    shared_images: Literal["leave-out", "move"] = Field(
+        "leave-out",
+        description="An image of several parts belongs to the first of test, validation and train that has it. Its "
+        "questions in the others are left out, or move there with it.",
+    )
+    image_column: Line = Field("image", description="Column with the images ({bytes, path} or bytes).")
+    question_column: Line = Field("question", description="Column with the questions.")
+    answer_column: Line = Field("answer", description="Column with the answers.")
+    question_id_column: Line | None = Field(
+        None, description="Column with an id for each question. Null: a hash of image, question and answer."
+    )
+    image_id_column: Line | None = Field(
+        None, description="Column with an id for each image. Null: a hash of its bytes; equal images are one."
+    )
+    subject_column: Line | None = Field(None, description="Column with the patient, whose images folds do not cut.")
+    answer_type_column: Line | None = Field(
+        None,
+        description="Column with OPEN or CLOSED. Null: CLOSED where the answer is yes or no, or where options are "
+        "listed in the question; OPEN otherwise.",
+    )
+    content_type_column: Line | None = Field(None, description="Column with the type of question. Null: `Unknown`.")
+    modality_column: Line | None = Field(None, description="Column with the image's modality. Null: `Unknown`.")
+    location_column: Line | None = Field(None, description="Column with the body part. Null: `Unknown`.")
+    option_columns: list[Line] = Field(
+        [], description="Multiple choice: the columns of the options in order, or one column that holds a list of them."
+    )
+    options_in: Literal["question", "answer", "both"] = Field(
+        "question",
+        description="question: options are listed behind the question, and the answer is the letter of the right one; "
+        "answer: the question is asked without them, and the answer is the right one's text; both: they are listed, "
+        "and the answer is the text.",
+    )
+    right_option: Literal["letter", "number", "text"] = Field(
+        "letter", description="What `answer_column` says of the right option: its letter, number (from 0) or text."
+    )
+
+    def has_part(self, part: str) -> bool:
+        """Tell whether the data set has a part."""
+        return part in self.parts

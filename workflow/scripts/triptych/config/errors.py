@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.config.datasets import caption_sources, expanded_names
+from triptych.config.datasets import caption_sources
 from triptych.config.settings import Settings
+from triptych.config.sizes import expanded_names
 from triptych.config.texts import is_name
 
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
@@ -64,6 +65,7 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
+    errors += _transfer_errors(config, datasets, folded)
     named = {"-".join(schedule): schedule for schedule in schedules}
     leak = mapping(mapping(config.get("evaluation")).get("leak"))
     errors += [
@@ -74,6 +76,19 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
     for kind, values in (("seeds", _list(config.get("seeds"))), ("schedules", schedules)):
         if any(value in values[:index] for index, value in enumerate(values)):
             errors.append(f"{kind}: an entry occurs twice")
+    return errors
+
+
+def _transfer_errors(config: Mapping[str, Any], datasets: Mapping[str, Any], folded: Any) -> list[str]:
+    """Faults in the names of `evaluation.datasets`; what is trained on is known from the grid."""
+    errors = []
+    for name in filter(is_name, mapping(mapping(config.get("evaluation")).get("datasets"))):
+        if str(name) not in datasets:
+            errors.append(f"evaluation.datasets: {unknown(str(name), 'datasets', datasets)}")
+        elif mapping(datasets[str(name)]).get("source") in caption_sources():
+            errors.append(f"evaluation.datasets: '{name}' has captions; only questions can be asked")
+        elif str(name) == str(folded):
+            errors.append(f"evaluation.datasets: '{name}' is cut into folds; `snakemake test` asks its own test part")
     return errors
 
 

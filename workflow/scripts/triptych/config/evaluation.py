@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema
 
 from triptych.config.arms import CONTROLS
 from triptych.config.base import Record, added, former
+from triptych.config.datasets import QuestionPart
 from triptych.config.texts import Name
 
 
@@ -84,6 +85,11 @@ class Evaluation(Record):
     probe: Probe | None = Field(Probe(), description="Probes of the image tokens of every checkpoint; null: none.")
     leak: Leak | None = Field(
         Leak(), description="Measures how many points leaking folds would add; null: off. Not with official folds."
+    )
+    datasets: dict[Name, QuestionPart] = added(
+        {},
+        description="Transfer: data sets that no stage trains on, each with the part whose questions every finished "
+        "schedule is asked, such as `{vqa-rad: test}`. They have tables of their own, tables/transfer/.",
     )
     primary: Name | None = Field(
         None,

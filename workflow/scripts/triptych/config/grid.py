@@ -216,13 +216,20 @@ class Grid:
 
     @cached_property
     def used_datasets(self) -> list[str]:
+        """Names of the data sets that some stage, the folds or transfer use, sorted."""
+        return sorted({*self.training_datasets, *self.settings.evaluation.datasets})
+
+    @cached_property
+    def training_datasets(self) -> list[str]:
         """Names of the data sets that some stage or the folds use, sorted."""
         return sorted({self.settings.folds.dataset, *(self.stage_of(prefix).data for prefix in self.prefixes)})
 
     @cached_property
     def used_features(self) -> list[str]:
         """Names of the folders of features that some training, prediction or baseline reads, sorted."""
-        read = {self.settings.folds.dataset}
+        asked = self.settings.evaluation.datasets
+        read = {self.settings.folds.dataset, *asked}  # by baselines
+        read |= {self.features(name, arm) for name, arm in product(asked, self.schedules)}
         return sorted(read | {self.features(self.stage_of(prefix).data, prefix) for prefix in self.prefixes})
 
     def features(self, dataset: str, prefix: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, PositiveInt
 
-from triptych.config.arms import CAPTIONS, question_views
+from triptych.config.arms import CAPTIONS, HELD_OUT, PARTS, question_views
 from triptych.config.base import Precision, Record, added
 from triptych.config.evaluation import Layer, Probe
 from triptych.config.grid import Checkpoint
@@ -21,7 +21,7 @@ from triptych.io.manifest import canonical_json, sha256_file
 
 
 def _known_view(view: str) -> str:
-    known = (*question_views(), CAPTIONS)
+    known = tuple(dict.fromkeys((*question_views(), CAPTIONS, *PARTS)))
     if view not in known:
         raise ValueError(f"must be one of {', '.join(known)}, not {view!r}")
     return view
@@ -152,6 +152,11 @@ def training_text(study: Study, cell: Checkpoint) -> str:
 def prediction_text(study: Study, view: str) -> str:
     """Write the job of a view."""
     return PredictionJob.of(study, view).text()
+
+
+def transfer_text(study: Study) -> str:
+    """Write the job of a data set that nothing trains on: as for the study's own, but free answers alone."""
+    return PredictionJob.of(study, HELD_OUT).model_copy(update={"constrained": False}).text()
 
 
 def folds_text(study: Study, group: str = "") -> str:

@@ -31,9 +31,13 @@ PREDICTION = "predictions/{prefix}/{fold}/seed{seed}{view}.parquet"
 BASELINE_PREDICTION = "predictions/{baseline}/{fold}/untrained{view}.parquet"
 CAPTION_PREDICTION = "predictions/{prefix}/shared/seed{seed}.parquet"
 PROBE = "probes/{representation}/seed{seed}.parquet"
+# Answers to a data set that nothing trains on; of split `shared` those out of its own training part
+TRANSFER_PREDICTION = "transfer/{dataset}/{part}/{prefix}/{fold}/seed{seed}.parquet"
+TRANSFER_BASELINE = "transfer/{dataset}/{part}/{baseline}/{split}/untrained.parquet"
 # What people look at
 TABLE = "tables/{table}"
 TEST_TABLE = "tables/test/{table}"
+TRANSFER_TABLE = "tables/transfer/{table}"
 FIGURE = "figures/{figure}"
 REPORT = "report.html"
 WANDB = "wandb/runs.json"
@@ -93,6 +97,10 @@ STEPS = {
         Step("predict_view", "prediction of one view", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
         Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
         Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
+        Step("predict_transfer", "transfer", "/{dataset}/{part}/{prefix}/{fold}/seed{seed}", TRANSFER_PREDICTION),
+        Step(
+            "predict_transfer_baseline", "transfer baseline", "/{dataset}/{part}/{baseline}/{split}", TRANSFER_BASELINE
+        ),
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }

@@ -14,10 +14,12 @@ from pydantic import (
 )
 
 from triptych.config.base import Record
-from triptych.config.datasets import Dataset, Folds, expanded_names
+from triptych.config.datasets import Dataset
 from triptych.config.evaluation import Evaluation
+from triptych.config.folds import Folds
 from triptych.config.models import Models
 from triptych.config.runtime import Runtime
+from triptych.config.sizes import expanded_names
 from triptych.config.stages import Connector, FeatureSettings, Lora, Stage, Training
 from triptych.config.texts import Line, LocalPath, Name, ResultsPath, WandbName
 from triptych.io.manifest import write_json

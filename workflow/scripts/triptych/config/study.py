@@ -1,7 +1,7 @@
 """A study from its configuration file, checked as a whole."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,15 @@ class Study:
         """Give the folder of a checkpoint, or another path of it."""
         return self.path(pattern, **vars(cell))
 
+    def transfer_errors(self) -> Iterator[str]:
+        """Say what is wrong with `evaluation.datasets`, whose names are known, a line for each error."""
+        for name, part in self.settings.evaluation.datasets.items():
+            stages = [self.grid.last_stage(one) for one in self.grid.prefixes if self.grid.stage_of(one).data == name]
+            if stages:
+                yield f"evaluation.datasets: '{name}' is what stage {stages[0]} trains on; name data that no stage uses"
+            if not self.datasets[name].has_part(part):
+                yield f"evaluation.datasets.{name}: the data set has no part '{part}'; see its key `parts`"
+
     def text(self) -> str:
         """Write the settings as JSON, in the order of the file; `Settings.model_validate_json` reads it."""
         return self.settings.model_dump_json(exclude_unset=True)
@@ -96,7 +105,7 @@ def load_study(config: Mapping[str, Any], name: str = "config", written: Sequenc
         lines = ablations.errors(settings)
     if not lines:
         study = Study.of(settings)
-        lines = study.grid.errors
+        lines = [*study.grid.errors, *study.transfer_errors()]
     if study is None or lines or written:
         raise TriptychError("\n".join(visible(line) for line in (*written, *(f"{name}: {line}" for line in lines))))
     for note in overruled(config, settings):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 from triptych.config.arms import BASELINES, HELD_OUT, PRE_PROJECTION, view_suffix
-from triptych.config.grid import cut_of
+from triptych.config.grid import SHARED, cut_of
 from triptych.config.study import Study
 
 
@@ -43,6 +43,19 @@ def _baselines(study: Study) -> Iterator[dict[str, object]]:
             yield {"baseline": name, "fold": fold, "view": ""}
 
 
+def _transfers(study: Study) -> Iterator[dict[str, object]]:
+    asked = study.settings.evaluation.datasets.items()
+    each = (asked, study.grid.schedules, study.grid.folds, study.settings.seeds)
+    for (dataset, part), prefix, fold, seed in product(*each):
+        yield {"dataset": dataset, "part": part, "prefix": prefix, "fold": fold, "seed": seed}
+
+
+def _transfer_baselines(study: Study) -> Iterator[dict[str, object]]:
+    for (dataset, part), (name, baseline) in product(study.settings.evaluation.datasets.items(), BASELINES.items()):
+        for split in [*study.grid.folds, *([SHARED] if baseline.in_domain else [])]:
+            yield {"dataset": dataset, "part": part, "baseline": name, "split": split}
+
+
 def _captions(study: Study) -> Iterator[dict[str, object]]:
     if study.settings.evaluation.captions:
         for prefix, seed in product(study.grid.shared_prefixes, study.settings.seeds):
@@ -74,5 +87,7 @@ EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
     "prediction of one view": _single_predictions,
     "captions": _captions,
     "baseline": _baselines,
+    "transfer": _transfers,
+    "transfer baseline": _transfer_baselines,
     "probe": _probes,
 }

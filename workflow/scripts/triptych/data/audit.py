@@ -5,7 +5,7 @@ A part is the train, validation or test part of a data set's source, or of one f
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
 from triptych.utils.markdown import plain
+from triptych.utils.terminal import announce
 
 PARTS = ("train", "validation", "test")
 SHOWN = 5  # leaked images named in an error
@@ -59,18 +60,49 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
 
 def leaks(shared: Part, held_out: Part, threshold: float) -> list[str]:
     """Describe images of a stage that all folds share which are, or look like, held-out images, a line for each."""
+    return same_images(shared, held_out) + look_alikes(shared, held_out, threshold)
+
+
+def same_images(shared: Part, held_out: Part) -> list[str]:
+    """Describe images of `shared` whose bytes are those of a held-out image, a line for each."""
     owners = dict(zip(held_out.hashes, held_out.ids, strict=True))
-    same = [
+    return [
         f"{shared.name} {name} is the image {owners[sha256]} of {held_out.name}"
         for name, sha256 in zip(shared.ids, shared.hashes, strict=True)
         if sha256 in owners
     ]
-    like = [
+
+
+def look_alikes(shared: Part, held_out: Part, threshold: float) -> list[str]:
+    """Describe images of `shared` that look like a held-out image without being it, a line for each pair."""
+    return [
         f"{shared.name} {shared.ids[first]} looks like {held_out.ids[second]} of {held_out.name} ({similarity:.3f})"
         for first, second, similarity in similar_pairs(shared.thumbnails, held_out.thumbnails, threshold)
         if shared.hashes[first] != held_out.hashes[second]
     ]
-    return same + like
+
+
+def transfer_audit(
+    trained: Sequence[Part], asked: Mapping[str, Part], threshold: float
+) -> dict[str, dict[str, list[str]]]:
+    """Compare what is trained on with what other data sets are asked about.
+
+    Args:
+        trained: the training and validation parts of all data sets that are trained on.
+        asked: the part that is asked, by name of the data set.
+        threshold: correlation of thumbnails above which images look alike.
+
+    Returns:
+        By name of the data set: `same`, a line for each image that is trained on, and `alike`, one for each that only
+        looks like one.
+    """
+    return {
+        name: {
+            "same": [line for part in trained for line in same_images(part, other)],
+            "alike": [line for part in trained for line in look_alikes(part, other, threshold)],
+        }
+        for name, other in asked.items()
+    }
 
 
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
@@ -175,7 +207,13 @@ def _split(questions: Iterable[dict], split: str) -> list[dict]:
     return [row for row in questions if row["split"] == split]
 
 
-def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshold: float) -> tuple[dict, list[str]]:
+def audit(
+    folders: dict[str, Path],
+    folded: str,
+    shared: Iterable[str],
+    threshold: float,
+    asked: Mapping[str, str] | None = None,
+) -> tuple[dict, list[str]]:
     """Make the whole audit, and a line for every leak.
 
     Args:
@@ -183,8 +221,16 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         folded: the data set that is cut into folds.
         shared: data sets of stages that all folds share.
         threshold: correlation of thumbnails above which images look alike.
+        asked: data sets that nothing trains on, each with the part that is asked.
+
+    Raises:
+        TriptychError: a data set lacks the part that is asked.
     """
+    asked = asked or {}
     parts = {name: parts_of(folder, name) for name, folder in folders.items()}
+    for name, part in asked.items():
+        if part not in parts[name]:
+            raise TriptychError(f"evaluation.datasets.{name}: the data set has no image in its part '{part}'")
     found = [line for name in shared for line in leaks(parts[name]["all"], parts[folded]["all"], threshold)]
     pairs = [
         (parts[name][first], parts[name][second])
@@ -195,10 +241,12 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
     pairs += [
         (parts[name]["all"], part)
         for name in folders
-        if name != folded
+        if name != folded and name not in asked
         for kind, part in parts[folded].items()
         if kind != "all"
     ]
+    trained = [parts[name][part] for name in folders if name not in asked for part in PARTS[:2] if part in parts[name]]
+    pairs += [(part, parts[name][kind]) for name, kind in asked.items() for part in trained]
     result = {
         "threshold": threshold,
         "overlaps": [overlap(first, second, threshold) for first, second in pairs],
@@ -209,6 +257,10 @@ def audit(folders: dict[str, Path], folded: str, shared: Iterable[str], threshol
         "cropped_share": {name: cropped_share(folder) for name, folder in folders.items()},
         "data": {name: read_json(folder / "manifest.json")["counts"] for name, folder in folders.items()},
     }
+    if asked:
+        result["transfer"] = transfer_audit(
+            trained, {name: parts[name][part] for name, part in asked.items()}, threshold
+        )
     return result, found
 
 
@@ -242,6 +294,9 @@ def markdown(result: dict) -> str:
     )
     lines += ["", "## Leaks into stages that all folds share", ""]
     lines += [f"- {plain(line)}" for line in result["leaks"]] or ["None."]
+    for name, lines_of in result.get("transfer", {}).items():
+        lines += ["", f"## Training images in {name}, which nothing trains on", ""]
+        lines += [f"- {plain(line)}" for line in lines_of["same"] + lines_of["alike"]] or ["None."]
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
@@ -286,10 +341,14 @@ def main() -> None:
     parser.add_argument(
         "--threshold", type=float, required=True, help="correlation of thumbnails above which images look alike"
     )
+    parser.add_argument(
+        "--asked", nargs="*", default=[], help="names and parts of data sets that nothing trains on: name part ..."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     folders = {folder.name: folder for folder in arguments.data}
-    result, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold)
+    asked = dict(zip(arguments.asked[::2], arguments.asked[1::2], strict=True))
+    result, found = audit(folders, arguments.folded, arguments.shared, arguments.threshold, asked)
     write_record(arguments.out / "audit.json", result)
     text = markdown(result)
     write_text(arguments.out / "audit.md", text)
@@ -307,6 +366,32 @@ def main() -> None:
             + f"\nTake them out of that data set, or train its stages per fold (on {arguments.folded}). If they only "
             "look alike, raise folds.near_duplicate"
         )
+    _judge_transfer(result.get("transfer", {}))
+
+
+def _judge_transfer(found: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """Warn of images that look like trained ones, and stop where some are the same.
+
+    Look-alikes alone do not stop: chest images of different patients may correlate as much, and a higher threshold
+    would cut other folds.
+
+    Raises:
+        TriptychError: images that are asked about are trained on.
+    """
+    for name, lines in found.items():
+        if lines["alike"]:
+            announce(
+                f"warning: evaluation.datasets: images that are trained on look like images of {name}, in "
+                f"{len(lines['alike'])} pairs, such as: {lines['alike'][0]}; audit.md lists them",
+                warning=True,
+            )
+    for name, lines in found.items():
+        if lines["same"]:
+            raise TriptychError(
+                f"evaluation.datasets: {len(lines['same'])} images of {name} are trained on:\n  "
+                + "\n  ".join(lines["same"][:SHOWN])
+                + f"\nTake them out of the training data, or take {name} out of evaluation.datasets"
+            )
 
 
 if __name__ == "__main__":

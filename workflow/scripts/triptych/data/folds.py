@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from triptych.config.datasets import Folds
+from triptych.config.folds import Folds
 from triptych.config.grid import folds_name
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.data.schemas import FOLD_SCHEMA

@@ -3,15 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from triptych.config.arms import PARTS
+from triptych.config.datasets import QuestionPart
 from triptych.config.grid import SHARED, folds_name
 from triptych.config.jobs import View
 from triptych.errors import TriptychError
 from triptych.io.parquet import read_table
 from triptych.utils.seeds import stable_order
-
-QuestionPart = Literal["train", "validation", "test"]
 
 
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
@@ -68,8 +67,8 @@ def asked_questions(data: Path, split: str, view: View, limit: int | None = None
     """
     if view == "captions":
         return limited(load_questions(data, SHARED, "validation"), limit, seed=0)
-    if view == "test":
-        return limited(load_questions(data, SHARED, "test"), limit, seed=0)
+    if view in PARTS:
+        return limited(load_questions(data, SHARED, view), limit, seed=0)
     held_out = load_questions(data, split, "test")
     if limit is None:
         return held_out

@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.config.arms import CAPTIONS, HELD_OUT, TEST, question_views
+from triptych.config.arms import CAPTIONS, HELD_OUT, PARTS, question_views
 from triptych.config.jobs import PredictionJob
 from triptych.config.runtime import Runtime
 from triptych.data.schemas import GOLD_COLUMNS, RECORD_SCHEMA
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True, help="manifest of the vision features")
     parser.add_argument("--vision-encoder", type=Path, required=True, help="manifest of the vision encoder")
     parser.add_argument("--language-model", type=Path, required=True, help="manifest of the language model")
-    views = [*question_views(), CAPTIONS]
-    parser.add_argument("--views", nargs="+", choices=views, required=True, help="what is asked")
+    views = dict.fromkeys([*question_views(), CAPTIONS, *PARTS])
+    parser.add_argument("--views", nargs="+", choices=list(views), required=True, help="what is asked")
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="Parquet file to write, one for each view")
     parser.add_argument(
         "--runtime", type=Runtime.model_validate_json, default=Runtime(), help="settings `runtime` as JSON"
@@ -110,7 +110,7 @@ def gold_answers(respondent: "Respondent", asked: "Asked") -> list[dict]:
     """Give the GOLD_COLUMNS of a view's questions; nothing for controls and captions, which are not compared."""
     from triptych.evaluate.gold import gold_logprobs
 
-    if asked.view not in (HELD_OUT, TEST):
+    if asked.view not in (HELD_OUT, *PARTS):
         return [{} for _ in asked.samples]
     model, precision = respondent.model, respondent.job.precision
     found = gold_logprobs(model, asked.samples, asked.shown.read, respondent.prompt, precision)

@@ -20,7 +20,8 @@ from triptych.evaluate.metrics import exact_match
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.tables import by_type, calibration, captions, leakage, probes, schedules, stages
-from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv
+from triptych.tables import transfer as transfer_table
+from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv, rows_of
 from triptych.tables.runs import accuracy, group_runs
 
 THUMBNAIL = 96  # side in pixels of the images in the browser of questions
@@ -292,6 +293,17 @@ def provenance(study: Study) -> dict:
     }
 
 
+def transfer(study: Study) -> list[dict]:
+    """Read the tables of the data sets that nothing trains on: `dataset`, `part`, rows `arms`, and `verdicts`."""
+    found = []
+    for name, part in study.settings.evaluation.datasets.items():
+        stem = study.path(paths.TRANSFER_TABLE, table=name)
+        arms = rows_of(read_csv(Path(f"{stem}.csv"), transfer_table.COLUMNS))
+        verdicts = [row["verdict"] for row in read_json(Path(f"{stem}.json"))["comparisons"]]
+        found.append({"dataset": name, "part": part, "arms": arms, "verdicts": verdicts})
+    return found
+
+
 def gather(study: Study, made: Collection[str]) -> dict:
     """Gather everything that the page needs: tables as data frames, the rest as plain values.
 
@@ -324,6 +336,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
         "audit": audit,
         "counts": read_and_rejected(study, audit["data"]),
         "rejects": {name: found for name in audit["data"] if (found := rejects(study, name))},
+        "transfer": transfer(study),
         "browser": browser,
         "thumbnails": thumbnails(data, [row[2] for row in browser["rows"]]),
         "limitations": limitations(study, arms, comparison, optional["controls"]),

@@ -45,7 +45,12 @@ def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], view: str = HELD_OUT) -> str:
-    """Write the comparison as a page, with a verdict for each row; `view` is which questions were answered."""
+    """Write the comparison as a page; `view` is which questions were answered."""
+    return f"# Comparison of schedules{_where(view)}\n\n{paragraphs(rows, view)}"
+
+
+def paragraphs(rows: Sequence[dict[str, Any]], view: str) -> str:
+    """Write the comparison, with a verdict for each row; `view` is which questions were answered."""
     head = rows[0]
     folds = "one training part" if head["folds"] == 1 else f"{head['folds']} folds"
     about = (
@@ -62,7 +67,7 @@ def as_markdown(rows: Sequence[dict[str, Any]], view: str = HELD_OUT) -> str:
     if head["low"] is not None:
         about += f"\n\n{generalises_to(head['folds'], view)}"
     verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
-    return f"# Comparison of schedules{_where(view)}\n\n{about}\n\n{markdown(shown(rows))}\n\n{verdicts}{section(rows)}"
+    return f"{about}\n\n{markdown(shown(rows))}\n\n{verdicts}{section(rows)}"
 
 
 def _where(view: str) -> str:
