@@ -29,7 +29,7 @@ METRICS = f"{CHECKPOINT_FOLDER}/metrics.jsonl"
 # Answers and probes
 PREDICTION = "predictions/{prefix}/{fold}/seed{seed}{view}.parquet"
 BASELINE_PREDICTION = "predictions/{baseline}/{fold}/untrained{view}.parquet"
-CAPTION_PREDICTION = "predictions/{prefix}/shared/seed{seed}.parquet"
+CAPTION_PREDICTION = "predictions/{prefix}/shared{draw}/seed{seed}.parquet"
 PROBE = "probes/{representation}/seed{seed}.parquet"
 # What people look at
 TABLE = "tables/{table}"
@@ -91,7 +91,7 @@ STEPS = {
         Step("train_stage", "training", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
         Step("predict", "prediction", "/{prefix}/{fold}/seed{seed}", PREDICTION),
         Step("predict_view", "prediction of one view", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
-        Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
+        Step("predict_captions", "captions", "/{prefix}/seed{seed}{draw}", CAPTION_PREDICTION),
         Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 from triptych.config.arms import BASELINES, HELD_OUT, PRE_PROJECTION, view_suffix
-from triptych.config.grid import cut_of
+from triptych.config.grid import SHARED, cut_of
 from triptych.config.study import Study
 
 
@@ -45,8 +45,9 @@ def _baselines(study: Study) -> Iterator[dict[str, object]]:
 
 def _captions(study: Study) -> Iterator[dict[str, object]]:
     if study.settings.evaluation.captions:
-        for prefix, seed in product(study.grid.shared_prefixes, study.settings.seeds):
-            yield {"prefix": prefix, "seed": seed}
+        draws = [split.removeprefix(SHARED) for split in study.grid.shared_splits]
+        for prefix, draw, seed in product(study.grid.shared_prefixes, draws, study.settings.seeds):
+            yield {"prefix": prefix, "draw": draw, "seed": seed}
 
 
 def _probes(study: Study) -> Iterator[dict[str, object]]:
