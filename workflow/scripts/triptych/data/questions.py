@@ -17,8 +17,8 @@ QuestionPart = Literal["train", "validation", "test"]
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     """Rows of one part of a data set, ordered by image, then question.
 
-    For split `shared`, and `shared-fold<k>`, the parts are those of the source; for `fold<k>` they are the fold's, where
-    `test` is the fold's held-out part. The source's own test part is in no fold.
+    For splits of shared stages the parts are those of the source; for `fold<k>` they are the fold's, where `test` is
+    the fold's held-out part. The source's own test part is in no fold.
 
     Raises:
         TriptychError: the data set has no such fold, or the part is empty.
