@@ -22,6 +22,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,31 @@ def _counted(path: Path) -> np.ndarray:
     return np.array(list(Counter(row["img_id"] for row in rows if row["q_lang"] == "en").values()))
 
 
+def answered(setting: Setting, images: int) -> np.ndarray:
+    """Tell which run answers the questions of which image: (runs, images)."""
+    if setting.design == "common test":
+        return np.ones((setting.runs, images), bool)
+    fold_of_image = np.random.default_rng(0).permutation(images) % setting.folds
+    return (np.arange(setting.runs) % setting.folds)[:, None] == fold_of_image
+
+
+def normals(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    """Draw standard normal numbers (AT_ONCE, ...)."""
+    return generator.standard_normal((AT_ONCE, *shape), np.float32)
+
+
+def run_effects(generator: np.random.Generator, setting: Setting) -> np.ndarray:
+    """Draw what belongs to arm and run, as alike as the setting says: (AT_ONCE, 2, runs)."""
+    fold_of_run, seed_of_run = np.arange(setting.runs) % setting.folds, np.arange(setting.runs) // setting.folds
+    own = 1 - setting.overlap - setting.same_fold - setting.same_seed
+    return RUN * (
+        setting.overlap**0.5 * normals(generator, 2, 1)
+        + setting.same_fold**0.5 * normals(generator, 2, setting.folds)[:, :, fold_of_run]
+        + setting.same_seed**0.5 * normals(generator, 2, setting.runs // setting.folds)[:, :, seed_of_run]
+        + own**0.5 * normals(generator, 2, setting.runs)
+    )
+
+
 def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, seed: int) -> Iterator[Studies]:
     """Simulate `studies` studies, AT_ONCE at a time.
 
@@ -135,30 +161,13 @@ def simulate(setting: Setting, sizes: np.ndarray, studies: int, shift: float, se
         seed: of all draws.
     """
     generator = np.random.Generator(np.random.SFC64(seed))
-    fold_of_image = np.random.default_rng(0).permutation(len(sizes)) % setting.folds
-    fold_of_run, seed_of_run = np.arange(setting.runs) % setting.folds, np.arange(setting.runs) // setting.folds
-    answers = np.ones((setting.runs, len(sizes)), bool)
-    if setting.design == "folds":
-        answers = fold_of_run[:, None] == fold_of_image
-    own = 1 - setting.overlap - setting.same_fold - setting.same_seed
-
-    def normal(*shape: int) -> np.ndarray:
-        return generator.standard_normal((AT_ONCE, *shape), np.float32)
-
+    answers, normal = answered(setting, len(sizes)), partial(normals, generator)
     for _ in range(studies // AT_ONCE):
         shared = BASE + QUESTION * normal(1, sizes.sum()) + np.repeat(IMAGE * normal(1, len(sizes)), sizes, 2)
         suits = ARM_QUESTION * normal(2, sizes.sum()) + np.repeat(ARM_IMAGE * normal(2, len(sizes)), sizes, 2)
         # The odds of a right answer are a product: of what belongs to arm and question, and of what to arm and run.
         of_question = np.exp(shared + suits + np.float32(shift) * np.array([0.5, -0.5], np.float32)[:, None])
-        of_run = np.exp(
-            RUN
-            * (
-                setting.overlap**0.5 * normal(2, 1)
-                + setting.same_fold**0.5 * normal(2, setting.folds)[:, :, fold_of_run]
-                + setting.same_seed**0.5 * normal(2, setting.runs // setting.folds)[:, :, seed_of_run]
-                + own**0.5 * normal(2, setting.runs)
-            )
-        )
+        of_run = np.exp(run_effects(generator, setting))
         sums = np.zeros((AT_ONCE, setting.runs, len(sizes)), np.float32)
         total = np.zeros((AT_ONCE, sizes.sum()), np.float32)
         only = np.zeros((2, AT_ONCE), int)

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from conftest import ROOT, toy_config
 from triptych.commands import designs, estimate, plan
-from triptych.commands.cost import questions
+from triptych.commands.cost import questions, training_cost
 from triptych.commands.designs import Contrast, contrasts, hours_of_a_seed, predicted, run_sd
 from triptych.commands.jobs import job_states
+from triptych.config.grid import Checkpoint
 from triptych.config.study import load_study
 from triptych.evaluate.statistics import minimum_detectable_effect
 from triptych.io.manifest import write_json
@@ -33,6 +34,10 @@ def full(tmp_path, folds=5, seeds=3, **changed):
     return replace(load_study({**config, "seeds": list(range(seeds))}), results=tmp_path)
 
 
+def found_hours(study, rate=1e12):
+    return {name: training_cost(study, Checkpoint(name, "", 0)).flops / rate / 3600 for name in study.grid.prefixes}
+
+
 def compared(study, *rows):
     write_json(study.results / "tables/comparison.json", {"comparisons": list(rows)})
     return contrasts(study)
@@ -41,10 +46,10 @@ def compared(study, *rows):
 def test_the_hours_of_a_design_are_those_of_its_trainings_and_answers(study):
     states = job_states(study, now=0.0)
     found = estimate.hours(study, states)
-    assert 2 * hours_of_a_seed(study, 2, found.rate) == pytest.approx(found.left)
+    assert 2 * hours_of_a_seed(study, found.rate) == pytest.approx(found.left)
     # Of five folds, each trains on four fifths, not half; answers and stage 1 cost the same as with two.
-    more, shared = hours_of_a_seed(study, 5, found.rate), found.of_training["1"]
-    two = hours_of_a_seed(study, 2, found.rate)
+    more, shared = hours_of_a_seed(study, found.rate, number=5), found.of_training["1"]
+    two = hours_of_a_seed(study, found.rate, number=2)
     answers = 2 * 3.6 * found.of_prediction["2-3"] * 2  # folds x (views and gold answers) x schedules
     assert (more - shared - answers) / (two - shared - answers) == pytest.approx(5 * 0.8 / (2 * 0.5), rel=0.02)
 
@@ -64,9 +69,10 @@ def test_the_plan_marks_its_own_design_and_those_with_few_draws_of_a_shared_stag
     [own] = [line for line in said if "as configured" in line]
     assert "5 folds x 3 seeds" in own and "few draws" in own
     [three] = [line for line in said if "3 folds x 5 seeds" in line]
-    assert "few draws" not in three and said[-1].lstrip().startswith("* folds share")
-    study = full(tmp_path)
-    study.grid.drawn_once.clear()  # no stage that folds share
+    assert "few draws" not in three and said[-2].lstrip().startswith("* folds share")
+    each = found_hours(full(tmp_path))["1"]
+    assert f"this study would take {(15 - 3) * each:.1f} GPU hours more" in said[-1]
+    study = full(tmp_path, shared_stages="per-fold")
     assert not any("few draws" in line or "*" in line for line in plan.design_lines(study, 1e12))
 
 

@@ -60,6 +60,26 @@ def grouped_by_snakemake(folder, config, components):
     return sorted(sizes)
 
 
+def drawn_for_each_fold(name="config"):
+    study = config(name)
+    return study | {"folds": {**study["folds"], "shared_stages": "per-fold"}}
+
+
+def test_a_shared_stage_that_is_drawn_for_each_fold_is_a_job_with_its_captions(tmp_path):
+    once, per_fold = (requests(tmp_path, study) for study in (config(), drawn_for_each_fold()))
+    assert (len(once.jobs), len(per_fold.jobs)) == (20, 32), "15 draws of stage 1 instead of 3"
+    rules = [sorted(step.rule for step in job) for job in per_fold.jobs]
+    assert rules.count(["predict_captions", "train_stage"]) == 15
+    assert once.waits() == per_fold.waits()
+
+
+def test_snakemake_makes_the_same_jobs_of_draws_for_each_fold(tmp_path):
+    study = drawn_for_each_fold("slake-leak") | {"seeds": [0]}
+    found = requests(tmp_path, study)
+    jobs = [len(job) for job in found.jobs if job[0].rule != "encode_images"]
+    assert sorted(jobs) == grouped_by_snakemake(tmp_path, study, 100)
+
+
 @pytest.mark.parametrize(
     ("name", "components"), [("config", 100), ("config", 1), ("slake-leak", 2), ("ablations", 100), ("ablations", 2)]
 )

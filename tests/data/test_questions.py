@@ -29,6 +29,13 @@ def asked(data, cut, limit, view="held-out"):
     return [asked_questions(data, f"{cut}fold{fold}", view, limit) for fold in (0, 1)]
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_every_draw_of_a_shared_stage_has_the_same_questions(data, part):
+    whole = load_questions(data, "shared", part)
+    assert load_questions(data, "shared-fold0", part) == load_questions(data, "shared-fold11", part) == whole
+    assert load_questions(data, "row-fold0", part) != whole
+
+
 def test_without_a_limit_all_that_is_held_out_is_asked(data):
     assert asked(data, "", None) == [load_questions(data, f"fold{fold}", "test") for fold in (0, 1)]
 

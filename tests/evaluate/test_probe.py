@@ -1,12 +1,14 @@
 """Probes: labels, training and test parts, known answers, macro-F1 against scikit-learn, references and verdicts."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 from sklearn.metrics import f1_score
 from triptych.config.evaluation import Probe
+from triptych.config.stages import Connector
 from triptych.evaluate import probe
 from triptych.evaluate.representations import probe_inputs, random_subspace
 from triptych.tables import probes
@@ -121,6 +123,32 @@ def test_labels_are_what_most_questions_say_and_rare_ones_are_one():
     assert found["modality"]["i0"] == ["CT"] and found["modality"]["i24"] == found["modality"]["i29"] == ["other"]
     assert found["organ"]["i0"] == [] and found["organ"]["i1"] == ["liver"]  # every image has a lung
     assert "i24" not in probe.image_labels(questions, images, rare=7)["modality"]  # six are too few for "other"
+
+
+@pytest.mark.parametrize("splits", [("shared",), ("shared-fold0", "shared-fold1"), ("fold0", "fold1")])
+def test_a_fold_probes_the_connector_that_was_drawn_for_it(tmp_path, monkeypatch, splits):
+    rows = [{"question_id": image, "image_id": image, "modality": "CT", "location": None} for image in IMAGES]
+    folds = [
+        {"fold": f"fold{fold}", "part": "test" if number % 2 == fold else "train", "question_id": image}
+        for fold in (0, 1)
+        for number, image in enumerate(IMAGES)
+    ]
+    tables = {"folds.parquet": folds, "questions.parquet": rows}
+    tables["images"] = [{"id": image, "group": image, "boxes": None} for image in IMAGES]
+    seen = []
+    monkeypatch.setattr(probe, "read_table", lambda path, *columns: tables[path.name])
+    monkeypatch.setattr(probe, "image_labels", lambda *given: {"modality": {}})
+    monkeypatch.setattr(probe, "Features", lambda path: SimpleNamespace(hidden_size=8, encoder={}))
+    monkeypatch.setattr(probe, "text_width", lambda base: 8)
+    monkeypatch.setattr(probe, "read", lambda *given: [(split, split) for split in splits])
+    monkeypatch.setattr(probe, "probe_inputs", lambda found, *given: found)
+    monkeypatch.setattr(probe, "probe_fold", lambda inputs, *given: seen.append(inputs) or [])
+    monkeypatch.setattr(probe, "write_table", lambda *given: None)
+    job = {"representation": "1", "seed": 0, "connector": Connector().model_dump(), "probe": SETTINGS.model_dump()}
+    words = ["--job", json.dumps(job), f"--data={tmp_path}", f"--features={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["probe", *words, f"--language-model={tmp_path}", f"--out={tmp_path / 'out'}"])
+    probe.main()
+    assert seen == [splits[fold % len(splits)] for fold in (0, 1)]
 
 
 def test_directions_are_orthonormal_and_drawn_by_their_seed():

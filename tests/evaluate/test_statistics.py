@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
+from triptych.config.study import load_study
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError
 from triptych.evaluate.statistics import (
@@ -376,6 +377,18 @@ def test_few_draws_of_a_shared_stage_are_said(seeds, folds, drawn, said):
     compared = [comparison.compare("a", "b", comparison.pair(rows, "a", "b"), 1.0, 0)]
     [row] = comparison.conclude(compared, drawn)
     assert said in row["verdict"] and ("draw" in row["verdict"]) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("draws", "seeds", "said"), [("once", 1, True), ("per-fold", 1, False), ("per-fold", 2, False)]
+)
+def test_draws_for_each_fold_are_not_warned_of(demo_config, draws, seeds, said):
+    demo_config["folds"]["shared_stages"] = draws
+    grid = load_study(demo_config | {"seeds": list(range(seeds))}).grid
+    rows = study({"1-2-3": 0.7, "2-3": 0.6}, folds=3, seeds=seeds)
+    compared = [comparison.compare("1-2-3", "2-3", comparison.pair(rows, "1-2-3", "2-3"), 1.0, 0)]
+    [row] = comparison.conclude(compared, grid.drawn_once)
+    assert ("one draw of stage 1" in row["verdict"]) == ("draw" in row["verdict"]) == said
 
 
 def test_one_kind_of_question_can_be_compared(tmp_path, monkeypatch):

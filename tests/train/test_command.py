@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import combinations
 
 import pyarrow.parquet
 import pytest
@@ -43,9 +44,9 @@ def steps(inputs, tmp_path, monkeypatch):
     places = [f"--{name}={inputs / name.replace('-', '_')}" for name in ("data", "features", "language-model")]
     lora = Lora(rank=2, alpha=4).model_dump()
 
-    def run_stage(name, settings, parent=None):
-        settings = Stage(data="toy", **settings).model_dump()
-        job = {"prefix": name, "split": "shared", "seed": 4, "stage_name": name, "stage": settings}
+    def run_stage(name, settings, parent=None, split="shared"):
+        stage, settings = name.partition("/")[0], Stage(data="toy", **settings).model_dump()
+        job = {"prefix": stage, "split": split, "seed": 4, "stage_name": stage, "stage": settings}
         job |= {"connector": Connector().model_dump(), "training": {"precision": "fp32"}}
         job |= {"lora": lora if "lora" in settings["train"] else None}
         arguments = ["--job", json.dumps(job), *places, f"--out={tmp_path / name}"]
@@ -88,6 +89,34 @@ def test_a_stage_that_trains_nothing_passes_its_parent_on(steps):
     assert [list(stage) for stage in manifest["stages"]] == [["both"], ["passed"]]
     assert manifest["epoch"] == 0 and manifest["metrics"]["epoch"] == 0
     assert not list(passed.parent.glob("last/state-*"))
+
+
+def test_a_shared_stage_is_drawn_anew_for_each_fold_on_the_same_data_and_handed_on_to_that_fold_alone(steps, inputs):
+    run_stage, _ = steps
+    settings = {"train": ["connector"], "learning_rate": {"connector": 1e-2}, "epochs": 1}
+    splits = ("shared", "shared-fold0", "shared-fold1")
+    found = {split: run_stage(f"1/{split}", settings, split=split) for split in splits}
+    again = run_stage("1/again", settings, split="shared-fold0")
+    weights = {split: tensors(path)["connector.safetensors"] for split, path in found.items()}
+    assert same(tensors(again)["connector.safetensors"], weights["shared-fold0"])
+    assert not any(same(weights[one], weights[two]) for one, two in combinations(splits, 2))
+    records = [read_json(path) for path in found.values()]
+    assert [record["split"] for record in records] == list(splits)
+    for name in ("samples", "data", "features", "stages"):
+        assert all(record[name] == records[0][name] for record in records)
+    base = base_of(inputs)
+    told = (Connector(), None, 4)
+    for split in ("fold1", "row-fold1", "shared-fold1"):
+        model = checkpoint.build(base, found["shared-fold1"], *told, split, torch.float32, torch.device("cpu"))
+        assert same(model.connector.state_dict(), weights["shared-fold1"])
+        checkpoint.build(base, found["shared"], *told, split, torch.float32, torch.device("cpu"))
+        with pytest.raises(TriptychError, match=f"was trained on shared-fold0, from which {split} does not start"):
+            checkpoint.build(base, found["shared-fold0"], *told, split, torch.float32, torch.device("cpu"))
+
+
+def base_of(inputs):
+    features = read_json(inputs / "features" / "manifest.json")
+    return checkpoint.Base(inputs / "language_model", features["shape"][-1], features["encoder"])
 
 
 def test_a_fresh_connector_beside_the_parents_adapters(steps):

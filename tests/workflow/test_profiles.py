@@ -85,7 +85,7 @@ def rename(mapping, old, new):
             lambda p: rename(p["group-components"], "{split}-seed{seed}", "{split}"),
             "group-components.{split}: no rule is in a group of this name",
         ),
-        (lambda p: p["group-components"].pop("shared-seed{seed}"), "{split}-seed{seed} need the same count"),
+        (lambda p: p["group-components"].pop("shared{draw}-seed{seed}"), "{split}-seed{seed} need the same count"),
         (lambda p: rename(p["groups"], "predict", "predicts"), "groups.predicts: no such rule"),
         (
             lambda p: p["set-resources"]["train_stage"].update(mem_mb=80000),

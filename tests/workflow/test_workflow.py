@@ -396,13 +396,43 @@ def test_a_changed_caption_table_is_noticed(study, world):
     assert study.planned() == {}
 
 
-def test_a_shared_stage_that_would_see_held_out_images_stops_the_run(world, tmp_path):
-    config = toy_config(world)
+def drawn_for_each_fold(config):
+    return config | {"folds": {**config["folds"], "shared_stages": "per-fold"}}
+
+
+def test_draws_of_a_shared_stage_for_each_fold_train_what_starts_from_it_and_nothing_else(study, world):
+    study.config = drawn_for_each_fold(toy_config(world))
+    again = {f"{prefix}/fold{fold}" for prefix in ("1-2", "1-2-3") for fold in (0, 1)}
+    assert study.trained() == {"1/shared-fold0", "1/shared-fold1"} | again
+    planned = study.planned()
+    assert "make_folds" not in planned and planned["predict_captions"] == 2
+    study.config = toy_config(world)
+    assert study.planned() == {}
+
+
+def test_a_shared_stage_is_drawn_for_each_fold_and_handed_on_to_it(world, tmp_path):
+    drawn = Study(tmp_path, drawn_for_each_fold(toy_config(world)))
+    ends = [f"checkpoints/1-2/fold{fold}/seed0/manifest.json" for fold in (0, 1)]
+    drawn.snakemake(*(f"results/{end}" for end in (*ends, "tables/captions.md", "probes/1/seed0.parquet")))
+    folder = drawn.results / "checkpoints"
+    first = [folder / f"1/shared-fold{fold}/seed0/manifest.json" for fold in (0, 1)]
+    one, two = map(read_json, first)
+    assert one["data"] == two["data"] and one["samples"] == two["samples"] and one["files"] != two["files"]
+    for fold in (0, 1):
+        assert read_json(drawn.results / ends[fold])["parent"] == sha256_file(first[fold])
+    captions = pandas.read_csv(drawn.results / "tables/captions.csv")
+    assert captions[["folds", "seeds"]].values.tolist() == [[2, 1]]
+    assert not list(folder.glob("*/shared")) and not list(drawn.results.glob("predictions/*/shared"))
+
+
+@pytest.mark.parametrize("split", ["shared", "shared-fold1"])
+def test_a_shared_stage_that_would_see_held_out_images_stops_the_run(world, tmp_path, split):
+    config = toy_config(world) if split == "shared" else drawn_for_each_fold(toy_config(world))
     config["datasets"]["more"] = dict(config["datasets"]["medical"])
     config["stages"]["1"]["data"] = "more"
     leaking = Study(tmp_path, config)
     with pytest.raises(AssertionError) as caught:
-        leaking.snakemake("results/checkpoints/1/shared/seed0/manifest.json")
+        leaking.snakemake(f"results/checkpoints/1/{split}/seed0/manifest.json")
     text = str(caught.value)
     assert "error: 20 images leak from held-out parts into stages that all folds share" in text
     assert "more 0 is the image 0 of medical" in text

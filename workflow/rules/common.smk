@@ -18,7 +18,7 @@ from triptych import workflow_hooks
 from triptych.commands.requests import Grouping, Requests
 from triptych.config import jobs, paths
 from triptych.config.arms import BASELINES, CAPTIONS, HELD_OUT, PARTS, TEST, question_views, view_suffix
-from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of
+from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of, is_shared
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.texts import cache_folder
@@ -96,8 +96,9 @@ wildcard_constraints:
     baseline=one_of(BASELINES),
     prefix=one_of(grid.prefixes),
     representation=one_of(grid.representations),
-    split="shared|([a-z-]+-)?fold[0-9]+",
-    fold="([a-z-]+-)?fold[0-9]+",
+    split="shared|([a-z-]+-)?fold[0-9]+",  # shared-fold0, too
+    fold=f"(?!{SHARED}-)([a-z-]+-)?fold[0-9]+",
+    draw=one_of(split.removeprefix(SHARED) for split in grid.shared_splits),
     cut=f"(?:{'|'.join(f'-{group}' for group in grid.leak_splits)})?",
     seed="[0-9]+",
     view=one_of(views),

@@ -6,7 +6,7 @@
 rule predict_captions:
     input:
         unpack(models_of),
-        checkpoint=result(paths.CHECKPOINT, split=SHARED),
+        checkpoint=result(paths.CHECKPOINT, split=f"{SHARED}{{draw}}"),
         data=lambda wildcards: result(paths.DATA, dataset=stage_data(wildcards)),
         features=lambda wildcards: features_of(stage_data(wildcards), wildcards.prefix),
     output:
@@ -26,7 +26,7 @@ rule predict_captions:
         views=lambda wildcards, output: CAPTIONS,
         also=lambda wildcards, output: "",
     message:
-        "Describe images of the validation part with {wildcards.prefix}, seed {wildcards.seed}"
+        "Describe images of the validation part with {wildcards.prefix} on shared{wildcards.draw}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.predict --checkpoint {input.checkpoint:q}"
         " --job {params.job:q} --data {input.data:q} --features {input.features:q}"

@@ -96,7 +96,7 @@ def training_data(wildcards):
         "questions": ancient(result(paths.QUESTIONS, dataset=dataset)),
         "features": features_of(dataset, wildcards.prefix),
     }
-    if wildcards.split == SHARED:
+    if is_shared(wildcards.split):
         files["audit"] = ancient(result(paths.AUDIT))  # it fails where held-out images would be seen
     else:
         files["folds"] = folds_of(wildcards.split)

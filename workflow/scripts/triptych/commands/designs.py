@@ -117,16 +117,22 @@ def predicted(study: Study, folds: int, seeds: int, known: Contrast | None) -> f
     return scale * minimum_detectable_effect(error, df)
 
 
-def hours_of_a_seed(study: Study, folds: int, rate: float) -> float:
-    """Estimate the hours of all trainings and answers of the study with one seed and another number of folds."""
-    parts = study.settings.folds.model_copy(update={"number": folds})
+def hours_of_a_seed(study: Study, rate: float, **folds: object) -> float:
+    """Estimate the hours of all trainings and answers of the study with one seed and other settings of folds."""
+    parts = study.settings.folds.model_copy(update=folds)
     settings = study.settings.model_copy(update={"seeds": [0], "folds": parts})
     other = replace(Study.of(settings), results=study.results)  # where sizes of models and data are
     cells = Counter(cell.prefix for cell in other.grid.trainings)
     flops = sum(number * training_cost(other, Checkpoint(prefix, "", 0)).flops for prefix, number in cells.items())
     views = len(asked_views(other)) + GOLD
-    flops += sum(folds * views * prediction_cost(other, arm).flops for arm in other.grid.schedules)
+    flops += sum(parts.number * views * prediction_cost(other, arm).flops for arm in other.grid.schedules)
     return flops / rate / 3600
+
+
+def per_fold_hours(study: Study, rate: float) -> float:
+    """Estimate the hours that the study takes more where stages that all folds share are drawn anew for each."""
+    more = hours_of_a_seed(study, rate, shared_stages="per-fold") - hours_of_a_seed(study, rate)
+    return len(study.settings.seeds) * more
 
 
 def designs(study: Study, rate: float, known: Contrast | None) -> list[Design]:
@@ -142,10 +148,10 @@ def designs(study: Study, rate: float, known: Contrast | None) -> list[Design]:
     own, seeds = study.settings.folds.number, len(study.settings.seeds)
     if own == 1 or len(study.grid.schedules) < 2:
         return []
-    budget = seeds * hours_of_a_seed(study, own, rate)
+    budget = seeds * hours_of_a_seed(study, rate)
     found = []
     for folds in sorted({own, *FOLDS}):
-        each = hours_of_a_seed(study, folds, rate)
+        each = hours_of_a_seed(study, rate, number=folds)
         count = seeds if folds == own else max(1, round(budget / each))
         if abs(count * each / budget - 1) <= ABOUT:
             found.append(Design(folds, count, count * each, predicted(study, folds, count, known)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from triptych.commands.asked import gpu_lines
 from triptych.commands.cluster import read_profile
 from triptych.commands.cost import model_sizes
-from triptych.commands.designs import contrasts, designs
+from triptych.commands.designs import contrasts, designs, per_fold_hours
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.requests import Grouping
@@ -147,7 +147,8 @@ def design_lines(study: Study, rate: float) -> Iterator[str]:
     if len(found) < 2:
         return
     now = study.settings.folds.number, len(study.settings.seeds)
-    yield f"designs     of about this cost    {study.settings.plan.unit:>12}   detects"
+    unit = study.settings.plan.unit
+    yield f"designs     of about this cost    {unit:>12}   detects"
     for one in found:
         marks = [
             "as configured" if (one.folds, one.seeds) == now else "",
@@ -157,7 +158,9 @@ def design_lines(study: Study, rate: float) -> Iterator[str]:
         said = ", ".join(filter(None, marks))
         yield f"            {size:<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
     if any(study.grid.drawn_once and few_draws(one.folds, one.seeds) for one in found):
-        yield "            * folds share fewer trainings of a first stage than there are folds: intervals too narrow"
+        yield "            * folds share fewer trainings of a first stage than there are folds: intervals too narrow;"
+        more = f"{per_fold_hours(study, rate):.1f} {unit}"
+        yield f"            folds.shared_stages: per-fold mends that; this study would take {more} more"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -55,7 +55,7 @@ def gpu_steps(study: Study) -> Iterator[Step]:
 def _cell(wildcards: Mapping[str, Any]) -> Checkpoint | None:
     if "prefix" not in wildcards:
         return None
-    split = wildcards.get("split") or wildcards.get("fold") or SHARED
+    split = wildcards.get("split") or wildcards.get("fold") or f"{SHARED}{wildcards['draw']}"
     return Checkpoint(wildcards["prefix"], split, int(wildcards["seed"]))
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from triptych.config.base import Record
+from triptych.config.base import Record, added
 from triptych.config.texts import Name
 
 
@@ -30,6 +30,12 @@ class Folds(Record):
         "group", description="Set aside whole groups, or single images if groups are too few and too large."
     )
     seed: int = Field(0, description="Seed of the assignment to folds.")
+    shared_stages: Literal["once", "per-fold"] = added(
+        "once",
+        description="How often first stages on other data, which all folds share, are trained. once: once per seed, so "
+        "that all folds share one draw of them; per-fold: once per fold and seed, on the same data with another "
+        "initial connector, order of samples and dropout, so that runs do not depend on one draw.",
+    )
 
     @model_validator(mode="after")
     def _number_fits(self) -> "Folds":

@@ -1,7 +1,9 @@
 """The grid of trainings: which checkpoints a study needs, and from which parent each one starts.
 
 A checkpoint is named by the stages behind it, its split and its seed. Its split is `shared` until the first stage
-that runs per fold, then `fold0`, `fold1`, ... Schedules with equal first stages share those checkpoints.
+that runs per fold, then `fold0`, `fold1`, ... Schedules with equal first stages share those checkpoints. With
+`folds.shared_stages: per-fold` shared stages are drawn anew for each fold: `shared-fold0` is the split of what is
+trained on the same data, and handed on to `fold0` alone.
 
 An ablation is one more schedule, with settings of its own. It shares what is trained alike, and its name is added where
 it departs from the base: `1-2+slow`, then `1-2+slow-3`. Code asks for the settings of a prefix here, and nowhere else.
@@ -178,9 +180,8 @@ class Grid:
     @cached_property
     def drawn_once(self) -> dict[str, str]:
         """Schedule -> the last prefix on its way that is trained once for all folds, where there is one."""
-        shared = {
-            arm: [prefix for prefix in self.lineage[arm] if prefix in self.shared_prefixes] for arm in self.schedules
-        }
+        once = self.shared_prefixes if SHARED in self.shared_splits else []
+        shared = {arm: [prefix for prefix in self.lineage[arm] if prefix in once] for arm in self.schedules}
         return {arm: prefixes[-1] for arm, prefixes in shared.items() if prefixes}
 
     @cached_property
@@ -254,16 +255,25 @@ class Grid:
             return {}
         return {group: [fold if group == own else f"{group}-{fold}" for fold in self.folds] for group in leak.groups}
 
-    def splits(self, prefix: str) -> list[str]:
-        """Name the splits that a prefix is trained on: `shared` alone, or every fold."""
-        behind = self.prefixes[prefix]
-        per_fold = any(behind.settings.stages[stage].data == self.settings.folds.dataset for stage in behind.stages)
-        return self.folds if per_fold else [SHARED]
+    @cached_property
+    def shared_splits(self) -> list[str]:
+        """Names of the splits of shared stages: `shared` alone, or one for every fold."""
+        once = self.settings.folds.shared_stages == "once"
+        return [SHARED] if once else [shared_split(fold) for fold in self.folds]
 
     @cached_property
     def shared_prefixes(self) -> list[str]:
-        """Prefixes that are trained once for all folds: those that end on captions."""
-        return [prefix for prefix in self.prefixes if self.splits(prefix) == [SHARED]]
+        """Prefixes of shared stages alone, which no data of a fold have trained: those that end on captions."""
+        folded = self.settings.folds.dataset
+        return [
+            name
+            for name, behind in self.prefixes.items()
+            if all(behind.settings.stages[stage].data != folded for stage in behind.stages)
+        ]
+
+    def splits(self, prefix: str) -> list[str]:
+        """Name the splits that a prefix is trained on: those of shared stages, or every fold."""
+        return self.shared_splits if prefix in self.shared_prefixes else self.folds
 
     # Trainings
 
@@ -284,7 +294,7 @@ class Grid:
         return [
             Checkpoint(prefix, split, seed)
             for prefix in self.prefixes
-            if any(prefix in self.lineage[name] for name in wanted) and self.splits(prefix) != [SHARED]
+            if any(prefix in self.lineage[name] for name in wanted) and prefix not in self.shared_prefixes
             for group, names in self.leak_splits.items()
             if group != self.settings.folds.group
             for split in names
@@ -301,8 +311,9 @@ class Grid:
         before = self.prefixes[checkpoint.prefix].before
         if not before:
             return None
-        prefix = before[-1]
-        split = SHARED if self.splits(prefix) == [SHARED] else checkpoint.split
+        prefix, split = before[-1], checkpoint.split
+        if prefix in self.shared_prefixes and not is_shared(split):
+            split = SHARED if SHARED in self.shared_splits else shared_split(split)
         return Checkpoint(prefix, split, checkpoint.seed)
 
     # Probes
@@ -352,6 +363,16 @@ def _what_trains(settings: Settings, stage: str) -> str:
     lora = settings.lora.model_dump() if "lora" in settings.stages[stage].train else None
     models = settings.models.model_dump()
     return canonical_json([trained_as(settings.stages[stage]), settings.connector.model_dump(), lora, models])
+
+
+def is_shared(split: str) -> bool:
+    """Tell whether a split is that of a shared stage: `shared`, or `shared-fold0` where it is drawn for a fold."""
+    return split.partition("-")[0] == SHARED
+
+
+def shared_split(fold: str) -> str:
+    """Name the split of shared stages that are drawn for a fold: shared-fold0, for folds of every kind."""
+    return f"{SHARED}-{fold.rpartition('-')[2]}"
 
 
 def cut_of(split: str) -> str:

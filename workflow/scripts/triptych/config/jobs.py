@@ -160,9 +160,9 @@ def transfer_text(study: Study) -> str:
 
 
 def folds_text(study: Study, group: str = "") -> str:
-    """Write the settings of folds; those of the leak study are of another `group`."""
+    """Write the settings that cut folds; those of the leak study are of another `group`."""
     other: dict[str, Any] = {"group": group} if group else {}
-    return canonical_json(study.settings.folds.model_dump() | other)
+    return canonical_json(study.settings.folds.model_dump(exclude={"shared_stages"}) | other)
 
 
 def dataset_text(study: Study, name: str) -> str:

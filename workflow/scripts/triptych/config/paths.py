@@ -29,7 +29,7 @@ METRICS = f"{CHECKPOINT_FOLDER}/metrics.jsonl"
 # Answers and probes
 PREDICTION = "predictions/{prefix}/{fold}/seed{seed}{view}.parquet"
 BASELINE_PREDICTION = "predictions/{baseline}/{fold}/untrained{view}.parquet"
-CAPTION_PREDICTION = "predictions/{prefix}/shared/seed{seed}.parquet"
+CAPTION_PREDICTION = "predictions/{prefix}/shared{draw}/seed{seed}.parquet"
 PROBE = "probes/{representation}/seed{seed}.parquet"
 # Answers to a data set that nothing trains on; of split `shared` those out of its own training part
 TRANSFER_PREDICTION = "transfer/{dataset}/{part}/{prefix}/{fold}/seed{seed}.parquet"
@@ -95,7 +95,7 @@ STEPS = {
         Step("train_stage", "training", "/{prefix}/{split}/seed{seed}", CHECKPOINT),
         Step("predict", "prediction", "/{prefix}/{fold}/seed{seed}", PREDICTION),
         Step("predict_view", "prediction of one view", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
-        Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
+        Step("predict_captions", "captions", "/{prefix}/seed{seed}{draw}", CAPTION_PREDICTION),
         Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
         Step("predict_transfer", "transfer", "/{dataset}/{part}/{prefix}/{fold}/seed{seed}", TRANSFER_PREDICTION),
         Step(

@@ -58,8 +58,9 @@ def _transfer_baselines(study: Study) -> Iterator[dict[str, object]]:
 
 def _captions(study: Study) -> Iterator[dict[str, object]]:
     if study.settings.evaluation.captions:
-        for prefix, seed in product(study.grid.shared_prefixes, study.settings.seeds):
-            yield {"prefix": prefix, "seed": seed}
+        draws = [split.removeprefix(SHARED) for split in study.grid.shared_splits]
+        for prefix, draw, seed in product(study.grid.shared_prefixes, draws, study.settings.seeds):
+            yield {"prefix": prefix, "draw": draw, "seed": seed}
 
 
 def _probes(study: Study) -> Iterator[dict[str, object]]:

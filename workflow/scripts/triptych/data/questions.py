@@ -6,7 +6,7 @@ from pathlib import Path
 
 from triptych.config.arms import PARTS
 from triptych.config.datasets import QuestionPart
-from triptych.config.grid import SHARED, folds_name
+from triptych.config.grid import SHARED, folds_name, is_shared
 from triptych.config.jobs import View
 from triptych.errors import TriptychError
 from triptych.io.parquet import read_table
@@ -16,14 +16,14 @@ from triptych.utils.seeds import stable_order
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     """Rows of one part of a data set, ordered by image, then question.
 
-    For split `shared` the parts are those of the source; for `fold<k>` they are the fold's, where `test` is the fold's
-    held-out part. The source's own test part is in no fold.
+    For splits of shared stages the parts are those of the source; for `fold<k>` they are the fold's, where `test` is
+    the fold's held-out part. The source's own test part is in no fold.
 
     Raises:
         TriptychError: the data set has no such fold, or the part is empty.
     """
     questions = read_table(data / "questions.parquet")
-    if split == SHARED:
+    if is_shared(split):
         chosen = [row for row in questions if row["split"] == part]
     else:
         table = read_table(data / f"{folds_name(split)}.parquet")
@@ -57,7 +57,7 @@ def asked_questions(data: Path, split: str, view: View, limit: int | None = None
 
     Args:
         data: folder of the data set.
-        split: the fold, or `shared`.
+        split: the fold, or that of a shared stage.
         view: which questions.
         limit: most questions of the source's part, or of all folds of one kind together; the same questions are asked
             on folds of every kind.

@@ -23,7 +23,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 
 from triptych.config.evaluation import Probe
-from triptych.config.grid import SHARED
+from triptych.config.grid import SHARED, shared_split
 from triptych.config.jobs import ProbeJob
 from triptych.data.questions import named_of_images
 from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
@@ -206,7 +206,7 @@ def main() -> None:
     records = []
     for split in sorted({row["fold"] for row in folds}):
         held_out = {image_of[row["question_id"]] for row in folds if (row["fold"], row["part"]) == (split, "test")}
-        seen = inputs[SHARED if SHARED in inputs else split]
+        seen = next(inputs[name] for name in (split, shared_split(split), SHARED) if name in inputs)
         run = {"representation": job.representation, "split": split, "seed": job.seed}
         found = probe_fold(seen, places, labels, held_out, job.probe)
         records += [{**run, **row, "group": group[row["image_id"]]} for row in found]

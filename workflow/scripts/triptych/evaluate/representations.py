@@ -88,7 +88,7 @@ def probe_inputs(found: np.ndarray, settings: Probe, width: int) -> list[np.ndar
 def read(
     job: ProbeJob, checkpoints: Sequence[Path], base: Base, features: Features, images: Sequence[str], width: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Read a representation of N images: of each split that it was trained on, or `shared`, as `probe_inputs` takes it.
+    """Read a representation of N images: of each split that it was trained on, as `probe_inputs` takes it.
 
     Args:
         job: names the representation.

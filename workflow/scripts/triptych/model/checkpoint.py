@@ -10,6 +10,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import triptych
+from triptych.config.grid import SHARED, shared_split
 from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory, atomic_path
@@ -122,23 +123,25 @@ def build(
         connector: settings of the connector.
         lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case.
         seed: the run's seed.
-        split: `shared` or the fold.
+        split: the fold, or that of a shared stage.
         dtype: of the frozen language model; what trains is fp32.
         device: of the model.
         init: with `random`, the connector is fresh although there is a parent, whose adapters are kept.
 
     Raises:
         TriptychError: language model or parent is damaged, or the parent was trained with other models, settings or
-            seed.
+            seed, or for another fold.
     """
     require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
     fresh = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
     model = VisionLanguageModel(fresh, network)
-    manifest = verify(parent, base) if parent else {"seed": seed, "files": {}}
+    manifest = verify(parent, base) if parent else {"seed": seed, "split": split, "files": {}}
     if manifest["seed"] != seed:
         raise TriptychError(f"{parent}: was trained with seed {manifest['seed']}, not {seed}")
+    if manifest["split"] not in (split, shared_split(split), SHARED):
+        raise TriptychError(f"{parent}: was trained on {manifest['split']}, from which {split} does not start")
     keep = init == "parent"
     if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
         raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")

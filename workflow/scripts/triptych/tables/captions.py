@@ -10,7 +10,7 @@ from triptych.errors import run_step
 from triptych.evaluate.metrics import scores
 from triptych.io.parquet import read_table
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
-from triptych.tables.runs import cell, group_runs, mean_sd
+from triptych.tables.runs import cell, group_runs, mean_sd, sizes
 from triptych.utils.seeds import stable_order
 
 MEASURES = {"rouge_l": "ROUGE-L", "token_f1": "token F1"}
@@ -27,27 +27,32 @@ def with_others(records: Sequence[dict]) -> list[dict]:
 
 
 def summarise(records: Sequence[dict]) -> pandas.DataFrame:
-    """Score captions: a row for each prefix, with ROUGE-L and token F1 in per cent, mean and sd over seeds."""
+    """Score captions: a row for each prefix, with ROUGE-L and token F1 in per cent, mean and sd over runs.
+
+    Runs are seeds, or folds and seeds where the stage was drawn for each fold; only then there is a column of folds.
+    """
     rows = []
     for prefix, runs in group_runs(records).items():
-        row = {"prefix": prefix, "captions": len(next(iter(runs.values()))), "seeds": len(runs)}
+        row = sizes(runs) | {"prefix": prefix, "captions": len(next(iter(runs.values())))}
         found = {"own": [scores(run, MEASURES) for run in runs.values()]}
         found["other"] = [scores(with_others(run), MEASURES) for run in runs.values()]
         for name in MEASURES:
             for of in REFERENCES:
                 row[f"{name}_{of}_mean"], row[f"{name}_{of}_sd"] = mean_sd([score[name] for score in found[of]])
         rows.append(row)
-    return make_table(rows, COLUMNS)
+    several = any(row["folds"] > 1 for row in rows)
+    return make_table(rows, COLUMNS | {"folds": INTEGER} if several else COLUMNS)
 
 
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
-    heading = ["stages", "captions", "seeds"]
+    several = "folds" in table
+    heading = ["stages", "captions", "folds x seeds" if several else "seeds"]
     heading += [
         f"{title}{', another image' if of == 'other' else ''}" for title in MEASURES.values() for of in REFERENCES
     ]
     lines = [
-        [row["prefix"], str(row["captions"]), str(row["seeds"])]
+        [row["prefix"], str(row["captions"]), (f"{row['folds']} x " if several else "") + str(row["seeds"])]
         + [cell(row[f"{name}_{of}_mean"], row[f"{name}_{of}_sd"]) for name in MEASURES for of in REFERENCES]
         for row in rows_of(table)
     ]
@@ -61,8 +66,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     table = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
+    over = "folds and seeds" if "folds" in table else "seeds"
     about = (
-        "Generated captions of validation images, in per cent, mean ± standard deviation over seeds. Each metric is "
+        f"Generated captions of validation images, in per cent, mean ± standard deviation over {over}. Each metric is "
         "computed with the caption of the image itself and with that of another image, which scores only shared style."
     )
     write_table(arguments.out / "captions", table, shown(table), "Captions", about)
