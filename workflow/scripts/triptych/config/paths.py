@@ -31,6 +31,8 @@ PREDICTION = "predictions/{prefix}/{fold}/seed{seed}{view}.parquet"
 BASELINE_PREDICTION = "predictions/{baseline}/{fold}/untrained{view}.parquet"
 CAPTION_PREDICTION = "predictions/{prefix}/shared/seed{seed}.parquet"
 PROBE = "probes/{representation}/seed{seed}.parquet"
+OCCLUDED = "occlusion/features/{dataset}{tag}/manifest.json"
+OCCLUSION = "occlusion/{prefix}/{fold}/seed{seed}.parquet"
 # What people look at
 TABLE = "tables/{table}"
 TEST_TABLE = "tables/test/{table}"
@@ -93,6 +95,8 @@ STEPS = {
         Step("predict_view", "prediction of one view", "/{prefix}/{fold}/seed{seed}{view}", PREDICTION),
         Step("predict_captions", "captions", "/{prefix}/seed{seed}", CAPTION_PREDICTION),
         Step("predict_baseline", "baseline", "/{baseline}/{fold}{view}", BASELINE_PREDICTION),
+        Step("encode_occluded", "occluded features", "/{dataset}{tag}", OCCLUDED),
+        Step("occlude", "occlusion", "/{prefix}/{fold}/seed{seed}", OCCLUSION),
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }
