@@ -61,6 +61,7 @@ SHARED = {
     "test_workflow.py": "the finished study",
     "test_chaos.py": "the finished study",
     "test_ask.py": "the finished study",
+    "test_occlusion_steps.py": "the finished study",
     "test_hub_study.py": "the study from the hub",
 }
 
