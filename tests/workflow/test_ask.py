@@ -168,3 +168,21 @@ def test_the_answers_that_are_compared_are_of_the_same_fold_and_seed(here, tmp_p
     (tmp_path / "checkpoints/2-3/fold1/seed0/manifest.json").unlink()
     with pytest.raises(TriptychError, match="no fold and seed that both have finished"):
         ask.chosen(replace(here, results=tmp_path), [], ["2-3", "1-2-3"])
+
+
+def test_where_it_looks_is_drawn_and_recorded(here, capsys, tmp_path):
+    [record, *_] = held_out(here)
+    (tmp_path / "own.png").write_bytes(files(here)[record["image_id"]])
+    options = ["--where", tmp_path / "where.png", "--grid", "3", "--compare", "2-3", "1-2-3"]
+    found = asked(capsys, tmp_path / "own.png", record["question"], *options)
+    for one in found:
+        looked = one["where"]
+        assert (looked["answer"], looked["boxes"], len(looked["drops"])) == (record["gold"], [], 9)
+        assert max(map(abs, looked["drops"])) > 0
+    assert found[0]["where"]["drops"] != found[1]["where"]["drops"]
+    with Image.open(tmp_path / "where.png") as drawn:
+        assert drawn.format == "PNG" and drawn.width == 2 * drawn.height, "side by side"
+    [other] = asked(capsys, tmp_path / "own.png", record["question"], *options[:4], "--answer", "no")
+    assert other["where"]["answer"] == "no"
+    with pytest.raises(TriptychError, match="--grid: must be a number of squares from 2 to 32, not 1"):
+        ask.main([str(tmp_path / "own.png"), "?", "--configfile", "study.yaml", "--grid", "1"])

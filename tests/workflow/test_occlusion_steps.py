@@ -93,7 +93,7 @@ def test_occlusion_from_images_to_the_table(boxed, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["step", *words])
     occlusion.main()
     made = pandas.read_csv(boxed.results / "tables/occlusion.csv").set_index("arm")
-    assert made.loc["2-3", ["questions", "groups", "runs"]].tolist() == [10, 10, 2]
+    assert made.loc["2-3", ["questions", "runs"]].tolist() == [10, 2]
     assert made.loc["2-3", "pointing_random"] == pytest.approx(100 / 9, abs=1e-3)
     examples = occlusion_examples(boxed, 4)
     assert len(examples) == 4 and set(examples[0].pictures) == {"1-2-3", "2-3"}
