@@ -60,6 +60,8 @@ SHARED = {
     "test_slurm_groups.py": "a cluster",
     "test_workflow.py": "the finished study",
     "test_chaos.py": "the finished study",
+    "test_ask.py": "the finished study",
+    "test_occlusion_steps.py": "the finished study",
     "test_hub_study.py": "the study from the hub",
 }
 

@@ -130,6 +130,89 @@ rule probe:
         " --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
 
 
+# Images of which one square after the other is grey: encoded once for all checkpoints with the same vision encoder.
+rule encode_occluded:
+    input:
+        data=result(paths.FOLDS, dataset=settings.folds.dataset, cut=""),
+        questions=ancient(result(paths.QUESTIONS, dataset=settings.folds.dataset)),
+        features=result(paths.FEATURES),
+        encoder=result(paths.MODEL, role="vision_encoder"),
+    output:
+        result(paths.OCCLUDED),
+    log:
+        log_of("encode_occluded"),
+    benchmark:
+        times_of("encode_occluded")
+    conda:
+        ENVIRONMENT
+    threads: settings.runtime.threads
+    resources:
+        mem_mb=memory_of("encode_occluded"),
+        runtime=minutes_of("encode_occluded"),
+    params:
+        settings=occlusion_settings,
+    message:
+        "Encode occluded images of {wildcards.dataset}{wildcards.tag}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m triptych.features.occluded --settings {params.settings:q}"
+        " --data {input.data:q} --features {input.features:q} --encoder {input.encoder:q} --out {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule occlude:
+    input:
+        checkpoint=result(paths.CHECKPOINT, split="{fold}"),
+        data=result(paths.FOLDS, dataset=settings.folds.dataset, cut=""),
+        questions=ancient(result(paths.QUESTIONS, dataset=settings.folds.dataset)),
+        occluded=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix, paths.OCCLUDED),
+        language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
+    output:
+        result(paths.OCCLUSION),
+    log:
+        log_of("occlude"),
+    benchmark:
+        times_of("occlude")
+    conda:
+        ENVIRONMENT
+    threads: settings.runtime.threads
+    resources:
+        mem_mb=memory_of("occlude"),
+        runtime=minutes_of("occlude"),
+    params:
+        job=lambda wildcards: jobs.OcclusionJob.of(study).text(),
+    message:
+        "Occlude images for {wildcards.prefix}, {wildcards.fold}, seed {wildcards.seed}"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m triptych.evaluate.occlude --checkpoint {input.checkpoint:q}"
+        " --job {params.job:q} --data {input.data:q} --occluded {input.occluded:q}"
+        " --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule tabulate_occlusion:
+    input:
+        occlusions,
+    output:
+        report(
+            tables(paths.TABLE, "occlusion"),
+            caption="../report/occlusion.rst",
+            category="Tables",
+            subcategory="Occlusion",
+        ),
+    log:
+        "<results>/logs/tabulate_occlusion.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        schedules=seeing(study),
+        out=subpath(output[0], parent=True),
+    message:
+        "Write the table of occlusion"
+    shell:
+        "python -m triptych.tables.occlusion --occlusions {input:q} --schedules {params.schedules:q}"
+        " --out {params.out:q} > {log:q} 2>&1"
+
+
 rule tabulate:
     input:
         predictions(HELD_OUT, grid.schedules),

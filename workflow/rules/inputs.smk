@@ -57,9 +57,9 @@ def model_of(role, prefix):
 
 
 @cache
-def features_of(dataset, prefix):
-    """A data set's features by the encoder of a prefix."""
-    return result(paths.FEATURES, dataset=grid.features(dataset, prefix), tag="")
+def features_of(dataset, prefix, pattern=paths.FEATURES):
+    """A data set's features by the encoder of a prefix, or those of its occluded images."""
+    return result(pattern, dataset=grid.features(dataset, prefix), tag="")
 
 
 @cache
@@ -144,6 +144,11 @@ def asked_together(rule, answers):
     return options
 
 
+def occlusion_settings(wildcards):
+    """The settings of occlusion; a function, because most studies have none."""
+    return settings.evaluation.occlusion.model_dump_json()
+
+
 def baseline_view(wildcards):
     """What a baseline is asked; without a limit the view alone, which is what Snakemake recorded of finished studies."""
     return views[wildcards.view] + limit_option()
@@ -191,7 +196,7 @@ def predictions(view, arms, folds=None):
 def kept_answers(wildcards):
     """Every record that tables were made of: they can be made again as long as all are there."""
     rules = ("predict", "predict_view", "predict_captions", "predict_baseline", "probe")
-    rules += ("predict_transfer", "predict_transfer_baseline")
+    rules += ("predict_transfer", "predict_transfer_baseline", "occlude")
     steps = [STEPS[rule] for rule in rules]
     return [result(path) for step in steps for values in EACH[step.each](study) for path in step.outputs(values)]
 
@@ -201,6 +206,7 @@ def tables(pattern, *names):
     return [result(pattern, table=f"{name}.{kind}") for name in names for kind in ("csv", "md", "tex")]
 
 
+occlusions = [result(paths.OCCLUSION, **values) for values in EACH["occlusion"](study)]
 probes = [result(paths.PROBE, **values) for values in EACH["probe"](study)]
 captioned = [result(paths.CAPTION_PREDICTION, **values) for values in EACH["captions"](study)]
 
@@ -219,6 +225,7 @@ for name, there in (
     ("comparison_by_type.md", len(grid.schedules) > 1),
     ("probe.md", probes),
     ("captions.md", captioned),
+    ("occlusion.md", occlusions),
     ("leak.md", grid.leak_splits),
 ):
     if there:

@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": Command("triptych.commands.bench", "measure how fast a GPU trains and answers, here or on the cluster"),
     "verify": Command("triptych.commands.verify", "verify all results against their hashes and checksums"),
     "compare": Command("triptych.tables.comparison", "compare schedules on predictions of your choice"),
+    "ask": Command("triptych.commands.ask", "ask a trained model a question about an image"),
     "export": Command("triptych.commands.export", "write a checkpoint as a folder for transformers"),
     "wandb": Command("triptych.report.wandb_runs", "write all training jobs so far as Weights & Biases runs"),
     "convert": Command("triptych.data.sources.published_vqa", "convert VQA-RAD or PathVQA to SLAKE's layout"),

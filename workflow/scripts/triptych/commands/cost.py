@@ -134,6 +134,20 @@ def prediction_cost(study: Study, prefix: str, transfer: str = "") -> Cost:
     return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
 
 
+def occlusion_cost(study: Study, prefix: str) -> Cost:
+    """The same of occluded images: views of the images that a fold holds out, and all questions about each view."""
+    model, settings = model_sizes(study, prefix), study.settings.evaluation.occlusion
+    views = occluded_views(study) / max(1, study.settings.folds.number)
+    tokens = shown_tokens(study, model, prefix) + settings.questions * TEXT_TOKENS["questions"]
+    return Cost(views * settings.questions, views * 2 * model.weights * tokens)
+
+
+def occluded_views(study: Study) -> int:
+    """Occluded images that are encoded, each image itself among them."""
+    settings = study.settings.evaluation.occlusion
+    return min(settings.images, questions(study, study.settings.folds.dataset)[1]) * (settings.grid**2 + 1)
+
+
 def features_gb(study: Study, prefix: str, dataset: str) -> float:
     """GB of the stored vision features of a data set; 0 where they are above the budget, and computed on the fly."""
     width, model = 2 if study.settings.features.dtype == "bf16" else 4, model_sizes(study, prefix)

@@ -19,7 +19,7 @@ from triptych.config.wildcards import EACH, asked_views
 from triptych.io.manifest import canonical_json
 
 ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")
-GPU_STEPS = ("encode_images", "train_stage", *ANSWERS)
+GPU_STEPS = ("encode_images", "encode_occluded", "train_stage", *ANSWERS, "occlude")
 # Memory of the machine, not of its GPU, in MB. Measured peaks stand beside it in the plan.
 BASE = 8000  # Python, torch with CUDA, tables, images that are decoded ahead
 PER_WEIGHT = 10  # bytes of a parameter: 32 bits, twice while it is read, and room for 2 more
@@ -106,13 +106,15 @@ class Requests:
         prefix, dataset = wildcards.get("prefix"), wildcards.get("dataset", "")
         key = (rule, prefix, dataset) if prefix else (rule, dataset, wildcards["tag"])
         if key not in self._needs:
-            memory, minutes = self._answer(rule, prefix, dataset) if prefix else self._encode(dataset)
+            memory, minutes = self._answer(rule, prefix, dataset) if prefix else self._encode(rule, dataset)
             self._needs[key] = memory, min(minutes, LONGEST)
         return self._needs[key]
 
-    def _encode(self, dataset: str) -> tuple[float, float]:
-        # With the tag of another encoder, wildcards may name the features: medical+finer.
-        images = cost.questions(self.study, dataset.partition("+")[0])[1]
+    def _encode(self, rule: str, dataset: str) -> tuple[float, float]:
+        if rule == "encode_occluded":
+            images = cost.occluded_views(self.study)
+        else:  # with the tag of another encoder, wildcards may name the features: medical+finer
+            images = cost.questions(self.study, dataset.partition("+")[0])[1]
         return 2 * BASE, START + SLACK * images / IMAGES_A_SECOND / 60
 
     def _answer(self, rule: str, prefix: str, transfer: str) -> tuple[float, float]:
@@ -126,6 +128,8 @@ class Requests:
                 cost.training_cost(study, Checkpoint(prefix, "", 0)).flops,
                 memory * settings.runtime.processes,
             )
+        elif rule == "occlude":
+            flops = cost.occlusion_cost(study, prefix).flops
         else:
             views = len(asked_views(study)) if rule == "predict" else 1
             gold = 0 if rule == "predict_captions" else cost.GOLD

@@ -135,6 +135,7 @@ CHECKS: dict[str, Callable[[Path, Path], Iterator[Damage]]] = {
     "make_folds": _folds,
     "prepare_model": _folder,
     "encode_images": _features,
+    "encode_occluded": _features,
     "train_stage": _folder,
 }
 

@@ -56,6 +56,18 @@ class Leak(Record):
     )
 
 
+class Occlusion(Record):
+    """Where models look: squares of held-out images are greyed out, one after the other."""
+
+    images: PositiveInt = Field(
+        40,
+        description="Maximum number of images, of all folds together: those with organ boxes (SLAKE's detection.json) "
+        "and a question that names the organ. Every image is encoded `grid` x `grid` + 1 times.",
+    )
+    questions: PositiveInt = Field(4, description="Maximum number of questions about an image.")
+    grid: int = Field(7, ge=2, le=32, description="Number of squares along each side of an image.")
+
+
 class Evaluation(Record):
     """How answers are generated and compared."""
 
@@ -83,6 +95,10 @@ class Evaluation(Record):
         "lower. `swapped-alike` leaves out, and counts, questions whose image is the only one of its kind.",
     )
     probe: Probe | None = Field(Probe(), description="Probes of the image tokens of every checkpoint; null: none.")
+    occlusion: Occlusion | None = added(
+        None,
+        description="Measure by occlusion whether schedules look at the organ that a question asks for; null: off.",
+    )
     leak: Leak | None = Field(
         Leak(), description="Measures how many points leaking folds would add; null: off. Not with official folds."
     )

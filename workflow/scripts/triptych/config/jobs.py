@@ -12,7 +12,7 @@ from pydantic import AfterValidator, PositiveInt
 
 from triptych.config.arms import CAPTIONS, HELD_OUT, PARTS, question_views
 from triptych.config.base import Precision, Record, added
-from triptych.config.evaluation import Layer, Probe
+from triptych.config.evaluation import Layer, Occlusion, Probe
 from triptych.config.grid import Checkpoint
 from triptych.config.settings import WeightsAndBiases
 from triptych.config.stages import Connector, Lora, Stage, Training
@@ -123,6 +123,18 @@ class ProbeJob(JobSettings):
         """
         unsaid = {"probe": {"layers"}} | ({} if self.layer else dict.fromkeys(("layer", "lora"), True))
         return canonical_json(self.model_dump(by_alias=True, mode="json", exclude=unsaid))
+
+
+class OcclusionJob(JobSettings):
+    """The occlusion of held-out images for one checkpoint."""
+
+    precision: Precision
+    occlusion: Occlusion
+
+    @classmethod
+    def of(cls, study: Study) -> Self:
+        """Build the job of a study."""
+        return cls(precision=study.settings.training.precision, occlusion=study.settings.evaluation.occlusion)
 
 
 class WandbJob(JobSettings):

@@ -34,6 +34,8 @@ PROBE = "probes/{representation}/seed{seed}.parquet"
 # Answers to a data set that nothing trains on; of split `shared` those out of its own training part
 TRANSFER_PREDICTION = "transfer/{dataset}/{part}/{prefix}/{fold}/seed{seed}.parquet"
 TRANSFER_BASELINE = "transfer/{dataset}/{part}/{baseline}/{split}/untrained.parquet"
+OCCLUDED = "occlusion/features/{dataset}{tag}/manifest.json"
+OCCLUSION = "occlusion/{prefix}/{fold}/seed{seed}.parquet"
 # What people look at
 TABLE = "tables/{table}"
 TEST_TABLE = "tables/test/{table}"
@@ -101,6 +103,8 @@ STEPS = {
         Step(
             "predict_transfer_baseline", "transfer baseline", "/{dataset}/{part}/{baseline}/{split}", TRANSFER_BASELINE
         ),
+        Step("encode_occluded", "occluded features", "/{dataset}{tag}", OCCLUDED),
+        Step("occlude", "occlusion", "/{prefix}/{fold}/seed{seed}", OCCLUSION),
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }

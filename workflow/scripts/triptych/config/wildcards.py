@@ -71,6 +71,23 @@ def _probes(study: Study) -> Iterator[dict[str, object]]:
                 yield {"representation": name, "seed": seed}
 
 
+def seeing(study: Study) -> list[str]:
+    """Name the schedules whose last stage sees images."""
+    return [prefix for prefix in study.grid.schedules if not study.grid.stage_of(prefix).blind]
+
+
+def _occlusions(study: Study) -> Iterator[dict[str, object]]:
+    if study.settings.evaluation.occlusion:
+        for prefix, fold, seed in product(seeing(study), study.grid.folds, study.settings.seeds):
+            yield {"prefix": prefix, "fold": fold, "seed": seed}
+
+
+def _occluded(study: Study) -> Iterator[dict[str, object]]:
+    dataset = study.settings.folds.dataset
+    names = {study.grid.features(dataset, str(values["prefix"])) for values in _occlusions(study)}
+    return ({"dataset": name, "tag": ""} for name in sorted(names))
+
+
 # What there is a job for -> the values of its wildcards.
 EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
     "study": lambda study: [{}],
@@ -90,5 +107,7 @@ EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
     "baseline": _baselines,
     "transfer": _transfers,
     "transfer baseline": _transfer_baselines,
+    "occluded features": _occluded,
+    "occlusion": _occlusions,
     "probe": _probes,
 }

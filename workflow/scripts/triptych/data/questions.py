@@ -13,6 +13,21 @@ from triptych.io.parquet import read_table
 from triptych.utils.seeds import stable_order
 
 
+def questions_by_part(data: Path, split: str) -> dict[str, list[dict]]:
+    """Rows of a data set by their part of a split; "" stands for what is in no part of a fold.
+
+    The parts of a shared stage are those of the source.
+    """
+    if not is_shared(split):
+        table = read_table(data / f"{folds_name(split)}.parquet")
+        member = {row["question_id"]: row["part"] for row in table if row["fold"] == split}
+    found: dict[str, list[dict]] = {}
+    for row in read_table(data / "questions.parquet"):
+        part = row["split"] if is_shared(split) else member.get(row["question_id"], "")
+        found.setdefault(part, []).append(row)
+    return found
+
+
 def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     """Rows of one part of a data set, ordered by image, then question.
 
@@ -22,13 +37,7 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
     Raises:
         TriptychError: the data set has no such fold, or the part is empty.
     """
-    questions = read_table(data / "questions.parquet")
-    if is_shared(split):
-        chosen = [row for row in questions if row["split"] == part]
-    else:
-        table = read_table(data / f"{folds_name(split)}.parquet")
-        members = {row["question_id"] for row in table if row["fold"] == split and row["part"] == part}
-        chosen = [row for row in questions if row["question_id"] in members]
+    chosen = questions_by_part(data, split).get(part)
     if not chosen:
         raise TriptychError(f"{data}: no question in part '{part}' of split '{split}'; check `datasets` and `folds`")
     return sorted(chosen, key=lambda row: (row["image_id"], row["question_id"]))

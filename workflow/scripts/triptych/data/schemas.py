@@ -97,3 +97,17 @@ PROBE_SCHEMA = pa.schema(
         ("answer", pa.list_(pa.string())),
     ]
 )
+
+# occlusion/, by `occlude`: what log-probability the gold answer loses with each square of the image grey. `inside` is
+# the share of each square within the boxes of what is asked for, `hits` whether it counts as pointing at one.
+OCCLUSION_SCHEMA = pa.schema(
+    [
+        *_text_columns("arm", "split"),
+        ("seed", pa.int64()),
+        *_text_columns("question_id", "image_id", "group", "question", "gold", "boxes"),
+        ("logprob", pa.float32()),
+        ("drops", pa.list_(pa.float32())),
+        ("inside", pa.list_(pa.float32())),
+        ("hits", pa.list_(pa.bool_())),
+    ]
+)

@@ -12,12 +12,11 @@ from triptych.data.questions import named_of_images
 from triptych.data.sources.conversations import UNKNOWN
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import ReadFeatures
-from triptych.features.shards import encoder_hashes
-from triptych.features.store import Features, compute_tokens
-from triptych.model import vision
+from triptych.features.occluded import GREY
+from triptych.features.store import Features, image_encoder
 from triptych.utils.seeds import stable_order
 
-GREY = Image.new("RGB", (256, 256), (128, 128, 128))
+BLANK = Image.new("RGB", (256, 256), GREY)
 KIND = ("modality", "location")  # what `swapped-alike` keeps
 
 
@@ -85,10 +84,7 @@ def blank(questions: Sequence[dict], features: Features, encoder: Path, device: 
     Raises:
         TriptychError: the encoder is not the one that made the features.
     """
-    if encoder_hashes(encoder) != features.encoder:
-        raise TriptychError(f"{encoder}: is not the encoder that made the vision features; encode them again")
-    model = vision.load(encoder, device)
-    grey = compute_tokens(model, model.preprocess([GREY]), features.manifest["dtype"], device).float()
+    grey = image_encoder(features, encoder, device)([BLANK]).float()
     return Shown(
         dict.fromkeys([row["image_id"] for row in questions], "blank"), lambda names: grey.expand(len(names), -1, -1)
     )

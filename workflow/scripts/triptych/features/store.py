@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from triptych.config.paths import FEATURE_SHARDS
@@ -16,6 +17,8 @@ from triptych.io.manifest import read_json
 from triptych.model import vision
 from triptych.utils.device import best_device, compute_dtype, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
+
+EncodeImages = Callable[[Sequence[Image.Image]], torch.Tensor]
 
 
 class Features:
@@ -104,6 +107,29 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
         return torch.cat([compute_tokens(encoder, pixels, manifest["dtype"], device) for pixels in loaded])
 
     return {image_id: row for row, image_id in enumerate(table.image_ids)}, read
+
+
+def image_encoder(features: Features, folder: Path, device: torch.device) -> EncodeImages:
+    """Give a function from R images (RGB) to their features (R, N, D), computed as those of a data set were.
+
+    Args:
+        features: of the data set.
+        folder: of the vision encoder.
+        device: where the encoder runs.
+
+    Raises:
+        TriptychError: the encoder is not the one that made the features.
+    """
+    if encoder_hashes(folder) != features.encoder:
+        raise TriptychError(f"{folder}: is not the encoder that made the vision features; encode them again")
+    encoder, dtype = vision.load(folder, device), features.manifest["dtype"]
+    size = features.manifest.get("batch_size") or encoder_batch(device)
+
+    def encode(images: Sequence[Image.Image]) -> torch.Tensor:
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return torch.cat([compute_tokens(encoder, encoder.preprocess(part), dtype, device) for part in parts])
+
+    return encode
 
 
 def load_pixels(encoder: vision.Encoder, table: ImageTable, rows: Sequence[int], device: torch.device) -> torch.Tensor:
