@@ -26,13 +26,13 @@ def with_lora(model):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])  # plain; what GPUs and what CPUs use
 @pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row an image, some images a row, all in one row
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("part", [None, "lora", "language_model"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, lora, seed, row_tokens, attention):
+def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, part, seed, row_tokens, attention):
     model = make_model(attention)
-    if lora:
+    if part == "lora":
         model = with_lora(model)
-    trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
+    trained = set_trainable(model, ["connector", part] if part else ["connector"])
     samples = tokenise(make_questions(images=5, seed=seed), prompt)
     batch = pack(samples, features, prompt, TOKENS, row_tokens)
     packed = functional.cross_entropy(model.answer_logits(batch), batch.targets)

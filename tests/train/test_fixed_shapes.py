@@ -122,7 +122,7 @@ def test_copies_of_adapters_change_no_bit(many, features, prompt, monkeypatch, s
         trainer.setup()
         results.append((list(trainer.run()), weights(model)))
         assert all(one.dtype == torch.float32 for name, one in model.named_parameters() if "lora_" in name)
-        assert len(trainer.adapters._copies) == (0 if route == CPU else 2 * 7 * len(model.decoder.layers))
+        assert len(trainer.copies._copies) == (0 if route == CPU else 2 * 7 * len(model.decoder.layers))
     (rows, plain), (found, copied) = results
     assert rows == found and same(plain, copied)
 

@@ -45,6 +45,7 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
         blind: no image is shown, and no vision features are used.
+        tuned: the language model's own weights are not the base's, but trained.
     """
 
     def __init__(self, connector: nn.Module, language_model: nn.Module, blind: bool = False):
@@ -52,6 +53,7 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.language_model = language_model
         self.blind = blind
+        self.tuned = False
 
     @property
     def has_lora(self) -> bool:
@@ -59,10 +61,24 @@ class VisionLanguageModel(nn.Module):
         return hasattr(self.language_model, "peft_config")
 
     @property
+    def network(self) -> PreTrainedModel:
+        """The language model as transformers has it, adapters included."""
+        return self.language_model.get_base_model() if self.has_lora else self.language_model
+
+    @property
     def decoder(self) -> nn.Module:
         """The stack of decoder layers, adapters included, without the output head."""
-        model = self.language_model.get_base_model() if self.has_lora else self.language_model
-        return model.model
+        return self.network.model
+
+    @property
+    def tuning(self) -> bool:
+        """True when the language model's own weights train."""
+        return any(weight.requires_grad for weight in self.own_weights().values())
+
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """Give the language model's weights without adapters, by transformers' names; tied ones once."""
+        weights = self.network.named_parameters()
+        return {name.replace(".base_layer.", "."): weight for name, weight in weights if ".lora_" not in name}
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Look up text embeddings (..., H) of token ids (...)."""
