@@ -1,4 +1,4 @@
-"""Trainings of the language model's own weights: in bf16 beside fp32 weights, resumed to the bit, with any optimiser."""
+"""Trainings of the language model's own weights: in bf16 beside fp32 weights, resumed to the bit, by any optimiser."""
 
 import copy
 from dataclasses import replace
@@ -100,7 +100,9 @@ def test_an_update_that_bf16_would_lose_is_kept(samples, features, prompt):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_training_ends_with_the_same_bits(samples, held_out, features, prompt, tmp_path, optimizer, precision):
+def test_a_stopped_training_ends_with_the_same_bits(
+    samples, held_out, features, prompt, tmp_path, optimizer, precision
+):
     settings = stage(BOTH, rate=1e-2, epochs=4, select="best", optimizer=optimizer, weight_decay=0.1)
     arguments = [samples, features, prompt, settings, precision, CPU]
     undisturbed = make_model()

@@ -74,6 +74,13 @@ class Lora(Record):
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
     target_modules: list[Line] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
+    use_rslora: bool = added(
+        False,
+        description="rsLoRA (arXiv 2312.03732): the update is scaled by alpha / sqrt(r), for high ranks.",
+    )
+    use_dora: bool = added(
+        False, description="DoRA (arXiv 2402.09353): the length of each row of the updated weight trains by itself."
+    )
 
 
 # Settings of a stage that may have a value for each part.

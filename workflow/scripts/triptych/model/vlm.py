@@ -2,6 +2,7 @@
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,7 +16,7 @@ from triptych.model.packing import TEXT, Batch
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
-    """Wrap a language model with fresh LoRA adapters (Hu et al., arXiv 2106.09685) in fp32.
+    """Wrap a language model with fresh LoRA adapters (Hu et al., arXiv 2106.09685), or a variant of them, in fp32.
 
     Their weights depend on `seed` alone.
 
@@ -33,11 +34,18 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def has_dora(layer: nn.Module) -> bool:
+    """Tell whether a layer, or one inside it, has an adapter of DoRA."""
+    return any(isinstance(module, LoraLayer) and module.lora_magnitude_vector for module in layer.modules())
 
 
 class VisionLanguageModel(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from triptych.config.base import Switch
@@ -12,7 +13,7 @@ from triptych.model.flex import is_flex
 from triptych.model.packing import ROW_TOKENS
 from triptych.model.tiles import TILE
 from triptych.model.tokens import Sample, by_image
-from triptych.model.vlm import VisionLanguageModel
+from triptych.model.vlm import VisionLanguageModel, has_dora
 from triptych.utils.device import free_memory
 
 USABLE_MEMORY = 0.8  # of the free memory; the rest is for what the estimate leaves out
@@ -56,10 +57,10 @@ def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> 
 
     Of each layer, what frozen layers must keep, counted in numbers a token: 4 times the hidden size in the compute
     dtype, and 2.5 times in fp32 (norms); 3 times the feed-forward size; before each adapter, its input, twice
-    (dropout), once in fp32; before each linear layer that trains, its input, where other layers have not kept it; and,
-    with plain attention, its weights, one for each head and token of the row, in fp32 and, where it is another, in the
-    compute dtype; with blockwise attention, in that alone, for each token of the block. Once, the mask. Of the output
-    head, three fp32 numbers for each answer token and word.
+    (dropout), once in fp32; behind one of DoRA, both outputs; before each linear layer that trains, its input, where
+    other layers have not kept it; and, with plain attention, its weights, one for each head and token of the row, in
+    fp32 and, where it is another, in the compute dtype; with blockwise attention, in that alone, for each token of the
+    block. Once, the mask. Of the output head, three fp32 numbers for each answer token and word.
 
     Args:
         model: whose decoder computes.
@@ -79,6 +80,8 @@ def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> 
         layer += config.num_attention_heads * attended * width
     adapted = [m for name, m in model.language_model.named_modules() if name.endswith(".lora_A.default")]
     adapters = (4 + width) * sum(module.in_features for module in adapted if isinstance(module, nn.Linear))
+    scaled = [module for module in model.language_model.modules() if isinstance(module, LoraLayer) and has_dora(module)]
+    adapters += 2 * width * sum(module.out_features for module in scaled)
     return tokens * (layers * layer + adapters + width * attended) + answers * config.vocab_size * (12 + width)
 
 
