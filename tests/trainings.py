@@ -27,9 +27,9 @@ def run(model, samples, features, prompt, settings, autosaver=None, validation=N
     return list(train(model, samples, validation, features, prompt, settings, FP32, 0, KEY, autosaver))
 
 
-def lora_model(connector=None, dropout=0.0):
+def lora_model(connector=None, dropout=0.0, **variant):
     model = make_model(connector=connector)
-    model.language_model = add_lora(model.language_model, Lora(rank=2, alpha=4, dropout=dropout), seed=5)
+    model.language_model = add_lora(model.language_model, Lora(rank=2, alpha=4, dropout=dropout, **variant), seed=5)
     return model
 
 

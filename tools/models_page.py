@@ -34,6 +34,49 @@ local copy and use that copy. A context that was extended with `longrope` is use
 export, transformers' LLaVA class omits Gemma's bound on the final logits, which does not change greedy answers.
 """
 
+TRAINING = """\
+## What trains
+
+A stage trains the parts that `train` names: `connector`, and either `lora` or `language_model`. Full fine-tuning
+(`language_model`) trains all weights of the language model, embeddings and output layer included (one matrix where they
+are tied). It is for questions that LoRA might be too small for, and for comparing the two: `config/ablations.yaml` has
+it as an ablation. It takes more memory, disk and time, and many more weights can learn few questions by heart
+(`select: best` helps). Its learning rate is lower: LLaVA-1.5 was published with 2e-5, and with 2e-4 for LoRA.
+
+```yaml
+stages:
+  3:
+    data: medical
+    train: [connector, language_model]
+    learning_rate: {connector: 2.0e-5, language_model: 2.0e-5}
+    optimizer: adamw
+    epochs: 3
+```
+
+With `precision: bf16` the model computes in bf16, as when it answers, and updates are added to weights in fp32. Each
+weight takes these bytes on the device: 4 itself, 4 its gradient, 4 its copy in bf16 with a gradient (none with fp32),
+and what the optimiser keeps. Activations come on top (`runtime.gradient_checkpointing`). `triptych plan` gives the sum
+for each stage, and `triptych doctor` compares it with the device's memory.
+
+| `optimizer` | bytes kept | of a weight in all | TinyLlama 1.1B | 7B | |
+|---|---|---|---|---|---|
+| `adamw` | 8 | 20 | 22 GB | 140 GB | the default |
+| `adamw-8bit` | 2 | 14 | 15 GB | 98 GB | needs a GPU, and `pip install bitsandbytes` |
+| `adafactor` | 0 | 12 | 13 GB | 84 GB | torch's; `learning_rate` is relative to the size (RMS) of a tensor's weights |
+
+A checkpoint holds the language model in fp32 (`language_model.safetensors`), 4 bytes a weight, and each of the two
+saved states of a running training 12 with `adamw` (4 more with `select: best`). A later stage that leaves the language
+model frozen shares that file by a hard link. Such a stage may train LoRA on the tuned model. The reverse order is
+refused: adapters would have to be merged first. An export of a tuned model is in fp32.
+
+Two variants of LoRA are switched on by the names that they have in peft, and may be combined: `lora.use_rslora`
+(rsLoRA) scales the update by alpha / sqrt(rank) instead of alpha / rank, which shrinks with high ranks, and costs
+nothing; `lora.use_dora` (DoRA) trains the length of each row of an adapted weight by itself, which takes more time and
+memory in every adapted layer. They keep peft's names because both can be on at once. Merging, exports and answers on a
+GPU have both. The tests compare loss and gradients of every part and variant with plain transformers and peft, one
+question at a time.
+"""
+
 TINY = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -92,7 +135,12 @@ def language_models() -> Iterator[str]:
     yield ""
 
 
-SECTIONS = [language_models, vision_encoders]
+def training() -> Iterator[str]:
+    """The section of what stages train."""
+    yield TRAINING
+
+
+SECTIONS = [language_models, training, vision_encoders]
 
 
 def page() -> str:

@@ -335,6 +335,27 @@ def test_a_gpu_that_is_full_or_not_enough_is_said(free, count, gpus, state, plac
     assert found.state == state and found.found.startswith("cuda (NVIDIA L40S)")
 
 
+@pytest.mark.parametrize(("optimizer", "free", "state"), [("adamw", 1, "ok"), ("adamw", 0, "fault")])
+def test_a_device_too_small_for_a_language_model_that_trains_is_a_fault(optimizer, free, state, place, monkeypatch):
+    assert "no stage trains" in device.tuning(place).found
+    monkeypatch.setattr(device, "free_memory", lambda _: 1e12 if free else 1e6)
+    rates = {"connector": 1e-2, "language_model": 1e-3}
+    stages = place.study.settings.model_dump(exclude_unset=True)["stages"]
+    stages["3"] |= {"train": list(rates), "learning_rate": rates, "optimizer": optimizer}
+    found = device.tuning(with_settings(place, stages=stages))
+    assert found.state == state and "GB for the language model's weights, gradients and optimiser" in found.found
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_an_optimiser_that_cannot_be_used_is_a_fault(installed, place, monkeypatch):
+    monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
+    stages = place.study.settings.model_dump(exclude_unset=True)["stages"]
+    stages["2"]["optimizer"] = "adamw-8bit"
+    found = device.tuning(with_settings(place, stages=stages))
+    assert found.state == "fault"
+    assert ("needs a GPU" if installed else "bitsandbytes, which is not installed") in found.found
+
+
 def test_bf16_that_is_asked_for_and_emulated_is_a_warning(place, monkeypatch):
     real = device.compute_dtype
     monkeypatch.setattr(

@@ -88,6 +88,57 @@ def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
     assert costs("2-3").samples == pytest.approx(asked / 7, rel=1e-6)
 
 
+def tuned(optimizer="adamw", **settings):
+    """The full study, whose last stage trains the language model."""
+    study = config("config")
+    rates = {"connector": 2e-5, "language_model": 1e-5}
+    study["stages"][3] |= {"train": list(rates), "learning_rate": rates, "optimizer": optimizer, **settings}
+    return study
+
+
+def test_a_language_model_that_trains_costs_half_as_much_again(tmp_path):
+    lora, whole = (cost.training_cost(at(tmp_path, s), Checkpoint("2-3", "", 0)) for s in (config("config"), tuned()))
+    assert whole.samples == lora.samples and 1.4 < whole.flops / lora.flops < 1.5, "validations cost what they did"
+
+
+@pytest.mark.parametrize(("optimizer", "size"), [("adamw", 20), ("adafactor", 12), ("adamw-8bit", 14)])
+def test_the_plan_says_what_memory_a_language_model_needs(tmp_path, optimizer, size):
+    """Of 1.1 billion weights: 4 bytes, 4 of the gradient, 2 and 2 of the copy in bf16 and its gradient; and moments."""
+    study = at(tmp_path, tuned(optimizer))
+    gb = {name: 1.1 * bytes_each for name, bytes_each in {"adamw": 20, "adafactor": 12, "adamw-8bit": 14}.items()}
+    assert cost.training_gb(study, "2-3") == pytest.approx(1.1 * size) == pytest.approx(gb[optimizer])
+    lines = [line for line in plan.language_model_lines(study) if line.startswith("memory")]
+    own = f"memory      2-3: {gb[optimizer]:.0f} GB of its device for the language model's weights, gradients and "
+    [line] = [line for line in lines if line.startswith(own)]
+    assert all(f"{gb[name]:.0f} with {name}" in line for name in gb if name != optimizer)
+    in_fp32 = at(tmp_path, tuned(optimizer) | {"training": {"precision": "fp32"}})
+    assert cost.training_gb(in_fp32, "2-3") == pytest.approx(1.1 * (size - 4))
+    assert list(plan.language_model_lines(at(tmp_path, config("config")))) == []
+
+
+def test_checkpoints_and_saved_states_of_a_language_model_take_room(tmp_path):
+    study = at(tmp_path, tuned())
+    number = sum(study.grid.stage_of(cell.prefix).train[-1] == "language_model" for cell in study.grid.trainings)
+    before, after = (estimate.disk_gb(at(tmp_path, one))[1] for one in (config("config"), tuned()))
+    states = 15 * 2 * 1.1 * 12  # of weights and two moments, with 15 trainings at once
+    assert after - before == pytest.approx(number * 1.1 * 4 + states, rel=0.02)
+    small = estimate.disk_gb(at(tmp_path, tuned("adafactor")))[1]
+    assert after - small == pytest.approx(15 * 2 * 1.1 * 8, rel=0.02)
+    best = estimate.disk_gb(at(tmp_path, tuned(select="best")))[1]
+    assert best - after == pytest.approx(15 * 2 * 1.1 * 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "said"),
+    [(False, "auto", "needs bitsandbytes, which is not"), (True, "cpu", "needs a GPU"), (True, "auto", None)],
+)
+def test_the_plan_says_what_an_optimiser_lacks(tmp_path, monkeypatch, installed, device, said):
+    monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
+    study = at(tmp_path, tuned("adamw-8bit") | {"runtime": {"device": device}})
+    found = [line for line in plan.language_model_lines(study) if line.startswith("optimizer")]
+    assert [f"optimizer   adamw-8bit {said}" in line for line in found] == ([True] if said else [])
+
+
 def test_features_above_the_budget_take_no_room(tmp_path):
     study = config("config")
     stored, _ = estimate.disk_gb(at(tmp_path, study))

@@ -68,7 +68,7 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
         (lambda c: c["datasets"]["general"].update(siz=3), "general.siz: not a known setting; did you mean 'sizes'?"),
         (lambda c: c["stages"][1].update(data="genral-1000"), "did you mean 'general-1000'?"),
         (lambda c: c["stages"][3].update(learning_rate={"connector": 1e-3}), "learning_rate must name exactly"),
-        (lambda c: c["stages"][3].update(train=["connector", "conector"]), "'connector' or 'lora', not 'conector'"),
+        (lambda c: c["stages"][3].update(train=["connector", "conector"]), "or 'language_model', not 'conector'"),
         (lambda c: c.update(seeds=[0, 0]), "seeds: an entry occurs twice"),
         (lambda c: c["schedules"].append([2, 3]), "schedules: an entry occurs twice"),
         (lambda c: c["schedules"].append([2, 1]), "'2-1' must end on a stage that uses medical"),
@@ -104,6 +104,7 @@ def test_each_mistake_is_named(demo_config, change, line):
 
 
 ONLY_LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-3}}
+WHOLE = {"train": ["language_model"], "learning_rate": {"language_model": 1e-5, "lora": 1e-4}}
 
 
 @pytest.mark.parametrize(
@@ -115,10 +116,15 @@ ONLY_LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-3}}
         ({"warmup_ratio": 1.5}, ".warmup_ratio: must be less than 1, not 1.5"),
         ({"weight_decay": {"connector": -1, "lora": 0}}, ".weight_decay.connector: must be greater than or equal to 0"),
         ({"lr_schedule": "cosin"}, ".lr_schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
-        ({"lr_schedule": {"connector": "linear", "lra": "linear"}}, ".lr_schedule.lra: must be 'connector' or 'lora'"),
+        ({"lr_schedule": {"connector": "linear", "lra": "linear"}}, ".lr_schedule.lra: must be 'connector', 'lora' or"),
         ({"select": "first"}, ".select: must be 'last' or 'best', not 'first'"),
         ({"init": "fresh"}, ".init: must be 'random' or 'parent', not 'fresh'"),
-        ({"blind": True}, ": blind needs train: [lora], because a connector learns nothing without images"),
+        ({"blind": True}, ": blind needs train: [lora] or [language_model], because a connector learns nothing"),
+        (
+            {**WHOLE, "train": ["language_model", "lora"]},
+            ": train: lora and language_model cannot train together; name",
+        ),
+        ({**WHOLE, "optimizer": "adam"}, ".optimizer: must be 'adamw', 'adafactor' or 'adamw-8bit', not 'adam'"),
         ({"regularisation": {"weight": 1}}, ".regularisation: weight needs a kind: reconstruct or self-distillation"),
         ({"regularisation": {"wight": 1}}, ".regularisation.wight: not a known setting; did you mean 'weight'?"),
         ({**ONLY_LORA, "regularisation": {"kind": "reconstruct"}}, ": regularisation needs a stage that trains the"),
@@ -128,6 +134,31 @@ def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
     demo_config["stages"][3].update(change)
     [fault] = faults(demo_config)
     assert fault.startswith(f"stages.3{line}")
+
+
+@pytest.mark.parametrize("order", [("adapted", "tuned"), ("adapted", "frozen", "tuned")])
+def test_a_language_model_does_not_train_after_lora(demo_config, order):
+    own = {"data": "medical", "epochs": 1}
+    demo_config["stages"] |= {
+        "adapted": own | ONLY_LORA,
+        "tuned": own | {"train": ["language_model"], "learning_rate": {"language_model": 1e-5}},
+        "frozen": {"data": "medical", "train": []},
+    }
+    load_study(demo_config | {"schedules": [list(order)[::-1]]})
+    [fault] = faults(demo_config | {"schedules": [list(order)]})
+    label = "-".join(order)
+    assert fault.startswith(f"schedules: '{label}' trains language_model in stage tuned after lora in an earlier one")
+    demo_config["schedules"] = [["adapted", "frozen"]]
+    change = {"train": ["language_model"], "learning_rate": {"language_model": 1e-5}, "epochs": 1}
+    [fault] = faults(demo_config | {"ablations": {"x": {"stages": {"frozen": change}}}})
+    assert fault.startswith("ablations.x: 'adapted-frozen' trains language_model in stage frozen after lora")
+
+
+def test_settings_that_came_later_are_left_out_of_records_at_their_defaults(demo_config):
+    for stage in load_study(demo_config).settings.stages.values():
+        assert not {"optimizer"} & stage.model_dump().keys()
+    demo_config["stages"][3]["optimizer"] = "adafactor"
+    assert load_study(demo_config).settings.stages["3"].model_dump()["optimizer"] == "adafactor"
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(demo_config):

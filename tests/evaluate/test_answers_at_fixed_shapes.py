@@ -23,13 +23,17 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 CPU = torch.device("cpu")
 
 
-def adapted(network=None):
+def adapted(network=None, **variant):
     """The toy model with adapters that matter; fresh ones change nothing."""
-    network = add_lora(network or make_llama(BLOCKWISE), Lora(rank=4, alpha=6, target_modules=LAYERS), seed=5).eval()
+    settings = Lora(rank=4, alpha=6, target_modules=LAYERS, **variant)
+    network = add_lora(network or make_llama(BLOCKWISE), settings, seed=5).eval()
     torch.manual_seed(6)
-    for name, parameter in network.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+            elif "magnitude" in name:
+                parameter *= 1 + 0.1 * torch.randn_like(parameter)
     connector = build_connector(Connector(), FEATURES, HIDDEN, seed=3)
     return VisionLanguageModel(connector, network).eval().requires_grad_(False)
 
@@ -163,8 +167,12 @@ def test_layers_of_several_kinds_can_be_compiled(kind, many, features, prompt, t
     assert 4 <= traced() <= 8, "kinds of layers times shapes"
 
 
-def test_adapters_are_merged_in_fp32(many, features, prompt):
-    plain, merged = adapted(), adapted()
+VARIANTS = [{}, {"use_rslora": True}, {"use_dora": True}]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapters_are_merged_in_fp32(many, features, prompt, variant):
+    plain, merged = adapted(**variant), adapted(**variant)
     assert simplify_adapters(merged) == "adapters are merged"
     expected = generate(plain, many, features, prompt, 9, fixed_shapes=True)
     found = generate(merged, many, features, prompt, 9, fixed_shapes=True)
@@ -174,10 +182,11 @@ def test_adapters_are_merged_in_fp32(many, features, prompt):
     assert generate(bare, many, features, prompt, 9, fixed_shapes=True)[0] != expected[0], "they matter"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])  # qwen2 has biases
-def test_adapters_in_bf16_are_no_less_exact_than_peft(kind):
+def test_adapters_in_bf16_are_no_less_exact_than_peft(kind, variant):
     networks = [tiny_model(kind, vocab_size=len(WORDS)) for _ in range(2)]
-    exact, model = adapted(networks[0].to(torch.bfloat16)), adapted(networks[1].to(torch.bfloat16))
+    exact, model = (adapted(network.to(torch.bfloat16), **variant) for network in networks)
     exact.language_model.double()
     x = torch.randn(3, 5, HIDDEN).bfloat16()
     for name in ("q_proj", "o_proj"):
@@ -187,7 +196,8 @@ def test_adapters_in_bf16_are_no_less_exact_than_peft(kind):
         with mixed_precision("bf16", CPU), torch.inference_mode():
             found, usual = ours(x), layer(x)
         assert found.dtype == usual.dtype == torch.bfloat16
-        assert (found - expected).norm() <= 1.05 * (usual - expected).norm() < 0.02 * expected.norm()
+        more = 1.15 if "use_dora" in variant else 1.05  # DoRA's sum is rounded once more; peft has it in fp32
+        assert (found - expected).norm() <= more * (usual - expected).norm() < 0.02 * expected.norm()
     assert simplify_adapters(model) == "adapters stay beside the weights"
     kept = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
     assert len(kept) == len(LAYERS) * len(model.decoder.layers)

@@ -73,16 +73,21 @@ def prepare(folder, encoder, language_model, prompt=PROMPT):
     return folder
 
 
-def save_checkpoint(folder, models, lora=None, connector=PLAIN, blind=False):
+def save_checkpoint(folder, models, lora=None, connector=PLAIN, blind=False, tuned=False):
     """A checkpoint whose answers depend on image and question, with the manifest that a training writes."""
     encoder = vision.load(models / "vision_encoder", CPU)
     base = checkpoint.Base(models / "language_model", encoder.hidden_size, encoder_hashes(models / "vision_encoder"))
     model = checkpoint.build(base, None, connector, lora, 0, "fold0", torch.float32, CPU)
+    model.tuned = tuned
     torch.manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("connector") or "lora_B" in name:
                 parameter.normal_(std=0.4)
+            elif "magnitude" in name:
+                parameter *= 1 + 0.3 * torch.randn_like(parameter)
+            elif tuned and "lora_" not in name:
+                parameter.requires_grad_().add_(0.1 * torch.randn_like(parameter))
     stage = Stage(data="medical", train=["connector"], learning_rate={"connector": 1e-2}, epochs=1)
     manifest = {
         "prefix": "2-3", "split": "fold0", "seed": 0, "connector": connector.model_dump(),
@@ -213,6 +218,16 @@ def write_siglip(folder):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("variant", [{"use_rslora": True}, {"use_dora": True}, {"use_rslora": True, "use_dora": True}])
+def test_variants_of_lora_are_exported(models, tmp_path, adapter, variant):
+    source = save_checkpoint(tmp_path / "checkpoint", models, Lora(rank=2, alpha=4, **variant))
+    export(source, models, [], tmp_path / "out", adapter)
+    assert plain_answers(tmp_path / "out", adapter=adapter) == triptych_answers(source, models)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("DoRA" in card, "rsLoRA" in card) == ("use_dora" in variant, "use_rslora" in variant)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
 def test_plain_transformers_gives_the_same_answers(models, trained, tmp_path, adapter):
     assert export(trained, models, [], tmp_path / "out", adapter) == "llava"
     expected = triptych_answers(trained, models)
@@ -227,6 +242,22 @@ def test_a_checkpoint_without_lora_is_exported_too(models, tmp_path):
     assert plain_answers(tmp_path / "out") == triptych_answers(source, models)
     with pytest.raises(TriptychError, match="has no LoRA"):
         export(source, models, [], tmp_path / "other", True)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tuned_language_model_is_exported_in_fp32(world, tmp_path, lora, adapter, dtype):
+    llama = write_llama(tmp_path / "llama", make_tokenizer(), dtype)
+    models = prepare(tmp_path / "models", {"folder": str(world / "models" / "clip")}, llama)
+    source = save_checkpoint(tmp_path / "checkpoint", models, lora, tuned=True)
+    if adapter and not lora:
+        return
+    export(source, models, [], tmp_path / "out", adapter)
+    assert plain_answers(tmp_path / "out", adapter=adapter) == triptych_answers(source, models)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in stored.items() if "language_model" in name} == {torch.float32}
+    assert "language model's own weights" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_linear_connector_fits_into_llava_as_well(models, tmp_path):

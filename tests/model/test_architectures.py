@@ -46,13 +46,14 @@ def joined(kind, window, attention="eager", lora=True):
     return model
 
 
+@pytest.mark.parametrize("part", ["lora", "language_model"])
 @pytest.mark.parametrize("attention", [*ATTENTION, FLEX])
 @pytest.mark.parametrize(("kind", "window"), CASES)
 def test_packed_loss_and_gradients_are_those_of_plain_transformers(
-    features, prompt, kind, window, attention, flex_on_cpu
+    features, prompt, kind, window, attention, part, flex_on_cpu
 ):
-    ours, plain = joined(kind, window, attention), joined(kind, window)
-    trained = [set_trainable(model, ["connector", "lora"]) for model in (ours, plain)]
+    ours, plain = (joined(kind, window, how, part == "lora") for how in (attention, "eager"))
+    trained = [set_trainable(model, ["connector", part]) for model in (ours, plain)]
     samples = tokenise(make_questions(images=4, seed=1), prompt)
     batch = pack(samples, features, prompt, TOKENS, 64, SHAPES if attention == FLEX else ())
     packed = functional.cross_entropy(ours.answer_logits(batch), batch.targets, ignore_index=NO_TARGET)

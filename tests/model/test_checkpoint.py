@@ -13,6 +13,7 @@ from triptych.io.manifest import read_json, sha256_file, write_json
 from triptych.model import checkpoint
 from triptych.model.checkpoint import load_trained, trained_state
 from triptych.model.prepare import prepare_model
+from triptych.train.parameters import set_trainable
 
 
 @pytest.fixture
@@ -47,14 +48,15 @@ def test_a_child_starts_from_its_parents_weights(base, tmp_path):
     assert not equal(trained_state(build(base)), trained_state(child))
 
 
-def test_adapters_are_handed_on_and_new_ones_start_fresh(base, tmp_path):
-    lora = Lora(rank=2, alpha=4)
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_adapters_are_handed_on_and_new_ones_start_fresh(base, tmp_path, variant):
+    lora = Lora(rank=2, alpha=4, **variant)
     connector_only = save(build(base), base, tmp_path / "stage2")
     stage3 = build(base, connector_only, lora)
     assert stage3.has_lora
     with torch.no_grad():
         for name, parameter in stage3.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "magnitude" in name:
                 parameter.add_(0.5)
     path = save(stage3, base, tmp_path / "stage3", lora)
     assert equal(trained_state(stage3), trained_state(build(base, path)))
@@ -66,6 +68,48 @@ def test_adapters_are_handed_on_and_new_ones_start_fresh(base, tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def tuned(base):
+    """A model whose language model has been trained."""
+    model = build(base)
+    set_trainable(model, ["connector", "language_model"])
+    with torch.no_grad():
+        for weight in model.own_weights().values():
+            weight.add_(0.01 * torch.randn_like(weight))
+    return model
+
+
+def test_a_tuned_language_model_is_one_file_of_its_weights(base, tmp_path):
+    model = tuned(base)
+    path = save(model, base, tmp_path / "tuned")
+    found = load_file(tmp_path / "tuned" / "language_model.safetensors")
+    assert found.keys() == dict(model.network.named_parameters()).keys() and "lm_head.weight" not in found, "tied"
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    child = build(base, path, Lora(rank=2))
+    assert child.tuned and child.has_lora and not child.tuning
+    assert equal(trained_state(model), trained_state(child))
+    with torch.inference_mode():
+        states = [one.eval().decoder(torch.arange(6)[None]).last_hidden_state for one in (model, child, build(base))]
+    assert torch.equal(states[0], states[1]) and not torch.allclose(states[0], states[2], atol=1e-3)
+    again = save(build(base), base, tmp_path / "tuned")
+    assert sorted(read_json(again)["files"]) == ["connector.safetensors", "metrics.jsonl"]
+    assert not (tmp_path / "tuned" / "language_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra is not part of this model"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"model\.norm\.weight has shape \(3,\), not"),
+    ],
+)
+def test_a_wrong_tensor_of_a_tuned_language_model_is_an_error_that_names_it(base, tmp_path, change, message):
+    path = save(tuned(base), base, tmp_path / "tuned")
+    tamper(path, change, "language_model.safetensors")
+    with pytest.raises(TriptychError, match=message):
+        build(base, path)
+
+
 def test_fresh_weights_depend_on_seed_and_split_alone(base):
     first = trained_state(build(base))
     torch.manual_seed(99)
@@ -74,14 +118,14 @@ def test_fresh_weights_depend_on_seed_and_split_alone(base):
     assert not equal(first, trained_state(build(base, split="fold1")))
 
 
-def tamper(path, change):
+def tamper(path, change, name="connector.safetensors"):
     """Change a checkpoint's tensors, and make its manifest agree."""
-    file = path.parent / "connector.safetensors"
+    file = path.parent / name
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
     manifest = read_json(path)
-    manifest["files"]["connector.safetensors"] = sha256_file(file)
+    manifest["files"][name] = sha256_file(file)
     write_json(path, manifest)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOKENS, make_features, make_model, make_questions
-from test_packing import with_lora
+from test_packing import VARIANTS, with_lora
 from textbook import unpacked_loss
 from torch.nn import functional
 from triptych.errors import TriptychError
@@ -22,11 +22,13 @@ def _on_a_cpu(flex_on_cpu):
     """Attention in tiles is computed on the CPU, by the code that torch keeps for checking."""
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("part", [None, *VARIANTS, "language_model"])
 @pytest.mark.parametrize(("tokens", "images"), [(4, 5), (9, 20), (150, 3), (4, 1)])
-def test_loss_and_gradients_equal_the_unpacked_ones_whatever_lies_in_empty_slots(prompt, lora, tokens, images):
-    model = with_lora(make_model(FLEX)) if lora else make_model(FLEX)
-    trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
+def test_loss_and_gradients_equal_the_unpacked_ones_whatever_lies_in_empty_slots(prompt, part, tokens, images):
+    model = make_model(FLEX)
+    if part in VARIANTS:
+        model, part = with_lora(model, part), "lora"
+    trained = set_trainable(model, ["connector", part] if part else ["connector"])
     features = make_features(tokens)
     samples = tokenise(make_questions(images=images, seed=1), prompt)
     batch = pack(samples, features, prompt, tokens, shapes=SHAPES)

@@ -14,25 +14,35 @@ from triptych.model.tokens import prompt_tokens, tokenise
 from triptych.model.vlm import add_lora
 from triptych.train.parameters import set_trainable
 
+VARIANTS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "both": {"use_rslora": True, "use_dora": True},
+}
 
-def with_lora(model):
+
+def with_lora(model, variant="lora"):
     """Adapters that matter: a fresh one changes nothing."""
-    model.language_model = add_lora(model.language_model, Lora(dropout=0.0), seed=5)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    model.language_model = add_lora(model.language_model, Lora(dropout=0.0, **VARIANTS[variant]), seed=5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+            elif "magnitude" in name:
+                parameter *= 1 + 0.3 * torch.randn_like(parameter)
     return model
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])  # plain; what GPUs and what CPUs use
 @pytest.mark.parametrize("row_tokens", [1, 64, 4096])  # a row an image, some images a row, all in one row
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("part", [None, *VARIANTS, "language_model"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, lora, seed, row_tokens, attention):
+def test_loss_and_gradients_equal_the_unpacked_ones(features, prompt, part, seed, row_tokens, attention):
     model = make_model(attention)
-    if lora:
-        model = with_lora(model)
-    trained = set_trainable(model, ["connector", "lora"] if lora else ["connector"])
+    if part in VARIANTS:
+        model, part = with_lora(model, part), "lora"
+    trained = set_trainable(model, ["connector", part] if part else ["connector"])
     samples = tokenise(make_questions(images=5, seed=seed), prompt)
     batch = pack(samples, features, prompt, TOKENS, row_tokens)
     packed = functional.cross_entropy(model.answer_logits(batch), batch.targets)

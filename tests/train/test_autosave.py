@@ -439,12 +439,13 @@ def test_an_autosaver_saves_in_time_and_stops_before_the_limit(tmp_path, monkeyp
 
 
 def test_the_gradient_guard_goes_on_with_what_it_saw():
-    guard = GradientGuard({"w": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2))})
+    parameters = {"w": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2))}
+    guard, optimiser = GradientGuard(parameters), torch.optim.SGD(parameters.values())
     guard.resume(1, ["w"])
     with pytest.raises(TriptychError, match="no gradient reaches b;"):
-        guard.check_change()  # after the second step
+        guard.check_change(optimiser)  # after the second step
     guard.resume(7, ["w"])
-    guard.check_change()
+    guard.check_change(optimiser)
 
 
 def test_tensors_of_another_model_are_refused():

@@ -75,6 +75,10 @@ LORA = {"train": ["lora"], "learning_rate": {"lora": 1e-2}, "epochs": 1}
 BOTH = {"train": ["connector", "lora"], "learning_rate": {"connector": 1e-2, "lora": 1e-2}, "epochs": 1}
 
 
+WHOLE = {"train": ["connector", "language_model"], "epochs": 1}
+WHOLE["learning_rate"] = {"connector": 1e-2, "language_model": 1e-3}
+
+
 def tensors(manifest):
     return {path.name: load_file(path) for path in manifest.parent.glob("*.safetensors")}
 
@@ -130,6 +134,50 @@ def test_a_fresh_connector_beside_the_parents_adapters(steps):
     frozen = run_stage("frozen", {**LORA, "init": "random"}, both)  # LoRA on a random frozen connector
     assert same(tensors(frozen)["connector.safetensors"], found["connector.safetensors"])
     assert not same(tensors(frozen)["adapter.safetensors"], found["adapter.safetensors"])
+
+
+@pytest.mark.parametrize("after", [{"train": []}, LORA, {**LORA, "init": "random"}, WHOLE])
+def test_a_tuned_language_model_is_handed_on(steps, inputs, after):
+    run_stage, run_predict = steps
+    tuned = run_stage("tuned", {**WHOLE, "select": "best", "epochs": 2})
+    child = run_stage("child", after, tuned)
+    found, parent = tensors(child), tensors(tuned)
+    name = "language_model.safetensors"
+    assert set(found) == {*parent, *(["adapter.safetensors"] if "lora" in after["train"] else [])}
+    assert same(found[name], parent[name]) == ("language_model" not in after["train"])
+    assert ((child.parent / name).stat().st_ino == (tuned.parent / name).stat().st_ino) == same(
+        found[name], parent[name]
+    ), "one that was frozen takes no space of its own"
+    assert name in read_json(child)["files"] and read_json(child)["parameters"]["language_model"]
+    features = read_json(inputs / "features" / "manifest.json")
+    base = checkpoint.Base(inputs / "language_model", features["shape"][-1], features["encoder"])
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = checkpoint.load(base, child, dtype, torch.device("cpu"))
+        assert all(torch.equal(one, found[name][key].to(dtype)) for key, one in loaded.own_weights().items())
+    base_alone = run_stage("alone", {"train": []})
+    answers = [[(row["prediction"], row["logprob"]) for row in run_predict(one)] for one in (child, tuned, base_alone)]
+    assert answers[1] != answers[2] and answers[0] != answers[2]
+    assert (answers[0] == answers[1]) == (after["train"] == [])
+
+
+def test_a_language_model_does_not_train_behind_adapters(steps, tmp_path):
+    run_stage, _ = steps
+    adapted = run_stage("adapted", LORA)
+    with pytest.raises(TriptychError, match="an earlier one has trained LoRA on it; train the language model first"):
+        run_stage("tuned", WHOLE, adapted)
+    assert not (tmp_path / "tuned" / "manifest.json").exists()
+
+
+def test_a_tuned_checkpoint_is_restored_where_nothing_has_changed(steps, capsys):
+    run_stage, _ = steps
+    tuned = run_stage("tuned", WHOLE)
+    before = tensors(tuned)
+    child = run_stage("child", LORA, tuned)
+    for path in child.parent.glob("*.*"):
+        path.unlink()
+    run_stage("child", LORA, tuned)
+    assert "its checkpoint is restored" in capsys.readouterr().out
+    assert same(tensors(child)["language_model.safetensors"], before["language_model.safetensors"])
 
 
 def test_a_blind_checkpoint_answers_blindly_by_itself(steps, monkeypatch, inputs):

@@ -70,6 +70,51 @@ def test_a_gpus_route_trains_what_a_cpus_trains(many, features, prompt, monkeypa
         assert torch.allclose(weights(fixed.model)[name], tensor, atol=2e-3), name
 
 
+def dora_in(dtype):
+    """The toy model with DoRA, its frozen weights in a dtype."""
+    model = make_model()
+    settings = FULL_LORA.model_copy(update={"use_dora": True})
+    for weight in model.language_model.parameters():  # not buffers: positions turn by angles in fp32
+        weight.data = weight.data.to(dtype)
+    model.language_model = add_lora(model.language_model, settings, seed=5)
+    return model
+
+
+@pytest.mark.parametrize("compiled", ["never", "auto"])
+def test_dora_is_trained_on_a_gpus_route_as_peft_computes_it(many, features, prompt, monkeypatch, capsys, compiled):
+    settings = stage(("connector", "lora"), rate=3e-3, epochs=2, batch_size=12)
+    plain, rows = trained_on(
+        CPU, many, features, prompt, settings, dora_in(torch.float32), runtime=Runtime(compile="never")
+    )
+    monkeypatch.setattr("triptych.train.compilation.WORTHWHILE_STEPS", 0)
+    model, runtime = dora_in(torch.float32), Runtime(compile=compiled)
+    fixed, found = trained_on(GPU, many, features, prompt, settings, model, runtime=runtime)
+    assert not is_flex(fixed.model.decoder)
+    assert ("not compiled: peft's DoRA cannot be" in capsys.readouterr().out) == (compiled == "auto")
+    with pytest.raises(TriptychError, match=r"runtime\.compile: peft's DoRA cannot be compiled; use auto or never"):
+        trained_on(GPU, many, features, prompt, settings, dora_in(torch.float32))
+    for row, other in zip(rows, found, strict=True):
+        assert other["validation_loss"] == pytest.approx(row["validation_loss"], rel=2e-3)
+    before = weights(dora_in(torch.float32))
+    for name, tensor in weights(plain.model).items():
+        assert torch.allclose(weights(fixed.model)[name], tensor, atol=2e-3), name
+        assert "magnitude" not in name or not torch.equal(tensor, before[name])
+
+
+def test_in_bf16_dora_divides_by_lengths_in_fp32(many, features, prompt):
+    """Otherwise a fresh one would already change what the model says."""
+    settings = stage(("connector", "lora"), rate=3e-3, epochs=1, batch_size=12)
+    results = []
+    for route in (CPU, replace(CPU, copied_adapters=True)):
+        model = dora_in(torch.bfloat16)
+        rest = [prompt, settings, "bf16", 0, KEY, None, Runtime(), route]
+        trainer = Trainer(model, many, many[::3], features, *rest)
+        trainer.setup()
+        results.append((list(trainer.run()), weights(model)))
+    (rows, plain), (found, copied) = results
+    assert rows == found and same(plain, copied)
+
+
 def test_a_graph_for_each_shape_and_one_for_validation_and_none_after_the_first_epoch(many, features, prompt, tmp_path):
     graphs = []
 
@@ -122,7 +167,7 @@ def test_copies_of_adapters_change_no_bit(many, features, prompt, monkeypatch, s
         trainer.setup()
         results.append((list(trainer.run()), weights(model)))
         assert all(one.dtype == torch.float32 for name, one in model.named_parameters() if "lora_" in name)
-        assert len(trainer.adapters._copies) == (0 if route == CPU else 2 * 7 * len(model.decoder.layers))
+        assert len(trainer.copies._copies) == (0 if route == CPU else 2 * 7 * len(model.decoder.layers))
     (rows, plain), (found, copied) = results
     assert rows == found and same(plain, copied)
 

@@ -1,5 +1,6 @@
 """The guards of training: gradients arrive, frozen parts stay, rates matter, eight samples can be learnt by heart."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -27,7 +28,10 @@ def snapshot(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("parts", [("connector",), ("connector", "lora"), ("lora",)])
+PARTS = [("connector",), ("connector", "lora"), ("lora",), ("connector", "language_model"), ("language_model",)]
+
+
+@pytest.mark.parametrize("parts", PARTS)
 def test_what_trains_changes_and_what_is_frozen_stays_bit_for_bit(model, samples, features, prompt, parts):
     if "lora" in parts:
         model.language_model = add_lora(model.language_model, Lora(), seed=5)
@@ -49,14 +53,28 @@ def test_a_connector_that_gets_no_gradient_stops_the_training(model, samples, fe
 def test_a_tensor_that_does_not_move_stops_the_training(model):
     parameters = {"w": torch.nn.Parameter(torch.ones(3))}
     guard = GradientGuard(parameters)
+    optimiser = torch.optim.SGD(parameters.values(), lr=1e-3)
     for _ in range(2):
         parameters["w"].grad = torch.ones(3)
         guard.check_gradients()
         if guard.seen == 1:
             with pytest.raises(TriptychError, match="w did not change"):
-                guard.check_change()
+                guard.check_change(optimiser)
         else:
-            guard.check_change()
+            guard.check_change(optimiser)
+
+
+@pytest.mark.parametrize(("size", "stops"), [(1.0, False), (1e-3, True), (0.0, True)])
+def test_a_tensor_whose_numbers_cannot_show_a_rate_that_is_rising_may_stay(size, stops):
+    """As norms, which are 1, in the first steps of a language model's warm-up."""
+    parameters = {"w": torch.nn.Parameter(torch.full((3,), size))}
+    guard = GradientGuard(parameters)
+    optimiser = torch.optim.SGD(parameters.values(), lr=1e-8)
+    parameters["w"].grad = torch.ones(3)
+    guard.check_gradients()
+    guard.check_change(optimiser)
+    with pytest.raises(TriptychError, match="w did not change") if stops else nullcontext():
+        guard.check_change(optimiser)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training():

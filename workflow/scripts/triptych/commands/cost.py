@@ -13,6 +13,7 @@ from triptych.config import paths
 from triptych.config.arms import PARTS
 from triptych.config.datasets import Captions
 from triptych.config.grid import Checkpoint
+from triptych.config.stages import OPTIMIZER_BYTES, Optimizer
 from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json
@@ -24,6 +25,9 @@ UNKNOWN_SIZE = 1000  # images or questions of a data set of which nothing is sai
 PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
 GOLD = 0.6  # time of a gold answer's log-probability, in answers: 28 against 17 a second
 SIZES = {"b": 1e9, "m": 1e6}
+# Bytes of each weight of a language model that trains.
+WEIGHT = GRADIENT = 4
+COPY = 2 + 2  # the copy in bf16 that layers compute with, and its gradient
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Model:
     """What the estimates need of both models.
 
     Attributes:
-        weights: parameters of the language model.
+        weights: parameters of the language model; of its layers alone, where it is prepared.
+        embeddings: those of its embeddings and output layer, where `weights` leaves them out.
         hidden: size of its hidden states.
         image_tokens: of an image, before a connector pools them.
         width: of a vision feature.
@@ -47,6 +52,7 @@ class Model:
     """
 
     weights: float
+    embeddings: float
     hidden: int
     image_tokens: int
     width: int
@@ -64,7 +70,8 @@ def model_sizes(study: Study, prefix: str) -> Model:
         hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         keys = hidden * config["num_key_value_heads"] / config["num_attention_heads"]
         weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
-        return Model(weights, hidden, features["shape"][0], features["shape"][1], True)
+        embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        return Model(weights, embeddings, hidden, features["shape"][0], features["shape"][1], True)
     except (TriptychError, KeyError):
         pass
     name = getattr(language, "repo", "") or "SmolLM2-135M"
@@ -72,7 +79,7 @@ def model_sizes(study: Study, prefix: str) -> Model:
     weights = float(size[1]) * SIZES[size[2].lower()] if size else 1e9
     patch = re.search(r"patch(\d+)-(\d+)", getattr(encoder, "repo", "") or "")
     tokens = (int(patch[2]) // int(patch[1])) ** 2 if patch else 49
-    return Model(weights, 2048 if weights > 5e8 else 576, tokens, 768, False)
+    return Model(weights, 0, 2048 if weights > 5e8 else 576, tokens, 768, False)
 
 
 def questions(study: Study, dataset: str, parts: Sequence[str] = ()) -> tuple[int, int]:
@@ -103,9 +110,10 @@ def shown_tokens(study: Study, model: Model, prefix: str) -> float:
 def training_cost(study: Study, cell: Checkpoint) -> Cost:
     """Samples that a training sees, and the FLOPs of these.
 
-    2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient.
-    An image is computed once for all its questions in a step. Adapters, connector and attention are left out. Answers
-    to the validation part, after each epoch and before the first, count as PREDICTION.
+    2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient,
+    and those of a language model that trains as much again. An image is computed once for all its questions in a step.
+    Adapters, connector and attention are left out. Answers to the validation part, after each epoch and before the
+    first, count as PREDICTION.
     """
     stage, model = study.grid.stage_of(cell.prefix), model_sizes(study, cell.prefix)
     number, images = questions(study, stage.data)
@@ -118,9 +126,41 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
         aside = study.settings.folds.validation_fraction
     epochs, part = stage.epochs or 0, (1 - aside) * number
     asked = min(aside * number, study.settings.training.validation_limit or number) * (epochs + 1)
-    seen = min(part, stage.max_samples or part) * epochs + PREDICTION * asked
+    learnt, asked = min(part, stage.max_samples or part) * epochs, PREDICTION * asked
+    passes = 3 if trains_language_model(study, cell.prefix) else 2
     image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / max(1.0, shared)
-    return Cost(seen, seen * 2 * 2 * model.weights * (image + text))
+    return Cost(learnt + asked, (learnt * passes + asked * 2) * 2 * model.weights * (image + text))
+
+
+def trains_language_model(study: Study, prefix: str) -> bool:
+    """Tell whether the last stage of a prefix trains the language model's own weights."""
+    return "language_model" in study.grid.stage_of(prefix).train
+
+
+def training_gb(study: Study, prefix: str, optimizer: Optimizer | None = None) -> float:
+    """GB of weights, gradients and optimiser of a prefix that trains the language model, on the device that trains it.
+
+    Activations, connector and a frozen encoder are left out. With `optimizer`, as if the stage had that one.
+    """
+    copies = 0 if study.grid.settings_of(prefix).training.precision == "fp32" else COPY
+    state = OPTIMIZER_BYTES[optimizer or study.grid.stage_of(prefix).optimizer]
+    return all_weights(study, prefix) * (WEIGHT + GRADIENT + copies + state) / 1e9
+
+
+def saved_gb(study: Study, prefix: str) -> float:
+    """GB of one saved state of a prefix that trains the language model: weights, optimiser, weights of the best epoch.
+
+    As much is in the machine's memory while it is written.
+    """
+    stage = study.grid.stage_of(prefix)
+    best = WEIGHT if stage.select == "best" else 0
+    return all_weights(study, prefix) * (WEIGHT + OPTIMIZER_BYTES[stage.optimizer] + best) / 1e9
+
+
+def all_weights(study: Study, prefix: str) -> float:
+    """Parameters of the language model with its embeddings."""
+    model = model_sizes(study, prefix)
+    return model.weights + model.embeddings
 
 
 def prediction_cost(study: Study, prefix: str, transfer: str = "") -> Cost:

@@ -61,6 +61,7 @@ CHECKS = (
     Check("device", "device.device", IN_JOBS),
     Check("bf16", "device.precision", IN_JOBS),
     Check("products", "device.products", IN_JOBS),
+    Check("tuning", "device.tuning", IN_JOBS),
     Check("training", "device.training", IN_JOBS),
 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from triptych.commands.asked import gpu_lines
 from triptych.commands.cluster import read_profile
-from triptych.commands.cost import model_sizes
+from triptych.commands.cost import model_sizes, training_gb, trains_language_model
 from triptych.commands.designs import contrasts, designs, per_fold_hours
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
@@ -26,9 +26,11 @@ from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
 from triptych.config.paths import CHECKPOINT
 from triptych.config.settings import Settings
+from triptych.config.stages import OPTIMIZER_BYTES
 from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
+from triptych.utils.optional import why_no_8_bits
 from triptych.utils.terminal import duration
 
 SNAKEFILE = Path(__file__).parents[4] / "Snakefile"
@@ -120,6 +122,7 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         yield f"download    {images:.1f} GB of images out of the hub's archives, where they are not in the cache"
         needed += f", {2 * images:.1f} GB images (as fetched and as prepared)"
     yield f"disk        {needed}; {plan.disk_gb:g} GB available{over}"
+    yield from language_model_lines(study)
     points, measured = detectable(study)
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     assumed = f"assumed: a standard deviation of {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
@@ -131,6 +134,22 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         yield from design_lines(study, found.rate)
     if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
         yield "sizes       of models and data are taken from the configuration; they are not prepared yet"
+
+
+def language_model_lines(study: Study) -> Iterator[str]:
+    """What trainings of the language model need on their device, with each optimiser, and what an optimiser lacks."""
+    tuned = [prefix for prefix in study.grid.prefixes if trains_language_model(study, prefix)]
+    for prefix in tuned:
+        own = study.grid.stage_of(prefix).optimizer
+        others = [f"{training_gb(study, prefix, name):.0f} with {name}" for name in OPTIMIZER_BYTES if name != own]
+        yield (
+            f"memory      {prefix}: {training_gb(study, prefix):.0f} GB of its device for the language model's "
+            f"weights, gradients and {own}, and activations; {', '.join(others)}"
+        )
+    used = {study.grid.stage_of(prefix).optimizer for prefix in study.grid.prefixes}
+    obstacle = why_no_8_bits("cpu" if study.settings.runtime.device == "cpu" else None)
+    if "adamw-8bit" in used and obstacle:
+        yield f"optimizer   {obstacle}"
 
 
 def design_lines(study: Study, rate: float) -> Iterator[str]:

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from datetime import date
+from itertools import dropwhile
 from typing import Any
 
 from pydantic import ValidationError
@@ -62,6 +63,7 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
         if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
             errors.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
+        errors += _trained_after_lora(label, {stage: _list(stages.get(stage, {}).get("train")) for stage in schedule})
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
@@ -90,6 +92,17 @@ def _transfer_errors(config: Mapping[str, Any], datasets: Mapping[str, Any], fol
         elif str(name) == str(folded):
             errors.append(f"evaluation.datasets: '{name}' is cut into folds; `snakemake test` asks its own test part")
     return errors
+
+
+def _trained_after_lora(label: str, trained: Mapping[str, list]) -> list[str]:
+    """Stages of a schedule, with the parts that each trains, that train the language model behind its adapters."""
+    adapted = dropwhile(lambda stage: "lora" not in trained[stage], trained)
+    return [
+        f"schedules: '{label}' trains language_model in stage {stage} after lora in an earlier one, which is not "
+        "merged into it; train the language model first, or lora in both"
+        for stage in adapted
+        if "language_model" in trained[stage] and "lora" not in trained[stage]
+    ]
 
 
 def _with_valid_data(stage: Mapping) -> Mapping:

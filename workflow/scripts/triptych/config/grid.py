@@ -205,8 +205,8 @@ class Grid:
     def trained_parts(self, prefix: str) -> str:
         """Say what a prefix has trained, in the terms of arXiv 2402.16832: `projection only` or `end to end`."""
         behind = self.prefixes[prefix]
-        adapted = any("lora" in behind.settings.stages[stage].train for stage in behind.stages)
-        return "end to end" if adapted else "projection only"
+        parts = {part for stage in behind.stages for part in behind.settings.stages[stage].train}
+        return "projection only" if parts <= {"connector"} else "end to end"
 
     # Data, models and features
 

@@ -74,10 +74,22 @@ class Lora(Record):
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
     target_modules: list[Line] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
+    use_rslora: bool = added(
+        False,
+        description="rsLoRA (arXiv 2312.03732): the update is scaled by alpha / sqrt(r), for high ranks.",
+    )
+    use_dora: bool = added(
+        False, description="DoRA (arXiv 2402.09353): the length of each row of the updated weight trains by itself."
+    )
 
 
 # Settings of a stage that may have a value for each part.
 BY_PART = ("learning_rate", "lr_schedule", "warmup_ratio", "weight_decay")
+
+Optimizer = Literal["adamw", "adafactor", "adamw-8bit"]
+
+# Bytes that an optimiser keeps for each weight that trains, beside the weight and its gradient.
+OPTIMIZER_BYTES: dict[Optimizer, float] = {"adamw": 8, "adafactor": 0, "adamw-8bit": 2}
 
 
 class Stage(Record):
@@ -85,12 +97,13 @@ class Stage(Record):
 
     data: Name = Field(description="Name of the data set under `datasets`.")
     train: list[Part] = Field(
-        description="Parts that train; all else is frozen. []: nothing trains; the parent is validated and passed on."
+        description="Parts that train; all else is frozen. language_model: all of its weights, embeddings and output "
+        "layer included, instead of lora. []: nothing trains; the parent is validated and passed on."
     )
     init: Literal["random", "parent"] = Field(
         "parent",
-        description="random: start from a new connector instead of the parent's, and keep the parent's adapters. A "
-        "first stage has no parent and always starts from a new connector.",
+        description="random: start from a new connector instead of the parent's, and keep the parent's adapters and "
+        "language model. A first stage has no parent and always starts from a new connector.",
     )
     blind: bool = Field(
         False,
@@ -108,7 +121,12 @@ class Stage(Record):
         "warmup", 0.03, description="Fraction of the steps used for linear warm-up; also by part."
     )
     weight_decay: PerPart[Annotated[float, Field(ge=0)]] = Field(
-        0.0, description="AdamW's decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
+        0.0, description="Decoupled weight decay; also by part, as {connector: 0.01, lora: 0.0}."
+    )
+    optimizer: Optimizer = added(
+        "adamw",
+        description="adafactor: keeps hardly anything beside the weights, and takes steps relative to their size; "
+        "adamw-8bit: keeps AdamW's two moments in 8 bits, on a GPU where bitsandbytes is installed.",
     )
     epochs: PositiveInt | None = Field(None, description="Passes over the training part; null if nothing trains.")
     select: Literal["last", "best"] = Field(
@@ -151,8 +169,12 @@ class Stage(Record):
             faults.append("epochs is required if anything trains")
         if not self.train and self.epochs is not None:
             faults.append("epochs must be omitted if nothing trains (train: [])")
-        if self.blind and self.train != ["lora"]:
-            faults.append("blind needs train: [lora], because a connector learns nothing without images")
+        if {"lora", "language_model"} <= {*self.train}:
+            faults.append("train: lora and language_model cannot train together; name one of them")
+        if self.blind and self.train not in (["lora"], ["language_model"]):
+            faults.append(
+                "blind needs train: [lora] or [language_model], because a connector learns nothing without images"
+            )
         if self.regularisation.kind != "none" and "connector" not in self.train:
             faults.append("regularisation needs a stage that trains the connector")
         if faults:

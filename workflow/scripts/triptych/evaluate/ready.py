@@ -21,19 +21,36 @@ WORTHWHILE = 10_000
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer with its adapter, x (..., I) -> (..., O): three matrix products and nothing else."""
+    """A linear layer with its adapter, x (..., I) -> (..., O): three matrix products, and of DoRA one by numbers.
+
+    DoRA multiplies each row of the updated weight by its trained length over the length that it has. What that factor
+    differs from 1 by is applied to the layer's own output, as that is close to 0, where bf16 is fine enough.
+    """
 
     def __init__(self, adapted: Linear, dtype: torch.dtype):
         """Take over a layer from peft, its one adapter in `dtype`."""
         super().__init__()
         [name] = adapted.active_adapters
         self.layer = adapted.get_base_layer()
-        self.register_buffer("down", adapted.lora_A[name].weight.to(dtype))
-        self.register_buffer("up", (adapted.lora_B[name].weight * adapted.scaling[name]).to(dtype))
+        down, up = adapted.lora_A[name].weight, adapted.lora_B[name].weight * adapted.scaling[name]
+        shift = unshifted = None
+        if name in adapted.lora_magnitude_vector:
+            factor = adapted.lora_magnitude_vector[name].weight / (self.layer.weight.float() + up @ down).norm(dim=1)
+            up, shift = factor[:, None] * up, (factor - 1).to(dtype)
+            bias = self.layer.bias  # which DoRA leaves alone
+            unshifted = torch.zeros_like(shift) if bias is None else (bias.float() * (1 - factor)).to(dtype)
+        self.register_buffer("down", down.to(dtype))
+        self.register_buffer("up", up.to(dtype))
+        self.register_buffer("shift", shift)
+        self.register_buffer("unshifted", unshifted)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer's output with what the adapter adds."""
         own, within = self.layer(x), nn.functional.linear(x, self.down)
+        if self.shift is not None:
+            shifted = torch.addcmul(self.unshifted, own, self.shift)
+            added = torch.addmm(shifted.flatten(0, -2), within.flatten(0, -2), self.up.t())
+            return own + added.view(own.shape)
         return torch.addmm(own.flatten(0, -2), within.flatten(0, -2), self.up.t()).view(own.shape)
 
 

@@ -79,6 +79,7 @@ def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         front_matter=front_matter.to_yaml(),
         manifest=manifest,
+        tuned=checkpoint.LANGUAGE_MODEL_FILE in manifest["files"],
         unknown=UNKNOWN,
         without_class=loading.without_class,
         prompt=repr(loading.prompt),

@@ -73,6 +73,8 @@ def load_checkpoint(source: Path, bases: BaseModels) -> VisionLanguageModel:
     encoder = vision.load(bases.vision_encoder, CPU)
     base = checkpoint.Base(language, encoder.hidden_size, encoder_hashes(bases.vision_encoder))
     dtype = AutoConfig.from_pretrained(language, trust_remote_code=False).dtype or torch.float32
+    if checkpoint.LANGUAGE_MODEL_FILE in read_json(source / checkpoint.MANIFEST)["files"]:
+        dtype = torch.float32  # as it was trained
     return checkpoint.load(base, source / checkpoint.MANIFEST, dtype, CPU)
 
 

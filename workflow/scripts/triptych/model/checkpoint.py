@@ -13,7 +13,7 @@ import triptych
 from triptych.config.grid import SHARED, shared_split
 from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
-from triptych.io.atomic import atomic_directory, atomic_path
+from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
 from triptych.model import language_model
 from triptych.model.connector import CONNECTOR_FILE, build_connector
@@ -21,7 +21,7 @@ from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
 from triptych.utils.seeds import derive_seed
 
-ADAPTER_FILE, MANIFEST = "adapter.safetensors", "manifest.json"
+ADAPTER_FILE, LANGUAGE_MODEL_FILE, MANIFEST = "adapter.safetensors", "language_model.safetensors", "manifest.json"
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -29,18 +29,26 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
     state = {CONNECTOR_FILE: dict(model.connector.state_dict())}
     if model.has_lora:
         state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
+    if model.tuned:
+        state[LANGUAGE_MODEL_FILE] = model.own_weights()
     return {
         file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
         for file, tensors in state.items()
     }
 
 
-def save_trained(model: VisionLanguageModel, folder: Path) -> list[str]:
-    """Write a checkpoint's tensor files into `folder`; gives their names."""
+def save_trained(model: VisionLanguageModel, folder: Path, parent: Path | None = None) -> list[str]:
+    """Write a checkpoint's tensor files into `folder`; gives their names.
+
+    A tuned language model that was frozen in this stage is its parent's, in fp32, and so is its file: a second name.
+    """
     state = trained_state(model)
+    if model.tuned and not model.tuning:
+        del state[LANGUAGE_MODEL_FILE]
+        link_or_copy(parent.parent / LANGUAGE_MODEL_FILE, folder / LANGUAGE_MODEL_FILE)
     for file, tensors in state.items():
         save_file(tensors, folder / file)
-    return sorted(state)
+    return sorted(file.name for file in folder.iterdir())
 
 
 def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
@@ -49,7 +57,7 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
     Args:
         model: to load into.
         folder: of the checkpoint.
-        connector: load the connector too, not only the adapters.
+        connector: load the connector too, not only the adapters and a tuned language model.
 
     Raises:
         TriptychError: a tensor is missing, unexpected or of another shape; the message names it.
@@ -73,8 +81,12 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
             raise TriptychError(f"{path}: {'; '.join(errors)}; the parent was trained with other settings")
         if file == CONNECTOR_FILE:
             model.connector.load_state_dict(found, strict=True)
-        else:
+        elif file == ADAPTER_FILE:
             set_peft_model_state_dict(model.language_model, found)
+        else:
+            with torch.no_grad():
+                for name, weight in model.own_weights().items():
+                    weight.copy_(found[name])
 
 
 @dataclass(frozen=True)
@@ -121,12 +133,13 @@ def build(
         base: language model and size of the vision features.
         parent: the parent's `manifest.json`; None for a fresh connector.
         connector: settings of the connector.
-        lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case.
+        lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case, and so
+            is its language model, where that was trained.
         seed: the run's seed.
         split: the fold, or that of a shared stage.
-        dtype: of the frozen language model; what trains is fp32.
+        dtype: of the language model, fp32 where it trains; all else that trains is fp32.
         device: of the model.
-        init: with `random`, the connector is fresh although there is a parent, whose adapters are kept.
+        init: with `random`, the connector is fresh although there is a parent, of which all else is kept.
 
     Raises:
         TriptychError: language model or parent is damaged, or the parent was trained with other models, settings or
@@ -145,6 +158,7 @@ def build(
     keep = init == "parent"
     if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
         raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
+    model.tuned = LANGUAGE_MODEL_FILE in manifest["files"]
     parent_has_lora = ADAPTER_FILE in manifest["files"]
     if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
@@ -179,13 +193,21 @@ def verify(manifest_path: Path, base: Base) -> dict:
     return manifest
 
 
-def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str) -> None:
-    """Write a finished checkpoint: tensors, `metrics.jsonl` and, last, the manifest with the files' hashes."""
+def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str, parent: Path | None = None) -> None:
+    """Write a finished checkpoint: tensors, `metrics.jsonl` and, last, the manifest with the files' hashes.
+
+    Args:
+        model: with the weights to write.
+        folder: of the checkpoint.
+        manifest: all that it says but hashes and version.
+        metrics: text of `metrics.jsonl`.
+        parent: the parent's `manifest.json`, where there is one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / ADAPTER_FILE).unlink(missing_ok=True)
+    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE):
+        (folder / file).unlink(missing_ok=True)
     with atomic_directory(folder / "new") as temporary:
-        files = save_trained(model, temporary)
+        files = save_trained(model, temporary, parent)
     for file in files:
         (folder / "new" / file).replace(folder / file)
     (folder / "new").rmdir()

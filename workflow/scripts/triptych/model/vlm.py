@@ -2,6 +2,7 @@
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,7 +16,7 @@ from triptych.model.packing import TEXT, Batch
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
-    """Wrap a language model with fresh LoRA adapters (Hu et al., arXiv 2106.09685) in fp32.
+    """Wrap a language model with fresh LoRA adapters (Hu et al., arXiv 2106.09685), or a variant of them, in fp32.
 
     Their weights depend on `seed` alone.
 
@@ -33,6 +34,8 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -40,11 +43,17 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
+def has_dora(layer: nn.Module) -> bool:
+    """Tell whether a layer, or one inside it, has an adapter of DoRA."""
+    return any(isinstance(module, LoraLayer) and module.lora_magnitude_vector for module in layer.modules())
+
+
 class VisionLanguageModel(nn.Module):
     """Connector and language model.
 
     Attributes:
         blind: no image is shown, and no vision features are used.
+        tuned: the language model's own weights are not the base's, but trained.
     """
 
     def __init__(self, connector: nn.Module, language_model: nn.Module, blind: bool = False):
@@ -52,6 +61,7 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.language_model = language_model
         self.blind = blind
+        self.tuned = False
 
     @property
     def has_lora(self) -> bool:
@@ -59,10 +69,24 @@ class VisionLanguageModel(nn.Module):
         return hasattr(self.language_model, "peft_config")
 
     @property
+    def network(self) -> PreTrainedModel:
+        """The language model as transformers has it, adapters included."""
+        return self.language_model.get_base_model() if self.has_lora else self.language_model
+
+    @property
     def decoder(self) -> nn.Module:
         """The stack of decoder layers, adapters included, without the output head."""
-        model = self.language_model.get_base_model() if self.has_lora else self.language_model
-        return model.model
+        return self.network.model
+
+    @property
+    def tuning(self) -> bool:
+        """True when the language model's own weights train."""
+        return any(weight.requires_grad for weight in self.own_weights().values())
+
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """Give the language model's weights without adapters, by transformers' names; tied ones once."""
+        weights = self.network.named_parameters()
+        return {name.replace(".base_layer.", "."): weight for name, weight in weights if ".lora_" not in name}
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Look up text embeddings (..., H) of token ids (...)."""

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace, deadline: float | None) -> None:
     trainer.setup()
     rows = list(trainer.run())
     if rank() == 0:
-        write_checkpoint(arguments.out, job, inputs.model, rows, manifest, autosaver)
+        write_checkpoint(arguments, job, inputs.model, rows, manifest, autosaver)
 
 
 def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
@@ -137,8 +137,9 @@ def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
     base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
+    loaded = torch.float32 if "language_model" in job.stage.train else dtype
     model = checkpoint.build(
-        base, arguments.parent, job.connector, job.lora, job.seed, job.split, dtype, device, job.stage.init
+        base, arguments.parent, job.connector, job.lora, job.seed, job.split, loaded, device, job.stage.init
     )
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
     limits = {"train": job.stage.max_samples, "validation": job.training.validation_limit}
@@ -194,12 +195,17 @@ def list_dependencies(arguments: argparse.Namespace, inputs: Inputs, manifest: d
 
 
 def write_checkpoint(
-    out: Path, job: TrainingJob, model: VisionLanguageModel, rows: Sequence[dict], manifest: dict, autosaver: Autosaver
+    arguments: argparse.Namespace,
+    job: TrainingJob,
+    model: VisionLanguageModel,
+    rows: Sequence[dict],
+    manifest: dict,
+    autosaver: Autosaver,
 ) -> None:
     """Write the finished checkpoint, and keep it in place of the saved states.
 
     Args:
-        out: folder of the checkpoint.
+        arguments: of the command line.
         job: the training's settings.
         model: with the weights of the epoch that the stage selects.
         rows: metrics of all epochs.
@@ -211,7 +217,8 @@ def write_checkpoint(
     manifest |= {"parameters": count_parameters(model.named_parameters()), "epoch": epoch, "metrics": rows[epoch]}
     if autosaver.codes[:-1]:
         manifest["earlier_code"] = autosaver.codes[:-1]  # versions of Triptych that made the saved states
-    checkpoint.save(model, out, manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    metrics = "".join(json.dumps(row) + "\n" for row in rows)
+    checkpoint.save(model, arguments.out, manifest, metrics, arguments.parent)
     autosaver.keep_finished()
 
 

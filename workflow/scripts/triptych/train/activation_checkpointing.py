@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from triptych.config.base import Switch
@@ -12,7 +13,7 @@ from triptych.model.flex import is_flex
 from triptych.model.packing import ROW_TOKENS
 from triptych.model.tiles import TILE
 from triptych.model.tokens import Sample, by_image
-from triptych.model.vlm import VisionLanguageModel
+from triptych.model.vlm import VisionLanguageModel, has_dora
 from triptych.utils.device import free_memory
 
 USABLE_MEMORY = 0.8  # of the free memory; the rest is for what the estimate leaves out
@@ -56,8 +57,9 @@ def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> 
 
     Of each layer, what frozen layers must keep, counted in numbers a token: 4 times the hidden size in the compute
     dtype, and 2.5 times in fp32 (norms); 3 times the feed-forward size; before each adapter, its input, twice
-    (dropout), once in fp32; and, with plain attention, its weights, one for each head and token of the row, in fp32
-    and, where it is another, in the compute dtype; with blockwise attention, in that alone, for each token of the
+    (dropout), once in fp32; behind one of DoRA, both outputs; before each linear layer that trains, its input, where
+    other layers have not kept it; and, with plain attention, its weights, one for each head and token of the row, in
+    fp32 and, where it is another, in the compute dtype; with blockwise attention, in that alone, for each token of the
     block. Once, the mask. Of the output head, three fp32 numbers for each answer token and word.
 
     Args:
@@ -68,17 +70,24 @@ def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> 
     tokens, attended, answers = size
     config = model.language_model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    layer = hidden * (4 * width + 10) + 3 * width * getattr(config, "intermediate_size", 4 * hidden)
+    inner = getattr(config, "intermediate_size", 4 * hidden)
+    layer = hidden * (4 * width + 10) + 3 * width * inner
+    if model.tuning:
+        layer += width * (3 * hidden + inner)
     if config._attn_implementation == "eager":
         layer += config.num_attention_heads * attended * (4 if width == 4 else 4 + width)
     elif config._attn_implementation == BLOCKWISE:
         layer += config.num_attention_heads * attended * width
     adapted = [m for name, m in model.language_model.named_modules() if name.endswith(".lora_A.default")]
     adapters = (4 + width) * sum(module.in_features for module in adapted if isinstance(module, nn.Linear))
+    scaled = [module for module in model.language_model.modules() if isinstance(module, LoraLayer) and has_dora(module)]
+    adapters += 2 * width * sum(module.out_features for module in scaled)
     return tokens * (layers * layer + adapters + width * attended) + answers * config.vocab_size * (12 + width)
 
 
-def configure_checkpointing(setting: Switch, model: VisionLanguageModel, size: PassSize, width: int) -> str:
+def configure_checkpointing(
+    setting: Switch, model: VisionLanguageModel, size: PassSize, width: int, reserved: float = 0
+) -> str:
     """Switch gradient checkpointing of the decoder on or off; gives the choice in words.
 
     Args:
@@ -86,13 +95,14 @@ def configure_checkpointing(setting: Switch, model: VisionLanguageModel, size: P
         model: on its device.
         size: of the largest pass.
         width: bytes of a number of the compute dtype.
+        reserved: bytes of the free memory that gradients and optimiser will take.
 
     Raises:
         TriptychError: the setting is `always`, and this language model does not support it.
     """
-    network = model.language_model.get_base_model() if model.has_lora else model.language_model
+    network = model.network
     device = next(model.parameters()).device
-    needed, free = activation_bytes(model, size, width), free_memory(device)
+    needed, free = activation_bytes(model, size, width), free_memory(device) - reserved
     supported = network.supports_gradient_checkpointing
     if setting == "always" and not supported:
         raise TriptychError(

@@ -13,7 +13,7 @@ from triptych.errors import TriptychError, message_of
 from triptych.model.flex import use_flex
 from triptych.model.packing import Batch
 from triptych.model.tokens import Sample
-from triptych.model.vlm import VisionLanguageModel
+from triptych.model.vlm import VisionLanguageModel, has_dora
 from triptych.train.buckets import MOST_SHAPES
 from triptych.train.route import Route
 from triptych.utils.device import attention_kind, mixed_precision
@@ -122,6 +122,8 @@ def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
         return "this language model has no list of layers that Triptych knows"
     if route.fixed_shapes and getattr(model.decoder.config, "attention_dropout", 0):
         return "this language model drops attention weights (attention_dropout)"
+    if route.fixed_shapes and has_dora(model.language_model):
+        return "peft's DoRA cannot be compiled"
     return missing_compiler(next(model.parameters()).device)
 
 

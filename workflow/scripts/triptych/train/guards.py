@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from triptych.errors import TriptychError
-from triptych.train.distributed import all_gather
+from triptych.train.distributed import all_gather, world_size
 
 # Projected image tokens against text embeddings. Healthy connectors reach 10 to 40 with small text embeddings, so the
 # bounds only catch a collapse or an explosion.
@@ -23,9 +23,8 @@ SPIKE_MIN_DEVIATION = 0.02  # nats; losses that hardly vary, as after over-fitti
 
 def frozen_hash(model: nn.Module) -> str:
     """Compute the SHA-256 over every parameter and buffer that does not train."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in trained}
-    return _hash(frozen)
+    # Not by name: an output layer that is tied to the embeddings has two.
+    return _hash({name: one for name, one in model.state_dict(keep_vars=True).items() if not one.requires_grad})
 
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -43,7 +42,7 @@ def check_same_on_all_ranks(trained: Mapping[str, nn.Parameter]) -> None:
     Raises:
         TriptychError: the weights differ.
     """
-    if len(set(all_gather(_hash(trained)))) > 1:
+    if world_size() > 1 and len(set(all_gather(_hash(trained)))) > 1:
         raise TriptychError("the weights differ between the processes of this training; use runtime.processes: 1")
 
 
@@ -57,7 +56,7 @@ class GradientGuard:
 
     def __init__(self, parameters: dict[str, nn.Parameter]):
         self.parameters = parameters
-        self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.start = {name: one.detach().to("cpu", copy=True) for name, one in parameters.items()}
         self.reached: set[str] = set()
         self.seen = 0
 
@@ -88,8 +87,10 @@ class GradientGuard:
             if size > 0:
                 self.reached.add(name)
 
-    def check_change(self) -> None:
+    def check_change(self, optimiser: torch.optim.Optimizer) -> None:
         """Check that parameters have changed, after the optimiser's step.
+
+        A tensor may stay as it is while a learning rate that is rising is below what its numbers can show.
 
         Raises:
             TriptychError: after two steps, a trainable tensor has had no gradient, or has not moved.
@@ -99,7 +100,13 @@ class GradientGuard:
             return
         if missed := sorted(set(self.parameters) - self.reached):
             raise TriptychError(f"no gradient reaches {', '.join(missed)}; the stage would train nothing")
-        still = [name for name, parameter in self.parameters.items() if torch.equal(parameter, self.start[name])]
+        rates = {id(one): group["lr"] for group in optimiser.param_groups for one in group["params"]}
+        still = [
+            name
+            for name, one in self.parameters.items()
+            if torch.equal(one.detach().cpu(), self.start[name])
+            and rates[id(one)] > torch.finfo(one.dtype).eps * self.start[name].abs().max()
+        ]
         if still:
             raise TriptychError(f"{', '.join(still)} did not change in {self.STEPS} steps; check the learning rate")
         self.start.clear()

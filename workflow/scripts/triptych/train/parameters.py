@@ -9,19 +9,26 @@ from triptych.model.vlm import VisionLanguageModel
 
 
 def part_of(parameter_name: str) -> str:
-    """Name the part that a parameter belongs to: connector, lora, regularisation or base."""
+    """Name the part that a parameter belongs to: connector, lora, regularisation or language_model."""
     for part in ("connector", "regularisation"):
         if parameter_name.startswith(f"{part}."):
             return part
-    return "lora" if ".lora_" in parameter_name else "base"
+    return "lora" if ".lora_" in parameter_name else "language_model"
 
 
 def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Make exactly `parts` trainable; gives their parameters by name.
+    """Make exactly `parts` trainable; gives their parameters by name. A language model that trains is `tuned`.
 
     Raises:
-        TriptychError: a part has no parameters in this model.
+        TriptychError: a part has no parameters in this model, or the language model has adapters, through which its
+            own weights cannot train.
     """
+    if "language_model" in parts and model.has_lora:
+        raise TriptychError(
+            "the stage trains 'language_model', but an earlier one has trained LoRA on it; train the language model "
+            "first, or start from a checkpoint without LoRA"
+        )
+    model.tuned |= "language_model" in parts
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in parts)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -42,9 +49,8 @@ def count_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str
 
 
 def parameter_table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """Format the counts of `count_parameters` as aligned text; the base is the language model."""
+    """Format the counts of `count_parameters` as aligned text."""
     rows = [("part", "trained", "frozen")]
     for part, states in counts.items():
-        name = "language model" if part == "base" else part
-        rows.append((name, f"{states['trained']:,}", f"{states['frozen']:,}"))
+        rows.append((part.replace("_", " "), f"{states['trained']:,}", f"{states['frozen']:,}"))
     return "\n".join(f"{name:<14} {trained:>15} {frozen:>15}" for name, trained, frozen in rows)

@@ -131,9 +131,9 @@ def pack_tensors(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Opt
     """Collect the tensors of a state: weights that train, the optimiser's, and the random generators'."""
     tensors = {f"weight/{name}": parameter for name, parameter in trained.items()}
     for name, parameter in trained.items():
-        # AdamW has nothing for a parameter before its first gradient.
+        # An optimiser has nothing for a parameter before its first gradient; some count its steps in a plain number.
         for kind, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser/{name}/{kind}"] = value
+            tensors[f"optimiser/{name}/{kind}"] = torch.as_tensor(value)
     generators = {"cpu": torch.get_rng_state()}
     device = next((parameter.device for parameter in trained.values()), torch.device("cpu"))
     if device.type == "cuda":
@@ -166,6 +166,7 @@ def unpack_tensors(
             parameter.copy_(tensors[f"weight/{name}"])
             start = f"optimiser/{name}/"
             values = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+            values = {key: value.item() if value.dtype == torch.int64 else value for key, value in values.items()}
             if values:
                 optimiser_state[indices[id(parameter)]] = values
     # Through the optimiser's own method, which knows which of its tensors belong on the parameter's device.

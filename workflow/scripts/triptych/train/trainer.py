@@ -23,13 +23,13 @@ from triptych.model.packing import Batch, Shape, pack, split_by_image
 from triptych.model.tokens import PromptTokens, Sample, require_context
 from triptych.model.vlm import VisionLanguageModel
 from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
-from triptych.train.adapters import AdapterCopies
 from triptych.train.autosave import Autosaver
 from triptych.train.buckets import plan_shapes
 from triptych.train.compilation import compile_layers, compiled_layers_work, parameter_tokens
+from triptych.train.copies import WeightCopies
 from triptych.train.distributed import fail_together, rank, sum_gradients, world_size
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, check_same_on_all_ranks, frozen_hash
-from triptych.train.optimizer import make_optimiser
+from triptych.train.optimizer import make_optimiser, optimiser_bytes
 from triptych.train.parameters import count_parameters, parameter_table, set_trainable
 from triptych.train.progress import Meter, Progress
 from triptych.train.readings import PassReading, StepReading, read
@@ -99,10 +99,11 @@ class Trainer:
         self.features, self.prompt, self.stage, self.precision = features, prompt, stage, precision
         self.seed, self.key, self.autosaver, self.runtime = seed, key, autosaver, runtime
         self.device = next(model.parameters()).device
+        self.dtype = compute_dtype(precision, self.device)
         self.epochs = stage.epochs or 0  # none where nothing trains
         self.epoch_steps = -(-len(training) // stage.batch_size)
         self.steps = self.epochs * self.epoch_steps
-        self.route = route or route_for(self.device)
+        self.route = (route or route_for(self.device)).for_optimiser(stage.optimizer)
         self.progress = Progress()
         self.unread: list[StepReading] = []
         self.shapes: list[Shape] = []
@@ -120,8 +121,7 @@ class Trainer:
         self._measure_images()
         self._add_regularisation()
         self._print_plan()
-        dtype = compute_dtype(self.precision, self.device)
-        self.adapters = AdapterCopies(self.model, dtype, self.route.copied_adapters)
+        self.copies = WeightCopies(self.model, self.dtype, self.route.copied_adapters)
         if self.steps:
             self._configure_execution()
         self._configure_packing()
@@ -166,9 +166,9 @@ class Trainer:
         """Choose compilation and gradient checkpointing, which change memory and speed only."""
         work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
         print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
-        width = compute_dtype(self.precision, self.device).itemsize
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
-        print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, size, width), flush=True)
+        rest = size, self.dtype.itemsize, optimiser_bytes(self.trained, self.stage)
+        print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, *rest), flush=True)
 
     def _configure_packing(self) -> None:
         """Choose how samples become batches, the validation's too, and their shapes where these are fixed."""
@@ -190,7 +190,7 @@ class Trainer:
         )
         if self.shapes:
             batch = self.pack(next(self._all_passes(1)))
-            with self.adapters.in_use():
+            with self.copies.in_use():
                 works = compiled_layers_work(self.runtime.compile, self.model, batch, self.precision)
             if not works:
                 self._configure_packing()
@@ -260,7 +260,7 @@ class Trainer:
         images = len({sample.image_id for sample in samples})
         step = StepReading([sample.question_id for sample in samples])
         number = self.progress.step + len(self.unread)
-        with fail_together(), self.adapters.in_use():
+        with fail_together(), self.copies.in_use():
             for own in passes:
                 batch = next(batches).to(self.device)
                 logits, cosine = self._forward(batch)
@@ -275,7 +275,7 @@ class Trainer:
                 own_tokens = sum(len(sample.answer) for sample in own)
                 step.passes.append(PassReading(loss_sum.detach(), exact, loss.detach(), term, ids, own_tokens))
                 loss.backward()
-                self.adapters.collect_gradients()
+                self.copies.collect_gradients()
         self._update_weights(step)
         if len(self.unread) >= self.route.read_every:
             self._read_steps()
@@ -303,7 +303,7 @@ class Trainer:
                 self.optimiser.found_inf = step.is_bad()
             self.optimiser.step()
             self.optimiser.zero_grad()
-            self.guard.check_change()
+            self.guard.check_change(self.optimiser)
             self.lr_scheduler.step()
         self.unread.append(step)
 
@@ -330,7 +330,7 @@ class Trainer:
         """
         check_same_on_all_ranks(self.trained)
         pack_last = partial(self.pack, shapes=self.shapes[-1:])  # the one shape that is compiled for this, too
-        with self.adapters.in_use():
+        with self.copies.in_use():
             held_out = score_samples(self.model, self.validation_batches, pack_last, self.precision, self._save_if_due)
         check_finite("the validation loss", held_out.mean_loss, self.progress.step, [])
         ratio = None
