@@ -1,9 +1,11 @@
-"""The report: what it gathers, and that answers cannot break its page. `test_workflow` opens it in a browser."""
+"""The report: what it gathers, and that answers cannot break its page. `test_page` opens it in a browser."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -13,35 +15,103 @@ from conftest import ROOT, toy_config
 from PIL import Image
 from triptych.commands import estimate
 from triptych.commands.jobs import jobs
+from triptych.config import paths
 from triptych.config.study import load_study
 from triptych.data.rejects import SUMMARY
+from triptych.data.schemas import QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_json
-from triptych.report.__main__ import as_json, named
+from triptych.io.parquet import write_table
 from triptych.report.charts import per_stage, pivot
-from triptych.report.gather import limitations, planned_and_used, questions_and_answers, read_and_rejected
+from triptych.report.gallery import confusions, first_shown, packed, questions_and_answers
+from triptych.report.gather import read_and_rejected
+from triptych.report.limitations import limitations
+from triptych.report.provenance import MADE_BY, planned_and_used, trained_from
+from triptych.report.rejected import rejected
+from triptych.report.view import as_json, named
 from triptych.tables import schedules
 from triptych.tables.format import make_table
 
 
-def record(question, arm, prediction, gold="liver", seed=0):
+def record(question, arm, prediction, gold="liver", seed=0, logprob=None):
     asked = {"question_id": f"q{question}", "question": f"what is {question}?", "image_id": f"i{question}"}
     run = {"arm": arm, "split": "fold0", "seed": seed, "modality": "CT", "content_type": "Organ"}
-    return {**run, **asked, "gold": gold, "prediction": prediction}
+    return {**run, **asked, "gold": gold, "prediction": prediction, "logprob": logprob}
 
 
 def test_every_question_stands_once_with_each_arms_first_answer():
     records = [
-        record(1, "a", "liver"),
+        record(1, "a", "liver", logprob=math.log(0.255)),
         record(1, "a", "lung", seed=1),
         record(1, "b", "lung"),
         record(2, "a", "Liver."),
     ]
     found = questions_and_answers(records, ["a", "b"])
-    assert [(row[0], row[5], row[6]) for row in found["rows"]] == [
-        ("what is 1?", ["liver", "lung"], [1, 0]),
-        ("what is 2?", ["Liver.", ""], [1, 0]),
+    shown = [(row["id"], row["question"], row["answers"], row["right"], row["sure"]) for row in found["rows"]]
+    assert shown == [
+        ("q1", "what is 1?", ["liver", "lung"], [1, 0], [26, None]),
+        ("q2", "what is 2?", ["Liver.", ""], [1, 0], [None, None]),
     ]
+    short = packed(found)
+    assert short["arms"] == ["a", "b"] and len(set(short["texts"])) == len(short["texts"])
+    name, *places = short["rows"][0]
+    assert name == "q1" and [short["texts"][place] for place in places[:3]] == ["what is 1?", "liver", "i1"]
+    assert [short["texts"][places[6]], *places[7:9]] == ["liver", 1, 26] and places[10:12] == [0, -1]
+
+
+def test_readers_without_scripts_see_what_schedules_disagree_about_first():
+    rows = [{"id": number, "right": [1, int(number in (3, 5)), number % 2]} for number in range(20)]
+    assert [row["id"] for row in first_shown({"rows": rows}, 2, most=4)] == [0, 1, 2, 4]
+    rows = [{"id": number, "right": [1, int(number not in (3, 5)), number % 2]} for number in range(20)]
+    assert [row["id"] for row in first_shown({"rows": rows}, 2, most=4)] == [3, 5, 0, 1]
+
+
+def test_confusions_count_all_runs_and_answers_as_they_are_scored():
+    records = [record(1, "a", "Liver."), record(1, "a", "lung", seed=1), record(2, "a", "heart"), record(3, "b", "x")]
+    records += [record(number, "a", "lung", gold="lung") for number in (4, 5)]
+    found = confusions(records, ["a"], most=2)
+    assert list(found) == ["a"] and found["a"]["answers"] == ["liver", "lung"]
+    third = pytest.approx(100 / 3)
+    assert found["a"]["rows"] == [
+        {"gold": "liver", "number": 3, "shares": [third, third, third]},
+        {"gold": "lung", "number": 2, "shares": [0.0, 100.0, 0.0]},
+    ]
+
+
+def test_rejects_stand_by_cause_with_the_kept_image_that_they_are_about(world, tmp_path, monkeypatch):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    assert rejected(study, "medical") == []
+    reasons = [("question", "q1", "train.json[3]: is empty"), ("question", "q2", "train.json[4]: is empty")]
+    reasons += [("image", "b", "train.json[5]: near-duplicate of a")]
+    rows = [dict(zip(REJECT_SCHEMA.names, reason, strict=True)) for reason in reasons]
+    write_table(study.path(paths.REJECTS, dataset="medical"), rows, REJECT_SCHEMA)
+    asked = [dict.fromkeys(QUESTION_SCHEMA.names, "") | {"question_id": "q1", "image_id": "a"}]
+    write_table(study.path(paths.SOURCE_FOLDER, dataset="medical") / "questions.parquet", asked, QUESTION_SCHEMA)
+    monkeypatch.setattr("triptych.report.rejected.ImageTable", lambda path: SimpleNamespace(image_ids=["a"]))
+    monkeypatch.setattr("triptych.report.rejected.thumbnails", lambda folder, ids: dict.fromkeys(ids, "data:"))
+    found = rejected(study, "medical")
+    assert [(entry["kind"], entry["number"]) for entry in found] == [("question", 2), ("image", 1)]
+    assert found[0]["cause"] == "is empty"
+    assert [example["thumbnail"] for entry in found for example in entry["examples"]] == ["data:", "", "data:"]
+
+
+def test_what_was_trained_from_what_names_parents_devices_hours_and_hashes(world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    write_json(tmp_path / "checkpoints/2/fold0/seed0/manifest.json", {"device": "cpu", "files": {"b": "2", "a": "1"}})
+    write_text(tmp_path / "benchmarks/train_stage/2/fold0/seed0.jsonl", json.dumps({"s": 5400}) + "\n")
+    found = {entry["prefix"]: entry for entry in trained_from(study)}
+    assert {name: entry["parent"] for name, entry in found.items()} == {
+        **{"1": None, "2": None, "1-2": "1"},
+        **{"2-3": "2", "1-2-3": "1-2"},
+    }
+    two = found["2"]
+    assert (two["devices"], two["hours"], two["hash"], two["jobs"]) == (["cpu"], 1.5, "1", 2)
+    assert found["1"]["schedules"] == ["1-2-3"] and found["1"]["hours"] is None and found["1"]["jobs"] == 1
+
+
+def test_commands_name_rules_that_make_the_tables():
+    rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert all(f"rule {rule}:" in rules or f"as {rule} with" in rules for rule in MADE_BY.values())
 
 
 def test_the_first_screen_says_what_was_read_and_rejected(world, tmp_path):

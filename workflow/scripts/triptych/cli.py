@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": Command("triptych.tables.comparison", "compare schedules on predictions of your choice"),
     "ask": Command("triptych.commands.ask", "ask a trained model a question about an image"),
     "export": Command("triptych.commands.export", "write a checkpoint as a folder for transformers"),
+    "export-results": Command("triptych.report.results", "write the numbers of a study as one file, results.json"),
     "wandb": Command("triptych.report.wandb_runs", "write all training jobs so far as Weights & Biases runs"),
     "convert": Command("triptych.data.sources.published_vqa", "convert VQA-RAD or PathVQA to SLAKE's layout"),
     "schema": Command("triptych.config.settings", "write the JSON schema of the settings"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from triptych.commands.jobs import jobs
 from triptych.commands.resume import left_steps, other_snakemakes
-from triptych.config.paths import REPORT, STEPS
+from triptych.config.paths import REPORT, RESULTS, STEPS
 from triptych.config.study import Study, read_study
 from triptych.config.texts import cache_folder
 from triptych.data.check import block_error
@@ -149,10 +149,10 @@ def remove(path: Path) -> None:
 
 
 def unhashed(results: Path) -> list[Path]:
-    """Tables, figures and report: made in moments of what has hashes. Tables of the test part stay."""
+    """Tables, figures, report and its numbers: made in moments of what has hashes. Tables of the test part stay."""
     kinds = ("tables", "tables/transfer", "figures")
     made = [path for kind in kinds for path in results.glob(f"{kind}/*") if path.is_file()]
-    return [*made, results / "report.html"]
+    return [*made, results / REPORT, results / RESULTS]
 
 
 def build_parser() -> argparse.ArgumentParser:

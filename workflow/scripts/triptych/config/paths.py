@@ -42,6 +42,7 @@ TEST_TABLE = "tables/test/{table}"
 TRANSFER_TABLE = "tables/transfer/{table}"
 FIGURE = "figures/{figure}"
 REPORT = "report.html"
+RESULTS = "results.json"
 WANDB = "wandb/runs.json"
 # What `triptych doctor` found, and the logs of its jobs
 DOCTOR = "doctor.json"

@@ -1,0 +1,148 @@
+"""The first screen's sentences claim what the statistics allow, and nothing more; their intervals are the tables'."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import toy_config
+from triptych.config.study import load_study
+from triptych.evaluate.statistics import Estimate, verdict
+from triptych.report import evidence
+from triptych.report.answer import card_image, card_lookup, card_power, plain_answer, question
+from triptych.tables.pairs import pair
+from triptych.tables.runs import group_runs
+from triptych.tables.verdicts import compare, conclude
+
+
+@pytest.fixture(scope="module")
+def study(world, tmp_path_factory):
+    return replace(load_study(toy_config(world)), results=tmp_path_factory.mktemp("results"))
+
+
+def row(effect, low, high, p_holm=0.5, runs=6, margin=1.0, **more):
+    found = {"first": "1-2-3", "second": "2-3", "effect": effect, "low": low, "high": high, "p_holm": p_holm}
+    return found | {"runs": runs, "equivalence_margin": margin, "detectable": 4.0} | more
+
+
+def said(study, *values, **more):
+    return plain_answer(study, [row(*values, **more)], [])
+
+
+def test_the_answer_says_what_is_found_shown_equal_or_open(study):
+    assert question(study, [row(1, 0, 2)]) == (
+        "Does stage 1 (data: general-24) help a model to answer the questions of the data set medical?"
+    )
+    assert said(study, 3.0, 1.5, 4.5, p_holm=0.001) == (
+        "Stage 1 helped here: models with stage 1 answered 3.0 more of 100 questions correctly than models without, "
+        "more than the 1 point that counts as a difference."
+    )
+    assert said(study, -3.0, -5.5, -0.5, p_holm=0.02).startswith("Stage 1 harmed here: models with stage 1 answered")
+    assert "though perhaps not more than the 1 point" in said(study, -3.0, -5.5, -0.5, p_holm=0.02)
+    assert "a true difference of up to 5.0 in 100 is not ruled out" in said(study, -2.0, -5.0, 1.0)
+    assert said(study, 0.04, -4.0, 4.1).startswith(
+        "It is not shown that stage 1 helps or harms: models with stage 1 and"
+    )
+    assert said(study, 0.2, -0.4, 0.8).startswith("Stage 1 makes no difference that matters here")
+    assert "slightly in favour of with stage 1" in said(study, 0.5, 0.1, 0.9, p_holm=0.01)
+
+
+@pytest.mark.parametrize(
+    "more", [{"runs": 1, "low": None}, {"low": None, "high": None}, {"low": 3.0, "high": 3.0, "p_holm": 0.0}]
+)
+def test_one_run_one_image_or_no_spread_answer_nothing(study, more):
+    found = plain_answer(study, [row(3.0, 1.0, 5.0) | more], [])
+    assert found.startswith("This study cannot tell") and "helped" not in found
+
+
+def test_the_plain_answer_never_claims_what_the_verdict_does_not(study):
+    chance = random.Random(0)
+    for _ in range(500):
+        effect, half, margin = chance.uniform(-6, 6), chance.uniform(0.1, 6), chance.choice([0.5, 1.0, 3.0])
+        low, high, p_holm = effect - half, effect + half, chance.choice([0.0001, 0.049, 0.06, 0.9])
+        words = verdict("1-2-3", "2-3", Estimate(effect, 1.0, 5, p_holm, low, high), p_holm, margin, 4.0)
+        plain = said(study, effect, low, high, p_holm=p_holm, margin=margin)
+        assert ("helped here" in plain) == words.startswith("1-2-3 is better")
+        assert ("harmed here" in plain) == words.startswith("2-3 is better")
+        assert ("no difference that matters" in plain) == ("are equivalent" in words)
+        assert ("is not shown that" in plain) == words.startswith("No difference")
+        assert ("perhaps not more" in plain) == ("remains open" in words)
+
+
+def test_schedules_that_differ_in_more_than_added_stages_are_named(study):
+    other = row(3.0, 1.5, 4.5, p_holm=0.01, first="2-3", second="1-2-3")
+    assert question(study, [other]).startswith("Which answers more questions")
+    assert plain_answer(study, [other], []).startswith("2-3 is better here: 2-3 answered 3.0 more of 100 questions")
+
+
+def looks(low, alike=None):
+    rows = [{"arm": "a", "view": "swapped", "effect": 5.0, "low": low, "high": 9.0}]
+    return rows + ([{"arm": "a", "view": "swapped-alike", "effect": 1.0, "low": alike, "high": 3.0}] if alike else [])
+
+
+def test_a_model_looks_at_the_image_only_where_an_interval_shows_it():
+    assert card_image(looks(1.0), "a")["short"] == "Yes"
+    assert card_image(looks(1.0, 0.5), "a")["short"] == "Yes"
+    assert card_image(looks(1.0, -0.5), "a")["short"] == "Not beyond its kind"
+    assert card_image(looks(-1.0), "a")["short"] == card_image(looks(None), "a")["short"] == "Not shown"
+    assert card_image(looks(1.0), "b")["short"] == "Not asked"
+
+
+def above(arm, lookup, effect, p_holm):
+    return {"arm": arm, "lookup": lookup, "effect": effect, "p_holm": p_holm, "low": 0, "high": 1}
+
+
+def test_a_schedule_beats_a_look_up_only_where_it_beats_all_of_them():
+    rows = [above("a", "x", 5, 0.01), above("a", "y", 5, 0.2), above("b", "x", -5, 0.01), above("b", "y", 1, 0.9)]
+    assert card_lookup(rows, ["a", "b"])["short"] == "Not shown"
+    assert card_lookup(rows[2:], ["b"])["short"] == "No"
+    rows[1]["p_holm"] = 0.04
+    assert card_lookup(rows, ["a", "b"])["text"].startswith("a answers more questions correctly than every")
+    rows[1]["p_holm"] = None
+    assert card_lookup(rows, ["a", "b"])["short"] == "Not shown"
+
+
+def test_power_is_that_of_the_primary_comparison():
+    assert card_power([row(1, 0, 2)])["short"] == "4 points"
+    assert card_power([])["short"] == card_power([row(1, 0, 2, detectable=None)])["short"] == "Unknown"
+
+
+def records(arm, chance, likely, seeds=(0, 1)):
+    asked = [(f"fold{number % 3}", f"q{number}", f"g{number % 9}") for number in range(90)]
+    return [
+        {"arm": arm, "split": fold, "seed": seed, "question_id": name, "group": group, "view": "held-out"}
+        | {"gold": "a", "prediction": "a" if chance.random() < likely else "b", "content_type": "x", "answer_type": "y"}
+        for seed in seeds
+        for fold, name, group in asked
+    ]
+
+
+def test_intervals_are_those_of_the_comparison_of_schedules():
+    chance = random.Random(1)
+    every = [*records("one", chance, 0.7), *records("two", chance, 0.4)]
+    [expected] = conclude([compare("one", "two", pair(every, "one", "two"), 1.0, 0)])
+    own = {arm: evidence.answered(runs) for arm, runs in group_runs(every).items()}
+    [found] = evidence.lost(own, {"swapped": {"one": group_runs(every)["two"]}}, ["one"])
+    assert {name: found[name] for name in ("effect", "low", "high", "p")} == pytest.approx(
+        {name: expected[name] for name in ("effect", "low", "high", "p")}
+    )
+    assert evidence.accuracies(own)["one"]["mean"] == pytest.approx(expected["first_accuracy"])
+
+
+def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
+    chance = random.Random(2)
+    every = [*records("one", chance, 0.7), *records("look", chance, 0.5, [None]), *records("none", chance, 0, [None])]
+    own = {arm: evidence.answered(runs) for arm, runs in group_runs(every).items()}
+    rows = {row["lookup"]: row for row in evidence.above_lookups(own, ["one"], ["look", "none"])}
+    mean = {arm: np.mean([100 * right for right, _ in answers.values()]) for arm, answers in own.items()}
+    assert rows["look"]["effect"] == pytest.approx(mean["one"] - mean["look"])
+    assert all(row["p"] <= row["p_holm"] for row in rows.values()) and rows["none"]["low"] > 0
+
+
+def test_one_run_has_an_interval_over_images_and_one_image_has_none():
+    run, points = [("fold0", 0)] * 40, [100.0] * 30 + [0.0] * 10
+    found = evidence.interval(points, run, [f"g{number}" for number in range(40)])
+    assert found["low"] < found["effect"] == 75 < found["high"]
+    assert evidence.interval(points, run, ["g"] * 40)["low"] is None
+    same = evidence.interval([100.0] * 40, [("fold0", 0), ("fold1", 0)] * 20, [f"g{number}" for number in range(40)])
+    assert same == {"effect": 100.0, "low": None, "high": None, "p": None}

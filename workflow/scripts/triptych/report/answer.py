@@ -1,0 +1,137 @@
+"""The first screen in plain words: the question, its answer, and three more answers.
+
+Every sentence is decided by the numbers that `tables.verdicts` and `report.evidence` computed, by the rules of
+`statistics.verdict`: a difference is claimed only where the corrected p value allows it, equality only where the whole
+interval lies within the margin.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from triptych.config.arms import CONTROLS
+from triptych.config.study import Study
+from triptych.evaluate.statistics import points
+from triptych.tables.wording import LEVEL
+
+CHANCE = 1 - LEVEL  # of claiming a difference where there is none
+
+
+def added_stages(study: Study, first: str, second: str) -> list[str]:
+    """Name the stages that the first schedule has beside those of the second, in their order; none of other pairs."""
+    one, two = (study.grid.prefixes[arm] for arm in (first, second))
+    rest = [stage for stage in one.stages if stage not in two.stages]
+    kept = tuple(stage for stage in one.stages if stage in two.stages)
+    same = one.settings is two.settings
+    return rest if rest and same and kept == two.stages else []
+
+
+def _stages(names: Sequence[str]) -> str:
+    return ("stage " if len(names) == 1 else "stages ") + " and ".join(names)
+
+
+def question(study: Study, comparison: Sequence[Mapping]) -> str:
+    """Write the study's question as a clinician would ask it."""
+    about = study.settings.folds.dataset
+    if not comparison:
+        return f"How many held-out questions of the data set {about} does {study.grid.schedules[0]} answer correctly?"
+    first, second = comparison[0]["first"], comparison[0]["second"]
+    if stages := added_stages(study, first, second):
+        data = dict.fromkeys(study.settings.stages[stage].data for stage in stages)
+        added = f"{_stages(stages)} (data: {', '.join(data)})"
+        return f"Does {added} help a model to answer the questions of the data set {about}?"
+    return f"Which answers more questions of the data set {about} correctly: {first} or {second}?"
+
+
+def _share(value: float) -> str:
+    return f"{abs(value):.1f} {'more' if value > 0 else 'fewer'} of 100 questions"
+
+
+def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Mapping]) -> str:
+    """Answer the study's question in one plain sentence; with no comparison, what the only schedule reaches."""
+    if not comparison:
+        row = next(row for row in arms if row["trained"])
+        return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions correctly."
+    row = comparison[0]
+    stages = added_stages(study, row["first"], row["second"])
+    first, second = (f"with {_stages(stages)}", "without") if stages else (row["first"], row["second"])
+    subject = _stages(stages).capitalize() if stages else ""
+    seen = f"models {first} answered {_share(row['effect'])} correctly than {'models ' if stages else ''}{second}"
+    if not stages:
+        seen = f"{first} answered {_share(row['effect'])} correctly than {second}"
+    if round(row["effect"], 1) == 0:
+        seen = f"models {first} and {second} answered equally many" if stages else f"{first} and {second} are level"
+    if row["runs"] == 1:
+        return f"This study cannot tell: one model of each was trained, and {seen}, which another training may reverse."
+    if row.get("low") is None or row["low"] == row["high"]:
+        return f"This study cannot tell: {seen}, and its answers show no spread by which to judge other images."
+    margin, ahead = row["equivalence_margin"], row["effect"] > 0
+    found = row["p_holm"] < CHANCE
+    beyond = max(-row["low"], row["high"])
+    if beyond <= margin:
+        less = "" if not found else f", slightly in favour of {first if ahead else second}"
+        what = f"{subject} makes" if stages else f"{first} or {second} makes"
+        return f"{what} no difference that matters here: {seen}, and at most {beyond:.1f} are compatible{less}."
+    if found:
+        if stages:
+            start = f"{subject} {'helped' if ahead else 'harmed'} here"
+        else:
+            start = f"{first if ahead else second} is better here"
+        enough = min(abs(row["low"]), abs(row["high"])) > margin
+        size = "more than" if enough else "though perhaps not more than"
+        return f"{start}: {seen}, {size} the {points(margin)} that count{'s' if margin == 1 else ''} as a difference."
+    start = f"It is not shown that {subject.lower()} helps or harms" if stages else "Neither is shown to be better"
+    return f"{start}: {seen}, and a true difference of up to {beyond:.1f} in 100 is not ruled out."
+
+
+def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
+    """Answer whether a schedule looks at the image, from the points that it loses with others."""
+    rows = [row for row in rows if row["arm"] == arm]
+    lose = {row["view"]: row for row in rows}
+    shown = {view: row["low"] is not None and row["low"] > 0 for view, row in lose.items()}
+    if not rows:
+        short, text = "Not asked", "This study asked no question with another image (`evaluation.controls`)."
+    elif not any(shown.values()):
+        short, text = "Not shown", f"{arm} is not shown to answer fewer questions correctly with other images."
+    elif "swapped-alike" in shown and not shown["swapped-alike"]:
+        short = "Not beyond its kind"
+        text = f"{arm} loses points with other images, but is not shown to with another of the same modality and place."
+    else:
+        short = "Yes"
+        named = " and ".join(CONTROLS[view].heading for view, is_shown in shown.items() if is_shown)
+        text = f"{arm} answers fewer questions correctly with {named} than with the question's own image."
+    return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}
+
+
+def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
+    """Answer whether a schedule beats every arm that is not trained (p values corrected for all pairs)."""
+
+    def sure(row: Mapping) -> bool:
+        return row["p_holm"] is not None and row["p_holm"] < CHANCE
+
+    by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in schedules}
+    winners = [arm for arm, own in by_arm.items() if own and all(sure(row) and row["effect"] > 0 for row in own)]
+    losers = [arm for arm, own in by_arm.items() if any(sure(row) and row["effect"] < 0 for row in own)]
+    nearest = [min(own, key=lambda row: row["effect"]) for own in by_arm.values() if own]
+    if winners:
+        short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every untrained arm."
+    elif losers == list(schedules):
+        worst = max(nearest, key=lambda row: row["effect"])
+        short = "No"
+        text = f"Every schedule answers fewer questions correctly than some look-up, as {worst['lookup']}."
+    else:
+        short, text = "Not shown", "No schedule is shown to answer more questions correctly than every look-up."
+    return {"question": "Does it beat a look-up?", "short": short, "text": text, "rows": nearest, "to": "lookups"}
+
+
+def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
+    """Answer how large a difference the primary comparison could have found."""
+    card: dict[str, Any] = {"question": "How much could this study have found?", "rows": [], "to": "differences"}
+    size = comparison[0].get("detectable") if comparison else None
+    if size is None:
+        return card | {"short": "Unknown", "text": "A comparison needs two schedules and more than one run of each."}
+    row, margin = comparison[0], comparison[0]["equivalence_margin"]
+    text = (
+        f"A true difference of {points(round(size, 1))} between {row['first']} and {row['second']} would be found four "
+        f"times out of five; smaller ones are mostly missed. Differences of up to {points(margin)} count as none."
+    )
+    return card | {"short": points(round(size, 1)), "text": text}

@@ -1,0 +1,109 @@
+"""Intervals of what the first screen says: accuracy of arms, points lost with other images, points above look-ups.
+
+All are those of the comparison of schedules (`evaluate.statistics`): clustered by run and by image or subject, with the
+factor for training parts that overlap; of a single run, a bootstrap over images alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from triptych.evaluate.metrics import exact_match
+from triptych.evaluate.statistics import bootstrap_interval, holm, mcnemar, tabulate, two_way_clustered_t
+from triptych.tables.runs import Arms, Run
+from triptych.tables.wording import LEVEL
+
+Answered = Mapping[tuple[Run, str], tuple[bool, str]]  # by run and question: whether it is right, and its group
+
+
+def interval(points: Sequence[float], runs: Sequence[Run], groups: Sequence[str]) -> dict[str, Any]:
+    """Give the mean of points with its interval.
+
+    Args:
+        points: one for each answer.
+        runs: split and seed of each.
+        groups: image or subject of each.
+
+    Returns:
+        `effect`, `low`, `high` and `p`; the last three are None where a single image or no spread leaves them unknown.
+    """
+    cells = tabulate(points, runs, groups)
+    found: dict[str, Any] = {"effect": float(sum(points) / len(points)), "low": None, "high": None, "p": None}
+    if cells.counts.shape[1] < 2:
+        return found
+    if cells.counts.shape[0] == 1:
+        low, high = bootstrap_interval(cells, seed=0, level=LEVEL)
+        p = mcnemar(sum(value > 0 for value in points), sum(value < 0 for value in points))
+        return found | {"low": low, "high": high, "p": p}
+    estimate = two_way_clustered_t(cells, len({split for split, _ in runs}), LEVEL)
+    if not estimate.standard_error:
+        return found
+    return found | {"low": estimate.low, "high": estimate.high, "p": estimate.p}
+
+
+def answered(runs: Mapping[Run, Sequence[dict]]) -> Answered:
+    """Tell of every answer of an arm whether it is right."""
+    return {
+        (run, record["question_id"]): (exact_match(record), record["group"])
+        for run, records in runs.items()
+        for record in records
+    }
+
+
+def accuracies(arms: Mapping[str, Answered]) -> dict[str, dict[str, Any]]:
+    """Give exact match of each arm in per cent with its interval, as far as that lies between 0 and 100."""
+    found = {}
+    for arm, answers in arms.items():
+        points = [100.0 * right for right, _ in answers.values()]
+        one = interval(points, [run for run, _ in answers], [group for _, group in answers.values()])
+        known = one["low"] is not None
+        found[arm] = {
+            "mean": one["effect"],
+            "low": max(0.0, one["low"]) if known else None,
+            "high": min(100.0, one["high"]) if known else None,
+        }
+    return found
+
+
+def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequence[str]) -> list[dict[str, Any]]:
+    """Give the points that schedules lose with the images of each control, over the questions that it asks.
+
+    Args:
+        own: answers with each question's own image, by arm.
+        views: answers by control.
+        schedules: their names, in order.
+
+    Returns:
+        Rows of `arm`, `view`, `effect` (points lost), `low`, `high`, `p`.
+    """
+    rows = []
+    for view, arms in views.items():
+        for arm in schedules:
+            other = answered(arms.get(arm, {}))
+            keys = [key for key in other if key in own[arm]]
+            if keys:
+                points = [100.0 * (own[arm][key][0] - other[key][0]) for key in keys]
+                found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+                rows.append({"arm": arm, "view": view, **found})
+    return rows
+
+
+def above_lookups(
+    own: Mapping[str, Answered], schedules: Sequence[str], lookups: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Give the points of each schedule above each arm that is not trained, for the same folds and questions.
+
+    Returns:
+        Rows of `arm`, `lookup`, `effect`, `low`, `high`, `p`, `p_holm` (corrected for the number of all rows).
+    """
+    rows = []
+    for arm in schedules:
+        for lookup in lookups:
+            there = {(split, question): right for ((split, _), question), (right, _) in own[lookup].items()}
+            keys = [key for key in own[arm] if (key[0][0], key[1]) in there]
+            points = [100.0 * (own[arm][run, asked][0] - there[run[0], asked]) for run, asked in keys]
+            found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+            rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
+    tested = [row for row in rows if row["p"] is not None]
+    for row, p_holm in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p_holm
+    return rows

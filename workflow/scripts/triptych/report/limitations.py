@@ -1,0 +1,97 @@
+"""What limits a study's conclusions, in sentences, from its own numbers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas
+
+from triptych.config.arms import CONTROLS
+from triptych.config.settings import Settings
+from triptych.config.study import Study
+from triptych.tables import schedules
+
+LOOKUP = "nearest-images"
+BLIND = "majority-per-question"
+FEATURES = "classifier"
+
+HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
+LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
+
+
+def limitations(
+    study: Study, arms: pandas.DataFrame, comparison: Sequence[Mapping], controls: pandas.DataFrame
+) -> list[str]:
+    """Say what limits the study's conclusions, in sentences, from its own numbers.
+
+    Args:
+        study: the study.
+        arms: the table `schedules`.
+        comparison: rows of `comparison.json`; none where one schedule stands alone.
+        controls: the table of controls; empty where there are none.
+    """
+    return [
+        *_few_runs(study.settings),
+        *_baselines_ahead(arms),
+        *_unused_images(controls),
+        *_leaking_folds(study.settings),
+        *_hidden_differences(comparison),
+        *_unused_test_part(study),
+        *filter(None, [schedules.rules_differ(arms)]),
+    ]
+
+
+def _few_runs(settings: Settings) -> Iterator[str]:
+    if len(settings.seeds) == 1:
+        yield "One seed: the variation of a schedule from run to run is known over folds only."
+    if settings.folds.number < 5:
+        parts = "Only one held-out part" if settings.folds.number == 1 else f"Only {settings.folds.number} folds"
+        yield f"{parts}: intervals are wide, with few degrees of freedom."
+
+
+def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
+    reached = dict(zip(arms["arm"], arms["all_mean"], strict=True))
+    trained = arms[arms["trained"]]
+    best = trained["arm"].iloc[trained["all_mean"].argmax()]
+    for name, what in (
+        (LOOKUP, "a look-up in the three most similar images"),
+        (BLIND, "the most common answer to the same question"),
+        (FEATURES, "a classifier on the frozen vision features"),
+    ):
+        if name in reached and reached[name] >= reached[best]:
+            yield (
+                f"No schedule beats {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
+                f"{reached[best]:.1f} %."
+            )
+
+
+def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
+    for view, unmoved in ((view, control.unmoved) for view, control in CONTROLS.items() if control.unmoved):
+        known = controls.dropna(subset=[f"{view}_lost_mean"])
+        for arm, lost in zip(known["arm"], known[f"{view}_lost_mean"], strict=True):
+            if lost < LOOKS:
+                yield f"`{arm}` loses only {lost:.1f} points {unmoved}."
+
+
+def _leaking_folds(settings: Settings) -> Iterator[str]:
+    if settings.folds.group == "row":
+        yield "Folds are assigned by row: images of held-out questions occur in training, so all scores are too high."
+
+
+def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
+    hidden = [row for row in comparison if row.get("detectable") and row["detectable"] > HIDDEN]
+    if len(hidden) > 3:
+        least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
+        yield (
+            f"In {len(hidden)} of {len(comparison)} comparisons the minimum detectable effect at 80 % power is "
+            f"{least:.1f} to {most:.1f} points; smaller differences are not detected."
+        )
+        return
+    for row in hidden:
+        yield (
+            f"`{row['first']}` against `{row['second']}`: the minimum detectable effect at 80 % power is "
+            f"{row['detectable']:.1f} points; smaller differences are not detected."
+        )
+
+
+def _unused_test_part(study: Study) -> Iterator[str]:
+    if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
+        yield "The official test part has not been used yet (`snakemake test`)."

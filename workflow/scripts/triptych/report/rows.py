@@ -1,0 +1,176 @@
+"""Charts whose rows are rows of a table: a name, a track with intervals and marks, and the numbers in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas
+from markupsafe import Markup
+
+from triptych.config.arms import CONTROLS
+from triptych.report.svg import Axis, key, track
+from triptych.tables.format import rows_of
+
+Chart = dict[str, Any]  # what, scale, legend, rows of name, track, text, and by choice `strong`, `group`
+
+
+def percent(value: float | None) -> str:
+    """Write a share: '52.2', nothing where it is unknown."""
+    return "" if value is None else f"{value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """Write a difference: '+1.2', nothing where it is unknown."""
+    return "" if value is None else f"{value:+.1f}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, write: Any = percent) -> str:
+    """Write a value with its interval: '52.2 (48.0 to 56.3)'."""
+    return write(value) if low is None else f"{write(value)} ({write(low)} to {write(high)})"
+
+
+def _chart(what: str, axis: Axis, rows: list[dict], legend: Sequence[tuple[Markup, str]] = (), unit: str = "") -> Chart:
+    return {"what": what, "scale": axis.scale(unit), "rows": rows, "legend": list(legend)}
+
+
+def ranked(arms: Sequence[Mapping], accuracies: Mapping[str, Mapping]) -> Chart:
+    """Draw exact match of all arms, the highest first; trained ones stand out."""
+    known = [
+        {**accuracies.get(row["arm"], {"mean": row["all_mean"], "low": None, "high": None}), **row} for row in arms
+    ]
+    known.sort(key=lambda row: -row["mean"])
+    axis = Axis([row[name] for row in known for name in ("mean", "low", "high")], most=100)
+    rows = []
+    for row in known:
+        text = with_interval(row["mean"], row["low"], row["high"])
+        kind = "" if row["trained"] else "quiet"
+        point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
+        drawn = track(axis, [{**point, "index": 0 if row["trained"] else 3, "kind": kind}])
+        rows.append({"name": row["arm"], "track": drawn, "text": text, "strong": row["trained"]})
+    return _chart("Exact match of all arms, in per cent, with 95 % intervals", axis, rows)
+
+
+def differences(comparison: Sequence[Mapping]) -> Chart | None:
+    """Draw the difference of each pair over the margin of equivalence; small marks are single runs."""
+    if not comparison:
+        return None
+    margin = comparison[0]["equivalence_margin"]
+    single = [list((row.get("run_effects") or {}).values()) for row in comparison]
+    values = [row.get(name) for row in comparison for name in ("effect", "low", "high")]
+    axis = Axis([*values, *(value for runs in single for value in runs)], include=(-margin, 0, margin))
+    rows = []
+    for row, runs in zip(comparison, single, strict=True):
+        low, high = row.get("low"), row.get("high")
+        if low is None:
+            low, high = row.get("bootstrap_low"), row.get("bootstrap_high")
+        text = with_interval(row["effect"], low, high, signed)
+        point = {"value": row["effect"], "low": low, "high": high, "small": runs if len(runs) > 1 else ()}
+        name = f"{row['first']} minus {row['second']}"
+        drawn = track(axis, [{**point, "tip": f"{name}: {text}"}], zero=True, margin=margin)
+        rows.append({"name": name, "track": drawn, "text": text})
+    return _chart("Differences between schedules in points, with 95 % intervals", axis, rows)
+
+
+def power(comparison: Sequence[Mapping]) -> Chart | None:
+    """Draw the differences that the primary comparison may miss, over the margin of equivalence."""
+    size = comparison[0].get("detectable") if comparison else None
+    if size is None:
+        return None
+    margin = comparison[0]["equivalence_margin"]
+    axis = Axis([-size, size], include=(-margin, 0, margin))
+    point = {"low": -size, "high": size, "index": 3}
+    drawn = track(axis, [point], zero=True, margin=margin)
+    return _chart(
+        "Differences that may be missed, in points",
+        axis,
+        [{"name": "missed", "track": drawn, "text": f"up to {size:.1f}"}],
+    )
+
+
+def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = True) -> Chart | None:
+    """Draw the points that schedules lose with other images."""
+    axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
+    rows = []
+    for arm in schedules:
+        for row in found:
+            if row["arm"] != arm:
+                continue
+            text = with_interval(row["effect"], row["low"], row["high"], signed)
+            heading = CONTROLS[row["view"]].heading
+            name = f"{arm}: {heading}" if name_arms else heading
+            point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
+            rows.append({"name": name, "track": track(axis, [point], zero=True), "text": text})
+    return _chart("Points lost with another image, with 95 % intervals", axis, rows) if rows else None
+
+
+def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
+    """Draw the points of schedules above arms that are not trained."""
+    axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
+    rows = []
+    for row in found:
+        text = with_interval(row["effect"], row["low"], row["high"], signed)
+        name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
+        point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
+        rows.append({"name": name, "track": track(axis, [point], zero=True), "text": text})
+    return _chart("Points above look-ups, with 95 % intervals", axis, rows) if rows else None
+
+
+def contents(table: pandas.DataFrame, aspect: str, arms: Sequence[str]) -> Chart | None:
+    """Draw exact match by the values of an aspect, most questions first, a mark for each arm."""
+    found = [row for row in rows_of(table) if row["aspect"] == aspect and row["arm"] in arms]
+    if not found:
+        return None
+    sizes: dict[str, int] = {}
+    for row in found:
+        sizes[row["value"] or ""] = max(sizes.get(row["value"] or "", 0), row["questions"])
+    axis = Axis([0, 100])
+    rows = []
+    for value in sorted(sizes, key=lambda value: (-sizes[value], value)):
+        own = {row["arm"]: row["mean"] for row in found if (row["value"] or "") == value and row["mean"] is not None}
+        points = [
+            {"value": own[arm], "index": index, "tip": f"{arm}, {value or '(none)'}: {own[arm]:.1f} %"}
+            for index, arm in enumerate(arms)
+            if arm in own
+        ]
+        rows.append({"name": f"{value or '(none)'} ({sizes[value]})", "track": track(axis, points), "text": ""})
+    legend = [(key(index), arm) for index, arm in enumerate(arms)]
+    return _chart(f"Exact match by {aspect.replace('_', ' ')}, in per cent (number of questions)", axis, rows, legend)
+
+
+def probes(table: pandas.DataFrame) -> list[Chart]:
+    """Draw macro-F1 of probes, a chart for each attribute, a mark for each kind of probe."""
+    charts = []
+    rows_all = rows_of(table)
+    for attribute in dict.fromkeys(row["attribute"] for row in rows_all):
+        own = [row for row in rows_all if row["attribute"] == attribute]
+        kinds = list(dict.fromkeys(row["probe"] for row in own))
+        axis = Axis([row[name] for row in own for name in ("f1", "low", "high", "shuffled_f1")], most=100)
+        rows = []
+        for name in dict.fromkeys(row["representation"] for row in own):
+            for row in (row for row in own if row["representation"] == name):
+                index = kinds.index(row["probe"])
+                text = with_interval(row["f1"], row["low"], row["high"])
+                tip = f"{name}, {row['probe']}: {text}; shuffled labels {percent(row['shuffled_f1'])}"
+                point = {"value": row["f1"], "low": row["low"], "high": row["high"], "index": index, "tip": tip}
+                shuffled = {"small": [] if row["shuffled_f1"] is None else [row["shuffled_f1"]]}
+                drawn = track(axis, [{**point, **shuffled}])
+                rows.append({"name": f"{name}, {row['probe']}", "track": drawn, "text": text})
+        legend = [(key(index), kind) for index, kind in enumerate(kinds)]
+        charts.append(_chart(f"Macro-F1 of probes: {attribute}, in per cent, with 95 % intervals", axis, rows, legend))
+    return charts
+
+
+def leaks(table: pandas.DataFrame) -> Chart | None:
+    """Draw the points that folds of each kind add, with their interval."""
+    found = [row for row in rows_of(table) if row["inflation"] is not None]
+    if not found:
+        return None
+    kinds = list(dict.fromkeys(row["folds_by"] for row in found))
+    axis = Axis([row[name] for row in found for name in ("inflation", "low", "high")], include=(0,))
+    rows = []
+    for row in found:
+        text = with_interval(row["inflation"], row["low"], row["high"], signed)
+        name = f"{row['arm']}, folds by {row['folds_by']}"
+        point = {"value": row["inflation"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
+        index = kinds.index(row["folds_by"])
+        rows.append({"name": name, "track": track(axis, [{**point, "index": index}], zero=True), "text": text})
+    return _chart("Points added by leaking folds, with 95 % intervals", axis, rows)
