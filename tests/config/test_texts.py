@@ -90,7 +90,7 @@ def put(config: dict, way: tuple, value: str) -> dict:
             node.clear()
             node.update(example(key))
         elif key is None:
-            node[value] = copy.deepcopy(next(iter(node.values())))
+            node[value] = copy.deepcopy(next(iter(node.values()), "test"))  # the part of a data set that is asked
             if way == ("ablations", None):
                 node[value]["lora"]["rank"] = 4
         elif after == "" and key == 0:
