@@ -1,5 +1,7 @@
 """The vision-language model: connector, language model, optional LoRA; it starts from stored vision features."""
 
+import warnings
+
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -38,7 +40,9 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
         use_dora=settings.use_dora,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft asks transformers by a former name; the first line of every log would say so.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
 
