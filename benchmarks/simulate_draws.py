@@ -36,7 +36,7 @@ from triptych.tables.verdicts import few_draws
 
 STAGE = 0.3  # share of the run variance that the first stage has
 NOISE = 0.5  # of an answer beside question and run, on the logarithm's scale
-FOLDS_AND_SEEDS = ((3, 1), (3, 3), (5, 1), (5, 3), (5, 5), (10, 1), (10, 3), (15, 1))
+FOLDS_AND_SEEDS = ((2, 3), (2, 4), (3, 1), (3, 3), (3, 4), (5, 1), (5, 3), (5, 5), (10, 1), (10, 3), (15, 1))
 OFFICIAL_SEEDS = (3, 5, 10)
 OUTCOMES = ("exact match", "log-probability")
 
