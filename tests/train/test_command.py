@@ -269,11 +269,11 @@ def test_a_killed_prediction_ends_with_the_same_records(steps, monkeypatch, caps
     whole = run_predict(manifest)
     generate, calls = respondent.generate, []
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(respondent, "generate", killed)
@@ -290,9 +290,9 @@ def asked(monkeypatch):
     """Count the questions that are answered from here on."""
     generate, samples = respondent.generate, []
 
-    def counted(model, batch, *others):
+    def counted(model, batch, *others, **options):
         samples.extend(batch)
-        return generate(model, batch, *others)
+        return generate(model, batch, *others, **options)
 
     monkeypatch.setattr(respondent, "generate", counted)
     return samples
@@ -331,11 +331,11 @@ def test_a_job_killed_in_any_view_goes_on_there_also_where_its_files_were_remove
     total = sum(len(read_rows(tmp_path / "whole", view)) for view in VIEWS[:3])
     generate, calls = respondent.generate, []
 
-    def killed(*arguments):
+    def killed(*arguments, **options):
         calls.append(1)
         if len(calls) == stopped_at:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **options)
 
     for removed in (False, True):  # of a failed job, Snakemake removes the results
         calls.clear()
@@ -378,7 +378,7 @@ def test_only_what_is_missing_or_changed_is_asked(steps, tmp_path, monkeypatch, 
     asks(2, "held-out", "swapped", max_new_tokens=3)
     asks(0, "held-out", "swapped", max_new_tokens=3)
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise KeyboardInterrupt
 
     whole = run_predict(manifest, "held-out", "swapped")
