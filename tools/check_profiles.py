@@ -18,7 +18,13 @@ RESOURCES = {
     "lane",
 }  # fmt: skip
 PER_RULE = ("set-resources", "set-threads", "set-scatter", "groups")
-GPU_MODULES = ("triptych.train", "triptych.evaluate.predict", "triptych.features.encode")
+GPU_MODULES = (
+    "triptych.train",
+    "triptych.evaluate.predict",
+    "triptych.features.encode",
+    "triptych.features.occluded",
+    "triptych.evaluate.occlude",
+)
 SHARED = "$TRIPTYCH_PROCESSES"  # `runtime.processes`, set by the workflow
 ALIKE = ("slurm_partition", "gres", "gpu", "lane", "slurm_extra")  # of steps that may share a job
 PER_PROCESS = ("gres", "gpu", "cpus_per_task", "mem_mb")

@@ -16,7 +16,8 @@ from triptych.config.wildcards import asked_views
 from triptych.evaluate import baselines, predict
 from triptych.evaluate.controls import Shown
 from triptych.io.manifest import write_record
-from triptych.report.__main__ import render
+from triptych.report.gather import gather
+from triptych.report.view import render
 from triptych.tables import schedules
 
 TABLES = {
@@ -76,7 +77,7 @@ def test_a_baseline_is_one_entry(finished, monkeypatch):
     table = pandas.read_csv(finished.results / "tables/schedules.csv").set_index("arm")
     assert table.loc["always-yes", "questions"] == table.loc["majority", "questions"]
     assert not table.loc["always-yes", "trained"]
-    page, _ = render(finished, TABLES)
+    page, _ = render(finished, gather(finished, TABLES))
     assert "always-yes" in page
 
 
@@ -91,7 +92,7 @@ def test_a_control_is_one_entry(finished, monkeypatch, name):
     assert len(asking) == len(study.grid.schedules) * 2
     before = {path: path.stat().st_mtime_ns for job in asking for path in job.outputs[:-1]}
     models = study.results / "models"
-    told = {"precision": "fp32", "max_new_tokens": 6, "batch_size": 5}
+    told = {"precision": "fp32", "max_new_tokens": 6, "batch_size": 5, "constrained": True}
     for job in asking:
         prefix, fold = job.outputs[0].parts[-3:-1]
         files = ["--checkpoint", study.results / f"checkpoints/{prefix}/{fold}/seed0/manifest.json"]
@@ -106,7 +107,7 @@ def test_a_control_is_one_entry(finished, monkeypatch, name):
     assert table[f"{name}_mean"].notna().all() and {"swapped_mean", "blank_mean"} < set(table.columns)
     assert (table[f"{name}_left_out"] == 0).all(), "each fold holds out two subjects of each modality"
     assert CONTROLS[name].heading in (study.results / "tables/controls.md").read_text()
-    page, _ = render(study, TABLES)
+    page, _ = render(study, gather(study, TABLES))
     assert CONTROLS[name].heading in page
 
 
