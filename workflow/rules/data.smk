@@ -95,16 +95,6 @@ rule make_folds:
         "python -m triptych.data.folds --data {params.data:q} --settings {params.settings:q} {params.cut} > {log:q} 2>&1"
 
 
-def shared_and_asked():
-    """The data sets of shared stages; behind them, as a further option, those that nothing trains on, with the part asked.
-
-    Without the latter it is what Snakemake recorded of finished studies.
-    """
-    named = [word for pair in settings.evaluation.datasets.items() for word in pair]
-    shared = [name for name in grid.training_datasets if name != settings.folds.dataset]
-    return [*shared, *(["--asked", *named] if named else [])]
-
-
 rule audit_data:
     input:
         data=[result(paths.DATA, dataset=name) for name in grid.used_datasets],

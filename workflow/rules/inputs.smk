@@ -160,6 +160,44 @@ def limit_option():
     return f" --limit {limit}" if limit else ""
 
 
+def shared_and_asked():
+    """The data sets of shared stages; behind them, as a further option, those that nothing trains on, with the part asked.
+
+    Without the latter it is what Snakemake recorded of finished studies.
+    """
+    named = [word for pair in settings.evaluation.datasets.items() for word in pair]
+    shared = [name for name in grid.training_datasets if name != settings.folds.dataset]
+    return [*shared, *(["--asked", *named] if named else [])]
+
+
+def transfer_baseline_data(wildcards):
+    """Data and features of what a baseline is trained on: a fold, or the other data set's own training part."""
+    own = wildcards.split == SHARED
+    trained = wildcards.dataset if own else settings.folds.dataset
+    found = {
+        "manifest": result(paths.DATA, dataset=trained),
+        "data": result(paths.DATA, dataset=trained) if own else folds_of(wildcards.split),
+        "questions": ancient(result(paths.QUESTIONS, dataset=trained)),
+        "features": result(paths.FEATURES, dataset=trained, tag=""),
+        "audit": ancient(result(paths.AUDIT)),
+    }
+    if not own:
+        found["asked"] = result(paths.DATA, dataset=wildcards.dataset)
+        found["asked_features"] = result(paths.FEATURES, dataset=wildcards.dataset, tag="")
+    return found
+
+
+def transfer_answers(wildcards):
+    """Every answer to a data set: of all schedules and baselines."""
+    return [
+        result(path)
+        for rule in ("predict_transfer", "predict_transfer_baseline")
+        for values in EACH[STEPS[rule].each](study)
+        if values["dataset"] == wildcards.dataset
+        for path in STEPS[rule].outputs(values)
+    ]
+
+
 def models_of(wildcards):
     """Both models of a prefix."""
     return {role: model_of(role, wildcards.prefix) for role in ROLES}

@@ -26,23 +26,6 @@ use rule predict_captions as predict_transfer with:
         "Answer the questions of {wildcards.dataset} with {wildcards.prefix} of {wildcards.fold}, seed {wildcards.seed}"
 
 
-def transfer_baseline_data(wildcards):
-    """Data and features of what a baseline is trained on: a fold, or the other data set's own training part."""
-    own = wildcards.split == SHARED
-    trained = wildcards.dataset if own else settings.folds.dataset
-    found = {
-        "manifest": result(paths.DATA, dataset=trained),
-        "data": result(paths.DATA, dataset=trained) if own else folds_of(wildcards.split),
-        "questions": ancient(result(paths.QUESTIONS, dataset=trained)),
-        "features": result(paths.FEATURES, dataset=trained, tag=""),
-        "audit": ancient(result(paths.AUDIT)),
-    }
-    if not own:
-        found["asked"] = result(paths.DATA, dataset=wildcards.dataset)
-        found["asked_features"] = result(paths.FEATURES, dataset=wildcards.dataset, tag="")
-    return found
-
-
 rule predict_transfer_baseline:
     input:
         unpack(transfer_baseline_data),
@@ -66,17 +49,6 @@ rule predict_transfer_baseline:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.baselines --baseline {wildcards.baseline:q}"
         " --data {input.data:q} --features {input.features:q} --split {wildcards.split:q} --view {params.view}"
         " {params.other:q} --out {output:q} > {log:q} 2>&1"
-
-
-def transfer_answers(wildcards):
-    """Every answer to a data set: of all schedules and baselines."""
-    return [
-        result(path)
-        for rule in ("predict_transfer", "predict_transfer_baseline")
-        for values in EACH[STEPS[rule].each](study)
-        if values["dataset"] == wildcards.dataset
-        for path in STEPS[rule].outputs(values)
-    ]
 
 
 rule tabulate_transfer:
