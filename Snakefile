@@ -48,7 +48,7 @@ rule all:
         [result(paths.FIGURE, figure=f"stages.{kind}") for kind in ("svg", "png")],
         result(paths.AUDIT_PAGE),
         result(paths.REPORT),
-        all_checkpoints(paths.CONNECTOR, grid.schedules),
+        all_checkpoints(paths.CONNECTOR, [*grid.schedules, *grid.swept]),
         kept_answers,
         [] if settings.wandb.mode == "disabled" else result(paths.WANDB),
     message:

@@ -70,6 +70,7 @@ use rule predict_view as predict with:
     benchmark:
         times_of("predict")
     wildcard_constraints:
+        prefix=one_of(grid.schedules),  # those of sweeps alone are asked held-out questions only, by `predict_view`
         fold=one_of(grid.folds),
     resources:
         mem_mb=memory_of("predict"),
@@ -403,6 +404,39 @@ rule tabulate_leak:
     shell:
         "python -m triptych.tables.leakage --predictions {input:q} --splits {params.splits:q}"
         " --out {params.out:q} > {log:q} 2>&1"
+
+
+rule tabulate_scaling:
+    input:
+        predictions(HELD_OUT, dict.fromkeys(arm for arms in grid.sweeps.values() for arm in arms.values())),
+    output:
+        report(
+            tables(paths.TABLE, "scaling"),
+            caption="../report/scaling.rst",
+            category="Tables",
+            subcategory="Scaling",
+        ),
+        svg=report(
+            result(paths.FIGURE, figure="scaling.svg"),
+            caption="../report/scaling.rst",
+            category="Figures",
+            subcategory="Scaling",
+        ),
+        png=result(paths.FIGURE, figure="scaling.png"),
+    log:
+        "<results>/logs/tabulate_scaling.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        sweeps=jobs.sweeps_text(study),
+        drawn=canonical_json(grid.drawn_once),
+        out=subpath(output[0], parent=True),
+    message:
+        "Write table and figure of the curves of scale"
+    shell:
+        "python -m triptych.tables.scaling --predictions {input:q} --sweeps {params.sweeps:q}"
+        " --drawn-once {params.drawn:q} --out {params.out:q} --svg {output.svg:q} > {log:q} 2>&1"
 
 
 rule tabulate_calibration:

@@ -265,6 +265,7 @@ for name, there in (
     ("captions.md", captioned),
     ("occlusion.md", occlusions),
     ("leak.md", grid.leak_splits),
+    ("scaling.md", grid.sweeps),
 ):
     if there:
         final_tables.append(result(paths.TABLE, table=name))

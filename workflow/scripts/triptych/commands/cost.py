@@ -126,7 +126,7 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
         aside = study.settings.folds.validation_fraction
     epochs, part = stage.epochs or 0, (1 - aside) * number
     asked = min(aside * number, study.settings.training.validation_limit or number) * (epochs + 1)
-    learnt, asked = min(part, stage.max_samples or part) * epochs, PREDICTION * asked
+    learnt, asked = min(stage.fraction * part, stage.max_samples or part) * epochs, PREDICTION * asked
     passes = 3 if trains_language_model(study, cell.prefix) else 2
     image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / max(1.0, shared)
     return Cost(learnt + asked, (learnt * passes + asked * 2) * 2 * model.weights * (image + text))

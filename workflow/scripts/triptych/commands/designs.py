@@ -126,6 +126,7 @@ def hours_of_a_seed(study: Study, rate: float, **folds: object) -> float:
     flops = sum(number * training_cost(other, Checkpoint(prefix, "", 0)).flops for prefix, number in cells.items())
     views = len(asked_views(other)) + GOLD
     flops += sum(parts.number * views * prediction_cost(other, arm).flops for arm in other.grid.schedules)
+    flops += sum(parts.number * (1 + GOLD) * prediction_cost(other, arm).flops for arm in other.grid.swept)
     return flops / rate / 3600
 
 

@@ -98,7 +98,7 @@ def benched_rate(study: Study) -> tuple[float, str] | None:
 def hours(study: Study, states: Sequence[JobState]) -> Hours:
     """Hours from FLOPs and a rate: of this study's finished trainings, else of the benchmark, else of the settings."""
     costs = {prefix: training_cost(study, Checkpoint(prefix, "", 0)) for prefix in study.grid.prefixes}
-    answers = {arm: prediction_cost(study, arm) for arm in study.grid.schedules}
+    answers = {arm: prediction_cost(study, arm) for arm in (*study.grid.schedules, *study.grid.swept)}
     asked = product(study.grid.schedules, study.settings.evaluation.datasets)
     others = {(arm, dataset): prediction_cost(study, arm, dataset) for arm, dataset in asked}
     trained = [state for state in states if state.job.cell]

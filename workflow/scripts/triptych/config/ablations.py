@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from triptych.config.errors import error_lines, reference_errors, unknown
-from triptych.config.settings import Settings
+from triptych.config.settings import Ablation, Settings
 from triptych.config.stages import BY_PART, Stage
 
 SECTIONS = ("models", "connector", "lora", "stages")
@@ -39,13 +39,18 @@ def merged(base: Any, change: Any) -> Any:
 
 @cache
 def varied(settings: Settings, name: str) -> Settings:
-    """The settings of one ablation: the study's with its differences, and its schedule alone.
+    """The settings of one ablation, as `applied` gives them."""
+    return applied(settings, settings.ablations[name])
+
+
+def applied(settings: Settings, ablation: Ablation) -> Settings:
+    """The study's settings with the differences of an ablation, and its schedule alone.
 
     Raises:
         ValidationError: they are not valid.
     """
-    change = settings.ablations[name].model_dump(exclude_unset=True)
-    base = settings.model_dump(exclude={"ablations"})
+    change = ablation.model_dump(exclude_unset=True)
+    base = settings.model_dump(exclude={"ablations", "sweeps"})
     sections = {section: merged(base[section], change[section]) for section in SECTIONS if section in change}
     return Settings.model_validate(base | sections | {"schedules": [change.get("schedule") or settings.schedules[0]]})
 
@@ -62,10 +67,22 @@ def _errors(settings: Settings, name: str) -> list[str]:
         variant = varied(settings, name)
     except ValidationError as error:
         return [f".{line}" for line in error_lines(error)]
+    return _wrong_references(variant) or list(_idle(settings, variant, name))
+
+
+def _wrong_references(variant: Settings) -> list[str]:
+    """What a variant's one schedule names that is not there, or not in an order that can be trained."""
     # Which schedules the leak study takes is settled by the study's own, and no part of an ablation.
     wrong = reference_errors(variant.model_dump(exclude={"evaluation"}))
-    wrong = [f".{line}".replace(".schedules: ", ": ", 1) for line in wrong]
-    return wrong or list(_idle(settings, variant, name))
+    return [f".{line}".replace(".schedules: ", ": ", 1) for line in wrong]
+
+
+def variant_errors(settings: Settings, ablation: Ablation) -> list[str]:
+    """What is wrong with the settings that differences lead to, a line each that begins with the place."""
+    try:
+        return _wrong_references(applied(settings, ablation))
+    except ValidationError as error:
+        return [f".{line}" for line in error_lines(error)]
 
 
 def _idle(settings: Settings, variant: Settings, name: str) -> Iterator[str]:

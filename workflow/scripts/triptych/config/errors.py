@@ -181,7 +181,8 @@ def _error_lines(error: Mapping[str, Any]) -> list[str]:
         case "string_type" if isinstance(error["input"], int | float | date):
             return [f"{path}: must be text; put it in quotes: '{error['input']}'"]
         case "too_short":
-            return [f"{path}: must have an entry"]
+            least = error["ctx"]["min_length"]
+            return [f"{path}: must have {'an entry' if least == 1 else f'at least {least} entries'}"]
         case "value_error":
             message = str(error["ctx"]["error"])
             return [f"{path}: {line}" if path else line for line in message.splitlines()]

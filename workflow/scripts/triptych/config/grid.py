@@ -9,22 +9,21 @@ An ablation is one more schedule, with settings of its own. It shares what is tr
 it departs from the base: `1-2+slow`, then `1-2+slow-3`. Code asks for the settings of a prefix here, and nowhere else.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from triptych.config import paths
 from triptych.config.ablations import trained_as, varied
-from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR, reserved_names
+from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR
 from triptych.config.base import Record
+from triptych.config.clashes import clashes
 from triptych.config.evaluation import Layer
 from triptych.config.settings import Settings
 from triptych.config.stages import Stage
+from triptych.config.sweeps import points
 from triptych.io.manifest import canonical_json
 
 SHARED = "shared"
-LONGEST_NAME = 160  # of the 255 bytes that file systems allow: temporary names add host and process, logs fold and seed
 ROLES = ("vision_encoder", "language_model")
 
 
@@ -82,6 +81,7 @@ class Grid:
     Attributes:
         prefixes: every prefix of every schedule and ablation by name, shortest first: 1, 1-2, 1-2+slow, ...
         schedules: names of the schedules in the order of the configuration, then those of the ablations' schedules.
+        sweeps: name of a sweep -> its values, ascending -> the schedule of each, which may be one of the above.
         models: name of a folder below `models/` -> settings of the model in it: the base's two, then the ablations'.
         errors: what is wrong with the names that ablations lead to, a line each.
     """
@@ -91,49 +91,52 @@ class Grid:
         self.settings = settings
         self.prefixes: dict[str, Prefix] = {}
         self.schedules: list[str] = []
+        self.sweeps: dict[str, dict[float, str]] = {}
         self.models: dict[str, Record] = {}
         self.errors: list[str] = []
         self._known: dict[tuple, str] = {}  # parent, stage and what trains it -> prefix
         for schedule in settings.schedules:
-            self._add(settings, schedule, "")
+            self._add_schedule(settings, schedule, "")
         for name in settings.ablations:
             variant = varied(settings, name)
             [schedule] = variant.schedules
-            self._add(variant, schedule, name)
+            self._add_schedule(variant, schedule, name)
+        for name in settings.sweeps:
+            found = points(settings, name)
+            self.sweeps[name] = {one.value: self._add(one.settings, one.schedule, one.tag) for one in found}
+            self._report_equal(name)
         self.prefixes = dict(sorted(self.prefixes.items(), key=lambda item: (len(item[1].stages), item[0])))
-        self.errors += self._names_that_clash()
+        self.errors += clashes(settings, self.prefixes, self.models, self.tags)
         primary, others = settings.evaluation.primary, self.schedules[1:]
         if primary is not None and primary not in others:
             known = f"one of {', '.join(others)}" if others else "another schedule, which this study lacks"
             self.errors.append(f"evaluation.primary: '{primary}' is not compared with the first schedule; name {known}")
 
-    def _names_that_clash(self) -> Iterator[str]:
-        """Names that something else has already, and names too long for files."""
-        taken = reserved_names()
-        for name in self.prefixes:
-            if name in taken:
-                yield f"schedules: '{name}' is the name of {taken[name]}, too; rename a stage"
-        datasets = self.settings.expanded_datasets()
-        encoded = [f"{name}{tag}" for name in datasets for tag in self.tags if tag]
-        for name in encoded:
-            if name in datasets:
-                yield f"datasets.{name}: is also the name of an ablation's features; rename one"
-        patterns = (paths.SOURCE, paths.DATA, paths.FEATURES)
-        files = {name for pattern in patterns for name in paths.beside(pattern, "dataset")}
-        for name in datasets:
-            if name in files:
-                yield f"datasets.{name}: a file or folder of the results has this name; rename the data set"
-        made = {"datasets": [*datasets, *encoded], "schedules": self.prefixes, "ablations": self.models}
-        for kind, name in ((kind, name) for kind, names in made.items() for name in names):
-            if len(name) > LONGEST_NAME:
-                yield (
-                    f"{kind}: '{name[:40]}...' is a name of {len(name)} letters, and {LONGEST_NAME} are the most of a "
-                    "file's; shorten the names that it is made of"
-                )
+    def _add_schedule(self, settings: Settings, schedule: list[str], tag: str) -> None:
+        """Add a schedule of the study or, with its name as `tag`, of an ablation, which must train something new."""
+        name = self._add(settings, schedule, tag)
+        if name in self.schedules:
+            place = f"ablations.{tag}" if tag else "schedules"
+            self.errors.append(f"{place}: trains the same as '{name}', which already exists; remove one")
+        if name:
+            self.schedules.append(name)
 
-    def _add(self, settings: Settings, schedule: list[str], tag: str) -> None:
-        """Add a schedule; an ablation's `tag` is put where it first trains otherwise than the base."""
-        ablation, place = tag, f"ablations.{tag}" if tag else "schedules"
+    def _report_equal(self, sweep: str) -> None:
+        """Add an error where two values of a sweep train the same: its curve would be flat by construction."""
+        seen: dict[str, float] = {}
+        for value, arm in self.sweeps[sweep].items():
+            if arm and arm in seen:
+                equal = f"values {seen[arm]:g} and {value:g} train the same, '{arm}'"
+                self.errors.append(f"sweeps.{sweep}: {equal}; remove one, or name a setting that the schedule uses")
+            seen[arm] = value
+
+    def _add(self, settings: Settings, schedule: list[str], tag: str) -> str:
+        """Add the prefixes of a schedule and name it; a `tag` is put where it first trains otherwise than the base.
+
+        Nothing is returned where a name is taken, which is one of the errors.
+        """
+        kind = "ablations" if tag in self.settings.ablations else "sweeps"
+        ablation, place = tag, f"{kind}.{tag}" if tag else "schedules"
         folders = [self._model(settings, role, tag) for role in ROLES]
         before: tuple[str, ...] = ()
         for length, stage in enumerate(schedule, 1):
@@ -148,13 +151,11 @@ class Grid:
                     name, tag = f"{name}+{ablation}", ""
                 if name in self.prefixes:
                     self.errors.append(f"{place}: '{name}' is also the name of another prefix; rename the ablation")
-                    return
+                    return ""
                 self._known[key] = name
                 self.prefixes[name] = Prefix(tuple(schedule[:length]), before, settings, *folders)
             before = (*before, name)
-        if name in self.schedules:
-            self.errors.append(f"{place}: trains the same as '{name}', which already exists; remove one")
-        self.schedules.append(name)
+        return name
 
     def _model(self, settings: Settings, role: str, tag: str) -> str:
         """Name the folder of a model: that of an equal one, or a new one."""
@@ -172,6 +173,18 @@ class Grid:
         return {arm: [*self.prefixes[arm].before, arm] for arm in self.schedules}
 
     @cached_property
+    def swept(self) -> list[str]:
+        """Schedules that only sweeps have: answered, and compared in the tables of scale alone."""
+        arms = dict.fromkeys(arm for values in self.sweeps.values() for arm in values.values())
+        return [arm for arm in arms if arm not in self.schedules]
+
+    @cached_property
+    def main_prefixes(self) -> list[str]:
+        """Prefixes that schedules and ablations pass through, in the order of `prefixes`."""
+        passed = {prefix for way in self.lineage.values() for prefix in way}
+        return [prefix for prefix in self.prefixes if prefix in passed]
+
+    @cached_property
     def compared(self) -> list[str]:
         """Schedules in the order in which they are compared: the first, that of the primary comparison, the others."""
         first, *others = self.schedules
@@ -181,13 +194,14 @@ class Grid:
     def drawn_once(self) -> dict[str, str]:
         """Schedule -> the last prefix on its way that is trained once for all folds, where there is one."""
         once = self.shared_prefixes if SHARED in self.shared_splits else []
-        shared = {arm: [prefix for prefix in self.lineage[arm] if prefix in once] for arm in self.schedules}
+        arms = {arm: [*self.prefixes[arm].before, arm] for arm in (*self.schedules, *self.swept)}
+        shared = {arm: [prefix for prefix in way if prefix in once] for arm, way in arms.items()}
         return {arm: prefixes[-1] for arm, prefixes in shared.items() if prefixes}
 
     @cached_property
     def used_stages(self) -> list[str]:
         """Names of the stages that some schedule uses, in the order of the configuration."""
-        used = {stage for prefix in self.prefixes.values() for stage in prefix.stages}
+        used = {stage for prefix in self.main_prefixes for stage in self.prefixes[prefix].stages}
         return [stage for stage in self.settings.stages if stage in used]
 
     def settings_of(self, prefix: str) -> Settings:
@@ -325,8 +339,8 @@ class Grid:
         Then, where the settings name layers, the language model behind each connector that it sees an image through.
         """
         probe = self.settings.evaluation.probe
-        seeing = [name for name in self.prefixes if not self.stage_of(name).blind]
-        found = [Representation(name) for name in (PRE_PROJECTION, RANDOM_CONNECTOR, *self.prefixes)]
+        seeing = [name for name in self.main_prefixes if not self.stage_of(name).blind]
+        found = [Representation(name) for name in (PRE_PROJECTION, RANDOM_CONNECTOR, *self.main_prefixes)]
         for layer, name in product(probe.layers if probe else [], [RANDOM_CONNECTOR, *seeing]):
             found.append(Representation(name, layer))
             if name in self.prefixes and self.has_lora(name):

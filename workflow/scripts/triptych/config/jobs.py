@@ -177,6 +177,15 @@ def folds_text(study: Study, group: str = "") -> str:
     return canonical_json(study.settings.folds.model_dump(exclude={"shared_stages"}) | other)
 
 
+def sweeps_text(study: Study) -> str:
+    """Write the sweeps: name -> setting, and pairs of a value and its schedule, ascending."""
+    found = {
+        name: {"setting": sweep.setting, "arms": list(study.grid.sweeps[name].items())}
+        for name, sweep in study.settings.sweeps.items()
+    }
+    return canonical_json(list(found.items()))
+
+
 def dataset_text(study: Study, name: str) -> str:
     """Write the settings of a data set."""
     return canonical_json(study.datasets[name].model_dump(mode="json", by_alias=True))

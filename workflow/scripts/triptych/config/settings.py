@@ -13,7 +13,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from triptych.config.base import Record
+from triptych.config.base import Record, added
 from triptych.config.datasets import Dataset
 from triptych.config.evaluation import Evaluation
 from triptych.config.folds import Folds
@@ -77,6 +77,27 @@ class Ablation(Record):
     stages: dict[Name, Differences] = Field({}, description="Differences of stages, by name.")
 
 
+class Sweep(Record):
+    """One setting with several values: each is trained as an ablation, and the tables of scale show the curve.
+
+    With 0 samples a stage is left out. `lora.rank` takes `alpha` along, so that alpha / rank stays the base's (with
+    `use_rslora` alpha stays). `connector.pool` of 1 is `mlp2x_gelu`; other values are `pooled-mlp`.
+    """
+
+    setting: Line = Field(
+        description="Path of a number in `connector`, `lora`, `models` or `stages`, such as stages.1.max_samples."
+    )
+    also: list[Line] = Field(
+        [], description="Settings that take the same value, as stages.3.fraction beside stages.2.fraction."
+    )
+    values: list[Annotated[float, Field(ge=0)]] = Field(
+        min_length=2, description="Its values; one that the base has is the base itself."
+    )
+    schedule: list[Name] | None = Field(
+        None, min_length=1, description="Names of the stages; null: the first schedule."
+    )
+
+
 class Settings(Record):
     """A whole study."""
 
@@ -103,6 +124,9 @@ class Settings(Record):
     )
     ablations: dict[Name, Ablation] = Field(
         {}, description="Variants of the first or another schedule, by name; each states only its differences."
+    )
+    sweeps: dict[Name, Sweep] = added(
+        {}, description="Curves of scale by name: one setting with several values, in tables and figures of their own."
     )
     training: Training = Field(Training(), description="Settings that affect the result of every training job.")
     runtime: Runtime = Field(Runtime(), description="How training jobs run.")

@@ -137,6 +137,13 @@ class Stage(Record):
     max_samples: PositiveInt | None = former(
         "samples", None, description="Train on at most this many samples; null: all."
     )
+    fraction: float = added(
+        1.0,
+        gt=0,
+        le=1,
+        description="Train on this fraction of the training part, in folds of each fold's; whole images, of which a "
+        "smaller fraction has some of a larger one's.",
+    )
     batch_size: PositiveInt = Field(16, description="Questions (or captions) per optimiser step.")
     clip_norm: float | None = added(
         1.0, gt=0, description="Gradients are scaled down to this norm where theirs is larger; null: never."
@@ -180,6 +187,10 @@ class Stage(Record):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def most_samples(self, number: int) -> int:
+        """Say how many of a training part's samples are trained on, at least one of them."""
+        return min(max(1, round(self.fraction * number)), self.max_samples or number)
 
     def of(self, name: str, part: Part) -> Any:
         """The value of a setting for one part that trains."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.config import ablations
+from triptych.config import ablations, sweeps
 from triptych.config.datasets import Dataset
 from triptych.config.environment import overruled
 from triptych.config.errors import error_lines, mapping, reference_errors
@@ -102,7 +102,7 @@ def load_study(config: Mapping[str, Any], name: str = "config", written: Sequenc
         lines += error_lines(error)
     lines += reference_errors(config)
     if not lines:
-        lines = ablations.errors(settings)
+        lines = [*ablations.errors(settings), *sweeps.errors(settings)]
     if not lines:
         study = Study.of(settings)
         lines = [*study.grid.errors, *study.transfer_errors()]

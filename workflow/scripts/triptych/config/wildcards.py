@@ -35,6 +35,8 @@ def _single_predictions(study: Study) -> Iterator[dict[str, object]]:
     for cell in study.grid.trainings:
         if leak and cell.prefix in leak.schedules and cell.split not in study.grid.folds:
             yield {"prefix": cell.prefix, "fold": cell.split, "seed": cell.seed, "view": view_suffix(HELD_OUT)}
+    for prefix, fold, seed in product(study.grid.swept, study.grid.folds, study.settings.seeds):
+        yield {"prefix": prefix, "fold": fold, "seed": seed, "view": view_suffix(HELD_OUT)}
 
 
 def _baselines(study: Study) -> Iterator[dict[str, object]]:
@@ -59,7 +61,8 @@ def _transfer_baselines(study: Study) -> Iterator[dict[str, object]]:
 def _captions(study: Study) -> Iterator[dict[str, object]]:
     if study.settings.evaluation.captions:
         draws = [split.removeprefix(SHARED) for split in study.grid.shared_splits]
-        for prefix, draw, seed in product(study.grid.shared_prefixes, draws, study.settings.seeds):
+        prefixes = [prefix for prefix in study.grid.main_prefixes if prefix in study.grid.shared_prefixes]
+        for prefix, draw, seed in product(prefixes, draws, study.settings.seeds):
             yield {"prefix": prefix, "draw": draw, "seed": seed}
 
 

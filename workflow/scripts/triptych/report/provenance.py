@@ -97,6 +97,7 @@ MADE_BY = {
     by_type.NAME: "compare_schedules",
     calibration.NAME: "tabulate_calibration",
     "leak": "tabulate_leak",
+    "scaling": "tabulate_scaling",
     "captions": "tabulate_captions",
     "probe": "tabulate_probe",
     "stages": "plot_stages",

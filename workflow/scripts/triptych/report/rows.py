@@ -49,6 +49,19 @@ def ranked(arms: Sequence[Mapping], accuracies: Mapping[str, Mapping]) -> Chart:
     return _chart("Exact match of all arms, in per cent, with 95 % intervals", axis, rows)
 
 
+def scaled(sweeps: Mapping[str, Sequence[Mapping]]) -> list[Chart]:
+    """Draw exact match of every value of every sweep, the smallest first."""
+    found = []
+    for name, values in sweeps.items():
+        axis, rows = Axis([row[part] for row in values for part in ("mean", "low", "high")], most=100), []
+        for row in values:
+            text = with_interval(row["mean"], row["low"], row["high"])
+            point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
+            rows.append({"name": f"{row['value']:.10g}", "track": track(axis, [point]), "text": text})
+        found.append(_chart(f"{name}: exact match in per cent by {values[0]['setting']}, 95 % intervals", axis, rows))
+    return found
+
+
 def differences(comparison: Sequence[Mapping]) -> Chart | None:
     """Draw the difference of each pair over the margin of equivalence; small marks are single runs."""
     if not comparison:

@@ -22,7 +22,7 @@ from triptych.report.gallery import first_shown, packed
 from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.results import Results, results
 from triptych.report.svg import graph
-from triptych.tables import by_type, calibration
+from triptych.tables import by_type, calibration, scaling
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
 
@@ -113,6 +113,8 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "above_chart": rows.above(gathered["above_lookups"]),
         "content_charts": {aspect: chart for aspect, chart in contents.items() if chart},
         "probe_charts": rows.probes(gathered["probe"]),
+        "scaling_charts": rows.scaled(scaling.by_sweep(gathered["scaling"])),
+        "scaling_said": scaling.said(gathered["scaling"], study.grid.drawn_once),
         "leak_chart": rows.leaks(gathered["leak"]),
         "kept_rows": data_pictures.kept(audit["data"]),
         "balance_charts": data_pictures.balance(audit["balance"]),

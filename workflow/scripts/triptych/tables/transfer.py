@@ -11,7 +11,6 @@ import pandas
 from triptych.config.arms import BASELINES, PARTS, TEST, in_domain_arms
 from triptych.errors import run_step
 from triptych.evaluate.metrics import exact_match
-from triptych.evaluate.statistics import bootstrap_interval, tabulate, two_way_clustered_t
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
@@ -20,7 +19,7 @@ from triptych.tables.comparison import paragraphs
 from triptych.tables.format import NUMBER, latex, make_table, markdown, rows_of, write_csv
 from triptych.tables.pairs import pair, the_view
 from triptych.tables.runs import cell, group_runs, runs_text
-from triptych.tables.verdicts import compare, conclude
+from triptych.tables.verdicts import compare, conclude, mean_interval
 from triptych.tables.wording import LEVEL
 
 COLUMNS = {**schedules.COLUMNS, "low": NUMBER, "high": NUMBER}
@@ -38,13 +37,8 @@ def interval(runs: Mapping[tuple, Sequence[dict]]) -> tuple[float | None, float 
     """
     answers = [(run, record) for run, records in runs.items() for record in records]
     right = [100.0 * exact_match(record) for _, record in answers]
-    cells = tabulate(right, [run for run, _ in answers], [record["group"] for _, record in answers])
-    if cells.counts.shape[1] < 2:
-        return None, None
-    if len(runs) == 1:
-        return bootstrap_interval(cells, SEED, level=LEVEL)
-    found = two_way_clustered_t(cells, len({split for split, _ in runs}), LEVEL)
-    return max(0.0, float(found.low)), min(100.0, float(found.high))
+    low, high = mean_interval(right, [run for run, _ in answers], [record["group"] for _, record in answers], SEED)
+    return (None, None) if low is None else (max(0.0, low), min(100.0, high))
 
 
 def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:

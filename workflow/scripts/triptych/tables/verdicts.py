@@ -103,6 +103,28 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
     }  # fmt: skip
 
 
+def mean_interval(
+    values: Sequence[float], runs: Sequence[tuple], groups: Sequence[str], seed: int
+) -> tuple[float | None, float | None]:
+    """Give the interval of a mean, for other runs and other images of the same kind; of one run, for other images.
+
+    None where all answers are about one image or subject.
+
+    Args:
+        values: (N,) one for each answered question.
+        runs: (N,) split and seed of each.
+        groups: (N,) image or subject of each.
+        seed: of the bootstrap.
+    """
+    cells = tabulate(values, runs, groups)
+    if cells.counts.shape[1] < 2:
+        return None, None
+    if len(cells.counts) == 1:
+        return bootstrap_interval(cells, seed, level=LEVEL)
+    found = two_way_clustered_t(cells, len({split for split, *_ in runs}), LEVEL)
+    return float(found.low), float(found.high)
+
+
 def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Add to the rows, of the same questions and runs, corrected p values, minimum detectable effects and verdicts.
 
@@ -150,8 +172,17 @@ def few_draws(folds: int, seeds: int) -> bool:
 
 
 def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-    """Warn where folds share too few trainings of a first stage: intervals are then too narrow."""
     prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
+    return draws_warning(row, prefixes)
+
+
+def draws_warning(row: Mapping[str, Any], prefixes: Sequence[str]) -> str:
+    """Warn where folds share too few trainings of a first stage: intervals are then too narrow.
+
+    Args:
+        row: with the numbers of folds and seeds.
+        prefixes: those that all folds share.
+    """
     if not few_draws(row["folds"], row["seeds"]) or not prefixes:
         return ""
     named = " and ".join(f"stage {prefix}" for prefix in prefixes)

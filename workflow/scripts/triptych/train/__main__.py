@@ -142,11 +142,9 @@ def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
         base, arguments.parent, job.connector, job.lora, job.seed, job.split, loaded, device, job.stage.init
     )
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
-    limits = {"train": job.stage.max_samples, "validation": job.training.validation_limit}
-    training, validation = (
-        tokenise(limited(load_questions(arguments.data, job.split, part), limit, job.seed), prompt)
-        for part, limit in limits.items()
-    )
+    rows = {part: load_questions(arguments.data, job.split, part) for part in ("train", "validation")}
+    limits = {"train": job.stage.most_samples(len(rows["train"])), "validation": job.training.validation_limit}
+    training, validation = (tokenise(limited(rows[part], limits[part], job.seed), prompt) for part in rows)
     return Inputs(features, base, model, prompt, training, validation, device, dtype)
 
 

@@ -1,0 +1,222 @@
+"""Step: curves of scale, a row for each value of a sweep, with the slope over all values and a figure."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair
+import numpy as np
+import pandas
+
+from triptych.errors import run_step
+from triptych.io.parquet import read_table
+from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
+from triptych.tables.pairs import OPTIONAL, READ, pair
+from triptych.tables.plotting import PALETTE, write_figure
+from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
+from triptych.tables.transfer import SEED, interval
+from triptych.tables.verdicts import draws_warning, mean_interval
+
+COLUMNS = {"sweep": TEXT, "setting": TEXT, "value": NUMBER, "arm": TEXT, **SIZES}
+COLUMNS |= dict.fromkeys(("mean", "sd", "low", "high"), NUMBER)
+COLUMNS |= {f"{to}_{part}": NUMBER for to in ("smaller", "smallest") for part in ("effect", "low", "high")}
+COLUMNS |= {"slope_per": TEXT, **dict.fromkeys(("slope", "slope_low", "slope_high"), NUMBER)}
+HEADINGS = ["sweep", "value", "arm", "runs", "exact match", "95 % interval", "minus next smaller", "minus smallest"]
+
+DOUBLINGS = 4  # from this factor between the values (without 0) on, the slope is that of a doubling
+LOGARITHMIC = 20  # above this one, the figure's axis is logarithmic
+
+ABOUT = (
+    "Exact match in per cent on held-out questions by the value of a setting: mean ± standard deviation over runs, "
+    "with the interval of the mean for other runs and other images like these, and differences in points, paired by "
+    "run and question. Intervals (95 %) are not corrected for their number; the comparison of schedules leaves out "
+    "values that are no schedules of the study."
+)
+
+Sweeps = Mapping[str, Mapping[str, Any]]  # name -> `setting`, and `arms`: pairs of a value and its schedule, ascending
+
+
+def spread(values: Sequence[float]) -> float:
+    """Give the factor between the largest and the smallest value that is not 0."""
+    positive = [value for value in values if value > 0]
+    return max(positive) / min(positive)
+
+
+def places(values: Sequence[float]) -> tuple[str, list[float | None]]:
+    """Place values where the slope is a straight line: what one unit is, and the places; None for 0 with doublings."""
+    if spread(values) >= DOUBLINGS:
+        return "doubling", [math.log2(value) if value > 0 else None for value in values]
+    return "unit", list(values)
+
+
+def slope(records: Sequence[dict], arms: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    """Fit a straight line to the curve, and give its slope in points with its interval.
+
+    The slope by least squares is a weighted sum of the means, and so the mean of the same sum of each question's
+    answers in each run, whose interval is clustered by run and by image as that of a difference is.
+
+    Args:
+        records: answers.
+        arms: values and their schedules.
+    """
+    per, found = places([value for value, _ in arms])
+    at = {arm: place for (_, arm), place in zip(arms, found, strict=True) if place is not None}
+    centre = np.array(list(at.values())) - np.mean(list(at.values()))
+    first = next(iter(at))
+    paired = {arm: pair(records, first, arm) for arm in at if arm != first}
+    known = next(iter(paired.values()))
+    answers = [known.first, *(one.second for one in paired.values())]
+    weights = 100 * centre / np.square(centre).sum()
+    values = sum(weight * answer for weight, answer in zip(weights, answers, strict=True))
+    low, high = mean_interval(values, known.runs, known.groups, SEED)
+    return {"slope_per": per, "slope": float(values.mean()), "slope_low": low, "slope_high": high}
+
+
+def difference(records: Sequence[dict], arm: str, other: str, name: str) -> dict[str, float | None]:
+    """Give the paired difference of an arm to another in points, with its interval; columns begin with `name`."""
+    paired = pair(records, arm, other)
+    points = 100.0 * (paired.first - paired.second)
+    low, high = mean_interval(points, paired.runs, paired.groups, SEED)
+    return {f"{name}_effect": float(points.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
+    """Make the table: a row for each sweep and value, ascending.
+
+    Raises:
+        TriptychError: a schedule has no answers, or two were asked different questions.
+    """
+    grouped, rows = group_runs(records), []
+    for name, sweep in sweeps.items():
+        arms = sweep["arms"]
+        fitted = slope(records, arms)
+        for place, (value, arm) in enumerate(arms):
+            row = {"sweep": name, "setting": sweep["setting"], "value": value, "arm": arm, **sizes(grouped[arm])}
+            row["mean"], row["sd"] = mean_sd([accuracy(run) for run in grouped[arm].values()])
+            row["low"], row["high"] = interval(grouped[arm])
+            if place:
+                row |= difference(records, arm, arms[place - 1][1], "smaller")
+                row |= difference(records, arm, arms[0][1], "smallest")
+            rows.append(row | fitted)
+    return make_table(rows, COLUMNS)
+
+
+def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say in a sentence what the curve of one sweep shows; its rows."""
+    row = rows[0]
+    each = f"doubling of {row['setting']}" if row["slope_per"] == "doubling" else f"unit of {row['setting']}"
+    left_out = " (0 has no doubling and is left out)" if row["slope_per"] == "doubling" and row["value"] == 0 else ""
+    text = f"{row['sweep']}: each {each} adds {row['slope']:+.2f} points of exact match"
+    if row["slope_low"] is None:
+        return f"{text}{left_out}; all questions are about one image or subject, so nothing is said of others."
+    over = " over images" if row["runs"] == 1 else ""
+    text += f" (95 % interval{over} {row['slope_low']:+.2f} to {row['slope_high']:+.2f}){left_out}"
+    if row["slope_low"] <= 0 <= row["slope_high"]:
+        return f"{text}: no slope is shown."
+    return f"{text}."
+
+
+def by_sweep(table: pandas.DataFrame) -> dict[str, list[dict]]:
+    """Give the rows of each sweep."""
+    found: dict[str, list[dict]] = {}
+    for row in rows_of(table):
+        found.setdefault(row["sweep"], []).append(row)
+    return found
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    effect, low, high = (row[f"{name}_{part}"] for part in ("effect", "low", "high"))
+    if effect is None:
+        return ""
+    return f"{effect:+.1f}" if low is None else f"{effect:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def shown(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table as text for people."""
+    lines = [
+        [
+            row["sweep"],
+            f"{row['value']:.10g}",
+            row["arm"],
+            runs_text(row),
+            cell(row["mean"], row["sd"]),
+            "" if row["low"] is None else f"{row['low']:.1f} to {row['high']:.1f}",
+            _with_interval(row, "smaller"),
+            _with_interval(row, "smallest"),
+        ]
+        for row in rows_of(table)
+    ]
+    return pandas.DataFrame(lines, columns=HEADINGS)
+
+
+def axis_places(values: Sequence[float]) -> list[float]:
+    """Place values on the figure's axis: by logarithm where they span much, with 0 one step before the smallest."""
+    if spread(values) <= LOGARITHMIC:
+        return list(values)
+    logs = [math.log10(value) for value in values if value > 0]
+    step = (max(logs) - min(logs)) / (len(logs) - 1)
+    return [math.log10(value) if value > 0 else min(logs) - step for value in values]
+
+
+def panel(rows: Sequence[Mapping[str, Any]]) -> altair.LayerChart:
+    """Draw one sweep: means with their intervals, joined by a line; a 0 beside a logarithmic axis stands alone."""
+    values = [row["value"] for row in rows]
+    at = axis_places(values)
+    logarithmic = at != values
+    points = pandas.DataFrame([{**row, "at": place} for row, place in zip(rows, at, strict=True)])
+    labels = {f"{place:.6f}": f"{value:.10g}" for value, place in zip(values, at, strict=True)}
+    axis = altair.Axis(values=at, labelExpr=f"({json.dumps(labels)})[format(datum.value, '.6f')]", grid=False)
+    title = rows[0]["setting"] + (" (logarithmic)" if logarithmic else "")
+    scale = altair.Scale(zero=False, nice=False, padding=16)
+    base = altair.Chart(points).encode(x=altair.X("at:Q", axis=axis, title=title, scale=scale))
+    y = altair.Y("mean:Q", title="exact match, %", scale=altair.Scale(zero=False))
+    drawn = base.mark_point(filled=True, size=60, opacity=1, color=PALETTE[0]).encode(y=y)
+    drawn += base.mark_rule(strokeWidth=2, color=PALETTE[0]).encode(altair.Y("low:Q"), altair.Y2("high:Q"))
+    joined = points[points["value"] > 0] if logarithmic else points
+    line = altair.Chart(joined).mark_line(color=PALETTE[0], opacity=0.6)
+    drawn += line.encode(x=altair.X("at:Q", axis=axis, title=title, scale=scale), y=y)
+    return drawn.properties(width=300, height=220, title=rows[0]["sweep"])
+
+
+def chart(table: pandas.DataFrame) -> altair.ConcatChart:
+    """Draw all sweeps, two beside each other."""
+    drawn = altair.concat(*map(panel, by_sweep(table).values()), columns=2)
+    title = altair.Title("Curves of scale", subtitle="mean over runs; bar: 95 % interval for other runs and images")
+    return drawn.properties(title=title).configure(background="white", font="sans-serif")
+
+
+def said(table: pandas.DataFrame, drawn: Mapping[str, str]) -> list[str]:
+    """Say what every sweep shows, with a warning where all folds share too few trainings of a stage.
+
+    Args:
+        table: from `summarise`.
+        drawn: schedule -> the prefix that it begins with and that all folds share, for those that have one.
+    """
+    found = []
+    for rows in by_sweep(table).values():
+        prefixes = list(dict.fromkeys(drawn[row["arm"]] for row in rows if row["arm"] in drawn))
+        found.append(sentence(rows) + draws_warning(rows[0], prefixes))
+    return found
+
+
+def main() -> None:
+    """Write `scaling` as CSV, Markdown and LaTeX, and its figure as SVG and PNG."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
+    parser.add_argument("--sweeps", type=json.loads, required=True, help="JSON: pairs of a sweep's name and its arms")
+    parser.add_argument("--drawn-once", type=json.loads, default={}, help="JSON: as `triptych compare` takes it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
+    arguments = parser.parse_args()
+    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ, OPTIONAL)]
+    table = summarise(records, dict(arguments.sweeps))
+    after = "".join(f"\n{line}\n" for line in said(table, arguments.drawn_once))
+    write_table(arguments.out / "scaling", table, shown(table), "Curves of scale", ABOUT, after)
+    write_figure(chart(table), arguments.svg)
+
+
+if __name__ == "__main__":
+    run_step(main)
