@@ -82,9 +82,12 @@ def put(config: dict, way: tuple, value: str) -> dict:
     """The toy study with a text at a place; a new entry of a section where there is none like it."""
     config = copy.deepcopy(config)
     config["ablations"] = {"any": {"lora": {"rank": 3}, "stages": {"3": {"epochs": 2}}}}
+    config["sweeps"] = {
+        "curve": {"setting": "lora.rank", "also": ["lora.alpha"], "values": [4, 8], "schedule": ["2", "3"]}
+    }
     node: Any = config
     for key, after in zip(way, (*way[1:], ""), strict=True):
-        if key == "any" and way[0] in ("stages", "ablations"):
+        if key == "any" and way[0] in ("stages", "ablations", "sweeps"):
             node = next(iter(node.values()))
         elif isinstance(key, type):
             node.clear()
