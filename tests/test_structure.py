@@ -9,7 +9,7 @@ PACKAGE = ROOT / "workflow/scripts/triptych"
 # A folder imports from those before it alone.
 ORDER = (
     *("errors", "utils", "io", "config", "download", "data", "model", "features", "train", "evaluate"),
-    *("tables", "export", "commands", "report", "workflow_hooks", "cli"),
+    *("tables", "export", "commands", "report", "serve", "workflow_hooks", "cli"),
 )
 MOST_LINES, LONGEST_FUNCTION = 400, 80
 FILES = sorted(PACKAGE.rglob("*.py"))

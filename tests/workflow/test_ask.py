@@ -18,6 +18,7 @@ from triptych.errors import TriptychError
 from triptych.evaluate.asking import Answerer, read_image
 from triptych.features.store import Features
 from triptych.io.parquet import read_table
+from triptych.serve.desk import LoadedCheckpoints
 
 
 @pytest.fixture
@@ -186,3 +187,40 @@ def test_where_it_looks_is_drawn_and_recorded(here, capsys, tmp_path):
     assert other["where"]["answer"] == "no"
     with pytest.raises(TriptychError, match="--grid: must be a number of squares from 2 to 32, not 1"):
         ask.main([str(tmp_path / "own.png"), "?", "--configfile", "study.yaml", "--grid", "1"])
+
+
+@pytest.mark.parametrize(
+    ("drops", "said"),
+    [
+        (
+            [0.0, 0.1, 0.69, -0.9],
+            "0.50 times as probable without square 1 from the left, 2 from the top (0.69 nats less)",
+        ),
+        ([-0.2, -0.1, -0.3, -0.4], "without no square less probable"),
+        ([0.0] * 4, "without no square less probable"),
+    ],
+)
+def test_the_square_that_is_needed_most_is_named_where_there_is_one(drops, said):
+    assert ask.most_needed(drops, 2) == said
+
+
+def test_the_page_shows_the_answers_of_the_study_and_where_each_checkpoint_looks(here, capsys):
+    [record, *_] = held_out(here)
+    data = files(here)[record["image_id"]]
+    named = [here.checkpoint(Checkpoint(prefix, "fold0", 0)) for prefix in ("2-3", "1-2-3")]
+    desk = LoadedCheckpoints(here, ask.chosen(here, named, None))
+    assert capsys.readouterr().out.splitlines() == [f"loading {place}/2: {path}" for place, path in enumerate(named, 1)]
+    assert [(one["schedule"], one["split"]) for one in desk.checkpoints()] == [("2-3", "fold0"), ("1-2-3", "fold0")]
+    found = desk.answers(data, record["question"])
+    assert found["image"].startswith("data:image/png;base64,")
+    for one in found["answers"]:
+        stored = {row["question_id"]: row["prediction"] for row in held_out(here, one["schedule"])}
+        assert one["answer"] == stored[record["question_id"]]
+        assert (one["gold"], one["trained_on_image"]) == (record["gold"], False)
+    json.dumps(found)
+    first, second = (desk.where(data, record["question"], number) for number in (0, 1))
+    assert first["picture"] != second["picture"] and first["words"].startswith(f"'{record['gold']}': ")
+    with pytest.raises(TriptychError, match="The image cannot be used: "):
+        desk.answers(b"no image", record["question"])
+    with pytest.raises(TriptychError, match="the question is empty"):
+        desk.answers(data, " ")

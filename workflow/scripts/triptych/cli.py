@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": Command("triptych.commands.verify", "verify all results against their hashes and checksums"),
     "compare": Command("triptych.tables.comparison", "compare schedules on predictions of your choice"),
     "ask": Command("triptych.commands.ask", "ask a trained model a question about an image"),
+    "serve": Command("triptych.serve.command", "ask trained models in a page of the browser, side by side"),
     "export": Command("triptych.commands.export", "write a checkpoint as a folder for transformers"),
     "export-results": Command("triptych.report.results", "write the numbers of a study as one file, results.json"),
     "wandb": Command("triptych.report.wandb_runs", "write all training jobs so far as Weights & Biases runs"),

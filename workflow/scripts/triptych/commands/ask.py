@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def chosen(study: Study, checkpoints: Sequence[Path], compare: Sequence[str] | N
     both = [run for run in first if run in second]
     if not both:
         raise TriptychError(f"--compare: {' and '.join(compare)} have no fold and seed that both have finished")
-    why = f"best of {len(both)} runs of {compare[0]} that both have finished"
+    why = f"of {len(both)} runs that both have finished, {compare[0]} is best on this one"
     return [(cells[both[0]], why) for cells in (first, second)]
 
 
@@ -174,13 +175,18 @@ def lines(found: dict) -> list[tuple[str, str]]:
         *found["lookups"].items(),
     ]
     if looked := found.get("where"):
-        most = max(range(len(looked["drops"])), key=looked["drops"].__getitem__)
-        row, column = divmod(most, looked["grid"])
-        lost = (
-            f"{looked['drops'][most]:.2f} nats less without square {column + 1} from the left, {row + 1} from the top"
-        )
-        shown.append(("where", f"'{looked['answer']}': {lost}"))
+        shown.append(("where", f"'{looked['answer']}': {most_needed(looked['drops'], looked['grid'])}"))
     return shown + ([("right, in the data", found["gold"])] if found["gold"] else [])
+
+
+def most_needed(drops: Sequence[float], grid: int) -> str:
+    """Name the square without which the log-probability (nats) loses most."""
+    most = max(range(len(drops)), key=drops.__getitem__)
+    if drops[most] <= 0:
+        return "without no square less probable"
+    row, column = divmod(most, grid)
+    square = f"square {column + 1} from the left, {row + 1} from the top"
+    return f"{math.exp(-drops[most]):.2f} times as probable without {square} ({drops[most]:.2f} nats less)"
 
 
 def looks(answerer: "Answerer", sent: "Sent", question: str, answer: "Answer", about: str | None, grid: int) -> dict:

@@ -22,7 +22,7 @@ from triptych.commands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
 
 # Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
-BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.", "triptych.report.results")
+BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.", "triptych.report.results", "triptych.serve.")
 
 
 def job_prefix(profile: str | None) -> str | None:
