@@ -15,7 +15,7 @@ TORCH_CUDA ?= $(or $(shell cat $(VENV)/.cuda 2>/dev/null),13)
 TORCH_LOCKS := $(if $(filter 12,$(TORCH_CUDA)),requirements-cuda12.lock,requirements-torch.lock requirements-cuda.lock)
 
 .PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan bench-gpu \
-	count-kernels aire-setup aire-fetch aire-check format lock schema clean
+	count-kernels aire-setup aire-fetch aire-check format lock schema docs clean
 
 ## help: list the targets
 help:
@@ -110,11 +110,23 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow/rules
 
-## schema: config/schema.json (for editors), docs/configuration.md and docs/models.md, from the code
+## schema: config/schema.json (for editors) and the pages of docs/ that come from the code
 schema: $(VENV)/.installed
 	$(VENV)/bin/triptych schema --out config/schema.json
 	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
 	$(VENV)/bin/python tools/models_page.py docs/models.md
+	$(VENV)/bin/python tools/commands_page.py docs/commands.md
+
+DOCS := docs/_build
+
+## docs: the site of docs/, in docs/_build/html; a link that leads nowhere is an error
+docs: $(DOCS)/venv/.installed
+	$(DOCS)/venv/bin/sphinx-build --fail-on-warning --keep-going --quiet --doctree-dir $(DOCS)/doctrees docs $(DOCS)/html
+
+$(DOCS)/venv/.installed: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)/venv
+	$(DOCS)/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
+	touch $@
 
 ## lock: the pinned and hashed lock files from pyproject.toml (needs uv)
 lock:
@@ -122,7 +134,7 @@ lock:
 
 ## clean: remove .venv and the caches of the tools; results are kept
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) .pytest_cache .ruff_cache
 
 # Built by the setuptools of the lock file and not in a fresh environment, so that nothing is fetched. Editable: the
 # package is this checkout.
