@@ -43,9 +43,10 @@ def _fixed(formatter: type[argparse.HelpFormatter]) -> type[argparse.HelpFormatt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="the page, docs/commands.md")
-    write_text(parser.parse_args().out, page())
+    """Write the page of all commands."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", type=Path, help="file to write")
+    write_text(parser.parse_args().file, page())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """A study on one screen, and a run that ends with its results or with the reason why it failed."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from triptych.commands.jobs import Job, JobState
+from triptych.commands.run import results
 from triptych.commands.status import Outlook
 from triptych.commands.view import MOST_RUNNING, screen, sparkline
 from triptych.config.grid import Checkpoint
@@ -83,3 +85,28 @@ def test_other_steps_are_counted_by_rule_and_many_bars_are_cut_short():
 def test_names_are_text_and_no_markup():
     states = [training("2+[red]x", "fold0", "running", detail="[bold]y[/bold]")]
     assert "2+[red]x" in shown(states) and "[bold]y[/bold]" in shown(states)
+
+
+class Finished:
+    """A study as far as its end needs it."""
+
+    def __init__(self, folder):
+        self.results = folder
+
+    def path(self, name):
+        return self.results / name
+
+
+def test_a_run_ends_with_its_table_three_sentences_and_its_report(tmp_path):
+    study = Finished(tmp_path)
+    assert results(study) == []
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/schedules.md").write_text("# Schedules\n\n| arm |\n")
+    assert results(study) == ["# Schedules\n\n| arm |"], "a study of one schedule, not reported"
+    cards = [{"question": "?", "short": "Yes", "text": text} for text in ("It looks.", "It wins.", "20 points.")]
+    (tmp_path / "results.json").write_text(json.dumps({"answer": "Stage 1 helped.", "cards": cards}))
+    (tmp_path / "report.html").write_text("")
+    assert results(study)[1:5] == ["", "Stage 1 helped.", "It looks.", "It wins."]
+    assert results(study)[5:] == ["", f"report: {tmp_path / 'report.html'}"]
+    (tmp_path / "results.json").write_text(json.dumps({"answer": "Stage 1 helped."}))
+    assert results(study)[1:3] == ["", "Stage 1 helped."], "written by an earlier version"

@@ -99,7 +99,8 @@ def test_every_command_of_triptych_is_one_that_it_understands():
 
 
 def test_the_documents_show_every_command_of_triptych():
-    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    by_hand = [path for path in DOCUMENTS if path.name != "commands.md"]
+    texts = [path.read_text(encoding="utf-8") for path in by_hand]
     found = {command.split()[0] for text in texts for command in commands(text, True, TRIPTYCH)}
     assert set(COMMANDS) - found == {"schema"}, "which `make schema` runs"
 

@@ -99,11 +99,13 @@ def reasons(study: Study, log: Path, began: float) -> list[str]:
 
 
 def results(study: Study) -> list[str]:
-    """Give what a finished study ends with: its table, the answer to its question, and where its report is."""
-    table, comparison = (study.results / "tables" / name for name in ("schedules.md", "comparison.json"))
+    """Give what a finished study ends with: its table, what was seen in plain words, and where its report is."""
+    table, numbers = study.results / "tables/schedules.md", study.path(paths.RESULTS)
     lines = [table.read_text(encoding="utf-8").rstrip()] if table.exists() else []
-    if comparison.exists():
-        lines += ["", *(row["verdict"] for row in read_json(comparison)["comparisons"][:1])]
+    if numbers.exists():
+        found = read_json(numbers)
+        seen = [found["answer"], *(card["text"] for card in found.get("cards", [])[:2])]
+        lines += ["", *seen]
     if (report := study.path(paths.REPORT)).exists():
         lines += ["", f"report: {report}"]
     return lines

@@ -135,3 +135,12 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
         f"times out of five; smaller ones are mostly missed. Differences of up to {points(margin)} count as none."
     )
     return card | {"short": points(round(size, 1)), "text": text}
+
+
+def cards(gathered: Mapping[str, Any], schedules: Sequence[str]) -> list[dict[str, Any]]:
+    """Give the three cards of the first screen, in their order."""
+    return [
+        card_image(gathered["lost"], schedules[0]),
+        card_lookup(gathered["above_lookups"], schedules),
+        card_power(gathered["comparison"]),
+    ]

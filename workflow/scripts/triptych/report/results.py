@@ -104,6 +104,14 @@ class ByContent(Part):
     accuracy: Number
 
 
+class Card(Part):
+    """One more question about the study, and its answer in plain words."""
+
+    question: str
+    short: str
+    text: str
+
+
 class Results(Part):
     """The file."""
 
@@ -111,6 +119,7 @@ class Results(Part):
     question: str
     answer: str = Field(description="in plain words")
     verdict: str = Field(description="in statistical words; empty where nothing is compared")
+    cards: list[Card] = Field([], description="does it look at the image, does it beat a look-up, what could be found")
     code: list[str] = Field(description="versions of Triptych that trained")
     dataset: str = Field(description="the data set whose questions are asked")
     questions: int
@@ -162,6 +171,7 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
         question=answer.question(study, comparison),
         answer=answer.plain_answer(study, comparison, arms),
         verdict=comparison[0]["verdict"] if comparison else "",
+        cards=[chosen(Card, card) for card in answer.cards(gathered, study.grid.schedules)],
         code=gathered["provenance"]["code"],
         dataset=settings.folds.dataset,
         questions=arms[0]["questions"],

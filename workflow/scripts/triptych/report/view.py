@@ -55,11 +55,9 @@ def policy_hash(text: str) -> str:
 
 
 def _cards(gathered: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    image = answer.card_image(gathered["lost"], names[0])
+    image, lookup, power = answer.cards(gathered, names)
     image["chart"] = rows.lost(image["rows"], names[:1], name_arms=False)
-    lookup = answer.card_lookup(gathered["above_lookups"], names)
     lookup["chart"] = rows.above(lookup["rows"][:3])
-    power = answer.card_power(gathered["comparison"])
     power["chart"] = rows.power(gathered["comparison"])
     return [image, lookup, power]
 
