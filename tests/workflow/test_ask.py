@@ -224,3 +224,14 @@ def test_the_page_shows_the_answers_of_the_study_and_where_each_checkpoint_looks
         desk.answers(b"no image", record["question"])
     with pytest.raises(TriptychError, match="the question is empty"):
         desk.answers(data, " ")
+
+
+def test_a_question_of_the_study_is_asked_by_its_number_on_a_fold_that_holds_it_out(here, capsys):
+    for fold in here.grid.folds:
+        record = held_out(here, "2-3", fold)[0]
+        [one] = asked(capsys, record["question_id"])
+        assert one["split"] == fold and one["gold"] == record["gold"] and not one["trained_on_image"]
+        [named] = asked(capsys, record["question_id"], "--checkpoint", here.checkpoint(Checkpoint("2-3", fold, 0)))
+        assert named["answer"] == record["prediction"]
+    with pytest.raises(TriptychError, match="no question of medical has this number"):
+        ask.read_given(here, "nowhere.png", None)

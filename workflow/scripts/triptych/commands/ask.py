@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from triptych.config import paths
 from triptych.config.evaluation import Occlusion
@@ -14,6 +14,7 @@ from triptych.config.grid import SHARED, Checkpoint
 from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import read_json
+from triptych.io.parquet import read_table
 from triptych.utils.arguments import add_configfile, folder
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
         description=main.__doc__,
         epilog='example: triptych ask scan.png "Is the liver visible?" --configfile config/demo.yaml',
     )
-    parser.add_argument("image", type=Path, help="an image file of any format that Triptych reads")
-    parser.add_argument("question", help="the question, in quotes")
+    parser.add_argument(
+        "image", help="an image file of any format that Triptych reads, or the number of a question of the study"
+    )
+    parser.add_argument("question", nargs="?", help="the question, in quotes; with a number, that of the data")
     add_configfile(parser)
     add_choice(parser)
     parser.add_argument(
@@ -65,8 +68,16 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(study: Study, checkpoints: Sequence[Path], compare: Sequence[str] | None) -> list[tuple[Checkpoint, str]]:
+def chosen(
+    study: Study, checkpoints: Sequence[Path], compare: Sequence[str] | None, splits: Sequence[str] = ()
+) -> list[tuple[Checkpoint, str]]:
     """Choose the checkpoints that are asked, each with the reason in words, empty where the user named it.
+
+    Args:
+        study: the study.
+        checkpoints: folders or manifests, where the user names them.
+        compare: two schedules, where the user names them.
+        splits: folds whose checkpoints are preferred; empty: all are equal.
 
     Raises:
         TriptychError: one is not of the study, or not finished.
@@ -77,24 +88,25 @@ def chosen(study: Study, checkpoints: Sequence[Path], compare: Sequence[str] | N
         if name not in study.grid.schedules:
             raise TriptychError(f"--compare: '{name}' is no schedule of the study ({', '.join(study.grid.schedules)})")
     if not compare:
-        found = finished(study, study.grid.schedules)
+        found = finished(study, study.grid.schedules, splits)
         cell, manifest = found[0]
         accuracy = 100 * manifest["metrics"]["validation_accuracy"]
         return [(cell, f"best of {len(found)} on validation: {accuracy:.1f} %")]
     first, second = (
-        {(cell.split, cell.seed): cell for cell, _ in finished(study, [name])} for name in compare
+        {(cell.split, cell.seed): cell for cell, _ in finished(study, [name], splits)} for name in compare
     )  # fmt: skip
     both = [run for run in first if run in second]
     if not both:
         raise TriptychError(f"--compare: {' and '.join(compare)} have no fold and seed that both have finished")
-    why = f"of {len(both)} runs that both have finished, {compare[0]} is best on this one"
+    why = f"of {len(both)} runs that both have finished, {compare[0]} is best on this one" if len(both) > 1 else ""
     return [(cells[both[0]], why) for cells in (first, second)]
 
 
-def finished(study: Study, schedules: Sequence[str]) -> list[tuple[Checkpoint, dict]]:
+def finished(study: Study, schedules: Sequence[str], splits: Sequence[str] = ()) -> list[tuple[Checkpoint, dict]]:
     """List the finished checkpoints of schedules that answer questions, with their manifests, the best first.
 
-    The best has the highest exact match on its own validation part, then the lowest loss.
+    Those of `splits` alone, where there are any. The best has the highest exact match on its own validation part, then
+    the lowest loss.
 
     Raises:
         TriptychError: there is none.
@@ -114,7 +126,8 @@ def finished(study: Study, schedules: Sequence[str]) -> list[tuple[Checkpoint, d
         metrics = one[1]["metrics"]
         return -metrics["validation_accuracy"], metrics["validation_loss"]
 
-    return sorted(found, key=merit)
+    preferred = [one for one in found if one[0].split in splits]
+    return sorted(preferred or found, key=merit)
 
 
 def _cell(study: Study, path: Path) -> Checkpoint:
@@ -131,15 +144,33 @@ def _cell(study: Study, path: Path) -> Checkpoint:
     return cell
 
 
-def read_file(path: Path) -> bytes:
-    """Read an image file.
+class Given(NamedTuple):
+    """What is asked: the bytes of an image, a question, and the folds that hold both out (empty: not of the study)."""
+
+    image: bytes
+    question: str
+    splits: list[str]
+
+
+def read_given(study: Study, name: str, question: str | None) -> Given:
+    """Read an image file or, where no question is given, a question of the study's data by its number.
 
     Raises:
-        TriptychError: there is none.
+        TriptychError: there is no such file or question.
     """
-    if not path.is_file():
-        raise TriptychError(f"{path}: no such file; name an image")
-    return path.read_bytes()
+    if question is not None:
+        if not Path(name).is_file():
+            raise TriptychError(f"{name}: no such file; name an image")
+        return Given(Path(name).read_bytes(), question, [])
+    folded = study.settings.folds.dataset
+    data = study.path(paths.DATA, dataset=folded).parent
+    rows = [row for row in read_table(data / "questions.parquet") if row["question_id"] == name]
+    if not rows:
+        raise TriptychError(f"{name}: no question of {folded} has this number; for an image file, add a question")
+    [row] = rows
+    [image] = [one["image"] for one in read_table(data / "images", ["id", "image"]) if one["id"] == row["image_id"]]
+    parts = [one for one in read_table(data / "folds.parquet") if one["question_id"] == name]
+    return Given(image["bytes"], row["question"], [one["fold"] for one in parts if one["part"] == "test"])
 
 
 def record(answerer: "Answerer", why: str, answer: "Answer") -> dict:
@@ -213,34 +244,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(arguments)
     if arguments.grid is not None and not 2 <= arguments.grid <= 32:
         raise TriptychError(f"--grid: must be a number of squares from 2 to 32, not {arguments.grid}")
-    data = read_file(arguments.image)
     study = read_study(arguments.configfile)
+    given = read_given(study, arguments.image, arguments.question)
     os.environ.setdefault(DEVICE, study.settings.runtime.device)
-    cells = chosen(study, arguments.checkpoint, arguments.compare)
+    cells = chosen(study, arguments.checkpoint, arguments.compare, given.splits)
     from triptych.evaluate.asking import Answerer, read_image  # torch, which takes seconds
     from triptych.evaluate.occlusion import picture
 
     try:
-        sent = read_image(data, study)
+        sent = read_image(given.image, study)
     except TriptychError as error:
         raise TriptychError(f"{arguments.image}: {error}") from None
     grid = arguments.grid or (study.settings.evaluation.occlusion or Occlusion()).grid
     found, pictures = [], []
     for cell, why in cells:
         answerer = Answerer(study, cell)
-        answer = answerer.answer(sent, arguments.question)
+        answer = answerer.answer(sent, given.question)
         found.append(record(answerer, why, answer))
         if arguments.where:
-            looked = looks(answerer, sent, arguments.question, answer, arguments.answer, grid)
+            looked = looks(answerer, sent, given.question, answer, arguments.answer, grid)
             pictures.append(picture(sent.image, looked["drops"], looked["boxes"]))
             found[-1]["where"] = looked
     if pictures:
         arguments.where.parent.mkdir(parents=True, exist_ok=True)
         side_by_side(pictures).save(arguments.where, "PNG")
     if arguments.json:
-        said = {"image": str(arguments.image), "question": arguments.question, "answers": found}
+        said = {"image": arguments.image, "question": given.question, "answers": found}
         print(json.dumps(said, indent=2, ensure_ascii=False))
         return
+    if arguments.question is None:
+        print(f"{'asked':<22}{given.question}")
     for one in found:
         print("\n".join(f"{name:<22}{value}" for name, value in lines(one)) + ("\n" if one is not found[-1] else ""))
 
