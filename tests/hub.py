@@ -7,9 +7,11 @@
 Repositories are named as in the hub's addresses, files are bytes or paths. Importing this module sets HF_ENDPOINT,
 which the client reads when it is imported: `conftest.py` does so first. While no hub is open, connections are refused.
 Large files are answered as the hub does for LFS: a redirect to a signed address of another server, which is closed to
-tokens. Xet's own protocol is not spoken: without its headers the client takes plain HTTP.
+tokens. Xet's own protocol is not spoken: without its headers the client takes plain HTTP. What is uploaded (without
+Xet: HF_HUB_DISABLE_XET) is kept, and can be asked for.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -137,6 +139,7 @@ class Hub:
         self.page = page
         self.requests: list[Request] = []
         self.sent = 0  # bytes of bodies
+        self.visibility: dict[str, str] = {}  # of repositories that were made here
         self.closing = threading.Event()
         self._faults = [(fault, [0]) for fault in faults]
         self._signature = 0
@@ -191,6 +194,28 @@ class Hub:
             return self._tree(repo, address, below, query) if what == "tree" else self._about(repo, name)
         return _said(404, "EntryNotFound", "Sorry, we can't find the page you are looking for.")
 
+    def posted(self, address: str, token: str | None, body: bytes) -> _Answer:
+        """Make a repository, or keep the files of a commit, of which all are small."""
+        path = unquote(urlsplit(address).path)
+        if token not in self.tokens:
+            return _said(401, None, "Invalid username or password.")
+        if path == "/api/validate-yaml":
+            return _json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            if not (known := repo in self._files):
+                self._files[repo], self.visibility[repo] = {}, asked["visibility"]
+            return _json({"url": f"{ENDPOINT}/{repo}"}, 409 if known else 200)
+        repo, what = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path).groups()
+        if what == "preupload":
+            plain = {"uploadMode": "regular", "shouldIgnore": False}
+            return _json({"files": [{"path": file["path"], **plain} for file in json.loads(body)["files"]]})
+        lines = [json.loads(line) for line in body.splitlines()]
+        kept = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        self._files[repo] |= {name: _File(base64.b64decode(content)) for name, content in kept.items()}
+        return _json({"commitUrl": f"{ENDPOINT}/{repo}/commit/{REVISION}", "commitOid": REVISION})
+
     def _refused(self, repo: str, revision: str, token: str | None, files: bool = True) -> _Answer | None:
         if token is not None and token not in self.tokens:
             return _said(401, None, "Invalid credentials in Authorization header")
@@ -227,7 +252,7 @@ class Hub:
             "private": False,
             "gated": repo in self.gated,
         }
-        return _Answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+        return _json(about)
 
     def _tree(self, repo: str, address: str, below: str | None, query: dict[str, str]) -> _Answer:
         """A page of the file list; the cursor is the number of its first entry."""
@@ -268,6 +293,10 @@ class Hub:
         found = re.fullmatch(r"/store/((?:datasets/)?[^/]+/[^/]+)/[^/]+/(.+)", path)
         file = self._held(found[1])[found[2]]
         return _Answer(200, {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}, file=file)
+
+
+def _json(value: dict, status: int = 200) -> _Answer:
+    return _Answer(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
 
 def _said(status: int, code: str | None, message: str, headers: dict[str, str] | None = None) -> _Answer:
@@ -312,21 +341,26 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def do_GET(self):
+        self._answer(lambda hub, token: hub.answer(self.path, token))
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(lambda hub, token: hub.posted(self.path, token, body))
+
+    def _answer(self, right):
         hub = self.server.hub
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         line = f"{self.command} {unquote(urlsplit(self.path).path)}"
         fault = hub.note(Request(line, self.headers["Range"], token))
-        answer = hub.answer(self.path, token)
+        answer = _Answer(fault.status, {}, fault.body or b"") if fault and fault.status else right(hub, token)
         if fault is not None:
             hub.closing.wait(fault.wait)
-            if fault.status or fault.body is not None:
-                answer = _Answer(
-                    fault.status or answer.status, {} if fault.status else answer.headers, fault.body or b""
-                )
+            if fault.body is not None:
+                answer = _Answer(answer.status, answer.headers, fault.body)
             answer.headers |= fault.headers
         self._send(answer, fault or Fault(""))
-
-    do_HEAD = do_GET
 
     def _send(self, answer: _Answer, fault: Fault):
         hub, size = self.server.hub, answer.file.size if answer.file else len(answer.body)

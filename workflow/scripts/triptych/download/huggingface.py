@@ -280,12 +280,17 @@ def ask(request: Callable[[], Answer], repo: str, files: str, revision: str) -> 
     raise TriptychError(f"{repo}: cannot get {files} at {revision}: {reason}")
 
 
+def said_by_hub(error: Exception) -> str:
+    """Give the first line of what the hub, or its client, says of a failure, without secrets."""
+    said = getattr(error, "server_message", None) or str(error)
+    return hub_http.without_secrets((said.strip().splitlines() or [type(error).__name__])[0])
+
+
 def _reason(error: Exception, repo: str) -> str:
     """What failed, and what to do."""
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # which the client hides behind that there is nothing in its cache, either
-    said = getattr(error, "server_message", None) or str(error)
-    said = hub_http.without_secrets((said.strip().splitlines() or [type(error).__name__])[0])
+    said = said_by_hub(error)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     # Only the address tells a data set from a model.
     data = isinstance(error, HfHubHTTPError) and "/datasets/" in str(error.response.url)

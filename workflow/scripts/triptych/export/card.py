@@ -5,20 +5,22 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from triptych.config.stages import Stage
 from triptych.download.packages import PACKAGES
 from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels
+from triptych.export.results import hub_id
 from triptych.io.manifest import canonical_json, read_json
 from triptych.model import checkpoint
 from triptych.utils.markdown import plain
 
-TEMPLATE = Path(__file__).parent / "card.md.j2"
-UNKNOWN = "not stated"
+TEMPLATES = Path(__file__).parent
+UNKNOWN, LICENCE = "not stated", "LICENSE.md"
 LAST_EPOCHS = 3  # whose validation is shown, beside the epoch whose weights were kept
 
 
@@ -45,14 +47,18 @@ class DataTable:
         rows: a row for each data set.
         hashes: a line for each of their tables.
         cards: their own cards, by data set.
+        on_hub: ids of those that are on the hub.
     """
 
     rows: list[list[str]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     cards: dict[str, Path] = field(default_factory=dict)
+    on_hub: list[str] = field(default_factory=list)
 
 
-def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable, loading: Loading) -> str:
+def model_card(
+    manifest: dict, source: Path, models: BaseModels, data: DataTable, loading: Loading, results: Sequence[EvalResult]
+) -> str:
     """Return the text of README.md.
 
     Args:
@@ -61,22 +67,24 @@ def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable
         models: its base models.
         data: its data sets, from `describe_data`.
         loading: how the export is loaded.
+        results: what was measured of the checkpoint.
     """
-    bases = {
-        role: read_json(getattr(models, role) / checkpoint.MANIFEST)["settings"]
-        for role in ("language_model", "vision_encoder")
-    }
+    bases = _base_settings(models)
     stages = _named_stages(manifest)
     front_matter = ModelCardData(
         library_name="triptych" if loading.without_class else "transformers",
         pipeline_tag="image-text-to-text",
         license="other",
+        license_name="licences-of-its-parts",
+        license_link=LICENCE,
         base_model=[settings["repo"] for settings in bases.values() if settings["source"] == "hub"] or None,
+        datasets=data.on_hub or None,
         tags=["triptych", "llava"],
+        model_name=f"{manifest['prefix']}, {manifest['split']}, seed {manifest['seed']}",
+        eval_results=list(results) or None,
     )
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters["plain"] = plain
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _render(
+        "card.md.j2",
         front_matter=front_matter.to_yaml(),
         manifest=manifest,
         tuned=checkpoint.LANGUAGE_MODEL_FILE in manifest["files"],
@@ -86,11 +94,44 @@ def model_card(manifest: dict, source: Path, models: BaseModels, data: DataTable
         adapter=loading.adapter,
         stages=_stage_rows(stages),
         metrics=_metric_rows(source / "metrics.jsonl", manifest.get("epoch")),
+        results=[
+            [
+                one.dataset_name,
+                one.dataset_split,
+                one.metric_name,
+                f"{one.metric_value:.2f}",
+                *one.dataset_args.values(),
+            ]
+            for one in results
+        ],
         data=data.rows,
         hashes=data.hashes,
         last=stages[-1][1]["data"],
-        bases=[[role.replace("_", " "), *_base_model(settings)] for role, settings in bases.items()],
+        bases=_base_rows(bases),
     )
+
+
+def licences(models: BaseModels, data: DataTable) -> str:
+    """Return the text of LICENSE.md: the parts of an export, and their licences as far as they are known."""
+    sets = [["data set", name, source, licence] for name, source, _, _, licence in data.rows]
+    return _render("licence.md.j2", parts=[*_base_rows(_base_settings(models)), *sets])
+
+
+def _render(template: str, **facts: Any) -> str:
+    loader = jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["plain"] = plain
+    return environment.get_template(template).render(facts)
+
+
+def _base_settings(models: BaseModels) -> dict[str, dict]:
+    """Return the settings of the base models, by role."""
+    roles = ("language_model", "vision_encoder")
+    return {role: read_json(getattr(models, role) / checkpoint.MANIFEST)["settings"] for role in roles}
+
+
+def _base_rows(bases: dict[str, dict]) -> list[list[str]]:
+    return [[role.replace("_", " "), *_base_model(settings)] for role, settings in bases.items()]
 
 
 def describe_data(manifest: dict, data: Sequence[Path]) -> DataTable:
@@ -116,6 +157,7 @@ def describe_data(manifest: dict, data: Sequence[Path]) -> DataTable:
             if name == last and facts["files"] != manifest["data"]:
                 raise TriptychError(f"--data {given[name]}: is not the data that the checkpoint was trained on")
             row, files = _data_row(facts), facts["files"]
+            table.on_hub += [repo] if (repo := hub_id(facts["settings"])) else []
             if (card := given[name] / "card.md").is_file():
                 table.cards[name] = card
                 row[-1] = f"see data/{name}.md"

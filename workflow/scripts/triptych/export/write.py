@@ -8,9 +8,10 @@ from transformers import AutoConfig
 
 from triptych.errors import TriptychError
 from triptych.export.base_models import BaseModels, base_models, encoder_settings
-from triptych.export.card import Loading, copy_data_cards, describe_data, model_card
+from triptych.export.card import LICENCE, Loading, copy_data_cards, describe_data, licences, model_card
 from triptych.export.llava import write_llava
 from triptych.export.parts import MARK, write_triptych
+from triptych.export.results import measured
 from triptych.features.shards import encoder_hashes
 from triptych.io.atomic import atomic_directory, write_text
 from triptych.io.manifest import read_json, require_files, sha256_file, write_json
@@ -21,7 +22,9 @@ from triptych.model.vlm import VisionLanguageModel
 CPU = torch.device("cpu")
 
 
-def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter: bool) -> str:
+def export(
+    source: Path, models: Path, data: Sequence[Path], out: Path, adapter: bool, predictions: Sequence[Path] = ()
+) -> str:
     """Write one checkpoint into the folder `out`; equal inputs give equal bytes.
 
     Args:
@@ -30,13 +33,14 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
         data: folders of prepared data sets, for the model card.
         out: folder to write; an earlier export there is replaced.
         adapter: keep the LoRA apart, as a peft adapter in `adapter/`, instead of merging it.
+        predictions: files of the checkpoint's answers, for the model card.
 
     Returns:
         The layout: `llava` or `triptych`.
 
     Raises:
-        TriptychError: the checkpoint or a base model is damaged, they do not belong together, `out` holds other files
-            than those of an export, or the models cannot be exported.
+        TriptychError: the checkpoint or a base model is damaged, they or the answers do not belong together, `out`
+            holds other files than those of an export, or the models cannot be exported.
     """
     refuse_other_files(out)
     manifest = read_json(source / checkpoint.MANIFEST)
@@ -45,11 +49,13 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     refuse_unsupported(model, source, manifest, adapter)
     loading = Loading(parts_without_class(bases, manifest), language_model.load_prompt(bases.language_model), adapter)
     described = describe_data(manifest, data)
+    results = measured(manifest, source, data, predictions)
     layout, write = ("triptych", write_triptych) if loading.without_class else ("llava", write_llava)
     with atomic_directory(out) as folder:
         write(model, bases, adapter, folder)
         copy_data_cards(described.cards, folder)
-        write_text(folder / "README.md", model_card(manifest, source, bases, described, loading))
+        write_text(folder / "README.md", model_card(manifest, source, bases, described, loading, results))
+        write_text(folder / LICENCE, licences(bases, described))
         facts = {
             "layout": layout,
             "prompt": loading.prompt,
