@@ -6,12 +6,12 @@ import pytest
 from conftest import write_captions, write_slake
 from triptych.config.datasets import FolderCaptions, SlakeFolderVqa
 from triptych.config.folds import Folds
-from triptych.data.audit import Part, audit, cropped_share, leaks, main, markdown, overlap
+from triptych.data.audit import Part, audit, cropped_share, fold_overlaps, leaks, main, markdown, overlap
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
 from triptych.data.folds import assign, group_images
 from triptych.data.prepare import write_dataset
-from triptych.data.schemas import FOLD_SCHEMA, IMAGE_SCHEMA
+from triptych.data.schemas import FOLD_SCHEMA, IMAGE_SCHEMA, QUESTION_SCHEMA
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, write_json
 from triptych.io.parquet import read_table, write_table
@@ -70,8 +70,9 @@ def test_the_audit_knows_every_part_and_baseline(folders):
     record, _ = audit({"medical": folders["medical"]}, "medical", [], 0.98)
     assert all(row["identical_images"] == 0 for row in record["overlaps"] + record["fold_overlaps"])
     assert {row["part"] for row in record["fold_overlaps"]} == {
-        f"fold{n} {name}" for n in (0, 1) for name in ("validation", "test")
+        f"fold{n} {name}" for n in (0, 1) for name in ("validation", "held out")
     }
+    assert all(row["seen_subject_images"] == 0 for row in record["fold_overlaps"]), "subjects are kept together"
     assert [row["questions"] for row in record["balance"]] == [54, 24, 30]
     assert all(sum(row["labels"].values()) == pytest.approx(200) for row in record["balance"])
     assert {row["part"] for row in record["baselines"]} == {
@@ -81,6 +82,25 @@ def test_the_audit_knows_every_part_and_baseline(folders):
         "majority", "majority-per-question", "majority-per-place", "nearest-images",
     }  # fmt: skip
     assert markdown(record).count("| nearest-images |") == 4
+
+
+def test_images_of_a_subject_that_is_trained_on_are_counted(folders):
+    data = folders["medical"]
+    rows = {row["question_id"]: row for row in read_table(data / "questions.parquet")}
+    images = sorted({row["image_id"] for row in rows.values()})
+    subjects = {row["image_id"]: row["group"] for row in rows.values()}
+    halves = {image: "train" if place % 2 else "test" for place, image in enumerate(images)}
+    folds = read_table(data / "folds.parquet")
+    cut = [row | {"part": halves[rows[row["question_id"]]["image_id"]]} for row in folds]
+    write_table(data / "folds.parquet", cut, FOLD_SCHEMA)
+    trained = {subjects[image] for image in images if halves[image] == "train"}
+    folded = {rows[row["question_id"]]["image_id"] for row in folds}
+    seen = sum(halves[image] == "test" and subjects[image] in trained for image in folded)
+    found = {row["part"]: row["seen_subject_images"] for row in fold_overlaps(data, 0.98)}
+    assert seen > 0 and found["fold0 held out"] == found["fold1 held out"] == seen
+    unnamed = [row | {"group": None} for row in rows.values()]
+    write_table(data / "questions.parquet", unnamed, QUESTION_SCHEMA)
+    assert {row["seen_subject_images"] for row in fold_overlaps(data, 0.98)} == {0}
 
 
 def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_read(folders):

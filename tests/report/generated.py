@@ -193,6 +193,6 @@ def _audit(study: Study) -> dict:
     return {
         "data": {"medical": counts},
         "leaks": [],
-        "fold_overlaps": [{"seen": f"{fold} train", "part": f"{fold} test", **overlap} for fold in folds],
+        "fold_overlaps": [{"seen": f"{fold} train", "part": f"{fold} held out", **overlap, "seen_subject_images": 0} for fold in folds],
         "balance": [{"part": name, "questions": 1400, "labels": labels} for name in ("all folds", *folds)],
     }

@@ -131,7 +131,7 @@ def test_the_report_says_hours_overlaps_and_hashes(study):
     jobs = {"1": "1", "2": "2", "1-2": "2", "2-3": "2", "1-2-3": "2", "predictions": "4", "all": "13"}
     assert {what: found[0] for what, found in hours.items()} == jobs
     found = read_json(study.results / "data/audit.json")["fold_overlaps"]
-    fields = ("seen", "part", "images", "identical_images", "similar_images")
+    fields = ("seen", "part", "images", "identical_images", "similar_images", "seen_subject_images")
     assert rows("evaluated part") == [[str(row[field]) for field in fields] for row in found]
     for name in ("connector.safetensors", "adapter.safetensors"):
         assert sha256_file(study.results / f"checkpoints/2-3/fold0/seed0/{name}") in page

@@ -123,19 +123,29 @@ def _part(name: str, images: list[dict], thumbnails: np.ndarray, chosen: Sequenc
 
 
 def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
-    """Count the overlap of every fold's held-out and validation part with what the fold trains on."""
+    """Count the overlap of every fold's held-out and validation part with what the fold trains on.
+
+    Returns:
+        Counts as those of `overlap`, and `seen_subject_images`: images whose subject, where the source names one, has
+        others in the training part.
+    """
     images, thumbnails = read_thumbnails(folder / "images")
     position = {row["id"]: index for index, row in enumerate(images)}
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
     rows = read_table(folder / "folds.parquet")
     found = []
     for fold in sorted({row["fold"] for row in rows}):
-        parts = {}
+        parts, subjects = {}, {}
         for part in PARTS:
             asked = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            chosen = sorted({position[row["image_id"]] for row in asked})
-            parts[part] = _part(f"{fold} {part}", images, thumbnails, chosen, {row["question"] for row in asked})
-        found += [overlap(parts["train"], parts[part], threshold) for part in ("validation", "test")]
+            subjects[part] = {row["image_id"]: row["group"] for row in asked}
+            chosen = sorted(position[image] for image in subjects[part])
+            name = f"{fold} {'held out' if part == 'test' else part}"
+            parts[part] = _part(name, images, thumbnails, chosen, {row["question"] for row in asked})
+        seen = set(subjects["train"].values()) - {None, ""}
+        for part in ("validation", "test"):
+            of_seen = sum(subject in seen for subject in subjects[part].values())
+            found.append(overlap(parts["train"], parts[part], threshold) | {"seen_subject_images": of_seen})
     return found
 
 
@@ -297,13 +307,14 @@ def markdown(result: dict) -> str:
     for name, lines_of in result.get("transfer", {}).items():
         lines += ["", f"## Training images in {name}, which nothing trains on", ""]
         lines += [f"- {plain(line)}" for line in lines_of["same"] + lines_of["alike"]] or ["None."]
-    for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
+    counts = ["seen", "part", "images", "identical", "look alike", "question strings", "seen before"]
+    for heading, key, more in (
+        ("Overlap of parts", "overlaps", []),
+        ("Overlap within folds", "fold_overlaps", ["of a subject seen"]),
+    ):
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
-        lines += _table(
-            ["seen", "part", "images", "identical", "look alike", "question strings", "seen before"],
-            [list(row.values()) for row in result[key]],
-        )
+        lines += _table(counts + more, [list(row.values()) for row in result[key]])
     labels = sorted({label for row in result["balance"] for label in row["labels"]})
     lines += ["", "## Balance of the held-out parts, per cent of questions", ""]
     lines += _table(
