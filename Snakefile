@@ -30,6 +30,7 @@ include: "workflow/rules/report.smk"
 onstart:
     try:
         workflow_hooks.refuse_expanded_paths(workflow, SCRIPTS)
+        workflow_hooks.refuse_absent(workflow, study)
         workflow_hooks.refuse_dates_ahead(workflow)
         if not yes_retrain:
             workflow_hooks.protect_trainings(workflow, settings.runtime.retrain_at_most)

@@ -6,7 +6,8 @@ import pytest
 from conftest import write_captions, write_slake
 from triptych.config.datasets import FolderCaptions, SlakeFolderVqa
 from triptych.config.folds import Folds
-from triptych.data.audit import Part, audit, cropped_share, fold_overlaps, leaks, main, markdown, overlap
+from triptych.data.audit import Part, audit, cropped_share, fold_overlaps, leaks, main, overlap
+from triptych.data.audit_page import markdown
 from triptych.data.duplicates import read_thumbnails
 from triptych.data.fetch import fetch
 from triptych.data.folds import assign, group_images

@@ -187,12 +187,14 @@ def _by_content(arms: list[str], chance: random.Random) -> pandas.DataFrame:
 
 def _audit(study: Study) -> dict:
     counts = {"images": {"train": 642}, "questions": {"train": 7000}, "rejects": {"question": 14}}
-    overlap = {"images": 100, "identical_images": 2, "similar_images": 10}
+    overlap = {"images": 100, "identical_images": 2, "similar_images": 10, "seen_subject_images": 0}
     labels = {"modality CT": 40.0, "modality MRI": 60.0, "answer_type OPEN": 60.0, "answer_type CLOSED": 40.0}
     folds = study.grid.folds
     return {
         "data": {"medical": counts},
         "leaks": [],
-        "fold_overlaps": [{"seen": f"{fold} train", "part": f"{fold} held out", **overlap, "seen_subject_images": 0} for fold in folds],
+        "fold_overlaps": [
+            {"seen": f"{fold} train", "part": f"{fold} held out", **overlap, "seen_subject_images": 0} for fold in folds
+        ],
         "balance": [{"part": name, "questions": 1400, "labels": labels} for name in ("all folds", *folds)],
     }

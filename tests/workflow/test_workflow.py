@@ -436,6 +436,7 @@ def test_preparing_a_data_set_ends_with_its_counts_on_the_screen(world, tmp_path
 def test_a_failed_step_shows_its_one_line(study, world, tmp_path):
     config = toy_config(world)
     config["datasets"]["medical"]["folder"] = str(tmp_path / "nowhere")
+    (tmp_path / "nowhere").mkdir()
     broken = Study(tmp_path, config)
     with pytest.raises(AssertionError) as caught:
         broken.snakemake("results/sources/medical/manifest.json")
@@ -467,6 +468,10 @@ def test_a_run_ends_with_the_table_the_answer_and_where_the_report_is(study):
 def test_a_run_that_fails_says_why_and_where_its_log_is(world, tmp_path):
     study = Study(tmp_path, toy_config(world))
     study.config["datasets"]["medical"]["folder"] = str(tmp_path / "gone")
+    done = run_command(study)
+    assert done.returncode == 1 and f"datasets.medical.folder: {tmp_path}/gone is not there" in done.stderr
+    assert not (study.results / "sources").exists(), "nothing ran"
+    (tmp_path / "gone").mkdir()
     done = run_command(study)
     assert done.returncode == 1 and "failed: fetch_dataset medical: error:" in done.stderr
     assert done.stderr.rstrip().endswith("all of its output is in results/logs/snakemake.log")

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.commands.retraining import refuse_to_retrain
+from triptych.config.local import absent
+from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
 from triptych.utils.kills import KILLED, exit_status, kills_for_memory, note_kill
@@ -106,6 +108,20 @@ def without_view(params: list[str] | None) -> list[str] | None:
         if found := VIEW_JOB.fullmatch(text):
             return [f"'{found[1]}}}'"]
     return params
+
+
+@_soft("folders of the user's that are not there show when they are read")
+def refuse_absent(workflow: Any, study: Study) -> None:
+    """Stop where a job would read a folder or table of the user's that is not there.
+
+    Raises:
+        TriptychError: with a line for each.
+    """
+    jobs = list(workflow.dag.needrun_jobs())
+    datasets = [job.wildcards.dataset for job in jobs if job.rule.name.endswith("fetch_dataset")]
+    models = [f"{job.wildcards.role}{job.wildcards.tag}" for job in jobs if job.rule.name.endswith("prepare_model")]
+    if lines := absent(study, datasets, models):
+        raise TriptychError("\n".join(lines))
 
 
 @_soft("finished training jobs that a changed setting would run again are not listed beforehand")

@@ -24,6 +24,7 @@ from triptych.commands.jobs import WORK, JobState, job_states
 from triptych.commands.requests import Grouping
 from triptych.commands.retraining import short_reason
 from triptych.config.grid import Checkpoint
+from triptych.config.local import absent, still_read
 from triptych.config.paths import CHECKPOINT
 from triptych.config.settings import Settings
 from triptych.config.stages import OPTIMIZER_BYTES
@@ -215,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"retraining  {len(again)} finished training jobs would run again")
     for name, reason in again:
         print(f"            {name}: {short_reason(reason)}")
+    for line in absent(study, *still_read(study)):
+        print(f"missing     {line}")
 
 
 if __name__ == "__main__":
