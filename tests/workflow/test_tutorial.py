@@ -37,14 +37,15 @@ def test_every_command_of_the_tutorial_does_what_it_says(folder):
     [number] = {word for block in blocks for word in re.findall(r"triptych ask (\w+)", block)}
     known = read_table(folder / "results/predictions/1-2-3/fold0/seed0.parquet")[0]["question_id"]
     search = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    said = []
+    said, place = [], folder  # one block's `cd` holds for the next
     for block in blocks[1:]:
-        commands = f"set -euo pipefail\n{block.replace(number, known)}"
+        commands = f"set -euo pipefail\n{block.replace(number, known)}\npwd > {folder / 'place'}\n"
         done = subprocess.run(
-            ["bash", "-c", commands], cwd=folder, env=os.environ | {"PATH": search}, capture_output=True, text=True
+            ["bash", "-c", commands], cwd=place, env=os.environ | {"PATH": search}, capture_output=True, text=True
         )
         assert done.returncode == 0, block + done.stdout + done.stderr
         said.append(done.stdout)
+        place = (folder / "place").read_text().strip()
     read, errors, asked, _, planned, run, compared = said
     assert "majority-per-place" in read and "train" in read
     assert "mean" in errors and "size" in errors

@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "new": Command("triptych.commands.new", "start a study in a folder of its own"),
     "doctor": Command("triptych.commands.doctor", "check a machine or cluster for what would stop a study"),
     "plan": Command("triptych.commands.plan", "estimate what a study costs and the difference that it can detect"),
     "fetch": Command("triptych.commands.fetch", "ask the hub for all that a study downloads, before it is downloaded"),

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from triptych.commands.checkout import ROOT
 from triptych.commands.cluster import submit
 from triptych.config import paths
 from triptych.config.study import read_study
 from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
 
-BENCHMARK = Path(__file__).parents[4] / "benchmarks/bench_gpu.py"
+BENCHMARK = ROOT / "benchmarks/bench_gpu.py"
 RULE = "train_stage"  # whose resources the job has
 MINUTES = 15  # of the job; what it does takes less than ten
 

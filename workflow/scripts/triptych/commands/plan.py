@@ -13,9 +13,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from triptych.commands.asked import gpu_lines
+from triptych.commands.checkout import SNAKEFILE, profile_path
 from triptych.commands.cluster import read_profile
 from triptych.commands.cost import model_sizes, training_gb, trains_language_model
 from triptych.commands.designs import contrasts, designs, per_fold_hours
@@ -33,9 +33,6 @@ from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
 from triptych.utils.optional import why_no_8_bits
 from triptych.utils.terminal import duration
-
-SNAKEFILE = Path(__file__).parents[4] / "Snakefile"
-
 
 PLANNED = re.compile(r"^Job \d+: Train (.+)\nReason: (.*(?:\n(?!\[|Job ).*)*)", re.MULTILINE)
 
@@ -209,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments.grouping:
         grouping = Grouping(*json.loads(arguments.grouping))
     else:
-        grouping = Grouping.of(read_profile(Path(arguments.profile)) if arguments.profile else {})
+        grouping = Grouping.of(read_profile(profile_path(arguments.profile)) if arguments.profile else {})
     states = job_states(study, now=0.0)
     print("\n".join([*lines(study, states), "", *gpu_lines(study, grouping, states), ""]))
     again = trained_again(study) if study.results.exists() else []

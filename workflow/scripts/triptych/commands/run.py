@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from triptych.commands.checkout import SNAKEFILE, profile_path
 from triptych.commands.jobs import job_states
 from triptych.commands.status import failure
 from triptych.commands.view import watch
@@ -52,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     known, others = build_parser().parse_known_args(arguments)
     study, called_in = read_study(known.configfile), Path.cwd()
-    command = [sys.executable, "-m", "snakemake", "--profile", known.profile, "--configfile", str(known.configfile)]
-    command += ["--directory", str(known.directory)]
+    command = [sys.executable, "-m", "snakemake", "--profile", str(profile_path(known.profile))]
+    command += ["--configfile", str(known.configfile), "--directory", str(known.directory)]
+    if not Path("Snakefile").exists():  # the folder of a study, as `triptych new` makes it
+        command += ["--snakefile", str(SNAKEFILE)]
     known.directory.mkdir(parents=True, exist_ok=True)
     os.chdir(known.directory)  # where the study's paths are looked up
     log = study.results / LOG

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from triptych.commands.checkout import ROOT
 from triptych.commands.checks.finding import Finding, Place, fault, ok, warning
 from triptych.utils.driver import FIRST_DRIVER, cuda_for, cuda_of_driver, find_driver
 
-ROOT = Path(__file__).parents[5]
 LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(.*)", re.MULTILINE)
 PYTHONS = ((3, 11), (3, 12))
 CLOCK_SKEW = 60  # seconds; see `refuse_dates_ahead` in workflow_hooks.py

@@ -1,0 +1,53 @@
+"""A study in a folder of its own: the configuration's words stay, its results do not reach another study's."""
+
+import pytest
+from conftest import ROOT
+from triptych.commands import checkout, new
+from triptych.config.study import read_study
+from triptych.errors import TriptychError
+
+CONFIGURATIONS = sorted((ROOT / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("start", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_every_configuration_can_be_started_from(start, tmp_path, capsys):
+    new.main([str(tmp_path / "one/mine"), "--from", str(start)])
+    made = tmp_path / "one/mine/study.yaml"
+    before, after = read_study(start), read_study(made)
+    assert str(after.results) == "results"
+    fields = dict.fromkeys(type(before.settings).model_fields)
+    fields.pop("pathvars")
+    assert all(getattr(before.settings, key) == getattr(after.settings, key) for key in fields)
+    lines = zip(start.read_text().splitlines(), made.read_text().splitlines(), strict=True)
+    changed = [(one, other) for one, other in lines if one != other]
+    assert len(changed) <= 2 and all("results" in one or "schema" in one for one, _ in changed)
+    assert "triptych run --configfile study.yaml" in capsys.readouterr().out
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TriptychError, match="is not empty; name a new folder"):
+        new.main([str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_no_configuration_starts_nothing(tmp_path):
+    (tmp_path / "bad.yaml").write_text("seeds: none\n")
+    with pytest.raises(TriptychError):
+        new.main([str(tmp_path / "mine"), "--from", str(tmp_path / "bad.yaml")])
+    assert not (tmp_path / "mine").exists()
+
+
+def test_results_in_a_form_that_is_not_found_are_asked_for_by_hand(tmp_path):
+    text = (ROOT / "config/demo.yaml").read_text() + '\npathvars: {"results": "else/where"}\n'
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(TriptychError, match="by hand"):
+        new.main([str(tmp_path / "mine"), "--from", str(tmp_path / "odd.yaml")])
+
+
+def test_a_profile_of_the_study_comes_before_that_of_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkout.profile_path("profiles/local") == ROOT / "profiles/local"
+    assert str(checkout.profile_path("profiles/none")) == "profiles/none"
+    (tmp_path / "profiles/local").mkdir(parents=True)
+    assert str(checkout.profile_path("profiles/local")) == "profiles/local"
