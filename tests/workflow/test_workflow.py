@@ -221,7 +221,7 @@ def test_touching_every_file_reruns_nothing(study):
 def test_deleted_tables_come_back_byte_for_byte(study):
     before = {path.name: path.read_bytes() for path in (study.results / "tables").iterdir()}
     shutil.rmtree(study.results / "tables")
-    made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "plot_stages", "all"}
+    made_again = {"tabulate", "compare_schedules", "tabulate_probe", "tabulate_leak", "tabulate_stages", "all"}
     made_again |= {"tabulate_calibration", "tabulate_captions", "report"}
     assert set(study.planned()) == made_again
     study.snakemake()

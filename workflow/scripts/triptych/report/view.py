@@ -21,7 +21,7 @@ from triptych.report.charts import CONTENT, CURVES, HEALTH, numbers
 from triptych.report.gallery import first_shown, packed
 from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.results import Results, results
-from triptych.report.svg import graph
+from triptych.report.svg import graph, key
 from triptych.tables import by_type, calibration, scaling
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
@@ -87,7 +87,7 @@ def _training(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "curve_charts": charts,
         "curves_shown": [name for name, *_ in CURVES if name in charts],
         "health_shown": [name for name, *_ in HEALTH if name in charts],
-        "curve_legend": curves.drawn(gathered["curves"], arms),
+        "curve_legend": [(key(index), arm) for index, arm in curves.named(gathered["curves"], arms).items()],
         "beside": curves.with_and_without(gathered["curves"], [study.grid.lineage[arm] for arm in compared[:2]]),
     }
 
