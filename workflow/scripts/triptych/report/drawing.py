@@ -5,6 +5,7 @@ they survive grey print. Texts are drawn as they are: no name is taken for a for
 """
 
 import math
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,28 +62,29 @@ def look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def text_width(text: str, size: float = SIZE) -> float:
+def text_width(text: str, size: float = SIZE, weight: str = "normal") -> float:
     """Measure a text, in mm."""
-    return text_to_path.get_text_width_height_descent(text, FontProperties(FONT, size=size), False)[0] * POINT
+    font = FontProperties(family=FONT, size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] * POINT
 
 
-def wrapped(text: str, width: float, size: float = SIZE) -> list[str]:
+def wrapped(text: str, width: float, size: float = SIZE, weight: str = "normal") -> list[str]:
     """Break a text into at most LINES lines of at most `width` mm, between words or after - _ / if possible."""
+
+    def fitting(part: str, end: str = "") -> int:
+        longest = range(1, min(len(part), 300) + 1)
+        return max(1, bisect(longest, width, key=lambda fits: text_width(part[:fits] + end, size, weight)))
+
     lines, rest = [], " ".join(text.split()) or " "
     while rest:
-        fits = min(len(rest), 300)
-        while fits > 1 and text_width(rest[:fits], size) > width:
-            fits -= 1
+        fits = fitting(rest)
         if fits < len(rest):
             breaks = [place for place in range(fits, 0, -1) if rest[place] == " " or rest[place - 1] in "-_/ "]
             fits = breaks[0] if breaks and breaks[0] > fits // 3 else fits
+        if len(lines) == LINES - 1 and fits < len(rest):
+            return [*lines, rest[: fitting(rest, "…")] + "…"]
         lines.append(rest[:fits].rstrip())
         rest = rest[fits:].lstrip()
-    if len(lines) > LINES:
-        last = lines[LINES - 1]
-        while last and text_width(last + "…", size) > width:
-            last = last[:-1]
-        lines = [*lines[: LINES - 1], last + "…"]
     return lines
 
 
@@ -162,9 +164,11 @@ class _Block:
         self.chart, self.wide, self.titled = chart, wide, titled
         self.numbers = numbers and any(row["text"] for row in rows)
         self.right = max(text_width(row["text"], SMALL) for row in rows) + GAP if self.numbers else 2.5
-        longest = max(text_width(row["name"]) * (1.09 if row.get("strong") else 1) for row in rows)
+        self.weights = ["bold" if row.get("strong") else "normal" for row in rows]
+        names = [(" ".join(row["name"].split()), weight) for row, weight in zip(rows, self.weights, strict=True)]
+        longest = max(text_width(name, weight=weight) for name, weight in names)
         self.left = min(longest + 0.5, 0.42 * wide) + GAP
-        self.names = [wrapped(row["name"], (self.left - GAP) / (1.08 if row.get("strong") else 1)) for row in rows]
+        self.names = [wrapped(name, self.left - GAP, weight=weight) for name, weight in names]
         marks = max(len(row["points"]) for row in rows)
         self.rows = [max(4.4, LINE * len(name) + 1.2, 1.6 * marks + 2.4 if marks > 1 else 0) for name in self.names]
         self.high = (TITLE if titled else 0) + sum(self.rows) + AXIS
@@ -192,9 +196,8 @@ class _Block:
         if chart["zero"]:
             track.axvline(0, color="black", lw=0.7, zorder=0.8)
         top = 0.0
-        for row, lines, high in zip(chart["rows"], self.names, self.rows, strict=True):
+        for row, lines, weight, high in zip(chart["rows"], self.names, self.weights, self.rows, strict=True):
             middle = top + high / 2
-            weight = "bold" if row.get("strong") else "normal"
             for number, line in enumerate(lines):
                 at = y + middle + LINE * (number - (len(lines) - 1) / 2)
                 sheet.text(x + self.left - GAP, at, line, ha="right", weight=weight)
@@ -316,6 +319,17 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], keys: Mapping[int, str], w
         return sheet.figure
 
 
+def _apart(at: Sequence[float], labels: Sequence[str], wide: float) -> list[str]:
+    """Leave out the labels of ascending places, over `wide` mm, that would meet one before them."""
+    per, end, found = wide / ((at[-1] - at[0]) or 1), -math.inf, []
+    for place, label in zip(at, labels, strict=True):
+        middle, half = place * per, text_width(label, SMALL) / 2
+        fits = middle - half > end + 1
+        found.append(label if fits else "")
+        end = middle + half if fits else end
+    return found
+
+
 def draw_scaling(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], wide: float, columns: int) -> Figure:
     """Draw a panel for each sweep: means with intervals, joined by a line; a 0 beside a logarithmic axis is apart."""
     columns = min(columns, len(sweeps))
@@ -336,7 +350,7 @@ def draw_scaling(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], wide: float,
                     axes.plot([place] * 2, ends, color=COLOURS[0], lw=1.2, marker="_", ms=3.5, mew=1)
             axes.plot(at, means, **look(0), ls="none", ms=4)
             axes.margins(x=0.08)
-            axes.set_xticks(at, [f"{value:.10g}" for value in values])
+            axes.set_xticks(at, _apart(at, [f"{value:.10g}" for value in values], 0.86 * each))
             axes.set_ylabel("exact match, %", fontsize=SIZE, labelpad=2)
             axes.grid(axis="y", color="#E6E6E6", lw=0.5)
             label = rows[0]["setting"] + ("" if at == values else " (logarithmic)")

@@ -25,6 +25,7 @@ from triptych.tables.format import rows_of
 from triptych.utils.markdown import plain
 
 WIDTHS = (84, 174)  # mm: one column of a page, and two
+MOST_ROWS = 24  # of the points above look-ups, where there are many schedules
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
     end = f"{interval_said(found)} {rests_on(found)}"
     single = " Small circles: single runs." if found.folds * len(found.seeds) > 1 else ""
     margin = points(comparison[0]["equivalence_margin"]) if comparison else ""
+    above = gathered["above_lookups"]
+    drawn = schedules[: max(1, MOST_ROWS * len(schedules) // max(1, len(above)))]
+    first = "" if len(drawn) == len(schedules) else f" The first {len(drawn)} of {len(schedules)} schedules are drawn."
     pair = "".join(f"{row['first']} minus {row['second']}" for row in typed[:1])
     return {
         "arms": _of_rows(
@@ -97,8 +101,8 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
         ),
         "lookups": _of_rows(
             "Points above look-ups",
-            f"Exact match of schedules minus that of arms without training, for the same folds and questions. {end}",
-            [rows.above(gathered["above_lookups"])],
+            f"Exact match of schedules minus that of arms without training, same folds and questions.{first} {end}",
+            [rows.above([row for row in above if row["arm"] in drawn])],
         ),
     }
 
