@@ -309,6 +309,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], keys: Mapping[int, str], w
                 axes.set_xticks(epochs[:: max(1, math.ceil(len(epochs) * 5 / each))])
                 axes.set_yticks(ticks, [metric["write"](tick) if not place else "" for tick in ticks])
                 axes.grid(axis="y", color="#E6E6E6", lw=0.5)
+                axes.set_axisbelow(True)
                 axes.set_xlabel("epoch", fontsize=SIZE, labelpad=1)
                 title = _short(f"stage {stage}", each + KEY)
                 sheet.text(left + place * (each + 2.5) + each / 2, top + TITLE / 2, title, ha="center")
