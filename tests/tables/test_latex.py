@@ -1,11 +1,17 @@
 """Tables in LaTeX compile, whatever the names in them are."""
 
+import re
 import subprocess
 
 import pandas
 import pytest
+from conftest import ROOT
 from latex import PDFLATEX, tabular
+from triptych.report import rows
+from triptych.report.drawing import draw_rows, save
 from triptych.tables.format import latex
+
+needs_tex = pytest.mark.skipif(PDFLATEX is None, reason="there is no TeX on this machine")
 
 HOSTILE = [
     *("50 %", "a & b", "a_b", "#1", "$x$", "~", "^2", "\\", "\\\\", "{", "}", "}{", "a < b > c | d", "-- --- ----"),
@@ -65,15 +71,34 @@ def test_the_reader_of_these_tests_finds_what_is_broken(broken):
         tabular(broken)
 
 
-@pytest.mark.skipif(PDFLATEX is None, reason="there is no TeX on this machine")
+def typeset(folder, document):
+    """Compile a document with pdfLaTeX."""
+    (folder / "thesis.tex").write_text(document, encoding="utf-8")
+    command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "thesis.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert (folder / "thesis.pdf").stat().st_size > 1000
+    return done.stdout
+
+
+@needs_tex
+def test_the_example_of_the_documentation_compiles_and_a_wide_table_fits(tmp_path):
+    [document] = re.findall(r"```latex\n(.*?)```", (ROOT / "docs/figures.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "results/tables").mkdir(parents=True)
+    (tmp_path / "results/figures").mkdir()
+    wide = pandas.DataFrame([["a rather long name of an arm"] * 12], columns=[f"a long heading {n}" for n in range(12)])
+    for name in ("schedules", "comparison"):
+        (tmp_path / f"results/tables/{name}.tex").write_text(latex(wide, "A caption.", name))
+    chart = rows.ranked([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], {})
+    save(draw_rows([chart], 84), tmp_path / "results/figures/arms-84mm")
+    assert "Overfull" not in typeset(tmp_path, document)
+
+
+@needs_tex
 @pytest.mark.parametrize("preamble", ["", r"\usepackage[T1]{fontenc}"])
 def test_hostile_tables_compile(tmp_path, preamble):
     (tmp_path / "table.tex").write_text(hostile_table(), encoding="utf-8")
     document = (
         rf"\documentclass{{article}}{preamble}\usepackage{{booktabs}}\begin{{document}}\input{{table}}\end{{document}}"
     )
-    (tmp_path / "thesis.tex").write_text(document)
-    command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "thesis.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, done.stdout[-1500:]
-    assert (tmp_path / "thesis.pdf").stat().st_size > 1000
+    typeset(tmp_path, document)

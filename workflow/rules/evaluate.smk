@@ -282,7 +282,7 @@ rule compare_schedules:
         predictions(HELD_OUT, grid.schedules),
     output:
         report(
-            multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
+            multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".tex", ".json"),
             caption="../report/comparison.rst",
             category="Tables",
             subcategory="Comparison",
@@ -316,7 +316,7 @@ use rule compare_schedules as compare_test with:
     output:
         report(
             [
-                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".tex", ".json"),
                 *tables(paths.TEST_TABLE, "comparison_by_type"),
             ],
             caption="../report/test.rst",
