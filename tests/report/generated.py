@@ -44,7 +44,7 @@ def full_study(world: Path, results: Path, folds: int = 5, seeds: int = 3) -> St
 def full_gathered(study: Study, questions: int) -> dict:
     """Make up what `gather` finds."""
     chance = random.Random(0)
-    arms = study.grid.schedules
+    arms, folds, seeds = study.grid.schedules, len(study.grid.folds), len(study.settings.seeds)
     records = _records(study, questions, chance)
     answered = {arm: evidence.answered(runs) for arm, runs in group_runs(records).items()}
     views = {view: group_runs(_views(records, arms, view, chance)) for view in ("swapped", "swapped-alike", "blank")}
@@ -59,9 +59,11 @@ def full_gathered(study: Study, questions: int) -> dict:
     ]
     probed = [
         {"representation": name, "attribute": "modality", "probe": kind, "f1": 80.0, "low": 70.0, "high": 90.0}
+        | {"images": 12, "folds": folds, "seeds": seeds, "probe_seeds": 2}
         for name, kind in product(("pre-projection", "random-connector", *arms), ("linear", "mlp"))
     ]
     leaky = [{"arm": BLIND, "folds_by": "row", "mean": 60.0, "inflation": 5.0, "low": 3.0, "high": 7.0}]
+    leaky[0] |= {"questions": questions, "runs": folds, "folds": folds, "seeds": 0}
     sure = [{"arm": arm, **{f"{name}_mean": 50.0 for name in calibration.HEADINGS}} for arm in arms]
     part = {"questions": 300, "images": 60, "groups": 20}
     return optional | {

@@ -69,6 +69,15 @@ def test_the_page_fits_its_window_and_loads_nothing(browser, made, width, dark):
     assert small >= 9, "letters of a chart, in pixels"
 
 
+def test_the_first_screen_shows_question_answer_interval_and_the_best_arms(page):
+    parts = ["#answer h1", ".answer", ".primary tbody tr", ".ranking figcaption"]
+    parts += [f".ranking tbody tr:nth-child({place})" for place in range(1, 7)]
+    for part in parts:
+        box = page.run(f"JSON.stringify(document.querySelector('{part}').getBoundingClientRect())")
+        box = json.loads(box)
+        assert 0 < box["top"] < box["bottom"] <= 900 and box["right"] <= 1400, part
+
+
 def test_a_study_of_full_size_is_small_and_opens_at_once(browser, world, tmp_path):
     study = full_study(world, tmp_path / "results")
     page, _ = render(study, full_gathered(study, 7000))

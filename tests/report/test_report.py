@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pandas
 import pytest
-import vl_convert
 from browser import CHROMIUM
 from conftest import ROOT, toy_config
 from PIL import Image
@@ -22,14 +21,15 @@ from triptych.data.schemas import QUESTION_SCHEMA, REJECT_SCHEMA
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_json
 from triptych.io.parquet import write_table
-from triptych.report.charts import per_stage, pivot
+from triptych.report import curves
+from triptych.report.charts import pivot
 from triptych.report.gallery import confusions, first_shown, packed, questions_and_answers
-from triptych.report.gather import read_and_rejected
+from triptych.report.gather import HEALTH, read_and_rejected
 from triptych.report.limitations import limitations
 from triptych.report.provenance import MADE_BY, planned_and_used, trained_from
 from triptych.report.rejected import rejected
 from triptych.report.view import as_json, named
-from triptych.tables import schedules
+from triptych.tables import schedules, stages
 from triptych.tables.format import make_table
 
 
@@ -205,16 +205,16 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
 
     rows = [row(schedule, "1", "1", epoch, 2.0) for schedule in ("1-2", "1-3") for epoch in (0, 1)]
     rows += [row("1-3", "3", "1-3", epoch, 1.0) for epoch in (0, 1)]
-    drawn = per_stage(pandas.DataFrame(rows), ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats").to_dict()
-    panels = [drawn["datasets"][panel["layer"][0].get("data", panel.get("data"))["name"]] for panel in drawn["concat"]]
-    points = [[(point["schedule"], point["epoch"]) for point in panel] for panel in panels]
-    assert points == [[("1-3", 0), ("1-3", 1)]] * 2
-    assert drawn["resolve"] == {"scale": {"y": "shared"}}
     rows += [{**row("1-3", "1", "1", 0, 10.0), "split": "fold1"}]
-    chart = per_stage(pandas.DataFrame(rows), ["1", "3"], ["1-3", "1-2"], "validation_loss", "nats")
-    image = vl_convert.vegalite_to_svg(chart.to_dict())
-    assert ">10<" in image and "e+" not in image
-    assert drawn["concat"][0]["layer"][2]["encoding"]["shape"]["scale"]["domain"] == ["1-3"]
+    frame = make_table(rows, {**stages.COLUMNS, **HEALTH})
+    drawn = curves.charts(frame, ["1", "3"], ["1-3", "1-2"])["validation_loss"]
+    points = {stage: [(one["name"], one["points"]) for one in series] for stage, series in drawn["series"].items()}
+    assert points == {
+        "1": [("1-3", [(0, 6.0, 2.0, 10.0, 2), (1, 2.0, 2.0, 2.0, 1)])],
+        "3": [("1-3", [(0, 1.0, 1.0, 1.0, 1), (1, 1.0, 1.0, 1.0, 1)])],
+    }
+    assert drawn["limits"][0] < 1 and 10 < drawn["limits"][1] < 11 and drawn["write"](10.0) == "10"
+    assert curves.named(frame, ["1-3", "1-2"]) == {0: "1-3"}
 
 
 def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():

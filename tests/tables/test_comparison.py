@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow
 import pytest
+from latex import tabular
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.evaluate.statistics import holm, tabulate, two_way_clustered_t
 from triptych.io.manifest import read_json
@@ -60,6 +61,8 @@ def test_the_second_outcome_is_the_clustered_t_of_the_log_probabilities(tmp_path
     rows = study({"a": 0.3, "b": 0.0, "c": 0.0})
     out = run(tmp_path, rows, "abc")
     one, two = read_json(out / "comparison.json")["comparisons"]
+    heading, *lines = tabular((out / "comparison.tex").read_text(encoding="utf-8"))
+    assert heading[0] == "comparison" and len(lines) == 2 and " minus " in lines[0][0]
     keys = sorted((row["split"], row["seed"], row["question_id"]) for row in rows if row["arm"] == "a")
     value = {(row["arm"], row["split"], row["seed"], row["question_id"]): row for row in rows}
     for row, other in ((one, "b"), (two, "c")):

@@ -82,10 +82,11 @@ def test_columns_of_markdown_line_up_and_keep_their_text():
 
 def test_latex_escapes_what_latex_would_read():
     shown = pandas.DataFrame([["**a&b**", "62.5 ± 1.0"]], columns=["arm", "exact_match"])
-    assert latex(shown, "50 % of it").splitlines() == [
+    assert latex(shown, "50 % of it", "arms").splitlines() == [
         r"\begin{table}",
         r"  \centering",
         r"  \caption{50 \% of it}",
+        r"  \label{tab:arms}",
         r"  \begin{tabular}{lr}",
         r"  \toprule",
         r"  arm & exact\_match \\",
@@ -110,7 +111,7 @@ def test_text_out_of_data_is_one_cell_of_a_markdown_table_and_nothing_more(text)
 
 def test_a_backslash_out_of_data_begins_no_command_of_latex():
     shown = pandas.DataFrame([[r"\input /etc/passwd", r"a~b^c<d>|\\"]], columns=["value", r"\def"])
-    text = latex(shown, r"\write18{ls}")
+    text = latex(shown, r"\write18{ls}", "")
     assert r"\textbackslash{}input /etc/passwd & a\textasciitilde{}b\textasciicircum{}c\textless{}d" in text
     assert r"\textbackslash{}def" in text and r"\caption{\textbackslash{}write18\{ls\}}" in text
 
@@ -133,7 +134,7 @@ def test_other_text_is_written_as_it_is(tmp_path, text):
 
 def test_a_heading_may_stand_twice():
     shown = pandas.DataFrame([["a", "1", "2"]], columns=["arm", "lost", "lost"])
-    assert "| a   | 1    | 2    |" in markdown(shown) and "a & 1 & 2" in latex(shown, "")
+    assert "| a   | 1    | 2    |" in markdown(shown) and "a & 1 & 2" in latex(shown, "", "")
 
 
 def test_the_three_forms_say_the_same(tmp_path):

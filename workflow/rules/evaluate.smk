@@ -282,7 +282,7 @@ rule compare_schedules:
         predictions(HELD_OUT, grid.schedules),
     output:
         report(
-            multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".json"),
+            multiext(result(paths.TABLE, table="comparison"), ".csv", ".md", ".tex", ".json"),
             caption="../report/comparison.rst",
             category="Tables",
             subcategory="Comparison",
@@ -316,7 +316,7 @@ use rule compare_schedules as compare_test with:
     output:
         report(
             [
-                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".json"),
+                *multiext(result(paths.TEST_TABLE, table="comparison"), ".csv", ".md", ".tex", ".json"),
                 *tables(paths.TEST_TABLE, "comparison_by_type"),
             ],
             caption="../report/test.rst",
@@ -346,13 +346,6 @@ rule tabulate_probe:
             category="Tables",
             subcategory="Probes",
         ),
-        svg=report(
-            result(paths.FIGURE, figure="probe.svg"),
-            caption="../report/probe.rst",
-            category="Figures",
-            subcategory="Probes",
-        ),
-        png=result(paths.FIGURE, figure="probe.png"),
     log:
         "<results>/logs/tabulate_probe.log",
     localrule: True
@@ -365,11 +358,11 @@ rule tabulate_probe:
         references=canonical_json({name: grid.reference(name) for name in grid.representations}),
         ways=canonical_json({prefix: grid.trained_parts(prefix) for prefix in grid.prefixes}),
     message:
-        "Write table and figure of the probes"
+        "Write the table of the probes"
     shell:
         "python -m triptych.tables.probes --probes {input.probes:q} --answers {input.answers:q}"
         " --tokens {params.tokens} --order {params.order:q} --shared {params.shared:q}"
-        " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q} --svg {output.svg:q}"
+        " --references {params.references:q} --ways {params.ways:q} --csv {output.csv:q}"
         " > {log:q} 2>&1"
 
 
@@ -416,13 +409,6 @@ rule tabulate_scaling:
             category="Tables",
             subcategory="Scaling",
         ),
-        svg=report(
-            result(paths.FIGURE, figure="scaling.svg"),
-            caption="../report/scaling.rst",
-            category="Figures",
-            subcategory="Scaling",
-        ),
-        png=result(paths.FIGURE, figure="scaling.png"),
     log:
         "<results>/logs/tabulate_scaling.log",
     localrule: True
@@ -433,10 +419,10 @@ rule tabulate_scaling:
         drawn=canonical_json(grid.drawn_once),
         out=subpath(output[0], parent=True),
     message:
-        "Write table and figure of the curves of scale"
+        "Write the table of the curves of scale"
     shell:
         "python -m triptych.tables.scaling --predictions {input:q} --sweeps {params.sweeps:q}"
-        " --drawn-once {params.drawn:q} --out {params.out:q} --svg {output.svg:q} > {log:q} 2>&1"
+        " --drawn-once {params.drawn:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule tabulate_calibration:

@@ -1,7 +1,7 @@
 # What people look at first.
 
 
-rule plot_stages:
+rule tabulate_stages:
     input:
         manifests=all_checkpoints(paths.CHECKPOINT),
         metrics=all_checkpoints(paths.METRICS),
@@ -18,26 +18,18 @@ rule plot_stages:
             category="Tables",
             subcategory="Stages",
         ),
-        svg=report(
-            result(paths.FIGURE, figure="stages.svg"),
-            caption="../report/stages.rst",
-            category="Figures",
-            subcategory="Stages",
-        ),
-        png=result(paths.FIGURE, figure="stages.png"),
     log:
-        "<results>/logs/plot_stages.log",
+        "<results>/logs/tabulate_stages.log",
     localrule: True
     conda:
         ENVIRONMENT
     params:
         schedules=canonical_json(grid.lineage),
-        stages=grid.used_stages,
     message:
-        "Draw validation loss and accuracy per stage"
+        "Write the table of loss and accuracy of every stage"
     shell:
         "python -m triptych.tables.stages --checkpoints {input.manifests:q} --schedules {params.schedules:q}"
-        " --stages {params.stages:q} --csv {output.csv:q} --svg {output.svg:q} > {log:q} 2>&1"
+        " --csv {output.csv:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -50,7 +42,8 @@ rule report:
         metrics=all_checkpoints(paths.METRICS),
         tables=final_tables,
     output:
-        report(result(paths.REPORT), caption="../report/report.rst", category="Report"),
+        page=report(result(paths.REPORT), caption="../report/report.rst", category="Report"),
+        captions=result(paths.FIGURES),
     log:
         "<results>/logs/report.log",
     localrule: True
@@ -58,12 +51,12 @@ rule report:
         ENVIRONMENT
     params:
         settings=lambda wildcards: study.text(),
-        figures=subpath(output[0], parent=True),
+        figures=subpath(output.captions, parent=True),
     message:
-        "Write the report"
+        "Write the report, and its figures for papers"
     shell:
-        "python -m triptych.report --settings {params.settings:q} --tables {input.tables:q} --out {output:q}"
-        " --figures {params.figures:q}/figures > {log:q} 2>&1"
+        "python -m triptych.report --settings {params.settings:q} --tables {input.tables:q}"
+        " --out {output.page:q} --figures {params.figures:q} > {log:q} 2>&1"
 
 
 # By hand, also while trainings run: triptych wandb --configfile config/...

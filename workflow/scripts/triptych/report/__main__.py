@@ -1,4 +1,4 @@
-"""Step: the report, `report.html`, its numbers, `results.json`, and its figures as SVG and PNG for a paper."""
+"""Step: the report, `report.html`, its numbers, `results.json`, and its figures for papers."""
 
 import argparse
 from pathlib import Path
@@ -8,12 +8,10 @@ from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
-from triptych.report.charts import all_charts
+from triptych.report.figures import all_figures, write_figures
 from triptych.report.gather import gather
-from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.results import as_text
 from triptych.report.view import render
-from triptych.tables.plotting import write_figure
 
 
 def main() -> None:
@@ -27,14 +25,11 @@ def main() -> None:
     study = Study.of(Settings.model_validate_json(arguments.settings))
     gathered = gather(study, {path.stem for path in arguments.tables})
     page, found = render(study, gathered)
-    charts = all_charts(gathered, study.grid.used_stages, study.grid.schedules, [BLIND, LOOKUP])
-    for name, (chart, _) in charts.items():
-        if name != "probe":  # which is there already, with its table
-            white = chart.configure(background="white", font="sans-serif")
-            write_figure(white, arguments.figures / f"{name}.svg")
+    figures = all_figures(study, gathered, found)
+    write_figures(arguments.figures, figures)
     write_text(arguments.out.parent / RESULTS, as_text(found))
     write_text(arguments.out, page)
-    print(f"{arguments.out}: {len(page.encode()) / 1e6:.1f} MB, {len(charts)} figures", flush=True)
+    print(f"{arguments.out}: {len(page.encode()) / 1e6:.1f} MB, {len(figures)} figures", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas
-from markupsafe import Markup
 
 from triptych.report.charts import CURVES, HEALTH
-from triptych.report.svg import key, panel
+from triptych.report.svg import panel
 
 NARROW = 270  # of the pictures side by side
 
@@ -54,7 +53,8 @@ def _limits(series: Sequence[dict], over_runs: str, zero: bool) -> tuple[float, 
 def charts(curves: pandas.DataFrame, stages: Sequence[str], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Draw every metric that was measured: by name `what` it is, `unit`, and `panels` of (stage, picture).
 
-    Lines have the colour of the first schedule that passes through the training.
+    The data of the panels stand beside them, for figures: `series` by stage, and what else `svg.panel` takes. Lines
+    have the colour of the first schedule that passes through the training.
     """
     frame = once(curves, arms) if len(curves) else curves
     found = {}
@@ -69,19 +69,18 @@ def charts(curves: pandas.DataFrame, stages: Sequence[str], arms: Sequence[str])
         whole = field == "loss_spikes"
         if whole:
             limits = (0.0, max(1.0, limits[1]))
-        panels = [
-            (f"stage {stage}", panel(series, limits, _writer(field), over_runs, whole))
-            for stage, series in by_stage.items()
-            if series
-        ]
-        found[name] = {"what": what, "unit": unit, "panels": panels}
+        drawn = {stage: series for stage, series in by_stage.items() if series}
+        write = _writer(field)
+        panels = [(f"stage {stage}", panel(series, limits, write, over_runs, whole)) for stage, series in drawn.items()]
+        data = {"series": drawn, "limits": limits, "write": write, "over_runs": over_runs, "whole": whole}
+        found[name] = {"what": what, "unit": unit, "panels": panels, **data}
     return found
 
 
-def drawn(curves: pandas.DataFrame, arms: Sequence[str]) -> list[tuple[Markup, str]]:
-    """Give the legend of `charts`: the schedules that a line is drawn under."""
-    named = set(once(curves, arms)["schedule"]) if len(curves) else set()
-    return [(key(index), arm) for index, arm in enumerate(arms) if arm in named]
+def named(curves: pandas.DataFrame, arms: Sequence[str]) -> dict[int, str]:
+    """Give the schedules that a line of `charts` is drawn under, by the index of its look."""
+    found = set(once(curves, arms)["schedule"]) if len(curves) else set()
+    return {index: arm for index, arm in enumerate(arms) if arm in found}
 
 
 def with_and_without(curves: pandas.DataFrame, lineages: Sequence[Sequence[str]]) -> dict[str, Any] | None:

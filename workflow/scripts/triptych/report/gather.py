@@ -17,7 +17,7 @@ from triptych.report.gallery import confusions, questions_and_answers, thumbnail
 from triptych.report.limitations import BLIND, LOOKUP, limitations
 from triptych.report.provenance import commands, provenance
 from triptych.report.rejected import rejected
-from triptych.tables import by_type, calibration, captions, leakage, probes, scaling, schedules, stages
+from triptych.tables import by_type, calibration, captions, leakage, occlusion, probes, scaling, schedules, stages
 from triptych.tables import transfer as transfer_table
 from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv, rows_of
 from triptych.tables.runs import Arms, accuracy, group_runs
@@ -33,6 +33,7 @@ OPTIONAL: dict[str, Columns] = {
     "leak": leakage.COLUMNS,
     "captions": captions.COLUMNS,
     "scaling": scaling.COLUMNS,
+    occlusion.NAME: occlusion.COLUMNS,
 }
 
 

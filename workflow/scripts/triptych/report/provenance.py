@@ -100,7 +100,7 @@ MADE_BY = {
     "scaling": "tabulate_scaling",
     "captions": "tabulate_captions",
     "probe": "tabulate_probe",
-    "stages": "plot_stages",
+    "stages": "tabulate_stages",
 }
 
 

@@ -1,16 +1,22 @@
-"""Charts whose rows are rows of a table: a name, a track with intervals and marks, and the numbers in words."""
+"""Charts whose rows are rows of a table: a name, intervals and marks, and the numbers in words.
+
+The page draws them as tracks, `report.drawing` as figures for papers.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
-from markupsafe import Markup
 
 from triptych.config.arms import CONTROLS
 from triptych.report.svg import Axis, key, track
 from triptych.tables.format import rows_of
 
-Chart = dict[str, Any]  # what, scale, legend, rows of name, track, text, and by choice `strong`, `group`
+# `what` in words, `label` of its axis, `title` beside others of its kind, `axis`, `scale`, `zero`, `margin`, `names` of
+# its marks, `legend`, `rows` of name, points (as `svg.track` takes them), track, text, and by choice `strong`.
+Chart = dict[str, Any]
+
+EXACT = "exact match, %"
 
 
 def percent(value: float | None) -> str:
@@ -28,8 +34,21 @@ def with_interval(value: float | None, low: float | None, high: float | None, wr
     return write(value) if low is None else f"{write(value)} ({write(low)} to {write(high)})"
 
 
-def _chart(what: str, axis: Axis, rows: list[dict], legend: Sequence[tuple[Markup, str]] = (), unit: str = "") -> Chart:
-    return {"what": what, "scale": axis.scale(unit), "rows": rows, "legend": list(legend)}
+def _chart(
+    what: str,
+    label: str,
+    axis: Axis,
+    rows: list[dict],
+    names: Sequence[str] = (),
+    title: str = "",
+    zero: bool = False,
+    margin: float | None = None,
+) -> Chart:
+    for row in rows:
+        row["track"] = track(axis, row["points"], zero, margin)
+    legend = [(key(index), name) for index, name in enumerate(names)]
+    drawn = {"axis": axis, "scale": axis.scale(), "zero": zero, "margin": margin, "names": list(names)}
+    return {"what": what, "label": label, "title": title, "rows": rows, "legend": legend, **drawn}
 
 
 def ranked(arms: Sequence[Mapping], accuracies: Mapping[str, Mapping]) -> Chart:
@@ -44,9 +63,9 @@ def ranked(arms: Sequence[Mapping], accuracies: Mapping[str, Mapping]) -> Chart:
         text = with_interval(row["mean"], row["low"], row["high"])
         kind = "" if row["trained"] else "quiet"
         point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
-        drawn = track(axis, [{**point, "index": 0 if row["trained"] else 3, "kind": kind}])
-        rows.append({"name": row["arm"], "track": drawn, "text": text, "strong": row["trained"]})
-    return _chart("Exact match of all arms, in per cent, with 95 % intervals", axis, rows)
+        points = [{**point, "index": 0 if row["trained"] else 3, "kind": kind}]
+        rows.append({"name": row["arm"], "points": points, "text": text, "strong": row["trained"]})
+    return _chart("Exact match of all arms, in per cent, with 95 % intervals", EXACT, axis, rows)
 
 
 def scaled(sweeps: Mapping[str, Sequence[Mapping]]) -> list[Chart]:
@@ -57,8 +76,9 @@ def scaled(sweeps: Mapping[str, Sequence[Mapping]]) -> list[Chart]:
         for row in values:
             text = with_interval(row["mean"], row["low"], row["high"])
             point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
-            rows.append({"name": f"{row['value']:.10g}", "track": track(axis, [point]), "text": text})
-        found.append(_chart(f"{name}: exact match in per cent by {values[0]['setting']}, 95 % intervals", axis, rows))
+            rows.append({"name": f"{row['value']:.10g}", "points": [point], "text": text})
+        what = f"{name}: exact match in per cent by {values[0]['setting']}, 95 % intervals"
+        found.append(_chart(what, EXACT, axis, rows, title=name))
     return found
 
 
@@ -78,9 +98,9 @@ def differences(comparison: Sequence[Mapping]) -> Chart | None:
         text = with_interval(row["effect"], low, high, signed)
         point = {"value": row["effect"], "low": low, "high": high, "small": runs if len(runs) > 1 else ()}
         name = f"{row['first']} minus {row['second']}"
-        drawn = track(axis, [{**point, "tip": f"{name}: {text}"}], zero=True, margin=margin)
-        rows.append({"name": name, "track": drawn, "text": text})
-    return _chart("Differences between schedules in points, with 95 % intervals", axis, rows)
+        rows.append({"name": name, "points": [{**point, "tip": f"{name}: {text}"}], "text": text})
+    what = "Differences between schedules in points, with 95 % intervals"
+    return _chart(what, "points", axis, rows, zero=True, margin=margin)
 
 
 def power(comparison: Sequence[Mapping]) -> Chart | None:
@@ -90,13 +110,8 @@ def power(comparison: Sequence[Mapping]) -> Chart | None:
         return None
     margin = comparison[0]["equivalence_margin"]
     axis = Axis([-size, size], include=(-margin, 0, margin))
-    point = {"low": -size, "high": size, "index": 3}
-    drawn = track(axis, [point], zero=True, margin=margin)
-    return _chart(
-        "Differences that may be missed, in points",
-        axis,
-        [{"name": "missed", "track": drawn, "text": f"up to {size:.1f}"}],
-    )
+    row = {"name": "missed", "points": [{"low": -size, "high": size, "index": 3}], "text": f"up to {size:.1f}"}
+    return _chart("Differences that may be missed, in points", "points", axis, [row], zero=True, margin=margin)
 
 
 def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = True) -> Chart | None:
@@ -111,8 +126,9 @@ def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = T
             heading = CONTROLS[row["view"]].heading
             name = f"{arm}: {heading}" if name_arms else heading
             point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
-            rows.append({"name": name, "track": track(axis, [point], zero=True), "text": text})
-    return _chart("Points lost with another image, with 95 % intervals", axis, rows) if rows else None
+            rows.append({"name": name, "points": [point], "text": text})
+    what = "Points lost with another image, with 95 % intervals"
+    return _chart(what, "points lost", axis, rows, zero=True) if rows else None
 
 
 def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
@@ -123,8 +139,44 @@ def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
         text = with_interval(row["effect"], row["low"], row["high"], signed)
         name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
         point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
-        rows.append({"name": name, "track": track(axis, [point], zero=True), "text": text})
-    return _chart("Points above look-ups, with 95 % intervals", axis, rows) if rows else None
+        rows.append({"name": name, "points": [point], "text": text})
+    return _chart("Points above look-ups, with 95 % intervals", "points", axis, rows, zero=True) if rows else None
+
+
+def types(found: Sequence[Mapping]) -> Chart | None:
+    """Draw the first pair's difference for each type of question, the commonest of each aspect first."""
+    pair = [(row["first"], row["second"]) for row in found[:1]]
+    own = [row for row in found if (row["first"], row["second"]) in pair and row["effect"] is not None]
+    aspects = list(dict.fromkeys(row["aspect"] for row in own))
+    own.sort(key=lambda row: (aspects.index(row["aspect"]), -row["questions"], row["value"] or ""))
+    axis = Axis([row[name] for row in own for name in ("effect", "low", "high")], include=(0,), least=-100, most=100)
+    rows = []
+    for row in own:
+        text = with_interval(row["effect"], row["low"], row["high"], signed)
+        name = f"{row['value'] or '(none)'} ({row['questions']})"
+        point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
+        index = aspects.index(row["aspect"])
+        rows.append({"name": name, "points": [{**point, "index": index}], "text": text})
+    what = " ".join(f"{first} minus {second} by type of question" for first, second in pair)
+    names = [aspect.replace("_", " ") for aspect in aspects]
+    return _chart(f"{what}, in points, with 95 % intervals", "points", axis, rows, names, zero=True) if rows else None
+
+
+def occlusion(table: pandas.DataFrame) -> Chart | None:
+    """Draw how often schedules look at what is asked for, beside the square in the middle and a random one."""
+    found = [row for row in rows_of(table) if row["pointing"] is not None]
+    if not found:
+        return None
+    axis = Axis([row[f"pointing{part}"] for row in found for part in ("", "_low", "_high", "_centre", "_random")])
+    rows = []
+    for row in found:
+        text = with_interval(row["pointing"], row["pointing_low"], row["pointing_high"])
+        tip = f"{row['arm']}: {text}"
+        points = [{"value": row["pointing"], "low": row["pointing_low"], "high": row["pointing_high"], "tip": tip}]
+        points += [{"value": row[f"pointing_{name}"], "index": place} for place, name in ((1, "centre"), (2, "random"))]
+        rows.append({"name": row["arm"], "points": points, "text": text})
+    names = ["square that matters most", "square in the middle", "random square"]
+    return _chart("Squares that point at what is asked for, in per cent", "pointing, %", axis, rows, names)
 
 
 def contents(table: pandas.DataFrame, aspect: str, arms: Sequence[str]) -> Chart | None:
@@ -144,18 +196,18 @@ def contents(table: pandas.DataFrame, aspect: str, arms: Sequence[str]) -> Chart
             for index, arm in enumerate(arms)
             if arm in own
         ]
-        rows.append({"name": f"{value or '(none)'} ({sizes[value]})", "track": track(axis, points), "text": ""})
-    legend = [(key(index), arm) for index, arm in enumerate(arms)]
-    return _chart(f"Exact match by {aspect.replace('_', ' ')}, in per cent (number of questions)", axis, rows, legend)
+        rows.append({"name": f"{value or '(none)'} ({sizes[value]})", "points": points, "text": ""})
+    what = f"Exact match by {aspect.replace('_', ' ')}, in per cent (number of questions)"
+    return _chart(what, EXACT, axis, rows, arms)
 
 
 def probes(table: pandas.DataFrame) -> list[Chart]:
     """Draw macro-F1 of probes, a chart for each attribute, a mark for each kind of probe."""
     charts = []
     rows_all = rows_of(table)
+    kinds = list(dict.fromkeys(row["probe"] for row in rows_all))
     for attribute in dict.fromkeys(row["attribute"] for row in rows_all):
         own = [row for row in rows_all if row["attribute"] == attribute]
-        kinds = list(dict.fromkeys(row["probe"] for row in own))
         axis = Axis([row[name] for row in own for name in ("f1", "low", "high", "shuffled_f1")], most=100)
         rows = []
         for name in dict.fromkeys(row["representation"] for row in own):
@@ -165,10 +217,9 @@ def probes(table: pandas.DataFrame) -> list[Chart]:
                 tip = f"{name}, {row['probe']}: {text}; shuffled labels {percent(row['shuffled_f1'])}"
                 point = {"value": row["f1"], "low": row["low"], "high": row["high"], "index": index, "tip": tip}
                 shuffled = {"small": [] if row["shuffled_f1"] is None else [row["shuffled_f1"]]}
-                drawn = track(axis, [{**point, **shuffled}])
-                rows.append({"name": f"{name}, {row['probe']}", "track": drawn, "text": text})
-        legend = [(key(index), kind) for index, kind in enumerate(kinds)]
-        charts.append(_chart(f"Macro-F1 of probes: {attribute}, in per cent, with 95 % intervals", axis, rows, legend))
+                rows.append({"name": f"{name}, {row['probe']}", "points": [{**point, **shuffled}], "text": text})
+        what = f"Macro-F1 of probes: {attribute}, in per cent, with 95 % intervals"
+        charts.append(_chart(what, "macro-F1, %", axis, rows, kinds, title=attribute))
     return charts
 
 
@@ -185,5 +236,5 @@ def leaks(table: pandas.DataFrame) -> Chart | None:
         name = f"{row['arm']}, folds by {row['folds_by']}"
         point = {"value": row["inflation"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
         index = kinds.index(row["folds_by"])
-        rows.append({"name": name, "track": track(axis, [{**point, "index": index}], zero=True), "text": text})
-    return _chart("Points added by leaking folds, with 95 % intervals", axis, rows)
+        rows.append({"name": name, "points": [{**point, "index": index}], "text": text})
+    return _chart("Points added by leaking folds, with 95 % intervals", "points added", axis, rows, zero=True)

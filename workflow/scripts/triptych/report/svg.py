@@ -38,27 +38,29 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 class Axis:
     """A horizontal axis whose length is its place's: values become per cent."""
 
-    def __init__(self, values: Sequence[float | None], include: Sequence[float] = (), most: float | None = None):
-        """Span the values that are known; `include` are shown, too, and nothing beyond `most`."""
+    def __init__(
+        self,
+        values: Sequence[float | None],
+        include: Sequence[float] = (),
+        least: float = -math.inf,
+        most: float = math.inf,
+    ):
+        """Span the values that are known; `include` are shown, too, and nothing below `least` or beyond `most`."""
         known = [value for value in (*values, *include) if value is not None and math.isfinite(value)] or [0.0, 1.0]
         low, high = min(known), max(known)
         room = (high - low or 1.0) * 0.05
-        self.low = low if low in include and low == 0 else low - room
-        self.high = high + room if most is None else min(most, high + room)
+        self.low = max(least, low if low in include and low == 0 else low - room)
+        self.high = min(most, high + room)
 
     def at(self, value: float) -> float:
         """Give the place of a value in per cent, within the track."""
         share = (value - self.low) / (self.high - self.low)
         return round(2 + 96 * min(1.0, max(0.0, share)), 2)
 
-    def scale(self, unit: str = "") -> Markup:
+    def scale(self) -> Markup:
         """Draw the numbers below tracks."""
-        texts = [
-            f'<text x="{self.at(tick)}%" y="13">{tick:,g}{escape(unit) if tick == last else ""}</text>'
-            for ticks in [nice_ticks(self.low, self.high)]
-            for last in [ticks[-1] if ticks else None]
-            for tick in ticks
-        ]
+        ticks = nice_ticks(self.low, self.high)
+        texts = [f'<text x="{self.at(tick)}%" y="13">{tick:,g}</text>' for tick in ticks]
         return Markup(f'<svg class="scale" aria-hidden="true" focusable="false">{"".join(texts)}</svg>')
 
 

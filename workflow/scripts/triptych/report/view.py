@@ -21,8 +21,8 @@ from triptych.report.charts import CONTENT, CURVES, HEALTH, numbers
 from triptych.report.gallery import first_shown, packed
 from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.results import Results, results
-from triptych.report.svg import graph
-from triptych.tables import by_type, calibration, scaling
+from triptych.report.svg import graph, key
+from triptych.tables import by_type, calibration, occlusion, scaling
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
 
@@ -87,7 +87,7 @@ def _training(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "curve_charts": charts,
         "curves_shown": [name for name, *_ in CURVES if name in charts],
         "health_shown": [name for name, *_ in HEALTH if name in charts],
-        "curve_legend": curves.drawn(gathered["curves"], arms),
+        "curve_legend": [(key(index), arm) for index, arm in curves.named(gathered["curves"], arms).items()],
         "beside": curves.with_and_without(gathered["curves"], [study.grid.lineage[arm] for arm in compared[:2]]),
     }
 
@@ -107,6 +107,9 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
     contents = {aspect: rows.contents(gathered["by_content"], aspect, arms) for aspect in CONTENT}
     return {
         "difference_chart": rows.differences(gathered["comparison"]),
+        "types_chart": rows.types(rows_of(gathered[by_type.NAME])),
+        "occlusion_chart": rows.occlusion(gathered[occlusion.NAME]),
+        "occlusion_about": occlusion.ABOUT,
         "lost_chart": rows.lost(gathered["lost"], study.grid.schedules),
         "above_chart": rows.above(gathered["above_lookups"]),
         "content_charts": {aspect: chart for aspect, chart in contents.items() if chart},

@@ -17,7 +17,7 @@ from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
 from triptych.tables import by_type
-from triptych.tables.format import make_table, markdown, write_csv
+from triptych.tables.format import latex, make_table, markdown, write_csv
 from triptych.tables.gold_outcome import section
 from triptych.tables.pairs import OPTIONAL, READ, pair, the_view
 from triptych.tables.verdicts import COLUMNS, compare, conclude, generalises_to
@@ -51,23 +51,27 @@ def as_markdown(rows: Sequence[dict[str, Any]], view: str = HELD_OUT) -> str:
 
 def paragraphs(rows: Sequence[dict[str, Any]], view: str) -> str:
     """Write the comparison, with a verdict for each row; `view` is which questions were answered."""
+    said = "\n\n".join(about(rows, view))
+    verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
+    return f"{said}\n\n{markdown(shown(rows))}\n\n{verdicts}{section(rows)}"
+
+
+def about(rows: Sequence[dict[str, Any]], view: str) -> list[str]:
+    """Say what the comparison shows, and what its intervals hold for where there are some: a paragraph for each."""
     head = rows[0]
     folds = "one training part" if head["folds"] == 1 else f"{head['folds']} folds"
-    about = (
+    text = (
         f"Difference of exact match in points, on {head['questions']} questions about {head['groups']} images or "
         f"subjects; {head['runs']} {'run' if head['runs'] == 1 else 'runs'} ({folds}). "
         f"Differences below {points(head['equivalence_margin'])} count as none. Minimum detectable effects are at "
         "80 % power."
     )
     if len(rows) > 1:
-        about += (
+        text += (
             f" The comparison with {head['second']} is the primary one, and is not corrected; p values of the others "
             "are, for their number."
         )
-    if head["low"] is not None:
-        about += f"\n\n{generalises_to(head['folds'], view)}"
-    verdicts = "".join(f"{row['verdict']}\n\n" for row in rows)
-    return f"{about}\n\n{markdown(shown(rows))}\n\n{verdicts}{section(rows)}"
+    return [text] if head["low"] is None else [text, generalises_to(head["folds"], view)]
 
 
 def _where(view: str) -> str:
@@ -130,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     write_csv(arguments.out / "comparison.csv", make_table(rows, COLUMNS))
     write_text(arguments.out / "comparison.md", as_markdown(rows, view))
+    write_text(arguments.out / "comparison.tex", latex(shown(rows), " ".join(about(rows, view)), "comparison"))
     by_type.write(arguments.out, [by_type.by_type(first, *named) for named in paired.items()], _where(view))
     bootstrap = {"draws": DRAWS, "seed": arguments.seed}
     settings = {

@@ -33,7 +33,11 @@ FORMER_ARMS = {"nearest-pictures": "nearest-images"}
 _LATEX = str.maketrans({
     "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": r"$-$",
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "\r": " ",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\char34{}",  # active in German
+    "`": r"\textasciigrave{}",
+    # At the start of a row, these would be an argument of the command that ends the row before.
+    "[": "{[}", "*": "{*}",
+    **dict.fromkeys([*map(chr, range(32)), "\x7f", "\x85", "\u2028", "\u2029"], " "),  # TeX allows none of them
 })
 # fmt: on
 
@@ -99,16 +103,18 @@ def markdown(shown: pandas.DataFrame) -> str:
     return "\n".join([heading, rule, *rest])
 
 
-def latex(shown: pandas.DataFrame, caption: str) -> str:
-    """Write a frame of text as a LaTeX table, for a document that loads `booktabs`."""
+def latex(shown: pandas.DataFrame, caption: str, name: str) -> str:
+    """Write a frame of text as a LaTeX table with the label `tab:name`, for a document that loads `booktabs`."""
     plain = shown.map(_escape).rename(columns=_escape)
     tabular = plain.to_latex(index=False, escape=False, column_format="l" + "r" * (len(shown.columns) - 1))
     head = f"\\begin{{table}}\n  \\centering\n  \\caption{{{_escape(caption)}}}\n"
+    head += f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', name)}}}\n"
     return f"{head}{textwrap.indent(tabular, '  ')}\\end{{table}}\n"
 
 
 def _escape(text: str) -> str:
-    return text.replace("**", "").translate(_LATEX)
+    # Two hyphens would become a dash.
+    return text.replace("**", "").translate(_LATEX).replace("--", "-{}-").replace("--", "-{}-")
 
 
 def write_table(
@@ -133,4 +139,4 @@ def write_table(
     """
     write_csv(stem.with_suffix(".csv"), table, decimals)
     write_text(stem.with_suffix(".md"), f"# {title}\n\n{about}\n\n{markdown(shown)}\n{after}")
-    write_text(stem.with_suffix(".tex"), latex(shown, about))
+    write_text(stem.with_suffix(".tex"), latex(shown, about, stem.name))

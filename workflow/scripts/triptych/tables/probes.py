@@ -1,4 +1,4 @@
-"""Step: table, figure and verdict of the probes and of what models say themselves, from stored answers alone."""
+"""Step: table and verdict of the probes and of what models say themselves, from stored answers alone."""
 
 import argparse
 import json
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import altair
 import numpy as np
 import pandas
 
@@ -16,7 +15,6 @@ from triptych.errors import run_step
 from triptych.evaluate.attributes import ANSWERS, FEWEST, attribute_answers
 from triptych.io.parquet import read_table
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
-from triptych.tables.plotting import PALETTE, write_figure
 
 DRAWS = 2000  # of the bootstrap
 
@@ -264,30 +262,8 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(lines, columns=heading)
 
 
-def chart(table: pandas.DataFrame, order: Sequence[str]) -> altair.HConcatChart:
-    """Draw macro-F1 of every representation with its interval, a panel for each attribute; ticks: shuffled labels."""
-    panels = []
-    for attribute in table["attribute"].unique():
-        base = altair.Chart(table[table["attribute"] == attribute]).encode(
-            y=altair.Y("representation:N", sort=list(order), title=None),
-            yOffset=altair.YOffset("probe:N", sort=[*PROBES, ANSWERS]),
-            color=altair.Color("probe:N", sort=[*PROBES, ANSWERS], scale=altair.Scale(range=PALETTE), title="probe"),
-        )
-        scale = altair.Scale(domain=[0, 100])
-        points = base.mark_point(filled=True, size=45).encode(altair.X("f1:Q", scale=scale, title="macro-F1, %"))
-        ranges = base.mark_rule().encode(altair.X("low:Q", scale=scale), altair.X2("high:Q"))
-        chance = base.mark_tick(thickness=2, opacity=0.5).encode(altair.X("shuffled_f1:Q", scale=scale))
-        height = altair.Step(14)
-        panels.append((ranges + points + chance).properties(width=210, height=height, title=attribute))
-    title = altair.Title(
-        "Probes of image tokens",
-        subtitle=["points: held-out images, with 95 % interval; ticks: shuffled labels", "answers: the model's own"],
-    )
-    return altair.hconcat(*panels).properties(title=title).configure(background="white", font="sans-serif")
-
-
 def main() -> None:
-    """Write `probe` as CSV, Markdown and LaTeX, and its figure as SVG and PNG."""
+    """Write `probe` as CSV, Markdown and LaTeX."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--probes", type=Path, nargs="+", required=True, help="answers of the probes")
     parser.add_argument("--answers", type=Path, nargs="+", required=True, help="answers of the schedules")
@@ -302,7 +278,6 @@ def main() -> None:
         help="prefix -> projection only, or end to end, as JSON",
     )
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
-    parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     records = [row for path in sorted(arguments.probes) for row in read_table(path)]
     table = summarise(records, arguments.order, json.loads(arguments.references))
@@ -325,7 +300,6 @@ def main() -> None:
     against += f"(`{ANSWERS}` in the table), in which the paper's models improve while probes read less:\n\n"
     against += "".join(f"- {line}\n" for line in beside(both, left_out))
     write_table(arguments.csv.with_suffix(""), both, shown(both), "Probes of image tokens", about, against)
-    write_figure(chart(both, arguments.order), arguments.svg)
 
 
 if __name__ == "__main__":

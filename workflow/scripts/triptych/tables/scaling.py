@@ -1,4 +1,4 @@
-"""Step: curves of scale, a row for each value of a sweep, with the slope over all values and a figure."""
+"""Step: curves of scale, a row for each value of a sweep, with the slope over all values."""
 
 import argparse
 import json
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import altair
 import numpy as np
 import pandas
 
@@ -15,7 +14,6 @@ from triptych.errors import run_step
 from triptych.io.parquet import read_table
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.pairs import OPTIONAL, READ, pair
-from triptych.tables.plotting import PALETTE, write_figure
 from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 from triptych.tables.transfer import SEED, interval
 from triptych.tables.verdicts import draws_warning, mean_interval
@@ -161,33 +159,6 @@ def axis_places(values: Sequence[float]) -> list[float]:
     return [math.log10(value) if value > 0 else min(logs) - step for value in values]
 
 
-def panel(rows: Sequence[Mapping[str, Any]]) -> altair.LayerChart:
-    """Draw one sweep: means with their intervals, joined by a line; a 0 beside a logarithmic axis stands alone."""
-    values = [row["value"] for row in rows]
-    at = axis_places(values)
-    logarithmic = at != values
-    points = pandas.DataFrame([{**row, "at": place} for row, place in zip(rows, at, strict=True)])
-    labels = {f"{place:.6f}": f"{value:.10g}" for value, place in zip(values, at, strict=True)}
-    axis = altair.Axis(values=at, labelExpr=f"({json.dumps(labels)})[format(datum.value, '.6f')]", grid=False)
-    title = rows[0]["setting"] + (" (logarithmic)" if logarithmic else "")
-    scale = altair.Scale(zero=False, nice=False, padding=16)
-    base = altair.Chart(points).encode(x=altair.X("at:Q", axis=axis, title=title, scale=scale))
-    y = altair.Y("mean:Q", title="exact match, %", scale=altair.Scale(zero=False))
-    drawn = base.mark_point(filled=True, size=60, opacity=1, color=PALETTE[0]).encode(y=y)
-    drawn += base.mark_rule(strokeWidth=2, color=PALETTE[0]).encode(altair.Y("low:Q"), altair.Y2("high:Q"))
-    joined = points[points["value"] > 0] if logarithmic else points
-    line = altair.Chart(joined).mark_line(color=PALETTE[0], opacity=0.6)
-    drawn += line.encode(x=altair.X("at:Q", axis=axis, title=title, scale=scale), y=y)
-    return drawn.properties(width=300, height=220, title=rows[0]["sweep"])
-
-
-def chart(table: pandas.DataFrame) -> altair.ConcatChart:
-    """Draw all sweeps, two beside each other."""
-    drawn = altair.concat(*map(panel, by_sweep(table).values()), columns=2)
-    title = altair.Title("Curves of scale", subtitle="mean over runs; bar: 95 % interval for other runs and images")
-    return drawn.properties(title=title).configure(background="white", font="sans-serif")
-
-
 def said(table: pandas.DataFrame, drawn: Mapping[str, str]) -> list[str]:
     """Say what every sweep shows, with a warning where all folds share too few trainings of a stage.
 
@@ -203,19 +174,17 @@ def said(table: pandas.DataFrame, drawn: Mapping[str, str]) -> list[str]:
 
 
 def main() -> None:
-    """Write `scaling` as CSV, Markdown and LaTeX, and its figure as SVG and PNG."""
+    """Write `scaling` as CSV, Markdown and LaTeX."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--sweeps", type=json.loads, required=True, help="JSON: pairs of a sweep's name and its arms")
     parser.add_argument("--drawn-once", type=json.loads, default={}, help="JSON: as `triptych compare` takes it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--svg", type=Path, required=True, help="file to write; .png beside it")
     arguments = parser.parse_args()
     records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ, OPTIONAL)]
     table = summarise(records, dict(arguments.sweeps))
     after = "".join(f"\n{line}\n" for line in said(table, arguments.drawn_once))
     write_table(arguments.out / "scaling", table, shown(table), "Curves of scale", ABOUT, after)
-    write_figure(chart(table), arguments.svg)
 
 
 if __name__ == "__main__":

@@ -251,7 +251,8 @@ def main() -> None:
     questions = table["questions"].iloc[0]
     write_csv(out / "schedules.csv", table)
     write_text(out / "schedules.md", schedules_markdown(table, records, arguments.schedules))
-    write_text(out / "schedules.tex", latex(shown_arms(table, MAIN), f"Exact match in per cent on {questions} {of}."))
+    about = f"Exact match in per cent on {questions} {of}."
+    write_text(out / "schedules.tex", latex(shown_arms(table, MAIN), about, "schedules"))
 
     about = (
         f"Exact match in per cent by modality, body part, content and answer type; {of}: {runs_text(table.iloc[0])}."

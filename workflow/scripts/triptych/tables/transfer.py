@@ -121,7 +121,7 @@ def main() -> None:
     # No `with_suffix`: the name of a data set may hold dots.
     write_csv(Path(f"{stem}.csv"), table)
     write_text(Path(f"{stem}.md"), page)
-    write_text(Path(f"{stem}.tex"), latex(shown(table), text.replace("`", "")))
+    write_text(Path(f"{stem}.tex"), latex(shown(table), text.replace("`", ""), f"transfer-{stem.name}"))
     settings = {"dataset": arguments.dataset, "part": arguments.part, "view": view, "level": LEVEL}
     settings["equivalence_margin"] = arguments.equivalence_margin
     write_record(Path(f"{stem}.json"), {"settings": settings, "comparisons": rows})
