@@ -5,41 +5,57 @@ import json
 import pytest
 import torch
 from conftest import HIDDEN, image_bytes
-from llavas import write_llava
+from llavas import PROMPT, base_of, prepare_llava, write_llava
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from triptych.config.models import FolderLlava, LlavaModels
+from triptych.config.models import LlavaModels
 from triptych.config.stages import Connector, Lora
 from triptych.data.images import decode
 from triptych.errors import TriptychError
-from triptych.features.shards import encoder_hashes
 from triptych.io.manifest import read_json
-from triptych.model import checkpoint, vision
+from triptych.model import checkpoint
 from triptych.model.connector import CONNECTOR_FILE
 from triptych.model.language_model import load_tokenizer
-from triptych.model.llava import PROJECTOR
+from triptych.model.llava import PROJECTOR, _describe
 from triptych.model.packing import pack
-from triptych.model.prepare import prepare_model
 from triptych.model.tokens import Sample, prompt_tokens
 
-PROMPT = "user <image> {question} assistant "
 CPU = torch.device("cpu")
+PUBLISHED = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "ignore_index": -100,
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "pad_token_id": 32001,
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.36.0.dev0",
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "vocab_size": 32064,
+}
 ANSWERS = ("red on the left", "no", "MRI")
-
-
-def prepare(folder, llava, **settings):
-    """Both parts as the workflow puts them below `models/`."""
-    models = LlavaModels(llava=FolderLlava(source="folder", folder=str(llava), prompt=PROMPT, **settings))
-    for role in ("vision_encoder", "language_model"):
-        prepare_model(role, getattr(models, role), folder, folder / role)
-    return folder
-
-
-def base_of(models):
-    encoder = vision.load(models / "vision_encoder", CPU)
-    return encoder, checkpoint.Base(
-        models / "language_model", encoder.hidden_size, encoder_hashes(models / "vision_encoder")
-    )
 
 
 def logits_of_both(llava, models):
@@ -69,12 +85,13 @@ def logits_of_both(llava, models):
         ({"vision_feature_layer": -1}, 4),
         ({"vision_feature_layer": 1, "vision_feature_select_strategy": "full"}, 5),
         ({"text": {"tie_word_embeddings": True}}, 4),
+        ({"dtype": torch.float16}, 4),  # as LLaVA-1.5 is published
         ({"text": {"num_key_value_heads": 1}, "tower": {"hidden_act": "gelu", "num_hidden_layers": 3}}, 4),
     ],
 )
 def test_the_parts_give_the_logits_of_transformers(tmp_path, settings, tokens):
     llava = write_llava(tmp_path / "llava", **settings)
-    models = prepare(tmp_path / "models", llava)
+    models = prepare_llava(tmp_path / "models", llava)
     encoder, _ = base_of(models)
     assert encoder.tokens(torch.zeros(1, 3, 32, 32)).shape[1] == tokens
     for found, expected in logits_of_both(llava, models):
@@ -105,7 +122,7 @@ def test_both_namings_of_tensors_and_several_files_are_read(tmp_path, layout):
         index = {"metadata": {}, "weight_map": where}
         (llava / "model.safetensors.index.json").write_text(json.dumps(index))
         (llava / "stray.safetensors").write_bytes(b"not read by transformers either")
-    models = prepare(tmp_path / "models", llava)
+    models = prepare_llava(tmp_path / "models", llava)
     for found, expected in logits_of_both(llava, models):
         assert torch.allclose(found, expected, atol=1e-5)
 
@@ -115,8 +132,26 @@ def test_an_image_processor_in_a_file_of_its_own_is_taken(tmp_path):
     inner = read_json(llava / "processor_config.json").pop("image_processor")
     inner["image_mean"] = [0.1, 0.2, 0.3]
     (llava / "preprocessor_config.json").write_text(json.dumps(inner))
-    models = prepare(tmp_path / "models", llava)
+    models = prepare_llava(tmp_path / "models", llava)
     assert read_json(models / "vision_encoder" / "preprocessor_config.json")["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_the_published_configuration_leaves_out_what_is_the_default(tmp_path):
+    """Of llava-hf/llava-1.5-7b-hf, as its repository has it: most sizes of the language model are not in it."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    described = _describe(tmp_path / "config.json")
+    assert (described.layer, described.drop_class_token, described.image_token) == (-2, True, 32000)
+    text, tower = described.config.text_config, described.config.vision_config
+    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size, text.intermediate_size) == (
+        4096,
+        32,
+        32064,
+        11008,
+    )
+    assert (tower.hidden_size, tower.num_hidden_layers, tower.hidden_act) == (1024, 24, "quick_gelu")
+    text.save_pretrained(tmp_path / "text")
+    sizes = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "num_attention_heads"}
+    assert sizes <= read_json(tmp_path / "text" / "config.json").keys()  # by which a plan estimates
 
 
 def edit(llava, **facts):
@@ -150,7 +185,7 @@ def test_what_is_not_computed_is_one_line_that_names_the_key(tmp_path, facts, li
     llava = write_llava(tmp_path / "llava")
     edit(llava, **facts)
     with pytest.raises(TriptychError) as raised:
-        prepare(tmp_path / "models", llava)
+        prepare_llava(tmp_path / "models", llava)
     assert line in str(raised.value) and str(llava / "config.json") in str(raised.value)
     assert "\n" not in str(raised.value) and not list(tmp_path.glob("models/*/*"))
 
@@ -160,7 +195,7 @@ def test_an_image_token_that_is_not_the_mark_of_prompts_is_refused(tmp_path):
     with pytest.raises(
         TriptychError, match=r"config.json: image_token_index: is 3, but <image> is \d+ of the tokenizer"
     ):
-        prepare(tmp_path / "models", llava)
+        prepare_llava(tmp_path / "models", llava)
 
 
 def test_a_tower_without_class_token_needs_the_strategy_full(tmp_path):
@@ -173,12 +208,11 @@ def test_a_tower_without_class_token_needs_the_strategy_full(tmp_path):
     prefix = start[: start.index("embeddings.")]
     weights[f"{prefix}embeddings.patch_embedding.bias"] = torch.zeros(16)
     weights[f"{prefix}embeddings.position_embedding.weight"] = torch.randn(4, 16)
-    weights = {name.replace("post_layernorm", "post_layernorm"): tensor for name, tensor in weights.items()}
     save_file(weights, llava / "model.safetensors")
     with pytest.raises(TriptychError, match="vision_feature_select_strategy: default leaves out the first token, but"):
-        prepare(tmp_path / "models", llava)
+        prepare_llava(tmp_path / "models", llava)
     edit(llava, vision_feature_select_strategy="full")
-    models = prepare(tmp_path / "models", llava)
+    models = prepare_llava(tmp_path / "models", llava)
     encoder, _ = base_of(models)
     assert encoder.tokens(torch.zeros(1, 3, 32, 32)).shape[1] == 4
 
@@ -208,7 +242,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, change, line):
     change(weights)
     save_file(weights, llava / "model.safetensors")
     with pytest.raises(TriptychError) as raised:
-        prepare(tmp_path / "models", llava)
+        prepare_llava(tmp_path / "models", llava)
     assert line in str(raised.value) and str(llava) in str(raised.value)
 
 
@@ -219,11 +253,11 @@ def test_a_missing_shard_is_one_line(tmp_path):
     index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (llava / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(TriptychError, match=r"00001-of-00001\.safetensors: is missing; fetch or save"):
-        prepare(tmp_path / "models", llava)
+        prepare_llava(tmp_path / "models", llava)
 
 
 def test_a_first_stage_starts_from_the_projector_and_names_the_model(tmp_path):
-    models = prepare(tmp_path / "models", write_llava(tmp_path / "llava"))
+    models = prepare_llava(tmp_path / "models", write_llava(tmp_path / "llava"))
     _, base = base_of(models)
     own = load_file(models / "language_model" / PROJECTOR)
     starts = {
@@ -251,20 +285,20 @@ def test_a_first_stage_starts_from_the_projector_and_names_the_model(tmp_path):
 def test_another_projector_is_another_parent(tmp_path):
     """Its weights are in the identity of every checkpoint that starts from it."""
     llava = write_llava(tmp_path / "llava")
-    _, base = base_of(prepare(tmp_path / "models", llava))
+    _, base = base_of(prepare_llava(tmp_path / "models", llava))
     model = checkpoint.build(base, None, Connector(), None, 0, "fold0", torch.float32, CPU)
     manifest = {"seed": 0, "split": "fold0", "connector": Connector().model_dump(), "lora": None, **base.identity}
     checkpoint.save(model, tmp_path / "2", manifest, "")
     weights = load_file(llava / "model.safetensors")
     [name] = [name for name in weights if name.endswith("linear_1.bias")]
     save_file({**weights, name: weights[name] + 1}, llava / "model.safetensors")
-    _, other = base_of(prepare(tmp_path / "others", llava))
+    _, other = base_of(prepare_llava(tmp_path / "others", llava))
     with pytest.raises(TriptychError, match="was trained with another language model"):
         checkpoint.load(other, tmp_path / "2" / "manifest.json", torch.float32, CPU)
 
 
 def test_a_damaged_projector_is_noticed(tmp_path):
-    models = prepare(tmp_path / "models", write_llava(tmp_path / "llava"))
+    models = prepare_llava(tmp_path / "models", write_llava(tmp_path / "llava"))
     _, base = base_of(models)
     path = models / "language_model" / PROJECTOR
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
