@@ -75,7 +75,7 @@ def take_part(role: str, whole: Path, out: Path) -> dict[str, Any]:
     out.mkdir()
     _write_weights(role, whole, out)
     if role == "vision_encoder":
-        described.config.vision_config.dtype = torch.float32
+        described.config.vision_config.dtype = torch.float32  # in which it is computed, whatever its files hold
         described.config.vision_config.save_pretrained(out)
         _write_processor(whole, out)
         _check_class_token(whole / "config.json", out, described)
@@ -155,19 +155,13 @@ def _tensors(whole: Path) -> Iterator[tuple[Path, dict[str, tuple[str, str]]]]:
 
 
 def _write_weights(role: str, whole: Path, out: Path) -> None:
-    """Write a part's tensors, file by file, and beside the language model the projector.
-
-    The language model keeps its dtype; the others are written in fp32, in which they are computed.
-    """
+    """Write a part's tensors in their own dtypes, file by file; beside the language model the projector in fp32."""
     projector, kept, size = {}, [], 0
     for path, tensors in _tensors(whole):
         own = {}
         with in_one_line(f"{path}: cannot be read"), safe_open(path, "pt") as file:
             for name, (part, new) in tensors.items():
-                if part == role == "vision_encoder":
-                    tensor = file.get_tensor(name)
-                    own[new] = tensor.float() if tensor.is_floating_point() else tensor
-                elif part == role:
+                if part == role:
                     own[new] = file.get_tensor(name)
                 elif part == "projector" and role == "language_model":
                     projector[new] = file.get_tensor(name).float()
