@@ -4,6 +4,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from triptych.config.jobs import model_text
+from triptych.config.local import absent
 from triptych.config.study import load_study
 from triptych.errors import TriptychError
 
@@ -148,3 +149,11 @@ def test_settings_survive_being_written_down(config):
     """As jobs, plan and report read them."""
     study = load_study(config)
     assert type(study.settings).model_validate_json(study.text()) == study.settings
+
+
+def test_a_folder_that_is_not_there_is_named_once_and_one_of_the_hub_needs_none(config):
+    assert absent(load_study(config), [], ["vision_encoder", "language_model"]) == []
+    config["models"] = {"llava": {"source": "folder", "folder": "/not/here", "prompt": LLAVA["prompt"]}}
+    assert absent(load_study(config), [], ["vision_encoder", "language_model"]) == [
+        "models.llava.folder: /not/here is not there, or is no folder"
+    ]

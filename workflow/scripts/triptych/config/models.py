@@ -105,12 +105,23 @@ class LlavaPart(Record):
     """What the step that takes a LLaVA apart is told of one of its two models; no section of a configuration."""
 
     part_of: Literal["llava"] = "llava"
-    source: Literal["hub", "folder"]
-    repo: HubId | None = added(None)
-    revision: Revision | None = added(None)
-    folder: LocalPath | None = added(None)
     prompt: Prose | None = added(None)
     fit: FitField = None
+
+
+class HubLlavaPart(LlavaPart):
+    """A part of a LLaVA from the hub."""
+
+    source: Literal["hub"]
+    repo: HubId
+    revision: Revision
+
+
+class FolderLlavaPart(LlavaPart):
+    """A part of a LLaVA in a local folder."""
+
+    source: Literal["folder"]
+    folder: LocalPath
 
 
 class Models(Record):
@@ -148,12 +159,16 @@ class LlavaModels(Record):
     @property
     def vision_encoder(self) -> LlavaPart:
         """What concerns the vision tower: another prompt encodes nothing again."""
-        return LlavaPart(**self.llava.model_dump(exclude={"prompt"}))
+        return self._part("prompt")
 
     @property
     def language_model(self) -> LlavaPart:
         """What concerns the language model and the projector."""
-        return LlavaPart(**self.llava.model_dump(exclude={"fit"}))
+        return self._part("fit")
+
+    def _part(self, other: str) -> LlavaPart:
+        kind = HubLlavaPart if self.llava.source == "hub" else FolderLlavaPart
+        return kind(**self.llava.model_dump(exclude={other}))
 
 
 def _require_both_marks(key: str, prompt: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from triptych.config.base import Record
-from triptych.config.models import LlavaPart, Models
+from triptych.config.models import FolderLlavaPart, HubLlavaPart, LlavaPart, Models
 from triptych.config.texts import cache_folder, located
 from triptych.download.huggingface import MODEL_FILES, OTHER_WEIGHTS, HubFiles, model_folder, only_other_weights
 from triptych.errors import TriptychError, run_step
@@ -42,7 +42,7 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
     recorded = settings.model_dump()
     with atomic_directory(out) as temporary, _naming_the_source(temporary, settings):
         match settings.source:
-            case "folder" if isinstance(settings, LlavaPart):
+            case "folder" if isinstance(settings, FolderLlavaPart):
                 pass  # taken apart where it is
             case "hub":
                 model_folder(HubFiles("model", settings.repo, settings.revision, MODEL_FILES), temporary, cache)
@@ -51,7 +51,8 @@ def prepare_model(role: str, settings: Record, cache: Path, out: Path) -> None:
             case "package":
                 CONVERT[role](settings, cache, temporary)
         if isinstance(settings, LlavaPart):
-            recorded |= _keep_part(role, located(settings.folder) if settings.folder else temporary, temporary)
+            whole = located(settings.folder) if isinstance(settings, FolderLlavaPart) else temporary
+            recorded |= _keep_part(role, whole, temporary)
         (temporary / "manifest.json").unlink(missing_ok=True)  # of a folder that this step has written before
         refuse_code(temporary)
         if role == "vision_encoder" and is_open_clip(temporary):
@@ -113,7 +114,9 @@ def main() -> None:
     parser.add_argument("--out", type=folder, required=True, help="folder to write")
     arguments = parser.parse_args()
     field = Models.model_fields[arguments.role]
-    settings = TypeAdapter(field.rebuild_annotation() | LlavaPart).validate_json(arguments.settings)
+    settings = TypeAdapter(field.rebuild_annotation() | HubLlavaPart | FolderLlavaPart).validate_json(
+        arguments.settings
+    )
     prepare_model(arguments.role, settings, arguments.cache, arguments.out)
     print(f"{arguments.role}: {canonical_json(settings.model_dump())} -> {arguments.out}")
 
