@@ -23,7 +23,7 @@ from triptych.model.open_clip import convert_open_clip, is_open_clip
 from triptych.utils.arguments import folder
 from triptych.utils.terminal import announce
 
-PART = "part"  # folder, while a LLaVA is taken apart
+PART = ".part"  # folder, while a LLaVA is taken apart
 CONVERT = {"language_model": language_model.convert_package, "vision_encoder": vision.convert_package}
 
 
@@ -83,7 +83,7 @@ def _keep_part(role: str, whole: Path, temporary: Path) -> dict:
     """Leave in `temporary` one part of a LLaVA in the folder `whole`; gives the settings that its files decide."""
     found = take_part(role, whole, temporary / PART)
     for path in [path for path in temporary.iterdir() if path.name != PART]:
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # folders of a repository, too
     for path in list((temporary / PART).iterdir()):
         path.rename(temporary / path.name)
     (temporary / PART).rmdir()
