@@ -77,6 +77,43 @@ GPU have both. The tests compare loss and gradients of every part and variant wi
 question at a time.
 """
 
+LLAVA = """\
+## Start from LLaVA
+
+With `models.llava` in place of the two models, a study starts from a pretrained LLaVA, in the layout of transformers'
+`LlavaForConditionalGeneration`: a model of the hub, such as `llava-hf/llava-1.5-7b-hf`, or a folder that
+`save_pretrained` or `triptych export` has written. The model step takes it apart. First stages then start from its own
+projector (with `init: random` from a new connector), and the manifest of every checkpoint names the model (`llava`).
+
+```yaml
+models:
+  llava:
+    source: hub
+    repo: llava-hf/llava-1.5-7b-hf
+    revision: b234b804b114d9e37bb655e11cbbb5f5e971b7a9
+    prompt: "<s>USER: <image>\\n{question} ASSISTANT:"  # with its <s>: nothing adds one
+stages:
+  original: {data: medical, train: []}  # the model as it is: no training, but answers, probes and tables
+```
+
+1. Copy `config/projections.yaml`: the study of [arXiv 2402.16832](evaluation.md#probes) on SLAKE, with the arms
+   `original`, `original-projection` and `original-end-to-end`.
+2. `triptych fetch --check --configfile ...` compares the revision with the hub; 14 GB are downloaded, and as much again
+   is written below `models/`.
+3. `triptych plan --configfile ... --profile profiles/aire` names hours and memory. 7B in bf16 are 14 GB of a GPU, to
+   which adapters and activations come: by these sizes an L40S (48 GB) has room for connector and LoRA, which has not
+   been measured, but not for training all weights (see above).
+
+The vision tower is one of those below, and computed in fp32 (on a GPU as `features.dtype` says); the language model is
+one of those above. The configuration decides the rest: `vision_feature_layer` is the encoder's `layer`, and
+`vision_feature_select_strategy` its `drop_class_token` (`default`: true, `full`: false). Refused, each in one line with
+its key, are several layers, a `projector_hidden_act` other than `gelu`, `multimodal_projector_bias: false`, an
+`image_token_index` that is not the token `<image>`, `default` for a tower that has no class token or more than it, and
+quantised weights. `connector.kind` must be `mlp2x_gelu`, which the projector is. Tests compare the logits of a tiny
+random model with those of transformers' own class, on image and text, and those of an export of it
+(`tests/model/test_llava.py`, `tests/export/test_export_llava.py`).
+"""
+
 TINY = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -140,7 +177,12 @@ def training() -> Iterator[str]:
     yield TRAINING
 
 
-SECTIONS = [language_models, training, vision_encoders]
+def llava() -> Iterator[str]:
+    """The section of pretrained LLaVAs."""
+    yield LLAVA
+
+
+SECTIONS = [language_models, training, llava, vision_encoders]
 
 
 def page() -> str:

@@ -9,7 +9,7 @@ from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from triptych.config.datasets import SOURCES, Captions, Images, Vqa
-from triptych.config.models import Models
+from triptych.config.models import LlavaModels, Models
 from triptych.config.settings import Settings
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
@@ -45,7 +45,7 @@ def _study() -> Iterator[str]:
 
 
 def _models() -> Iterator[str]:
-    for role, field in Models.model_fields.items():
+    for role, field in {**Models.model_fields, **LlavaModels.model_fields}.items():
         yield f"## `models.{role}`\n"
         yield from _by_source(get_args(field.annotation), ())
 
@@ -124,7 +124,7 @@ def _kind(node: Mapping, schema: Mapping) -> str:
         return "see below"
     choices = node.get("anyOf") or node.get("oneOf")
     if choices:
-        return " or ".join(_kind(choice, schema) for choice in choices)
+        return " or ".join(dict.fromkeys(_kind(choice, schema) for choice in choices))
     if "enum" in node or "const" in node:
         return ", ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
     match node.get("type"):

@@ -142,7 +142,7 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
         ("x: {schedule: [2, 4], lora: {rank: 4}}", "ablations.x: '2-4' uses stage '4', which is not under stages:"),
         ("x: {schedule: 2-3, lora: {rank: 4}}", "ablations.x.schedule: must be a list of stage names, such as [2, 3]"),
         ("x: {schedule: [1], lora: {rank: 4}}", "ablations.x: '1' must end on a stage that uses medical"),
-        ("x: {models: {encoder: {layer: 3}}}", "ablations.x.models.encoder: must be 'vision_encoder' or"),
+        ("x: {models: {encoder: {layer: 3}}}", "ablations.x.models.encoder: must be 'vision_encoder', "),
         ("x: {models: {vision_encoder: {layer: 3}}}", "ablations.x.models.vision_encoder.layer: not a known setting"),
         ("x: {models: {vision_encoder: {source: hub, repo: a/b}}}", "models.vision_encoder.revision: required"),
         ("x: {}", "ablations.x: changes nothing; name what differs from the base: models, connector, lora, stages"),

@@ -354,7 +354,7 @@ rule tabulate_probe:
     params:
         tokens=settings.evaluation.probe.tokens if settings.evaluation.probe else "mean",
         order=list(grid.representations),
-        shared=grid.shared_prefixes,
+        shared=grid.originals,
         references=canonical_json({name: grid.reference(name) for name in grid.representations}),
         ways=canonical_json({prefix: grid.trained_parts(prefix) for prefix in grid.prefixes}),
     message:

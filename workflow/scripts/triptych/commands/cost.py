@@ -13,6 +13,7 @@ from triptych.config import paths
 from triptych.config.arms import PARTS
 from triptych.config.datasets import Captions
 from triptych.config.grid import Checkpoint
+from triptych.config.models import LlavaPart
 from triptych.config.stages import OPTIMIZER_BYTES, Optimizer
 from triptych.config.study import Study
 from triptych.errors import TriptychError
@@ -60,7 +61,10 @@ class Model:
 
 
 def model_sizes(study: Study, prefix: str) -> Model:
-    """Sizes of a prefix's models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384)."""
+    """Sizes of a prefix's models: of those that are prepared, else as their names say (TinyLlama-1.1B, patch16-384).
+
+    What the name of a LLaVA does not say is as in LLaVA-1.5 7B, whose tower is CLIP's ViT-L/14 for 336 pixels.
+    """
     behind = study.grid.prefixes[prefix]
     language, encoder = behind.settings.models.language_model, behind.settings.models.vision_encoder
     try:
@@ -74,9 +78,12 @@ def model_sizes(study: Study, prefix: str) -> Model:
         return Model(weights, embeddings, hidden, features["shape"][0], features["shape"][1], True)
     except (TriptychError, KeyError):
         pass
-    name = getattr(language, "repo", "") or "SmolLM2-135M"
+    llava = isinstance(language, LlavaPart)
+    name = getattr(language, "repo", "") or ("LLaVA-7B" if llava else "SmolLM2-135M")
     size = re.search(r"(\d+(?:\.\d+)?)([BM])\b", name, re.IGNORECASE)
     weights = float(size[1]) * SIZES[size[2].lower()] if size else 1e9
+    if llava:
+        return Model(weights, 0, 4096, 576, 1024, False)
     patch = re.search(r"patch(\d+)-(\d+)", getattr(encoder, "repo", "") or "")
     tokens = (int(patch[2]) // int(patch[1])) ** 2 if patch else 49
     return Model(weights, 0, 2048 if weights > 5e8 else 576, tokens, 768, False)
@@ -145,6 +152,12 @@ def training_gb(study: Study, prefix: str, optimizer: Optimizer | None = None) -
     copies = 0 if study.grid.settings_of(prefix).training.precision == "fp32" else COPY
     state = OPTIMIZER_BYTES[optimizer or study.grid.stage_of(prefix).optimizer]
     return all_weights(study, prefix) * (WEIGHT + GRADIENT + copies + state) / 1e9
+
+
+def frozen_gb(study: Study, prefix: str) -> float:
+    """GB of the language model of a prefix that leaves it frozen, on its device."""
+    width = 4 if study.grid.settings_of(prefix).training.precision == "fp32" else 2
+    return width * all_weights(study, prefix) / 1e9
 
 
 def saved_gb(study: Study, prefix: str) -> float:

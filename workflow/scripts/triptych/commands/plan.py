@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from triptych.commands.asked import gpu_lines
 from triptych.commands.checkout import SNAKEFILE, profile_path
 from triptych.commands.cluster import read_profile
-from triptych.commands.cost import model_sizes, training_gb, trains_language_model
+from triptych.commands.cost import frozen_gb, model_sizes, training_gb, trains_language_model
 from triptych.commands.designs import contrasts, designs, per_fold_hours
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
@@ -34,6 +34,7 @@ from triptych.utils.arguments import add_configfile
 from triptych.utils.optional import why_no_8_bits
 from triptych.utils.terminal import duration
 
+LARGE = 8  # GB of a frozen language model from which the plan names it
 PLANNED = re.compile(r"^Job \d+: Train (.+)\nReason: (.*(?:\n(?!\[|Job ).*)*)", re.MULTILINE)
 
 
@@ -135,7 +136,7 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
 
 
 def language_model_lines(study: Study) -> Iterator[str]:
-    """What trainings of the language model need on their device, with each optimiser, and what an optimiser lacks."""
+    """What language models need on their device: a large one that is frozen; one that trains, with each optimiser."""
     tuned = [prefix for prefix in study.grid.prefixes if trains_language_model(study, prefix)]
     for prefix in tuned:
         own = study.grid.stage_of(prefix).optimizer
@@ -144,6 +145,9 @@ def language_model_lines(study: Study) -> Iterator[str]:
             f"memory      {prefix}: {training_gb(study, prefix):.0f} GB of its device for the language model's "
             f"weights, gradients and {own}, and activations; {', '.join(others)}"
         )
+    frozen = max((frozen_gb(study, prefix) for prefix in study.grid.prefixes if prefix not in tuned), default=0.0)
+    if frozen > LARGE:
+        yield f"memory      {frozen:.0f} GB of a device for the frozen language model; activations come on top"
     used = {study.grid.stage_of(prefix).optimizer for prefix in study.grid.prefixes}
     obstacle = why_no_8_bits("cpu" if study.settings.runtime.device == "cpu" else None)
     if "adamw-8bit" in used and obstacle:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from triptych.config.errors import error_lines, reference_errors, unknown
 from triptych.config.settings import Ablation, Settings
 from triptych.config.stages import BY_PART, Stage
+from triptych.io.manifest import canonical_json
 
 SECTIONS = ("models", "connector", "lora", "stages")
 
@@ -117,3 +118,10 @@ def _idle(settings: Settings, variant: Settings, name: str) -> Iterator[str]:
 def trained_as(stage: Stage) -> dict:
     """The settings of a stage, with a regularisation that has no effect as none."""
     return stage.model_dump() | ({} if stage.regularisation.active else {"regularisation": None})
+
+
+def what_trains(settings: Settings, stage: str) -> str:
+    """Write down all settings that the training of a stage depends on, beside its parent."""
+    lora = settings.lora.model_dump() if "lora" in settings.stages[stage].train else None
+    models = settings.models.model_dump()
+    return canonical_json([trained_as(settings.stages[stage]), settings.connector.model_dump(), lora, models])

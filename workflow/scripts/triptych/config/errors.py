@@ -14,6 +14,7 @@ from triptych.config.settings import Settings
 from triptych.config.sizes import expanded_names
 from triptych.config.texts import is_name
 
+PROJECTOR_KIND = "mlp2x_gelu"  # kind of connector that LLaVA's projector is
 SECRET = re.compile(r"(api|access|private)_?key|(^|_)(token|password|secret)$", re.IGNORECASE)
 
 
@@ -68,6 +69,11 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
     errors += _transfer_errors(config, datasets, folded)
+    kind = mapping(config.get("connector")).get("kind", PROJECTOR_KIND)
+    if "llava" in mapping(config.get("models")) and kind != PROJECTOR_KIND:
+        errors.append(
+            f"connector.kind: the projector of models.llava is of kind {PROJECTOR_KIND}, not {kind}; remove it"
+        )
     named = {"-".join(schedule): schedule for schedule in schedules}
     leak = mapping(mapping(config.get("evaluation")).get("leak"))
     errors += [
@@ -132,13 +138,10 @@ def error_lines(raised: ValidationError) -> list[str]:
 
 def _error_lines(error: Mapping[str, Any]) -> list[str]:
     """One pydantic error in the words of the configuration file."""
+    place = [str(part) for part in error["loc"] if not str(part).startswith("[")]
     # Behind models.<role> and datasets.<name> stands the value of `source`, which is no key of the file.
-    tagged = error["loc"][0] in ("models", "datasets")
-    place = [
-        str(part)
-        for index, part in enumerate(error["loc"])
-        if not str(part).startswith("[") and not (tagged and index == 2)
-    ]
+    if tagged := place[0] in ("models", "datasets"):
+        del place[2:3]
     path = ".".join(place)
     match error["type"]:
         case "extra_forbidden" if SECRET.search(place[-1]):
@@ -208,7 +211,9 @@ def _known_keys(location: tuple) -> list[str]:
     node: dict = schema
     for part in location:
         node = _resolve(node, schema)
-        if "oneOf" in node:
+        if str(part).startswith("["):  # tag of a union, which names the class
+            node = schema["$defs"].get(part.strip("[]"), {})
+        elif "discriminator" in node:
             mapping = node["discriminator"]["mapping"]
             node = _resolve({"$ref": mapping[part]}, schema) if part in mapping else {}
         elif part in node.get("properties", {}):

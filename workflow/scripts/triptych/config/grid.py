@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from triptych.config.ablations import trained_as, varied
+from triptych.config.ablations import varied, what_trains
 from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR
 from triptych.config.base import Record
 from triptych.config.clashes import clashes
@@ -21,7 +21,6 @@ from triptych.config.evaluation import Layer
 from triptych.config.settings import Settings
 from triptych.config.stages import Stage
 from triptych.config.sweeps import points
-from triptych.io.manifest import canonical_json
 
 SHARED = "shared"
 ROLES = ("vision_encoder", "language_model")
@@ -141,11 +140,11 @@ class Grid:
         before: tuple[str, ...] = ()
         for length, stage in enumerate(schedule, 1):
             parent = before[-1] if before else ""
-            key = (parent, stage, _what_trains(settings, stage))
+            key = (parent, stage, what_trains(settings, stage))
             name = self._known.get(key)
             if name is None:
                 name = f"{parent}-{stage}" if parent else stage
-                if tag and key[2] != _what_trains(self.settings, stage):
+                if tag and key[2] != what_trains(self.settings, stage):
                     name, tag = f"{name}+{tag}", ""
                 elif ablation and name in self.prefixes:  # of an ablation that begins alike and then differs
                     name, tag = f"{name}+{ablation}", ""
@@ -285,6 +284,15 @@ class Grid:
             if all(behind.settings.stages[stage].data != folded for stage in behind.stages)
         ]
 
+    @cached_property
+    def originals(self) -> list[str]:
+        """Prefixes that are a model before medical data: those of shared stages, and those that train nothing."""
+        trains = {
+            name: [stage for stage in behind.stages if behind.settings.stages[stage].train]
+            for name, behind in self.prefixes.items()
+        }
+        return [name for name in self.prefixes if name in self.shared_prefixes or not trains[name]]
+
     def splits(self, prefix: str) -> list[str]:
         """Name the splits that a prefix is trained on: those of shared stages, or every fold."""
         return self.shared_splits if prefix in self.shared_prefixes else self.folds
@@ -321,7 +329,7 @@ class Grid:
         return [*self.checkpoints, *self.leak_checkpoints]
 
     def parent(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """Give the checkpoint that a training starts from; None means a fresh connector on the base models."""
+        """Give the checkpoint that a training starts from; None of a first stage, which starts from the models."""
         before = self.prefixes[checkpoint.prefix].before
         if not before:
             return None
@@ -365,18 +373,10 @@ class Grid:
         if representation in (PRE_PROJECTION, RANDOM_CONNECTOR):
             return None
         behind = self.prefixes[representation]
-        before = [prefix for prefix in behind.before if prefix in self.shared_prefixes]
-        if before:
+        if before := [prefix for prefix in behind.before if prefix in self.originals]:
             return before[-1]
         own = (behind.settings.connector, behind.settings.models)
         return RANDOM_CONNECTOR if own == (self.settings.connector, self.settings.models) else None
-
-
-def _what_trains(settings: Settings, stage: str) -> str:
-    """Write down all settings that the training of a stage depends on, beside its parent."""
-    lora = settings.lora.model_dump() if "lora" in settings.stages[stage].train else None
-    models = settings.models.model_dump()
-    return canonical_json([trained_as(settings.stages[stage]), settings.connector.model_dump(), lora, models])
 
 
 def is_shared(split: str) -> bool:

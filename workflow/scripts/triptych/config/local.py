@@ -20,8 +20,11 @@ def absent(study: Study, datasets: Iterable[str], models: Iterable[str]) -> list
     """Say which folders and tables of data sets and models are not there, a line for each."""
     named = {name: study.datasets[name] for name in datasets}
     lines = [line for name, settings in named.items() for line in _absent(f"datasets.{_key(study, name)}", settings)]
-    lines += [line for name in models for line in _absent(f"models.{name}", study.grid.models[name])]
-    return list(dict.fromkeys(lines))  # a data set of two sizes is named once
+    wanted = {name: study.grid.models[name] for name in models}
+    # Both parts of a LLaVA have the one key `models.llava`.
+    keys = {name: f"models.{getattr(model, 'part_of', name)}" for name, model in wanted.items()}
+    lines += [line for name, model in wanted.items() for line in _absent(keys[name], model)]
+    return list(dict.fromkeys(lines))  # a data set of two sizes is named once, and a LLaVA
 
 
 def _key(study: Study, name: str) -> str:

@@ -1,10 +1,11 @@
-"""Settings of the two frozen models."""
+"""Settings of the frozen models: two that a new connector joins, or a LLaVA with a connector of its own."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
-from triptych.config.base import Record
+from triptych.config.base import Record, added
 from triptych.config.texts import HubId, LocalPath, Prose, Revision
 
 Fit = Literal["pad", "squash", "crop"]
@@ -81,8 +82,50 @@ class FolderLanguageModel(Record):
     prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
 
 
+class HubLlava(Record):
+    """A LLaVA from the hub, at a pinned revision, in the layout of transformers' LlavaForConditionalGeneration."""
+
+    source: Literal["hub"]
+    repo: HubId = Field(description="Hub id, such as llava-hf/llava-1.5-7b-hf; it must include safetensors.")
+    revision: Revision
+    prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    fit: FitField = None
+
+
+class FolderLlava(Record):
+    """A LLaVA in a local folder, as transformers' `save_pretrained` or `triptych export` writes it."""
+
+    source: Literal["folder"]
+    folder: LocalPath = Field(description="Folder with config.json, preprocessor_config.json, tokenizer, safetensors.")
+    prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    fit: FitField = None
+
+
+class LlavaPart(Record):
+    """What the step that takes a LLaVA apart is told of one of its two models; no section of a configuration."""
+
+    part_of: Literal["llava"] = "llava"
+    prompt: Prose | None = added(None)
+    fit: FitField = None
+
+
+class HubLlavaPart(LlavaPart):
+    """A part of a LLaVA from the hub."""
+
+    source: Literal["hub"]
+    repo: HubId
+    revision: Revision
+
+
+class FolderLlavaPart(LlavaPart):
+    """A part of a LLaVA in a local folder."""
+
+    source: Literal["folder"]
+    folder: LocalPath
+
+
 class Models(Record):
-    """The two frozen models that the connector joins."""
+    """The two frozen models that a new connector joins."""
 
     vision_encoder: Annotated[PackageEncoder | HubEncoder | FolderEncoder, Field(discriminator="source")]
     language_model: Annotated[
@@ -91,11 +134,56 @@ class Models(Record):
 
     @model_validator(mode="after")
     def _prompt_has_both_marks(self) -> "Models":
-        prompt = self.language_model.prompt
-        if prompt.count("<image>") != 1 or prompt.count("{question}") != 1:
-            raise ValueError("language_model.prompt must contain <image> and {question} exactly once each")
-        if prompt.index("<image>") > prompt.index("{question}"):
-            raise ValueError(
-                "language_model.prompt must have <image> before {question}, because questions share the image"
-            )
+        _require_both_marks("language_model", self.language_model.prompt)
         return self
+
+
+class LlavaModels(Record):
+    """A pretrained LLaVA: vision tower, language model, and the projector that first stages start from."""
+
+    llava: Annotated[HubLlava | FolderLlava, Field(discriminator="source")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_beside(cls, values: Any) -> Any:
+        others = ", ".join(key for key in Models.model_fields if isinstance(values, Mapping) and key in values)
+        if others:
+            raise ValueError(f"llava has a vision encoder and a language model of its own; remove llava, or {others}")
+        return values
+
+    @model_validator(mode="after")
+    def _prompt_has_both_marks(self) -> "LlavaModels":
+        _require_both_marks("llava", self.llava.prompt)
+        return self
+
+    @property
+    def vision_encoder(self) -> LlavaPart:
+        """What concerns the vision tower: another prompt encodes nothing again."""
+        return self._part("prompt")
+
+    @property
+    def language_model(self) -> LlavaPart:
+        """What concerns the language model and the projector."""
+        return self._part("fit")
+
+    def _part(self, other: str) -> LlavaPart:
+        kind = HubLlavaPart if self.llava.source == "hub" else FolderLlavaPart
+        return kind(**self.llava.model_dump(exclude={other}))
+
+
+def _require_both_marks(key: str, prompt: str) -> None:
+    if prompt.count("<image>") != 1 or prompt.count("{question}") != 1:
+        raise ValueError(f"{key}.prompt must contain <image> and {{question}} exactly once each")
+    if prompt.index("<image>") > prompt.index("{question}"):
+        raise ValueError(f"{key}.prompt must have <image> before {{question}}, because questions share the image")
+
+
+def _which(value: Any) -> str:
+    is_llava = "llava" in value if isinstance(value, Mapping) else isinstance(value, LlavaModels)
+    return "[LlavaModels]" if is_llava else "[Models]"
+
+
+# The tags name the classes, and make a fault one line, which leaves out what is in brackets.
+AnyModels = Annotated[
+    Annotated[Models, Tag("[Models]")] | Annotated[LlavaModels, Tag("[LlavaModels]")], Discriminator(_which)
+]

@@ -17,7 +17,7 @@ from triptych.config.base import Record, added
 from triptych.config.datasets import Dataset
 from triptych.config.evaluation import Evaluation
 from triptych.config.folds import Folds
-from triptych.config.models import Models
+from triptych.config.models import AnyModels
 from triptych.config.runtime import Runtime
 from triptych.config.sizes import expanded_names
 from triptych.config.stages import Connector, FeatureSettings, Lora, Stage, Training
@@ -69,7 +69,7 @@ class Ablation(Record):
     schedule: list[Name] | None = Field(
         None, min_length=1, description="Names of the stages; null: the first schedule."
     )
-    models: dict[Literal["vision_encoder", "language_model"], Differences] = Field(
+    models: dict[Literal["vision_encoder", "language_model", "llava"], Differences] = Field(
         {}, description="Differences of a model. A new `repo` or `folder` drops the base's revision and prompt."
     )
     connector: Differences = Field({}, description="Differences of the projection.")
@@ -112,7 +112,9 @@ class Settings(Record):
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
         min_length=1, description="Seeds; every training job runs once per seed."
     )
-    models: Models
+    models: AnyModels = Field(
+        description="The two frozen models that a new connector joins, or `llava`, which has a connector of its own."
+    )
     datasets: dict[Name, Dataset] = Field(min_length=1, description="Data sets by name.")
     folds: Folds
     features: FeatureSettings = Field(FeatureSettings(), description="How vision features are stored.")

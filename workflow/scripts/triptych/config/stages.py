@@ -103,7 +103,8 @@ class Stage(Record):
     init: Literal["random", "parent"] = Field(
         "parent",
         description="random: start from a new connector instead of the parent's, and keep the parent's adapters and "
-        "language model. A first stage has no parent and always starts from a new connector.",
+        "language model. The parent of a first stage is the LLaVA of `models.llava`; "
+        "without one it always starts from a new connector.",
     )
     blind: bool = Field(
         False,

@@ -211,20 +211,22 @@ class Answerer:
         return {name: BASELINES[name].load()(self._parts["train"], vectors)(row) for name in LOOKUPS}
 
     def known(self, sent: Sent, question: str) -> Known:
-        """Look an image and a question up in all data that the checkpoint was trained on."""
+        """Look an image and a question up in all data of the checkpoint's stages, which may have trained nothing."""
         behind, folded = self.study.grid.prefixes[self.cell.prefix], self.study.settings.folds.dataset
-        names = dict.fromkeys([folded, *(behind.settings.stages[stage].data for stage in behind.stages)])
-        found = [self._of_image(sent, name) for name in names]
-        where = min(found, key=lambda one: one[0])
-        own = found[0][2]
+        stages = [behind.settings.stages[stage] for stage in behind.stages]
+        trained = {stage.data for stage in stages if stage.train}
+        found = {name: self._of_image(sent, name) for name in dict.fromkeys([folded, *(one.data for one in stages)])}
+        where = min(found.values(), key=lambda one: one[0])
+        own = found[folded][2]
         asked = [row for row in self._parts["train"] if row["question"] == question.strip()]
         images = {row["image_id"] for row in asked}
-        often = f"asked in training about {len(images)} images" if asked else "not asked in training"
+        place = "in training" if folded in trained else "in the training part, on which nothing was trained,"
+        often = f"asked {place} about {len(images)} images" if asked else f"not asked {place.rstrip(',')}"
         if own and own in images:
             often += ", and about this one"
         rows = (row for part in self._parts.values() for row in part if row["image_id"] == own)
         row = next((row for row in rows if row["question"] == question.strip()), None)
-        return Known(where[1], often, where[0] == 0, row)
+        return Known(where[1], often, any(found[name][0] == 0 for name in trained), row)
 
     def _of_image(self, sent: Sent, dataset: str) -> tuple[int, str, str | None]:
         """Say where an image is in a data set: rank (0: trained on), words, and its id where it is the same image."""

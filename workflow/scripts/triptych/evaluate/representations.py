@@ -161,7 +161,7 @@ def models(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> Iterator[t
     for path in checkpoints:
         yield read_json(path)["split"], checkpoint.load(base, path, torch.float32, device)
     if not checkpoints:
-        fresh = checkpoint.build(base, None, job.connector, None, job.seed, SHARED, torch.float32, device)
+        fresh = checkpoint.build(base, None, job.connector, None, job.seed, SHARED, torch.float32, device, "random")
         yield SHARED, fresh.eval()
 
 

@@ -71,13 +71,14 @@ def model_card(
     """
     bases = _base_settings(models)
     stages = _named_stages(manifest)
+    hub = dict.fromkeys(settings["repo"] for settings in bases.values() if settings["source"] == "hub")
     front_matter = ModelCardData(
         library_name="triptych" if loading.without_class else "transformers",
         pipeline_tag="image-text-to-text",
         license="other",
         license_name="licences-of-its-parts",
         license_link=LICENCE,
-        base_model=[settings["repo"] for settings in bases.values() if settings["source"] == "hub"] or None,
+        base_model=list(hub) or None,
         datasets=data.on_hub or None,
         tags=["triptych", "llava"],
         model_name=f"{manifest['prefix']}, {manifest['split']}, seed {manifest['seed']}",

@@ -15,7 +15,7 @@ from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
-from triptych.model import language_model
+from triptych.model import language_model, llava
 from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
@@ -99,10 +99,11 @@ class Base:
 
     @property
     def identity(self) -> dict[str, str | dict[str, str]]:
-        """Identity of the frozen models: sha256 of their files, and the text of one turn."""
-        files = read_json(self.language_model / MANIFEST)["files"]
+        """Identity of the frozen models: sha256 of their files, the text of one turn, and the LLaVA they are of."""
+        manifest = read_json(self.language_model / MANIFEST)
         prompt = language_model.load_prompt(self.language_model)
-        return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
+        parts = {"language_model": manifest["files"], "prompt": prompt, "vision_encoder": self.vision_encoder}
+        return {**parts, "llava": parent} if (parent := llava.identity(manifest)) else parts
 
 
 @cache
@@ -129,9 +130,11 @@ def build(
 ) -> VisionLanguageModel:
     """Build the model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
+    The parent of a first stage on a LLaVA is that model, whose projector the connector is then.
+
     Args:
         base: language model and size of the vision features.
-        parent: the parent's `manifest.json`; None for a fresh connector.
+        parent: the parent's `manifest.json`; None for a first stage.
         connector: settings of the connector.
         lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case, and so
             is its language model, where that was trained.
@@ -164,6 +167,8 @@ def build(
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
     if parent:
         load_trained(model, parent.parent, connector=keep)
+    elif keep:
+        llava.load_projector(model.connector, base.language_model)
     if lora and not parent_has_lora:
         model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
     return model.to(device)
