@@ -138,7 +138,7 @@ def disk_gb(study: Study) -> tuple[float, float]:
         model, lora = model_sizes(study, prefix), study.grid.settings_of(prefix).lora
         connector = 4 * (model.width * model.hidden + model.hidden**2)
         adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
-        trained += number * (connector + (adapters if study.grid.has_lora(prefix) else 0))
+        trained += number * (connector + (adapters if study.grid.has_trained(prefix, "lora") else 0))
     return sum(encoded.values()), 3 * trained / 1e9 + _language_models_gb(study, cells)
 
 

@@ -15,7 +15,7 @@ from itertools import product
 
 from triptych.config.ablations import trained_as, varied
 from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR
-from triptych.config.base import Record
+from triptych.config.base import Part, Record
 from triptych.config.clashes import clashes
 from triptych.config.evaluation import Layer
 from triptych.config.settings import Settings
@@ -343,14 +343,14 @@ class Grid:
         found = [Representation(name) for name in (PRE_PROJECTION, RANDOM_CONNECTOR, *self.main_prefixes)]
         for layer, name in product(probe.layers if probe else [], [RANDOM_CONNECTOR, *seeing]):
             found.append(Representation(name, layer))
-            if name in self.prefixes and self.has_lora(name):
+            if name in self.prefixes and self.has_trained(name, "lora"):
                 found.append(Representation(name, layer, lora=False))
         return {one.name: one for one in found}
 
-    def has_lora(self, prefix: str) -> bool:
-        """Tell whether a stage of a prefix trains LoRA."""
+    def has_trained(self, prefix: str, part: Part) -> bool:
+        """Tell whether a stage of a prefix trains a part."""
         behind = self.prefixes[prefix]
-        return any("lora" in behind.settings.stages[stage].train for stage in behind.stages)
+        return any(part in behind.settings.stages[stage].train for stage in behind.stages)
 
     def reference(self, representation: str) -> str | None:
         """Name what a representation is compared with: the checkpoint before medical data, else a random connector.

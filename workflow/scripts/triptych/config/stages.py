@@ -9,7 +9,7 @@ from triptych.config.texts import Line, Name
 
 
 class FeatureSettings(Record):
-    """How the tokens of the frozen encoder are stored. Only a change of `dtype` retrains."""
+    """How the tokens of a frozen encoder are stored. Only a change of `dtype` retrains."""
 
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="Stored type; on a GPU, bf16 also makes the encoder compute in bf16 (autocast)."
@@ -83,6 +83,24 @@ class Lora(Record):
     )
 
 
+class Vision(Record):
+    """How a stage trains the vision encoder: how much of it, and what is done to its images at random.
+
+    No image is mirrored: questions ask for left and right.
+    """
+
+    blocks: PositiveInt | None = Field(
+        None,
+        description="Train the last so many blocks that the tokens depend on, and what follows them; null: all of it.",
+    )
+    crop: float = Field(
+        0.0, ge=0, le=0.25, description="Up to this share of an image's width and of its height is cut off."
+    )
+    brightness: float = Field(
+        0.0, ge=0, le=0.5, description="An image is made darker or lighter by up to this share of its brightness."
+    )
+
+
 # Settings of a stage that may have a value for each part.
 BY_PART = ("learning_rate", "lr_schedule", "warmup_ratio", "weight_decay")
 
@@ -98,12 +116,13 @@ class Stage(Record):
     data: Name = Field(description="Name of the data set under `datasets`.")
     train: list[Part] = Field(
         description="Parts that train; all else is frozen. language_model: all of its weights, embeddings and output "
-        "layer included, instead of lora. []: nothing trains; the parent is validated and passed on."
+        "layer included, instead of lora; vision_encoder: as `vision` says. []: nothing trains; the parent is "
+        "validated and passed on."
     )
     init: Literal["random", "parent"] = Field(
         "parent",
         description="random: start from a new connector instead of the parent's, and keep the parent's adapters and "
-        "language model. A first stage has no parent and always starts from a new connector.",
+        "models. A first stage has no parent and always starts from a new connector.",
     )
     blind: bool = Field(
         False,
@@ -128,6 +147,7 @@ class Stage(Record):
         description="adafactor: keeps hardly anything beside the weights, and takes steps relative to their size; "
         "adamw-8bit: keeps AdamW's two moments in 8 bits, on a GPU where bitsandbytes is installed.",
     )
+    vision: Vision = added(Vision(), description="For a stage that trains the vision encoder.")
     epochs: PositiveInt | None = Field(None, description="Passes over the training part; null if nothing trains.")
     select: Literal["last", "best"] = Field(
         "last",
@@ -184,6 +204,8 @@ class Stage(Record):
             )
         if self.regularisation.kind != "none" and "connector" not in self.train:
             faults.append("regularisation needs a stage that trains the connector")
+        if self.vision != Vision() and "vision_encoder" not in self.train:
+            faults.append("vision needs a stage that trains vision_encoder")
         if faults:
             raise ValueError("\n".join(faults))
         return self

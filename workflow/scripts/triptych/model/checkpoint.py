@@ -15,13 +15,15 @@ from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
-from triptych.model import language_model
+from triptych.model import language_model, vision
 from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.tower import VisionTower
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
 from triptych.utils.seeds import derive_seed
 
 ADAPTER_FILE, LANGUAGE_MODEL_FILE, MANIFEST = "adapter.safetensors", "language_model.safetensors", "manifest.json"
+VISION_FILE = "vision_encoder.safetensors"
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -31,6 +33,8 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
         state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
     if model.tuned:
         state[LANGUAGE_MODEL_FILE] = model.own_weights()
+    if model.vision:
+        state[VISION_FILE] = model.vision.network.state_dict()
     return {
         file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
         for file, tensors in state.items()
@@ -40,31 +44,35 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
 def save_trained(model: VisionLanguageModel, folder: Path, parent: Path | None = None) -> list[str]:
     """Write a checkpoint's tensor files into `folder`; gives their names.
 
-    A tuned language model that was frozen in this stage is its parent's, in fp32, and so is its file: a second name.
+    A tuned language model or vision encoder that was frozen in this stage is its parent's, in fp32, and so is its file:
+    a second name.
     """
     state = trained_state(model)
-    if model.tuned and not model.tuning:
-        del state[LANGUAGE_MODEL_FILE]
-        link_or_copy(parent.parent / LANGUAGE_MODEL_FILE, folder / LANGUAGE_MODEL_FILE)
+    for file, trains in ((LANGUAGE_MODEL_FILE, model.tuning), (VISION_FILE, model.vision and model.vision.trains)):
+        if file in state and not trains:
+            del state[file]
+            link_or_copy(parent.parent / file, folder / file)
     for file, tensors in state.items():
         save_file(tensors, folder / file)
     return sorted(file.name for file in folder.iterdir())
 
 
-def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
+def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True, tower: bool = True) -> None:
     """Load a checkpoint's tensors into a model that has exactly the same ones.
 
     Args:
         model: to load into.
         folder: of the checkpoint.
-        connector: load the connector too, not only the adapters and a tuned language model.
+        connector: load the connector too, not only the adapters and tuned models.
+        tower: load the vision encoder too, where the model has one of its own.
 
     Raises:
         TriptychError: a tensor is missing, unexpected or of another shape; the message names it.
     """
     expected = trained_state(model)
-    if not connector:
-        del expected[CONNECTOR_FILE]
+    for file, wanted in ((CONNECTOR_FILE, connector), (VISION_FILE, tower)):
+        if not wanted:
+            expected.pop(file, None)
     for file, tensors in expected.items():
         path = folder / file
         if not path.is_file():
@@ -83,6 +91,8 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
             model.connector.load_state_dict(found, strict=True)
         elif file == ADAPTER_FILE:
             set_peft_model_state_dict(model.language_model, found)
+        elif file == VISION_FILE:
+            model.vision.network.load_state_dict(found, strict=True)
         else:
             with torch.no_grad():
                 for name, weight in model.own_weights().items():
@@ -91,11 +101,21 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen models of a checkpoint: folder of the language model; size and encoder of the vision features."""
+    """The base models of a checkpoint.
+
+    Attributes:
+        language_model: folder of the language model.
+        hidden_size: size of the vision features.
+        vision_encoder: sha256 of the files of the encoder that made them.
+        dtype: in which they are stored, and tokens of a tuned encoder are rounded to.
+        encoder: folder of that encoder; needed where a checkpoint has trained it.
+    """
 
     language_model: Path
     hidden_size: int
-    vision_encoder: dict[str, str]  # sha256 of the encoder's files
+    vision_encoder: dict[str, str]
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    encoder: Path | None = None
 
     @property
     def identity(self) -> dict[str, str | dict[str, str]]:
@@ -103,6 +123,22 @@ class Base:
         files = read_json(self.language_model / MANIFEST)["files"]
         prompt = language_model.load_prompt(self.language_model)
         return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
+
+    def tower(self) -> VisionTower:
+        """Load the encoder as a part of a model, with the weights that it started from.
+
+        Raises:
+            TriptychError: its folder is not known, or is damaged.
+        """
+        if self.encoder is None:
+            raise TriptychError("this checkpoint has trained the vision encoder, whose folder is not given")
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
+        return VisionTower(vision.load(self.encoder, torch.device("cpu")), dtype)
+
+
+def has_own_encoder(manifest: dict) -> bool:
+    """Tell whether a checkpoint holds a vision encoder: its model sees pixels, and no stored features."""
+    return VISION_FILE in manifest["files"]
 
 
 @cache
@@ -126,6 +162,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     init: Literal["random", "parent"] = "parent",
+    tower: bool = False,
 ) -> VisionLanguageModel:
     """Build the model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
@@ -134,12 +171,13 @@ def build(
         parent: the parent's `manifest.json`; None for a fresh connector.
         connector: settings of the connector.
         lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case, and so
-            is its language model, where that was trained.
+            are its language model and vision encoder, where they were trained.
         seed: the run's seed.
         split: the fold, or that of a shared stage.
         dtype: of the language model, fp32 where it trains; all else that trains is fp32.
         device: of the model.
         init: with `random`, the connector is fresh although there is a parent, of which all else is kept.
+        tower: the model gets a vision encoder of its own, which the stage trains.
 
     Raises:
         TriptychError: language model or parent is damaged, or the parent was trained with other models, settings or
@@ -159,11 +197,13 @@ def build(
     if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
         raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
     model.tuned = LANGUAGE_MODEL_FILE in manifest["files"]
+    if tower or has_own_encoder(manifest):
+        model.vision = base.tower()
     parent_has_lora = ADAPTER_FILE in manifest["files"]
     if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
     if parent:
-        load_trained(model, parent.parent, connector=keep)
+        load_trained(model, parent.parent, keep, has_own_encoder(manifest))
     if lora and not parent_has_lora:
         model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
     return model.to(device)
@@ -204,7 +244,7 @@ def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str,
         parent: the parent's `manifest.json`, where there is one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE):
+    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE, VISION_FILE):
         (folder / file).unlink(missing_ok=True)
     with atomic_directory(folder / "new") as temporary:
         files = save_trained(model, temporary, parent)

@@ -9,15 +9,22 @@ from triptych.model.vlm import VisionLanguageModel
 
 
 def part_of(parameter_name: str) -> str:
-    """Name the part that a parameter belongs to: connector, lora, regularisation or language_model."""
-    for part in ("connector", "regularisation"):
-        if parameter_name.startswith(f"{part}."):
+    """Name the part that a parameter belongs to: connector, regularisation, vision_encoder, lora or language_model."""
+    for start, part in (("connector", "connector"), ("regularisation", "regularisation"), ("vision", "vision_encoder")):
+        if parameter_name.startswith(f"{start}."):
             return part
     return "lora" if ".lora_" in parameter_name else "language_model"
 
 
-def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str, nn.Parameter]:
+def set_trainable(
+    model: VisionLanguageModel, parts: Sequence[str], blocks: int | None = None
+) -> dict[str, nn.Parameter]:
     """Make exactly `parts` trainable; gives their parameters by name. A language model that trains is `tuned`.
+
+    Args:
+        model: to train.
+        parts: names of parts; of the vision encoder, only what tokens depend on trains.
+        blocks: of the vision encoder, only these many train, the last ones; None for all.
 
     Raises:
         TriptychError: a part has no parameters in this model, or the language model has adapters, through which its
@@ -29,8 +36,13 @@ def set_trainable(model: VisionLanguageModel, parts: Sequence[str]) -> dict[str,
             "first, or start from a checkpoint without LoRA"
         )
     model.tuned |= "language_model" in parts
+    if "vision_encoder" in parts and model.vision is None:
+        raise TriptychError("the stage trains 'vision_encoder', but the model was built without one of its own")
+    of_encoder = model.vision.trainable(blocks) if "vision_encoder" in parts else set()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in parts)
+        part = part_of(name)
+        chosen = part != "vision_encoder" or name.removeprefix("vision.network.") in of_encoder
+        parameter.requires_grad_(part in parts and chosen)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in parts:
         if not any(part_of(name) == part for name in trained):
