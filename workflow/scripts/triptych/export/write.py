@@ -71,7 +71,8 @@ def load_checkpoint(source: Path, bases: BaseModels) -> VisionLanguageModel:
     language = bases.language_model
     require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
     encoder = vision.load(bases.vision_encoder, CPU)
-    base = checkpoint.Base(language, encoder.hidden_size, encoder_hashes(bases.vision_encoder))
+    identity = encoder.hidden_size, encoder_hashes(bases.vision_encoder)
+    base = checkpoint.Base(language, *identity, encoder=bases.vision_encoder)
     dtype = AutoConfig.from_pretrained(language, trust_remote_code=False).dtype or torch.float32
     if checkpoint.LANGUAGE_MODEL_FILE in read_json(source / checkpoint.MANIFEST)["files"]:
         dtype = torch.float32  # as it was trained
