@@ -93,10 +93,10 @@ mirrored or turned, because questions ask for left and right; a crop can cut off
 
 A checkpoint behind such a stage holds the whole encoder in fp32 (`vision_encoder.safetensors`); later stages that leave
 it frozen share the file by a hard link. From there on no stored features are used: every later training, its answers,
-controls, probes and occlusion encode images in their own process, with the checkpoint's encoder. There is no feature job
-for it, because each fold and seed has an encoder of its own; a training with a frozen one encodes its images in each
-epoch again. `nearest-features`, the classifier and the representation `pre-projection` are those of the encoder as it
-was published. Activations of the encoder are never computed again in the backward pass: with EfficientNet-Lite0 they
+controls, probes and occlusion encode images in their own process, with the checkpoint's encoder. There is no feature
+job for it, because each fold and seed has an encoder of its own; a training with a frozen one encodes its images in
+each epoch again. `nearest-features`, the classifier and the representation `pre-projection` are those of the encoder as
+it was published. Activations of the encoder are never computed again in the backward pass: with EfficientNet-Lite0 they
 take 82 MB an image of 224 pixels, with SigLIP base at 384 pixels 0.36 GB; a smaller `batch_size` bounds them. An export
 holds the trained encoder.
 
