@@ -70,6 +70,16 @@ saved states of a running training 12 with `adamw` (4 more with `select: best`).
 model frozen shares that file by a hard link. Such a stage may train LoRA on the tuned model. The reverse order is
 refused: adapters would have to be merged first. An export of a tuned model is in fp32.
 
+LoRA may train on a language model in 4 bits (QLoRA), for a GPU that the model does not fit into otherwise: with
+`models.language_model.quantise: nf4` the linear layers of its decoder are kept in NF4 with double quantisation, 0.52
+bytes a weight instead of 2, and turned into the dtype of `training.precision` where they are used. Embeddings, norms
+and output layer keep their dtype. Every stage, answer and probe of a study (or of an ablation that sets it) then uses
+the model so, because a checkpoint belongs to the weights that it was trained on; one of another precision is refused.
+It needs a GPU and `pip install bitsandbytes`, without which plan, doctor and jobs say so; layers are not compiled,
+adapters are not merged, full fine-tuning and exports are refused. It has not been run on a GPU yet. The tests compare
+loss and gradients with the rounded weights in full precision, by bitsandbytes on a CPU where it is installed, and check
+its calls by a stand-in elsewhere.
+
 The vision encoder (`vision_encoder`) trains as a whole, or its last `vision.blocks` blocks with what follows them. Only
 what the tokens depend on trains: with `layer: -2` the last block does not, and is not counted. Its learning rate is
 lower still, about 1e-6 to 2e-5; it is for images unlike those that the encoder was trained on, and can learn a few

@@ -139,6 +139,19 @@ def test_the_plan_says_what_an_optimiser_lacks(tmp_path, monkeypatch, installed,
     assert [f"optimizer   adamw-8bit {said}" in line for line in found] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("installed", "device", "said"),
+    [(False, "auto", "needs bitsandbytes, which is not"), (True, "cpu", "needs a GPU"), (True, "auto", None)],
+)
+def test_the_plan_says_what_a_language_model_in_4_bits_lacks(tmp_path, monkeypatch, installed, device, said):
+    monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
+    study = config("config") | {"runtime": {"device": device}}
+    assert list(plan.memory_lines(at(tmp_path, study))) == []
+    study["ablations"] = {"four": {"models": {"language_model": {"quantise": "nf4"}}}}  # of an ablation alone
+    found = list(plan.memory_lines(at(tmp_path, study)))
+    assert [f"quantise    nf4 {said}" in line for line in found] == ([True] if said else [])
+
+
 def test_features_above_the_budget_take_no_room(tmp_path):
     study = config("config")
     stored, _ = estimate.disk_gb(at(tmp_path, study))

@@ -140,6 +140,23 @@ def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
     assert fault.startswith(f"stages.3{line}")
 
 
+def test_a_language_model_in_4_bits_does_not_train(demo_config):
+    rates = {"language_model": 1e-5}
+    demo_config["stages"]["tuned"] = {**demo_config["stages"][3], "train": list(rates), "learning_rate": rates}
+    before = load_study(demo_config).grid.settings.models.language_model
+    assert "quantise" not in before.model_dump(), "what is recorded of finished studies stays"
+    demo_config["models"]["language_model"]["quantise"] = "nf4"
+    assert load_study(demo_config).grid.settings.models.language_model.quantise == "nf4", "no schedule trains it"
+    demo_config["schedules"].append([2, "tuned"])
+    with pytest.raises(
+        TriptychError, match=r"^config: schedules: '2-tuned' trains language_model in stage tuned, whose"
+    ):
+        load_study(demo_config)
+    demo_config["models"]["language_model"]["quantise"] = "nf5"
+    with pytest.raises(TriptychError, match=r"language_model\.quantise: must be 'nf4'"):
+        load_study(demo_config)
+
+
 @pytest.mark.parametrize("order", [("adapted", "tuned"), ("adapted", "frozen", "tuned")])
 def test_a_language_model_does_not_train_after_lora(demo_config, order):
     own = {"data": "medical", "epochs": 1}

@@ -168,6 +168,11 @@ def tuned(study: Study, prefix: str) -> list[Tuned]:
     return found
 
 
+def quantised(study: Study) -> bool:
+    """Tell whether any language model of a study is kept in 4 bits."""
+    return any(getattr(model, "quantise", None) for model in study.grid.models.values())
+
+
 def tuned_in_words(study: Study, prefix: str) -> str:
     """Name these models: the language model's and the vision encoder's."""
     return " and ".join(f"the {one.part.replace('_', ' ')}'s" for one in tuned(study, prefix))

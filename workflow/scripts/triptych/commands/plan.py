@@ -17,7 +17,7 @@ from pathlib import Path
 
 from triptych.commands.asked import gpu_lines
 from triptych.commands.cluster import read_profile
-from triptych.commands.cost import kept_gb, model_sizes, training_gb, tuned, tuned_in_words
+from triptych.commands.cost import kept_gb, model_sizes, quantised, training_gb, tuned, tuned_in_words
 from triptych.commands.designs import contrasts, designs, per_fold_hours
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
@@ -30,7 +30,7 @@ from triptych.config.stages import OPTIMIZER_BYTES
 from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
-from triptych.utils.optional import why_no_8_bits
+from triptych.utils.optional import why_no_4_bits, why_no_8_bits
 from triptych.utils.terminal import duration
 
 SNAKEFILE = Path(__file__).parents[4] / "Snakefile"
@@ -151,9 +151,11 @@ def memory_lines(study: Study) -> Iterator[str]:
             f"memory      {prefix}: {gb[own]} GB of its device for {tuned_in_words(study, prefix)} "
             f"weights, gradients and {own}, and activations{images}; {', '.join(others)}"
         )
+    on = "cpu" if study.settings.runtime.device == "cpu" else None
+    if quantised(study) and (obstacle := why_no_4_bits(on)):
+        yield f"quantise    {obstacle}"
     used = {study.grid.stage_of(prefix).optimizer for prefix in study.grid.prefixes}
-    obstacle = why_no_8_bits("cpu" if study.settings.runtime.device == "cpu" else None)
-    if "adamw-8bit" in used and obstacle:
+    if "adamw-8bit" in used and (obstacle := why_no_8_bits(on)):
         yield f"optimizer   {obstacle}"
 
 

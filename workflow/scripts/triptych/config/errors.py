@@ -63,7 +63,15 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
         if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
             errors.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
-        errors += _trained_after_lora(label, {stage: _list(stages.get(stage, {}).get("train")) for stage in schedule})
+        trained = {stage: _list(stages.get(stage, {}).get("train")) for stage in schedule}
+        errors += _trained_after_lora(label, trained)
+        if mapping(mapping(config.get("models")).get("language_model")).get("quantise"):
+            errors += [
+                f"schedules: '{label}' trains language_model in stage {stage}, whose weights are in 4 bits "
+                "(models.language_model.quantise); train lora instead, or leave quantise out"
+                for stage, parts in trained.items()
+                if "language_model" in parts
+            ]
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")

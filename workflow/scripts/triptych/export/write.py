@@ -41,6 +41,11 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
     refuse_other_files(out)
     manifest = read_json(source / checkpoint.MANIFEST)
     bases = base_models(models, manifest)
+    if manifest.get("quantise"):
+        raise TriptychError(
+            f"{source}: was trained on a language model in 4 bits (models.language_model.quantise), which an export "
+            "cannot hold; ask it by `triptych ask`"
+        )
     model = load_checkpoint(source, bases)
     refuse_unsupported(model, source, manifest, adapter)
     loading = Loading(parts_without_class(bases, manifest), language_model.load_prompt(bases.language_model), adapter)

@@ -17,6 +17,7 @@ from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
 from triptych.model import language_model, vision
 from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.four_bits import load_quantise, quantise
 from triptych.model.tower import VisionTower
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
@@ -119,10 +120,12 @@ class Base:
 
     @property
     def identity(self) -> dict[str, str | dict[str, str]]:
-        """Identity of the frozen models: sha256 of their files, and the text of one turn."""
+        """Identity of the frozen models: sha256 of their files, the text of one turn, and how they are quantised."""
         files = read_json(self.language_model / MANIFEST)["files"]
         prompt = language_model.load_prompt(self.language_model)
-        return {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
+        found = {"language_model": files, "prompt": prompt, "vision_encoder": self.vision_encoder}
+        kind = load_quantise(self.language_model)
+        return found | ({"quantise": kind} if kind else {})
 
     def tower(self) -> VisionTower:
         """Load the encoder as a part of a model, with the weights that it started from.
@@ -186,6 +189,8 @@ def build(
     require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
+    if kind := load_quantise(base.language_model):
+        quantise(network, kind, dtype, device)
     fresh = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
     model = VisionLanguageModel(fresh, network)
     manifest = verify(parent, base) if parent else {"seed": seed, "split": split, "files": {}}
@@ -226,7 +231,14 @@ def verify(manifest_path: Path, base: Base) -> dict:
     """
     manifest = read_json(manifest_path)
     require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
-    for part, expected in base.identity.items():
+    identity = base.identity
+    if manifest.get("quantise") != identity.get("quantise"):
+        bits = ["in 4 bits" if one.get("quantise") else "in full precision" for one in (manifest, identity)]
+        raise TriptychError(
+            f"{manifest_path}: was trained on a language model {bits[0]}, and this one is {bits[1]}; set "
+            "models.language_model.quantise as it was, or delete the folder and run again"
+        )
+    for part, expected in identity.items():
         if manifest.get(part, expected) != expected:  # checkpoints of earlier versions have no prompt
             name = part.replace("_", " ")
             raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from triptych.errors import TriptychError
+from triptych.model.four_bits import in_four_bits, numbers
 from triptych.model.vlm import VisionLanguageModel
 
 
@@ -35,6 +36,8 @@ def set_trainable(
             "the stage trains 'language_model', but an earlier one has trained LoRA on it; train the language model "
             "first, or start from a checkpoint without LoRA"
         )
+    if "language_model" in parts and in_four_bits(model.network):
+        raise TriptychError("the stage trains 'language_model', whose weights are in 4 bits; train lora instead")
     model.tuned |= "language_model" in parts
     if "vision_encoder" in parts and model.vision is None:
         raise TriptychError("the stage trains 'vision_encoder', but the model was built without one of its own")
@@ -56,7 +59,7 @@ def count_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str
     for name, parameter in parameters:
         state = "trained" if parameter.requires_grad else "frozen"
         part = counts.setdefault(part_of(name), {"trained": 0, "frozen": 0})
-        part[state] += parameter.numel()
+        part[state] += numbers(parameter)
     return counts
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from triptych.commands.checks.finding import Finding, Place, fault, ok, warning
-from triptych.commands.cost import kept_gb, training_gb, tuned, tuned_in_words
+from triptych.commands.cost import kept_gb, quantised, training_gb, tuned, tuned_in_words
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError, message_of
 from triptych.model.architectures import supported_attention
@@ -18,7 +18,7 @@ from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.trainer import train
 from triptych.utils.device import attention_kind, best_device, compute_dtype, cores, device_name, free_memory
-from triptych.utils.optional import why_no_8_bits
+from triptych.utils.optional import why_no_4_bits, why_no_8_bits
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
 SECONDS = {"cuda": 2.0, "cpu": 1.0}
@@ -97,6 +97,8 @@ def tuning(place: Place) -> Finding:
     stages = [study.grid.stage_of(prefix) for prefix in study.grid.prefixes]
     if any(stage.optimizer == "adamw-8bit" for stage in stages) and (obstacle := why_no_8_bits(found.type)):
         return fault(obstacle, "see `optimizer` in docs/configuration.md")
+    if quantised(study) and (obstacle := why_no_4_bits(found.type)):
+        return fault(obstacle, "see `quantise` of the language model in docs/configuration.md")
     prefixes = [prefix for prefix in study.grid.prefixes if tuned(study, prefix)]
     needs = {prefix: training_gb(study, prefix) + kept_gb(study, prefix) for prefix in prefixes}
     if not needs:
