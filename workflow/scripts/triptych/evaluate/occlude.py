@@ -39,8 +39,7 @@ def main() -> None:
     job = OcclusionJob.model_validate_json(arguments.job)
     grid, device = job.occlusion.grid, best_device()
     features, manifest = Features(arguments.occluded), read_json(arguments.checkpoint)
-    identity = features.hidden_size, features.encoder, features.manifest["dtype"]
-    base = checkpoint.Base(arguments.language_model, *identity, arguments.vision_encoder)
+    base = checkpoint.Base(arguments.language_model, *features.identity, arguments.vision_encoder)
     model = checkpoint.load(base, arguments.checkpoint, compute_dtype(job.precision, device), device)
     pixels = Pixels(features, arguments.data, arguments.vision_encoder) if model.vision else None
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))

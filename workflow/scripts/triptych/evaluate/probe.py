@@ -199,8 +199,7 @@ def main() -> None:
         )
 
     features = Features(arguments.features)
-    identity = features.hidden_size, features.encoder, features.manifest["dtype"]
-    base = Base(arguments.language_model, *identity, arguments.vision_encoder)
+    base = Base(arguments.language_model, *features.identity, arguments.vision_encoder)
     if any(has_own_encoder(read_json(path)) for path in arguments.checkpoints):
         features = Pixels(features, arguments.data, arguments.vision_encoder)
     width = min(features.hidden_size, text_width(base))  # of the narrowest representation

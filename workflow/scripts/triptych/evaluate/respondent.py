@@ -48,8 +48,7 @@ class Respondent:
         self.dtype = compute_dtype(job.precision, self.device)
         self.features = Features(folder(arguments.features))
         language_model = folder(arguments.language_model)
-        identity = self.features.hidden_size, self.features.encoder, self.features.manifest["dtype"]
-        base = checkpoint.Base(language_model, *identity, self.encoder)
+        base = checkpoint.Base(language_model, *self.features.identity, self.encoder)
         self.manifest, self.sha256 = read_json(arguments.checkpoint), sha256_file(arguments.checkpoint)
         self.model = checkpoint.load(base, arguments.checkpoint, self.dtype, self.device)
         if self.model.vision:

@@ -51,6 +51,11 @@ class Features:
         except TriptychError as error:
             raise TriptychError(f"{error}; {self._remedy}") from None
 
+    @property
+    def identity(self) -> tuple[int, dict[str, str], Dtype]:
+        """Width of a token, encoder and stored dtype, as `checkpoint.Base` takes them."""
+        return self.hidden_size, self.encoder, self.manifest["dtype"]
+
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Give the features (R, N, D) of R images, in the dtype in which they are stored, on the CPU.
 

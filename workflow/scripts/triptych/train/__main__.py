@@ -139,8 +139,7 @@ def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
     device = best_device()
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
-    identity = features.hidden_size, features.encoder, features.manifest["dtype"]
-    base = checkpoint.Base(arguments.language_model, *identity, arguments.vision_encoder)
+    base = checkpoint.Base(arguments.language_model, *features.identity, arguments.vision_encoder)
     loaded = torch.float32 if "language_model" in job.stage.train else dtype
     start = job.connector, job.lora, job.seed, job.split, loaded, device, job.stage.init
     model = checkpoint.build(base, arguments.parent, *start, "vision_encoder" in job.stage.train)
