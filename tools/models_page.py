@@ -110,6 +110,12 @@ it was published. Activations of the encoder are never computed again in the bac
 take 82 MB an image of 224 pixels, with SigLIP base at 384 pixels 0.36 GB; a smaller `batch_size` bounds them. An export
 holds the trained encoder.
 
+LoRA on the vision encoder: `lora.vision_target_modules: [q_proj, v_proj]` puts adapters of the same rank and variant on
+linear layers of the encoder (a wrong name is told the right ones), without dropout, which train in the stages that
+train `lora`, at its rate. All that is said above of images, later stages and answers holds for it, but a checkpoint has
+the adapters alone (`vision_adapter.safetensors`), and an export has them merged. EfficientNet-Lite0 has no linear
+layers for it. An encoder that was trained may get adapters; one with adapters is not trained as a whole any more.
+
 Two variants of LoRA are switched on by the names that they have in peft, and may be combined: `lora.use_rslora`
 (rsLoRA) scales the update by alpha / sqrt(rank) instead of alpha / rank, which shrinks with high ranks, and costs
 nothing; `lora.use_dora` (DoRA) trains the length of each row of an adapted weight by itself, which takes more time and

@@ -60,6 +60,20 @@ def test_the_plan_says_what_memory_an_encoder_needs(tmp_path, optimizer, size, b
     assert cost.training_gb(study, "1") == cost.kept_gb(study, "1") == 0
 
 
+def test_adapters_on_the_encoder_cost_the_gradient_of_what_they_read(tmp_path):
+    study = config("config")
+    study["lora"]["vision_target_modules"] = ["q_proj"]
+    study["schedules"] = [[1, 2, 3], [2, 3]]
+    found = at(tmp_path, study)
+    number, images = cost.questions(found, "medical")
+    learnt, asked = 5972 * 0.8 * 0.9 * 6, 5972 * 0.8 * 0.1 * 7 * cost.PREDICTION
+    cell, plain = Checkpoint("2-3", "", 0), at(tmp_path, config("config"))
+    more = cost.training_cost(found, cell).flops - cost.training_cost(plain, cell).flops
+    assert more == pytest.approx(2 * 8.5e7 * 576 * images / number * (2 * learnt + asked), rel=0.01)
+    assert cost.kept_gb(found, "2-3") == pytest.approx(16 * 576 * 12 * 17 * 768 * 4 / 1e9, rel=0.01)
+    assert cost.tuned(found, "2-3") == [] and cost.own_encoder(found, "1-2") is None
+
+
 def test_memory_of_both_models_is_added(tmp_path):
     study = config("config")
     study["stages"][3] = {**study["stages"][3], "learning_rate": {"connector": 2e-5, "language_model": 1e-5}}

@@ -210,8 +210,8 @@ def test_costs_are_those_of_the_models_and_tokens_of_each_ablation(tmp_path, mon
     alone, shared = plan.unshared(found), [cell.prefix for cell in found.grid.checkpoints]
     assert costs["1-2-3+dora"] == costs["1-2-3"] and 1.4 < costs["1-2-3+full"] / costs["1-2-3"] < 1.5
     assert [costs[f"1-2-3+{name}"] for name in ("rslora-64", "rank-64")] == [costs["1-2-3"]] * 2
-    # The base and eleven ablations go through `1`: five folds and three seeds each, if each trained it for itself.
-    assert alone["1"] == 12 * 15 and shared.count("1") == 3
+    # The base and twelve ablations go through `1`: five folds and three seeds each, if each trained it for itself.
+    assert alone["1"] == 13 * 15 and shared.count("1") == 3
     features = estimate.disk_gb(found)[0]
     plain = estimate.disk_gb(
         replace(load_study(yaml.safe_load((ROOT / "config/config.yaml").read_text())), results=tmp_path)

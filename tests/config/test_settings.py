@@ -140,6 +140,31 @@ def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
     assert fault.startswith(f"stages.3{line}")
 
 
+def test_adapters_on_the_encoder_need_layers_images_and_frozen_weights(demo_config):
+    demo_config["lora"] = {"vision_target_modules": ["q_proj"]}
+    with pytest.raises(TriptychError, match=r"^config: lora\.vision_target_modules: EfficientNet-Lite0 is convolution"):
+        load_study(demo_config)
+    folder = {"source": "folder", "folder": "somewhere"}
+    demo_config["models"]["vision_encoder"] = folder
+    grid = load_study(demo_config).grid
+    trained = {prefix for prefix in grid.prefixes if grid.has_trained(prefix, "vision_encoder")}
+    assert trained == {"1-2-3", "2-3"} and grid.trained_parts("1-2") == "projection only"
+    stages = demo_config["stages"]
+    rates = {"connector": 1e-3, "vision_encoder": 1e-5}
+    stages["seeing"] = {**stages[2], "train": list(rates), "learning_rate": rates}
+    demo_config["schedules"] = [["seeing", 3]]
+    load_study(demo_config)  # the encoder first
+    demo_config["schedules"] = [[3, "seeing"]]
+    with pytest.raises(
+        TriptychError, match="'3-seeing' trains vision_encoder in stage seeing, which has adapters then"
+    ):
+        load_study(demo_config)
+    stages["blind"] = {**stages[3], "train": ["lora"], "learning_rate": {"lora": 1e-4}, "blind": True}
+    demo_config["schedules"] = [[2, "blind"]]
+    with pytest.raises(TriptychError, match="'2-blind' trains lora in stage blind, which is blind, so that nothing"):
+        load_study(demo_config)
+
+
 def test_a_language_model_in_4_bits_does_not_train(demo_config):
     rates = {"language_model": 1e-5}
     demo_config["stages"]["tuned"] = {**demo_config["stages"][3], "train": list(rates), "learning_rate": rates}

@@ -6,7 +6,7 @@ from conftest import PROMPT
 from safetensors.torch import load_file
 from test_export import CPU, NEW_TOKENS, QUESTIONS, pictures, plain_answers, prepare, save_checkpoint, write_clip
 from triptych.config.models import PackageEncoder
-from triptych.config.stages import Connector
+from triptych.config.stages import Connector, Lora
 from triptych.evaluate.generate import generate
 from triptych.export import load
 from triptych.export.write import export
@@ -18,19 +18,24 @@ from triptych.model.tokens import Sample, prompt_tokens
 from vision_encoders import write_encoder
 
 
-def with_encoder(folder, models):
+def with_encoder(folder, models, lora=None):
     """A checkpoint with an encoder whose weights have moved; with its answers' token ids."""
     hidden = vision.load(models / "vision_encoder", CPU).hidden_size
     identity = hidden, encoder_hashes(models / "vision_encoder")
     base = checkpoint.Base(models / "language_model", *identity, "fp32", models / "vision_encoder")
     manifest = read_json(save_checkpoint(folder / "frozen", models) / "manifest.json")
-    start = Connector(), None, 0, "fold0", torch.float32, CPU
+    start = Connector(), lora, 0, "fold0", torch.float32, CPU
     model = checkpoint.build(base, folder / "frozen" / "manifest.json", *start, tower=True)
     torch.manual_seed(6)
     with torch.no_grad():
-        for weight in model.vision.network.parameters():
+        for name, weight in model.vision.network.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+        for weight in [] if lora else model.vision.network.parameters():
             weight.requires_grad_().add_(0.2 * weight.std().nan_to_num() * torch.randn_like(weight))
+    model.vision.tuned = lora is None
     about = {name: value for name, value in manifest.items() if name not in ("files", "code", "self")}
+    about["lora"] = lora and lora.model_dump()
     metrics = (folder / "frozen" / "metrics.jsonl").read_text()
     checkpoint.save(model, folder / "tuned", about, metrics)
     return folder / "tuned", model
@@ -58,6 +63,20 @@ def test_llava_holds_the_trained_encoder(world, tmp_path):
     assert plain_answers(tmp_path / "other", PROMPT) != answers
     assert "a trained vision encoder" in (tmp_path / "out" / "README.md").read_text()
     assert "a frozen vision encoder" in (tmp_path / "other" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}])
+def test_adapters_of_the_encoder_are_merged(world, tmp_path, variant):
+    models = prepare(tmp_path / "models", {"folder": str(write_clip(tmp_path / "encoder"))}, world / "models" / "llama")
+    lora = Lora(rank=2, alpha=4, dropout=0.0, vision_target_modules=["q_proj", "fc2"], **variant)
+    source, model = with_encoder(tmp_path, models, lora)
+    assert not (source / checkpoint.VISION_FILE).exists()
+    export(source, models, [], tmp_path / "out", False)
+    answers = plain_answers(tmp_path / "out", PROMPT)
+    assert answers == own_answers(model, models)
+    assert not any("lora" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+    export(tmp_path / "frozen", models, [], tmp_path / "other", False)
+    assert plain_answers(tmp_path / "other", PROMPT) != answers
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov3_vit", "package"])

@@ -43,12 +43,12 @@ def steps(inputs, tmp_path, monkeypatch):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     names = ("data", "features", "language-model", "vision-encoder")
     places = [f"--{name}={inputs / name.replace('-', '_')}" for name in names]
-    lora = Lora(rank=2, alpha=4).model_dump()
 
-    def run_stage(name, settings, parent=None, split="shared"):
+    def run_stage(name, settings, parent=None, split="shared", **adapters):
         stage, settings = name.partition("/")[0], Stage(data="toy", **settings).model_dump()
         job = {"prefix": stage, "split": split, "seed": 4, "stage_name": stage, "stage": settings}
         job |= {"connector": Connector().model_dump(), "training": {"precision": "fp32"}}
+        lora = Lora(rank=2, alpha=4, **adapters).model_dump()
         job |= {"lora": lora if "lora" in settings["train"] else None}
         arguments = ["--job", json.dumps(job), *places, f"--out={tmp_path / name}"]
         arguments += ["--parent", str(parent)] if parent else []

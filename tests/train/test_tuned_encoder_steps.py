@@ -19,8 +19,9 @@ from triptych.io.manifest import read_json
 from triptych.model import checkpoint
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.tokens import prompt_tokens, tokenise
+from triptych.model.tower import VISION_ADAPTER_FILE, VISION_FILE
 
-FILE = checkpoint.VISION_FILE
+FILE = VISION_FILE
 SEEING = {"train": ["connector", "vision_encoder"], "epochs": 1, "vision": {"blocks": 1, "crop": 0.1}}
 SEEING["learning_rate"] = {"connector": 1e-2, "vision_encoder": 1e-3}
 CPU = torch.device("cpu")
@@ -30,6 +31,17 @@ def base_of(inputs):  # noqa: F811
     features = Features(inputs / "features")
     identity = features.hidden_size, features.encoder, features.manifest["dtype"]
     return features, checkpoint.Base(inputs / "language_model", *identity, inputs / "vision_encoder")
+
+
+def test_adapters_of_the_encoder_are_handed_on_and_asked(steps, inputs):  # noqa: F811
+    run_stage, run_predict = steps
+    first = run_stage("first", {**BOTH, "select": "best", "epochs": 2}, vision_target_modules=["q_proj", "v_proj"])
+    child = run_stage("child", {"train": ["connector"], "learning_rate": {"connector": 1e-2}, "epochs": 1}, first)
+    names = {"adapter.safetensors", "connector.safetensors", VISION_ADAPTER_FILE}
+    assert set(tensors(first)) == set(tensors(child)) == names
+    assert same(tensors(first)[VISION_ADAPTER_FILE], tensors(child)[VISION_ADAPTER_FILE])
+    assert read_json(child)["lora"]["vision_target_modules"] == ["q_proj", "v_proj"]
+    check_that_it_is_asked(child, inputs, run_predict)
 
 
 @pytest.mark.parametrize("after", [{"train": []}, LORA, {**BOTH, "init": "random"}, SEEING])
@@ -43,10 +55,15 @@ def test_a_trained_encoder_is_handed_on_and_asked(steps, inputs, after):  # noqa
     assert same(found[FILE], parent[FILE]) == frozen
     assert (child.parent / FILE).samefile(first.parent / FILE) == frozen, "one that was frozen takes no space"
     assert FILE in read_json(child)["files"] and read_json(child)["parameters"]["vision_encoder"]["frozen"]
+    check_that_it_is_asked(child, inputs, run_predict)
+    model = checkpoint.load(base_of(inputs)[1], child, torch.float32, CPU)
+    assert same(dict(model.vision.network.state_dict()), found[FILE])
+
+
+def check_that_it_is_asked(child, inputs, run_predict):  # noqa: F811
+    """Answers are to what the trained encoder sees, computed here as stored features of it would be."""
     features, base = base_of(inputs)
     model = checkpoint.load(base, child, torch.float32, CPU)
-    assert same(dict(model.vision.network.state_dict()), found[FILE])
-    # What is asked is what the trained encoder sees, computed here as stored features of it would be.
     rows = load_questions(inputs / "data", "shared", "test")
     prompt = prompt_tokens(load_tokenizer(base.language_model), load_prompt(base.language_model))
     pixels = Pixels(features, inputs / "data", inputs / "vision_encoder")

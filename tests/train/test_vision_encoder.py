@@ -311,6 +311,7 @@ def test_a_model_without_an_encoder_of_its_own_is_refused(samples, features, pro
 
 def test_lora_and_the_encoder_train_together(clip, samples, prompt):
     model = clip.model(lora_model)
+    model.vision.tuned = True
     before = weights(model)
     rows = run(model, samples, clip.pixels, prompt, stage(("lora", "vision_encoder"), rate=1e-2))
     after = weights(model)

@@ -134,9 +134,18 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
     image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / shared
     flops = (learnt * passes + asked * 2) * 2 * model.weights * (image + text)
     if encoder := own_encoder(study, cell.prefix):
-        backward = 2 * encoder.share(stage.vision.blocks) if "vision_encoder" in stage.train else 0
+        # Weights that train cost as much again as the gradient of what they read; adapters cost that gradient alone.
+        backward = (2 if "vision_encoder" in stage.train else 1) * trained_share(study, cell.prefix, encoder)
         flops += encoder.flops * (learnt * (1 + backward) + asked) / shared
     return Cost(learnt + asked, flops)
+
+
+def trained_share(study: Study, prefix: str, encoder: EncoderSize) -> float:
+    """Share of an encoder that gradients pass in the last stage of a prefix: all of it where it has adapters."""
+    stage, adapted = study.grid.stage_of(prefix), study.grid.settings_of(prefix).lora.vision_target_modules
+    if "vision_encoder" in stage.train:
+        return encoder.share(stage.vision.blocks)
+    return 1.0 if adapted and "lora" in stage.train else 0.0
 
 
 def own_encoder(study: Study, prefix: str) -> EncoderSize | None:
@@ -191,11 +200,10 @@ def training_gb(study: Study, prefix: str, optimizer: Optimizer | None = None) -
 
 def kept_gb(study: Study, prefix: str) -> float:
     """GB at most of what an encoder that trains keeps of the images of one pass for the backward pass."""
-    stage = study.grid.stage_of(prefix)
-    if "vision_encoder" not in stage.train:
-        return 0.0
     encoder = own_encoder(study, prefix)
-    return stage.batch_size * encoder.kept * encoder.share(stage.vision.blocks) / 1e9
+    if encoder is None:
+        return 0.0
+    return study.grid.stage_of(prefix).batch_size * encoder.kept * trained_share(study, prefix, encoder) / 1e9
 
 
 def saved_gb(study: Study, prefix: str) -> float:

@@ -68,12 +68,17 @@ class Regularisation(Record):
 
 
 class Lora(Record):
-    """Low-rank adapters on the language model (Hu et al., 2021)."""
+    """Low-rank adapters on the language model (Hu et al., 2021), and on the vision encoder where it is asked for."""
 
     rank: PositiveInt = Field(8, description="Rank r of the update.")
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
     target_modules: list[Line] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
+    vision_target_modules: list[Line] = added(
+        [],
+        description="Linear layers of the vision encoder with adapters, too, as q_proj and v_proj of CLIP and SigLIP; "
+        "they train with `lora`, without dropout.",
+    )
     use_rslora: bool = added(
         False,
         description="rsLoRA (arXiv 2312.03732): the update is scaled by alpha / sqrt(r), for high ranks.",

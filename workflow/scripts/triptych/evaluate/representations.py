@@ -18,7 +18,7 @@ from triptych.evaluate.generate import run_prefixes
 from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json
 from triptych.model import checkpoint
-from triptych.model.checkpoint import VISION_FILE, Base, has_own_encoder, verify
+from triptych.model.checkpoint import Base, has_own_encoder, verify
 from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.tokens import PromptTokens, prompt_tokens
@@ -154,8 +154,9 @@ def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[s
         connector = build_connector(Connector.model_validate(manifest["connector"]), *sizes, 0)
         connector.load_state_dict(load_file(path.parent / CONNECTOR_FILE), strict=True)
         if has_own_encoder(manifest):
-            tower = base.tower()
-            tower.network.load_state_dict(load_file(path.parent / VISION_FILE), strict=True)
+            tower = base.tower(manifest)
+            for file in tower.states():
+                tower.load(file, load_file(path.parent / file))
             connector = torch.nn.Sequential(tower, connector)
         found[manifest["split"]] = connector
     return found

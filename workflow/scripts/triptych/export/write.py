@@ -47,6 +47,8 @@ def export(source: Path, models: Path, data: Sequence[Path], out: Path, adapter:
             "cannot hold; ask it by `triptych ask`"
         )
     model = load_checkpoint(source, bases)
+    if model.vision:
+        model.vision.merge()
     refuse_unsupported(model, source, manifest, adapter)
     loading = Loading(parts_without_class(bases, manifest), language_model.load_prompt(bases.language_model), adapter)
     described = describe_data(manifest, data)

@@ -1,5 +1,6 @@
 """Checkpoints: a folder of safetensors with a manifest, which the next stage starts from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,13 +19,12 @@ from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_
 from triptych.model import language_model, vision
 from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.model.four_bits import load_quantise, quantise
-from triptych.model.tower import VisionTower
+from triptych.model.tower import VISION_ADAPTER_FILE, VISION_FILE, VisionTower
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
 from triptych.utils.seeds import derive_seed
 
 ADAPTER_FILE, LANGUAGE_MODEL_FILE, MANIFEST = "adapter.safetensors", "language_model.safetensors", "manifest.json"
-VISION_FILE = "vision_encoder.safetensors"
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -35,7 +35,7 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
     if model.tuned:
         state[LANGUAGE_MODEL_FILE] = model.own_weights()
     if model.vision:
-        state[VISION_FILE] = model.vision.network.state_dict()
+        state |= model.vision.states()
     return {
         file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
         for file, tensors in state.items()
@@ -49,7 +49,7 @@ def save_trained(model: VisionLanguageModel, folder: Path, parent: Path | None =
     a second name.
     """
     state = trained_state(model)
-    for file, trains in ((LANGUAGE_MODEL_FILE, model.tuning), (VISION_FILE, model.vision and model.vision.trains)):
+    for file, trains in ((LANGUAGE_MODEL_FILE, model.tuning), (VISION_FILE, model.vision and model.vision.tuning)):
         if file in state and not trains:
             del state[file]
             link_or_copy(parent.parent / file, folder / file)
@@ -58,22 +58,20 @@ def save_trained(model: VisionLanguageModel, folder: Path, parent: Path | None =
     return sorted(file.name for file in folder.iterdir())
 
 
-def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True, tower: bool = True) -> None:
+def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = True) -> None:
     """Load a checkpoint's tensors into a model that has exactly the same ones.
 
     Args:
         model: to load into.
         folder: of the checkpoint.
         connector: load the connector too, not only the adapters and tuned models.
-        tower: load the vision encoder too, where the model has one of its own.
 
     Raises:
         TriptychError: a tensor is missing, unexpected or of another shape; the message names it.
     """
     expected = trained_state(model)
-    for file, wanted in ((CONNECTOR_FILE, connector), (VISION_FILE, tower)):
-        if not wanted:
-            expected.pop(file, None)
+    if not connector:
+        del expected[CONNECTOR_FILE]
     for file, tensors in expected.items():
         path = folder / file
         if not path.is_file():
@@ -92,8 +90,8 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
             model.connector.load_state_dict(found, strict=True)
         elif file == ADAPTER_FILE:
             set_peft_model_state_dict(model.language_model, found)
-        elif file == VISION_FILE:
-            model.vision.network.load_state_dict(found, strict=True)
+        elif file in (VISION_FILE, VISION_ADAPTER_FILE):
+            model.vision.load(file, found)
         else:
             with torch.no_grad():
                 for name, weight in model.own_weights().items():
@@ -127,8 +125,10 @@ class Base:
         kind = load_quantise(self.language_model)
         return found | ({"quantise": kind} if kind else {})
 
-    def tower(self) -> VisionTower:
+    def tower(self, manifest: Mapping) -> VisionTower:
         """Load the encoder as a part of a model, with the weights that it started from.
+
+        It is tuned, and has adapters, where the checkpoint with that manifest is and has.
 
         Raises:
             TriptychError: its folder is not known, or is damaged.
@@ -136,12 +136,16 @@ class Base:
         if self.encoder is None:
             raise TriptychError("this checkpoint has trained the vision encoder, whose folder is not given")
         dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
-        return VisionTower(vision.load(self.encoder, torch.device("cpu")), dtype)
+        tower = VisionTower(vision.load(self.encoder, torch.device("cpu")), dtype)
+        tower.tuned = VISION_FILE in manifest["files"]
+        if VISION_ADAPTER_FILE in manifest["files"]:
+            tower.adapt(Lora.model_validate(manifest["lora"]), manifest["seed"])
+        return tower
 
 
-def has_own_encoder(manifest: dict) -> bool:
-    """Tell whether a checkpoint holds a vision encoder: its model sees pixels, and no stored features."""
-    return VISION_FILE in manifest["files"]
+def has_own_encoder(manifest: Mapping) -> bool:
+    """Tell whether a checkpoint holds a vision encoder, or adapters on one: its model sees pixels, not features."""
+    return VISION_FILE in manifest["files"] or VISION_ADAPTER_FILE in manifest["files"]
 
 
 @cache
@@ -202,15 +206,18 @@ def build(
     if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
         raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
     model.tuned = LANGUAGE_MODEL_FILE in manifest["files"]
-    if tower or has_own_encoder(manifest):
-        model.vision = base.tower()
+    vision_lora = lora is not None and bool(lora.vision_target_modules)
+    if tower or vision_lora or has_own_encoder(manifest):
+        model.vision = base.tower(manifest)
     parent_has_lora = ADAPTER_FILE in manifest["files"]
     if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
     if parent:
-        load_trained(model, parent.parent, keep, has_own_encoder(manifest))
+        load_trained(model, parent.parent, connector=keep)
     if lora and not parent_has_lora:
         model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+    if vision_lora and not model.vision.adapted:
+        model.vision.adapt(lora, derive_seed(seed, "vision-lora", split))
     return model.to(device)
 
 
@@ -256,7 +263,7 @@ def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str,
         parent: the parent's `manifest.json`, where there is one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE, VISION_FILE):
+    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE, VISION_FILE, VISION_ADAPTER_FILE):
         (folder / file).unlink(missing_ok=True)
     with atomic_directory(folder / "new") as temporary:
         files = save_trained(model, temporary, parent)

@@ -1,12 +1,19 @@
-"""A vision encoder as a part of the model: its weights train, or have trained, and it starts from pixels."""
+"""A vision encoder as a part of the model: its weights or adapters train, or have trained, and it reads pixels."""
+
+from collections.abc import Mapping
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import nn
 
+from triptych.config.stages import Lora
 from triptych.errors import TriptychError
 from triptych.model.vision import Encoder, own_precision
 
+VISION_FILE, VISION_ADAPTER_FILE = "vision_encoder.safetensors", "vision_adapter.safetensors"
+LORA = ".lora_"  # in names of adapters' weights
 SIDE = 64  # of the image by which it is found what tokens depend on
 
 
@@ -18,6 +25,7 @@ class VisionTower(nn.Module):
 
     Attributes:
         network: the encoder, in fp32.
+        tuned: its own weights are not the base's, but trained.
     """
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype):
@@ -29,6 +37,7 @@ class VisionTower(nn.Module):
         """
         super().__init__()
         self.network = encoder.network.float()
+        self.tuned = False
         self._encode, self._dtype = encoder.encode, dtype
         self._blank = encoder.preprocess([Image.new("RGB", (SIDE, SIDE))])
 
@@ -47,8 +56,66 @@ class VisionTower(nn.Module):
 
     @property
     def trains(self) -> bool:
-        """True when some of its weights train."""
+        """True when some of its weights or adapters train."""
         return any(weight.requires_grad for weight in self.network.parameters())
+
+    @property
+    def tuning(self) -> bool:
+        """True when its own weights train."""
+        return any(weight.requires_grad for name, weight in self.network.named_parameters() if LORA not in name)
+
+    @property
+    def adapted(self) -> bool:
+        """True when it has adapters."""
+        return any(LORA in name for name, _ in self.network.named_parameters())
+
+    def adapt(self, settings: Lora, seed: int) -> None:
+        """Add fresh adapters in fp32, whose weights depend on `seed` alone.
+
+        Raises:
+            TriptychError: it has no layer of a name in `lora.vision_target_modules`.
+        """
+        linear = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+        reached = self._reached(None)
+        layers = {name.rsplit(".", 1)[-1] for name in linear if f"{name}.weight" in reached}
+        if unknown := set(settings.vision_target_modules) - layers:
+            raise TriptychError(
+                f"lora.vision_target_modules: the vision encoder has no linear layer {', '.join(sorted(unknown))} that "
+                f"tokens depend on; it has {', '.join(sorted(layers)) or 'none: train vision_encoder instead'}"
+            )
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.vision_target_modules),
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, self.network)
+        super().train(False)
+
+    def merge(self) -> None:
+        """Add the adapters to the weights, and remove them."""
+        for parent in list(self.network.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, LoraLayer):
+                    layer.merge(safe_merge=True)
+                    setattr(parent, name, layer.get_base_layer())
+        self.tuned = True
+
+    def states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Collect the tensors that a checkpoint holds of it, by file and name: its own if tuned, and adapters."""
+        found = {VISION_FILE: {}, VISION_ADAPTER_FILE: {}}
+        for name, tensor in self.network.state_dict().items():
+            found[VISION_ADAPTER_FILE if LORA in name else VISION_FILE][name.replace(".base_layer.", ".")] = tensor
+        return {file: found[file] for file, there in zip(found, (self.tuned, self.adapted), strict=True) if there}
+
+    @torch.no_grad()
+    def load(self, file: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over the tensors of one of these files, which has exactly the same ones."""
+        for name, tensor in self.states()[file].items():
+            tensor.copy_(tensors[name])
 
     def trainable(self, blocks: int | None) -> set[str]:
         """Name the weights of `network` that tokens depend on: all of them, or those from a block on.

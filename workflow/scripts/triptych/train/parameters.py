@@ -6,15 +6,20 @@ from torch import nn
 
 from triptych.errors import TriptychError
 from triptych.model.four_bits import in_four_bits, numbers
+from triptych.model.tower import LORA
 from triptych.model.vlm import VisionLanguageModel
+
+TOWER = "vision.network."  # begins names of the vision encoder's weights
 
 
 def part_of(parameter_name: str) -> str:
     """Name the part that a parameter belongs to: connector, regularisation, vision_encoder, lora or language_model."""
+    if LORA in parameter_name:
+        return "lora"
     for start, part in (("connector", "connector"), ("regularisation", "regularisation"), ("vision", "vision_encoder")):
         if parameter_name.startswith(f"{start}."):
             return part
-    return "lora" if ".lora_" in parameter_name else "language_model"
+    return "language_model"
 
 
 def set_trainable(
@@ -41,11 +46,17 @@ def set_trainable(
     model.tuned |= "language_model" in parts
     if "vision_encoder" in parts and model.vision is None:
         raise TriptychError("the stage trains 'vision_encoder', but the model was built without one of its own")
-    of_encoder = model.vision.trainable(blocks) if "vision_encoder" in parts else set()
+    if "vision_encoder" in parts and model.vision.adapted:
+        raise TriptychError(
+            "the stage trains 'vision_encoder', which has adapters (lora.vision_target_modules); train one of the two"
+        )
+    reached: set[str] = set()
+    if model.vision:
+        model.vision.tuned |= "vision_encoder" in parts
+        reached = model.vision.trainable(blocks)
     for name, parameter in model.named_parameters():
-        part = part_of(name)
-        chosen = part != "vision_encoder" or name.removeprefix("vision.network.") in of_encoder
-        parameter.requires_grad_(part in parts and chosen)
+        chosen = not name.startswith(TOWER) or name.removeprefix(TOWER) in reached
+        parameter.requires_grad_(part_of(name) in parts and chosen)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for part in parts:
         if not any(part_of(name) == part for name in trained):
