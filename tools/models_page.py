@@ -37,7 +37,8 @@ export, transformers' LLaVA class omits Gemma's bound on the final logits, which
 TRAINING = """\
 ## What trains
 
-A stage trains the parts that `train` names: `connector`, and either `lora` or `language_model`. Full fine-tuning
+A stage trains the parts that `train` names: `connector`, `vision_encoder`, and either `lora` or `language_model`. Full
+fine-tuning
 (`language_model`) trains all weights of the language model, embeddings and output layer included (one matrix where they
 are tied). It is for questions that LoRA might be too small for, and for comparing the two: `config/ablations.yaml` has
 it as an ablation. It takes more memory, disk and time, and many more weights can learn few questions by heart
@@ -68,6 +69,52 @@ A checkpoint holds the language model in fp32 (`language_model.safetensors`), 4 
 saved states of a running training 12 with `adamw` (4 more with `select: best`). A later stage that leaves the language
 model frozen shares that file by a hard link. Such a stage may train LoRA on the tuned model. The reverse order is
 refused: adapters would have to be merged first. An export of a tuned model is in fp32.
+
+LoRA may train on a language model in 4 bits (QLoRA), for a GPU that the model does not fit into otherwise: with
+`models.language_model.quantise: nf4` the linear layers of its decoder are kept in NF4 with double quantisation, 0.52
+bytes a weight instead of 2, and turned into the dtype of `training.precision` where they are used. Embeddings, norms
+and output layer keep their dtype. Every stage, answer and probe of a study (or of an ablation that sets it) then uses
+the model so, because a checkpoint belongs to the weights that it was trained on; one of another precision is refused.
+It needs a GPU and `pip install bitsandbytes`, without which plan, doctor and jobs say so; layers are not compiled,
+adapters are not merged, full fine-tuning and exports are refused. It has not been run on a GPU yet. The tests compare
+loss and gradients with the rounded weights in full precision, by bitsandbytes on a CPU where it is installed, and check
+its calls by a stand-in elsewhere.
+
+The vision encoder (`vision_encoder`) trains as a whole, or its last `vision.blocks` blocks with what follows them. Only
+what the tokens depend on trains: with `layer: -2` the last block does not, and is not counted. Its learning rate is
+lower still, about 1e-6 to 2e-5; it is for images unlike those that the encoder was trained on, and can learn a few
+hundred images by heart.
+
+```yaml
+stages:
+  3:
+    data: medical
+    train: [connector, lora, vision_encoder]
+    learning_rate: {connector: 2.0e-5, lora: 2.0e-4, vision_encoder: 2.0e-6}
+    vision: {blocks: 4, crop: 0.1, brightness: 0.2}  # by default the whole encoder, and images as they are
+    epochs: 6
+```
+
+Such a training reads images, not stored features, through the same preprocessing and in the same precision: an
+untouched encoder gives the stored features to the bit, if the images of a pass are those of the feature job's, and else
+up to rounding. Weights are fp32; the encoder stays in evaluation mode, so that batch norms keep their statistics.
+`vision.crop` and `vision.brightness` change training images a little, drawn anew for each image and epoch. No image is
+mirrored or turned, because questions ask for left and right; a crop can cut off what a question asks for at the border.
+
+A checkpoint behind such a stage holds the whole encoder in fp32 (`vision_encoder.safetensors`); later stages that leave
+it frozen share the file by a hard link. From there on no stored features are used: every later training, its answers,
+controls, probes and occlusion encode images in their own process, with the checkpoint's encoder. There is no feature
+job for it, because each fold and seed has an encoder of its own; a training with a frozen one encodes its images in
+each epoch again. `nearest-features`, the classifier and the representation `pre-projection` are those of the encoder as
+it was published. Activations of the encoder are never computed again in the backward pass: with EfficientNet-Lite0 they
+take 82 MB an image of 224 pixels, with SigLIP base at 384 pixels 0.36 GB; a smaller `batch_size` bounds them. An export
+holds the trained encoder.
+
+LoRA on the vision encoder: `lora.vision_target_modules: [q_proj, v_proj]` puts adapters of the same rank and variant on
+linear layers of the encoder (a wrong name is told the right ones), without dropout, which train in the stages that
+train `lora`, at its rate. All that is said above of images, later stages and answers holds for it, but a checkpoint has
+the adapters alone (`vision_adapter.safetensors`), and an export has them merged. EfficientNet-Lite0 has no linear
+layers for it. An encoder that was trained may get adapters; one with adapters is not trained as a whole any more.
 
 Two variants of LoRA are switched on by the names that they have in peft, and may be combined: `lora.use_rslora`
 (rsLoRA) scales the update by alpha / sqrt(rank) instead of alpha / rank, which shrinks with high ranks, and costs

@@ -356,6 +356,26 @@ def test_an_optimiser_that_cannot_be_used_is_a_fault(installed, place, monkeypat
     assert ("needs a GPU" if installed else "bitsandbytes, which is not installed") in found.found
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_language_model_in_4_bits_that_cannot_be_used_is_a_fault(installed, place, monkeypatch):
+    monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
+    models = place.study.settings.model_dump(exclude_unset=True)["models"]
+    models["language_model"]["quantise"] = "nf4"
+    found = device.tuning(with_settings(place, models=models))
+    assert found.state == "fault" and ("nf4 needs a GPU" if installed else "nf4 needs bitsandbytes") in found.found
+
+
+@pytest.mark.parametrize(("free", "state"), [(1e12, "ok"), (1e6, "fault")])
+def test_a_device_too_small_for_an_encoder_that_trains_is_a_fault(free, state, place, monkeypatch):
+    monkeypatch.setattr(device, "free_memory", lambda _: free)
+    rates = {"connector": 1e-2, "vision_encoder": 1e-3}
+    stages = place.study.settings.model_dump(exclude_unset=True)["stages"]
+    stages["2"] |= {"train": list(rates), "learning_rate": rates}
+    found = device.tuning(with_settings(place, stages=stages))
+    assert found.state == state and "GB for the vision encoder's weights, gradients and optimiser" in found.found
+    assert state == "ok" or "fewer vision.blocks, a smaller batch_size" in found.remedy
+
+
 def test_bf16_that_is_asked_for_and_emulated_is_a_warning(place, monkeypatch):
     real = device.compute_dtype
     monkeypatch.setattr(

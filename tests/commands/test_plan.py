@@ -107,13 +107,13 @@ def test_the_plan_says_what_memory_a_language_model_needs(tmp_path, optimizer, s
     study = at(tmp_path, tuned(optimizer))
     gb = {name: 1.1 * bytes_each for name, bytes_each in {"adamw": 20, "adafactor": 12, "adamw-8bit": 14}.items()}
     assert cost.training_gb(study, "2-3") == pytest.approx(1.1 * size) == pytest.approx(gb[optimizer])
-    lines = [line for line in plan.language_model_lines(study) if line.startswith("memory")]
+    lines = [line for line in plan.memory_lines(study) if line.startswith("memory")]
     own = f"memory      2-3: {gb[optimizer]:.0f} GB of its device for the language model's weights, gradients and "
     [line] = [line for line in lines if line.startswith(own)]
     assert all(f"{gb[name]:.0f} with {name}" in line for name in gb if name != optimizer)
     in_fp32 = at(tmp_path, tuned(optimizer) | {"training": {"precision": "fp32"}})
     assert cost.training_gb(in_fp32, "2-3") == pytest.approx(1.1 * (size - 4))
-    assert list(plan.language_model_lines(at(tmp_path, config("config")))) == []
+    assert list(plan.memory_lines(at(tmp_path, config("config")))) == []
 
 
 def test_checkpoints_and_saved_states_of_a_language_model_take_room(tmp_path):
@@ -135,8 +135,21 @@ def test_checkpoints_and_saved_states_of_a_language_model_take_room(tmp_path):
 def test_the_plan_says_what_an_optimiser_lacks(tmp_path, monkeypatch, installed, device, said):
     monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
     study = at(tmp_path, tuned("adamw-8bit") | {"runtime": {"device": device}})
-    found = [line for line in plan.language_model_lines(study) if line.startswith("optimizer")]
+    found = [line for line in plan.memory_lines(study) if line.startswith("optimizer")]
     assert [f"optimizer   adamw-8bit {said}" in line for line in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "said"),
+    [(False, "auto", "needs bitsandbytes, which is not"), (True, "cpu", "needs a GPU"), (True, "auto", None)],
+)
+def test_the_plan_says_what_a_language_model_in_4_bits_lacks(tmp_path, monkeypatch, installed, device, said):
+    monkeypatch.setattr("triptych.utils.optional.find_spec", lambda name: installed or None)
+    study = config("config") | {"runtime": {"device": device}}
+    assert list(plan.memory_lines(at(tmp_path, study))) == []
+    study["ablations"] = {"four": {"models": {"language_model": {"quantise": "nf4"}}}}  # of an ablation alone
+    found = list(plan.memory_lines(at(tmp_path, study)))
+    assert [f"quantise    nf4 {said}" in line for line in found] == ([True] if said else [])
 
 
 def test_features_above_the_budget_take_no_room(tmp_path):

@@ -12,6 +12,7 @@ from triptych.commands.jobs import job_states, jobs
 from triptych.config.ablations import merged
 from triptych.config.grid import Checkpoint
 from triptych.config.jobs import TrainingJob, training_text
+from triptych.config.stages import Vision
 from triptych.config.study import load_study, read_study
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json, read_json, sha256_file
@@ -34,6 +35,16 @@ def study(demo_config) -> dict:
 WAYS = {
     "linear: {connector: {kind: linear}}": ["1+linear", "1+linear-2", "1+linear-2-3"],
     "rank-4: {lora: {rank: 4}}": ["1", "1-2", "1-2-3+rank-4"],
+    "seeing: {stages: {3: {train: [connector, lora, vision_encoder], learning_rate: {vision_encoder: 1.0e-5}}}}": [
+        "1",
+        "1-2",
+        "1-2-3+seeing",
+    ],
+    "early: {stages: {2: {train: [connector, vision_encoder], learning_rate: {vision_encoder: 1.0e-5}}}}": [
+        "1",
+        "1-2+early",
+        "1-2+early-3",
+    ],
     "pooled: {connector: {kind: pooled-mlp, pool: 7}}": ["1+pooled", "1+pooled-2", "1+pooled-2-3"],
     "half: {stages: {1: {data: general-500}}}": ["1+half", "1+half-2", "1+half-2-3"],
     "slow: {stages: {2: {learning_rate: {connector: 1.0e-4}}}}": ["1", "1-2+slow", "1-2+slow-3"],
@@ -199,8 +210,8 @@ def test_costs_are_those_of_the_models_and_tokens_of_each_ablation(tmp_path, mon
     alone, shared = plan.unshared(found), [cell.prefix for cell in found.grid.checkpoints]
     assert costs["1-2-3+dora"] == costs["1-2-3"] and 1.4 < costs["1-2-3+full"] / costs["1-2-3"] < 1.5
     assert [costs[f"1-2-3+{name}"] for name in ("rslora-64", "rank-64")] == [costs["1-2-3"]] * 2
-    # The base and nine ablations go through `1`: five folds and three seeds each, if each trained it for itself.
-    assert alone["1"] == 10 * 15 and shared.count("1") == 3
+    # The base and twelve ablations go through `1`: five folds and three seeds each, if each trained it for itself.
+    assert alone["1"] == 13 * 15 and shared.count("1") == 3
     features = estimate.disk_gb(found)[0]
     plain = estimate.disk_gb(
         replace(load_study(yaml.safe_load((ROOT / "config/config.yaml").read_text())), results=tmp_path)
@@ -282,3 +293,16 @@ def test_taking_an_ablation_away_or_adding_one_trains_nothing_else_again(toy):
     toy.config = {**kept, "lora": {"rank": 5, "alpha": 4}}
     assert toy.trained() == {"2-3/fold0", "2-3/fold1"}, "the ablation states its rank itself"
     toy.config = kept
+
+
+def test_settings_of_the_encoders_training_go_where_it_trains_no_more(study):
+    rates = {"connector": 1e-3, "vision_encoder": 1e-5}
+    study["stages"][2] |= {"train": list(rates), "learning_rate": rates, "vision": {"blocks": 3, "crop": 0.1}}
+    text = "frozen: {stages: {2: {train: [connector]}}}\nlast: {stages: {2: {vision: {blocks: 1}}}}"
+    grid = load_study(with_ablations(study, text)).grid
+    assert grid.stage_of("1-2+frozen").vision == Vision()
+    assert grid.stage_of("1-2+last").vision == Vision(blocks=1, crop=0.1)
+    trained = {prefix: grid.has_trained(prefix, "vision_encoder") for prefix in grid.prefixes}
+    assert trained == {prefix: "frozen" not in prefix and prefix not in ("1",) for prefix in grid.prefixes}
+    found = [grid.features("medical", prefix) for prefix in grid.prefixes]
+    assert set(found) == {"medical"}, "features are the frozen encoder's"

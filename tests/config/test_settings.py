@@ -68,7 +68,7 @@ def test_three_mistakes_give_three_lines_at_once(demo_config):
         (lambda c: c["datasets"]["general"].update(siz=3), "general.siz: not a known setting; did you mean 'sizes'?"),
         (lambda c: c["stages"][1].update(data="genral-1000"), "did you mean 'general-1000'?"),
         (lambda c: c["stages"][3].update(learning_rate={"connector": 1e-3}), "learning_rate must name exactly"),
-        (lambda c: c["stages"][3].update(train=["connector", "conector"]), "or 'language_model', not 'conector'"),
+        (lambda c: c["stages"][3].update(train=["connector", "conector"]), "or 'vision_encoder', not 'conector'"),
         (lambda c: c.update(seeds=[0, 0]), "seeds: an entry occurs twice"),
         (lambda c: c["schedules"].append([2, 3]), "schedules: an entry occurs twice"),
         (lambda c: c["schedules"].append([2, 1]), "'2-1' must end on a stage that uses medical"),
@@ -116,9 +116,13 @@ WHOLE = {"train": ["language_model"], "learning_rate": {"language_model": 1e-5, 
         ({"warmup_ratio": 1.5}, ".warmup_ratio: must be less than 1, not 1.5"),
         ({"weight_decay": {"connector": -1, "lora": 0}}, ".weight_decay.connector: must be greater than or equal to 0"),
         ({"lr_schedule": "cosin"}, ".lr_schedule: must be 'cosine', 'linear' or 'constant', not 'cosin'"),
-        ({"lr_schedule": {"connector": "linear", "lra": "linear"}}, ".lr_schedule.lra: must be 'connector', 'lora' or"),
+        ({"lr_schedule": {"connector": "linear", "lra": "linear"}}, ".lr_schedule.lra: must be 'connector', 'lora',"),
         ({"select": "first"}, ".select: must be 'last' or 'best', not 'first'"),
         ({"init": "fresh"}, ".init: must be 'random' or 'parent', not 'fresh'"),
+        ({"vision": {"blocks": 2}}, ": vision needs a stage that trains vision_encoder"),
+        ({"vision": {"blocks": 0}}, ".vision.blocks: must be greater than 0, not 0"),
+        ({"vision": {"crop": 0.5}}, ".vision.crop: must be less than or equal to 0.25, not 0.5"),
+        ({"vision": {"flip": True}}, ".vision.flip: not a known setting"),
         ({"blind": True}, ": blind needs train: [lora] or [language_model], because a connector learns nothing"),
         (
             {**WHOLE, "train": ["language_model", "lora"]},
@@ -134,6 +138,48 @@ def test_each_mistake_in_a_stage_is_one_line(demo_config, change, line):
     demo_config["stages"][3].update(change)
     [fault] = faults(demo_config)
     assert fault.startswith(f"stages.3{line}")
+
+
+def test_adapters_on_the_encoder_need_layers_images_and_frozen_weights(demo_config):
+    demo_config["lora"] = {"vision_target_modules": ["q_proj"]}
+    with pytest.raises(TriptychError, match=r"^config: lora\.vision_target_modules: EfficientNet-Lite0 is convolution"):
+        load_study(demo_config)
+    folder = {"source": "folder", "folder": "somewhere"}
+    demo_config["models"]["vision_encoder"] = folder
+    grid = load_study(demo_config).grid
+    trained = {prefix for prefix in grid.prefixes if grid.has_trained(prefix, "vision_encoder")}
+    assert trained == {"1-2-3", "2-3"} and grid.trained_parts("1-2") == "projection only"
+    stages = demo_config["stages"]
+    rates = {"connector": 1e-3, "vision_encoder": 1e-5}
+    stages["seeing"] = {**stages[2], "train": list(rates), "learning_rate": rates}
+    demo_config["schedules"] = [["seeing", 3]]
+    load_study(demo_config)  # the encoder first
+    demo_config["schedules"] = [[3, "seeing"]]
+    with pytest.raises(
+        TriptychError, match="'3-seeing' trains vision_encoder in stage seeing, which has adapters then"
+    ):
+        load_study(demo_config)
+    stages["blind"] = {**stages[3], "train": ["lora"], "learning_rate": {"lora": 1e-4}, "blind": True}
+    demo_config["schedules"] = [[2, "blind"]]
+    with pytest.raises(TriptychError, match="'2-blind' trains lora in stage blind, which is blind, so that nothing"):
+        load_study(demo_config)
+
+
+def test_a_language_model_in_4_bits_does_not_train(demo_config):
+    rates = {"language_model": 1e-5}
+    demo_config["stages"]["tuned"] = {**demo_config["stages"][3], "train": list(rates), "learning_rate": rates}
+    before = load_study(demo_config).grid.settings.models.language_model
+    assert "quantise" not in before.model_dump(), "what is recorded of finished studies stays"
+    demo_config["models"]["language_model"]["quantise"] = "nf4"
+    assert load_study(demo_config).grid.settings.models.language_model.quantise == "nf4", "no schedule trains it"
+    demo_config["schedules"].append([2, "tuned"])
+    with pytest.raises(
+        TriptychError, match=r"^config: schedules: '2-tuned' trains language_model in stage tuned, whose"
+    ):
+        load_study(demo_config)
+    demo_config["models"]["language_model"]["quantise"] = "nf5"
+    with pytest.raises(TriptychError, match=r"language_model\.quantise: must be 'nf4'"):
+        load_study(demo_config)
 
 
 @pytest.mark.parametrize("order", [("adapted", "tuned"), ("adapted", "frozen", "tuned")])

@@ -66,7 +66,7 @@ def test_the_packaged_encoder_knows_what_it_sees(tmp_path):
     pixels = encoder.preprocess([drawing(code) for code in drawings])
     assert encoder.tokens(pixels).shape == (3, 49, 1280)
     # Chance is one in a thousand each: weights, layers and the scale of the pixels must all be right.
-    assert encoder.tokens.classify(pixels).argmax(-1).tolist() == list(drawings.values())
+    assert encoder.network.classify(pixels).argmax(-1).tolist() == list(drawings.values())
 
 
 def drawing(code: str) -> Image.Image:

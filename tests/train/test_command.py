@@ -41,13 +41,14 @@ def inputs(world, tmp_path_factory):
 def steps(inputs, tmp_path, monkeypatch):
     """Runs trainings and predictions in this process: name and stage in, the checkpoint's manifest out."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    places = [f"--{name}={inputs / name.replace('-', '_')}" for name in ("data", "features", "language-model")]
-    lora = Lora(rank=2, alpha=4).model_dump()
+    names = ("data", "features", "language-model", "vision-encoder")
+    places = [f"--{name}={inputs / name.replace('-', '_')}" for name in names]
 
-    def run_stage(name, settings, parent=None, split="shared"):
+    def run_stage(name, settings, parent=None, split="shared", **adapters):
         stage, settings = name.partition("/")[0], Stage(data="toy", **settings).model_dump()
         job = {"prefix": stage, "split": split, "seed": 4, "stage_name": stage, "stage": settings}
         job |= {"connector": Connector().model_dump(), "training": {"precision": "fp32"}}
+        lora = Lora(rank=2, alpha=4, **adapters).model_dump()
         job |= {"lora": lora if "lora" in settings["train"] else None}
         arguments = ["--job", json.dumps(job), *places, f"--out={tmp_path / name}"]
         arguments += ["--parent", str(parent)] if parent else []
@@ -57,7 +58,7 @@ def steps(inputs, tmp_path, monkeypatch):
 
     def run_predict(manifest, *views, folder="answers", also=(), **settings):
         job = json.dumps({"precision": "fp32", "max_new_tokens": 4, "batch_size": 5, **settings})
-        told = [f"--job={job}", f"--vision-encoder={inputs / 'vision_encoder'}", "--views", *(views or ("held-out",))]
+        told = [f"--job={job}", "--views", *(views or ("held-out",))]
         outs = [tmp_path / folder / f"{view}.parquet" for view in views or ("held-out",)]
         others = [word for words in also for word in ("--also", *map(str, words))]
         monkeypatch.setattr(

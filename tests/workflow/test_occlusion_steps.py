@@ -13,15 +13,21 @@ from PIL import Image
 from triptych.commands import verify
 from triptych.config import jobs, paths
 from triptych.config.evaluation import Occlusion
+from triptych.config.grid import Checkpoint
 from triptych.config.study import load_study
 from triptych.config.wildcards import EACH
 from triptych.data.schemas import IMAGE_SCHEMA
 from triptych.evaluate import occlude
+from triptych.evaluate.gold import gold_logprobs
 from triptych.features import occluded
-from triptych.features.store import Features
+from triptych.features.store import Features, Pixels
 from triptych.io.parquet import parts_of_table, read_table, write_table
+from triptych.model import checkpoint
+from triptych.model.language_model import load_prompt, load_tokenizer
+from triptych.model.tokens import prompt_tokens, tokenise
 from triptych.report.occlusion import occlusion_examples
 from triptych.tables import occlusion
+from triptych.train import __main__ as train
 
 SETTINGS = {"images": 10, "questions": 2, "grid": 3}
 
@@ -98,6 +104,36 @@ def test_occlusion_from_images_to_the_table(boxed, monkeypatch, capsys):
     examples = occlusion_examples(boxed, 4)
     assert len(examples) == 4 and set(examples[0].pictures) == {"1-2-3", "2-3"}
     assert all(isinstance(one, Image.Image) for example in examples for one in example.pictures.values())
+
+
+def test_a_trained_encoder_sees_the_occluded_images_itself(boxed, monkeypatch, tmp_path):
+    manifest, data = encode(boxed, monkeypatch), boxed.results / "data/medical"
+    rates = {"connector": 1e-2, "vision_encoder": 1e-2}
+    stage = boxed.grid.stage_of("2").model_copy(update={"train": list(rates), "learning_rate": rates})
+    cell = Checkpoint("2", "fold0", 0)
+    job = jobs.TrainingJob.of(boxed, cell).model_copy(update={"stage": stage}).text()
+    models = {name: boxed.results / "models" / name for name in ("vision_encoder", "language_model")}
+    with monkeypatch.context() as patch:
+        patch.setattr("triptych.train.__main__.Autosaver.handle_signals", lambda self: None)
+        inputs = {"data": data, "features": boxed.results / "features/medical", **models}
+        run(patch, train, job=job, out=tmp_path / "seeing", **inputs)
+    found = {}
+    for name, folder in (("base", boxed.checkpoint(cell, paths.CHECKPOINT).parent), ("seeing", tmp_path / "seeing")):
+        inputs = {"checkpoint": folder / "manifest.json", "occluded": manifest, "data": data / "folds.json", **models}
+        run(monkeypatch, occlude, job=jobs.OcclusionJob.of(boxed).text(), out=tmp_path / f"{name}.parquet", **inputs)
+        found[name] = read_table(tmp_path / f"{name}.parquet")
+    # What the trained encoder sees of one image, by the model itself.
+    features = Features(boxed.results / "features/medical")
+    base = checkpoint.Base(models["language_model"], *features.identity, models["vision_encoder"])
+    model = checkpoint.load(base, tmp_path / "seeing/manifest.json", torch.float32, torch.device("cpu"))
+    prompt = prompt_tokens(load_tokenizer(base.language_model), load_prompt(base.language_model))
+    row = found["seeing"][0]
+    asked = [{**row, "answer": row["gold"]}]
+    pixels = Pixels(features, data, models["vision_encoder"])
+    [expected] = gold_logprobs(model, tokenise(asked, prompt), pixels, prompt, "fp32")
+    assert row["logprob"] == pytest.approx(expected, abs=1e-4)
+    assert [one["question_id"] for one in found["seeing"]] == [one["question_id"] for one in found["base"]]
+    assert found["seeing"][0]["drops"] != pytest.approx(found["base"][0]["drops"], abs=1e-4)
 
 
 def test_without_the_setting_there_is_nothing_to_do(world):

@@ -128,7 +128,8 @@ rule probe:
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.probe --job {params.job:q}"
         " --checkpoints {input.checkpoints:q} --data {input.data:q} --features {input.features:q}"
-        " --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
+        " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q} --out {output:q}"
+        " > {log:q} 2>&1"
 
 
 # Images of which one square after the other is grey: encoded once for all checkpoints with the same vision encoder.
@@ -166,6 +167,7 @@ rule occlude:
         data=result(paths.FOLDS, dataset=settings.folds.dataset, cut=""),
         questions=ancient(result(paths.QUESTIONS, dataset=settings.folds.dataset)),
         occluded=lambda wildcards: features_of(settings.folds.dataset, wildcards.prefix, paths.OCCLUDED),
+        vision_encoder=trained_encoder,
         language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
         result(paths.OCCLUSION),
@@ -186,7 +188,7 @@ rule occlude:
     shell:
         "OMP_NUM_THREADS={threads} python -m triptych.evaluate.occlude --checkpoint {input.checkpoint:q}"
         " --job {params.job:q} --data {input.data:q} --occluded {input.occluded:q}"
-        " --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
+        " --vision-encoder {input.vision_encoder:q} --language-model {input.language_model:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule tabulate_occlusion:

@@ -56,6 +56,12 @@ def model_of(role, prefix):
     return result(paths.MODEL, role=getattr(grid.prefixes[prefix], role), tag="")
 
 
+def trained_encoder(wildcards, prefix=None):
+    """The vision encoder of a prefix that has trained it, and so encodes images itself; nothing for others."""
+    prefix = prefix or wildcards.prefix
+    return model_of("vision_encoder", prefix) if grid.has_trained(prefix, "vision_encoder") else []
+
+
 @cache
 def features_of(dataset, prefix, pattern=paths.FEATURES):
     """A data set's features by the encoder of a prefix, or those of its occluded images."""
@@ -212,6 +218,7 @@ def probed(wildcards):
     return {
         "checkpoints": [checkpoint_file(cell) for cell in cells],
         "features": features_of(settings.folds.dataset, like),
+        "vision_encoder": trained_encoder(wildcards, name) if trained else [],
         "language_model": model_of("language_model", like),
     }
 

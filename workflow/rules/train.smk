@@ -11,6 +11,7 @@ rule train_stage:
     input:
         unpack(training_data),
         parent=parent_manifest,
+        vision_encoder=trained_encoder,
         language_model=lambda wildcards: model_of("language_model", wildcards.prefix),
     output:
         manifest=result(paths.CHECKPOINT),
@@ -33,6 +34,6 @@ rule train_stage:
         "Train {wildcards.prefix} on {wildcards.split}, seed {wildcards.seed}"
     shell:
         "OMP_NUM_THREADS={threads} exec $LAUNCH -m triptych.train --job {params.job:q} --parent {input.parent:q}"
-        " --data {input.data:q} --features {input.features:q}"
+        " --data {input.data:q} --features {input.features:q} --vision-encoder {input.vision_encoder:q}"
         " --language-model {input.language_model:q} --out {output.manifest:q}"
         ' --runtime "$RUNTIME" > {log:q} 2>&1'

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
+from triptych.commands.encoders import EncoderSize, encoder_size
 from triptych.config import paths
 from triptych.config.arms import PARTS
+from triptych.config.base import Part
 from triptych.config.datasets import Captions
 from triptych.config.grid import Checkpoint
 from triptych.config.models import LlavaPart
@@ -26,8 +28,9 @@ UNKNOWN_SIZE = 1000  # images or questions of a data set of which nothing is sai
 PREDICTION = 0.65  # time of an answer, in samples of training: 17 against 11 a second, SmolLM2-135M on one core
 GOLD = 0.6  # time of a gold answer's log-probability, in answers: 28 against 17 a second
 SIZES = {"b": 1e9, "m": 1e6}
-# Bytes of each weight of a language model that trains.
+# Bytes of each weight of a model that trains; of a language model's, further ones.
 WEIGHT = GRADIENT = 4
+FOUR_BITS = 0.53  # half a byte, and a scale in fp32 of each 64 weights, itself in 8 bits
 COPY = 2 + 2  # the copy in bf16 that layers compute with, and its gradient
 
 
@@ -120,7 +123,7 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
     2 x 2 x weights for each token, forward and for the gradient of the activations: frozen weights need no gradient,
     and those of a language model that trains as much again. An image is computed once for all its questions in a step.
     Adapters, connector and attention are left out. Answers to the validation part, after each epoch and before the
-    first, count as PREDICTION.
+    first, count as PREDICTION. An encoder that trains, or has trained, encodes images in the training.
     """
     stage, model = study.grid.stage_of(cell.prefix), model_sizes(study, cell.prefix)
     number, images = questions(study, stage.data)
@@ -134,46 +137,100 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
     epochs, part = stage.epochs or 0, (1 - aside) * number
     asked = min(aside * number, study.settings.training.validation_limit or number) * (epochs + 1)
     learnt, asked = min(stage.fraction * part, stage.max_samples or part) * epochs, PREDICTION * asked
-    passes = 3 if trains_language_model(study, cell.prefix) else 2
-    image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / max(1.0, shared)
-    return Cost(learnt + asked, (learnt * passes + asked * 2) * 2 * model.weights * (image + text))
+    passes = 3 if "language_model" in stage.train else 2
+    shared = max(1.0, shared)
+    image = 0 if stage.blind else shown_tokens(study, model, cell.prefix) / shared
+    flops = (learnt * passes + asked * 2) * 2 * model.weights * (image + text)
+    if encoder := own_encoder(study, cell.prefix):
+        # Weights that train cost as much again as the gradient of what they read; adapters cost that gradient alone.
+        backward = (2 if "vision_encoder" in stage.train else 1) * trained_share(study, cell.prefix, encoder)
+        flops += encoder.flops * (learnt * (1 + backward) + asked) / shared
+    return Cost(learnt + asked, flops)
 
 
-def trains_language_model(study: Study, prefix: str) -> bool:
-    """Tell whether the last stage of a prefix trains the language model's own weights."""
-    return "language_model" in study.grid.stage_of(prefix).train
+def trained_share(study: Study, prefix: str, encoder: EncoderSize) -> float:
+    """Share of an encoder that gradients pass in the last stage of a prefix: all of it where it has adapters."""
+    stage, adapted = study.grid.stage_of(prefix), study.grid.settings_of(prefix).lora.vision_target_modules
+    if "vision_encoder" in stage.train:
+        return encoder.share(stage.vision.blocks)
+    return 1.0 if adapted and "lora" in stage.train else 0.0
+
+
+def own_encoder(study: Study, prefix: str) -> EncoderSize | None:
+    """Sizes of the encoder that a prefix has trained, by which it encodes images itself; None where it has not."""
+    if study.grid.stage_of(prefix).blind or not study.grid.has_trained(prefix, "vision_encoder"):
+        return None
+    return encoder_size(study, prefix, model_sizes(study, prefix).image_tokens)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model whose own weights a stage trains: their number, and of how many that is."""
+
+    part: Part
+    weights: float
+    trained: float
+
+
+def tuned(study: Study, prefix: str) -> list[Tuned]:
+    """The models whose own weights the last stage of a prefix trains."""
+    stage, found = study.grid.stage_of(prefix), []
+    if "language_model" in stage.train:
+        model = model_sizes(study, prefix)
+        weights = model.weights + model.embeddings
+        found.append(Tuned("language_model", weights, weights))
+    if "vision_encoder" in stage.train:
+        encoder = own_encoder(study, prefix)
+        found.append(Tuned("vision_encoder", encoder.weights, encoder.weights * encoder.share(stage.vision.blocks)))
+    return found
+
+
+def quantised(study: Study) -> bool:
+    """Tell whether any language model of a study is kept in 4 bits."""
+    return any(getattr(model, "quantise", None) for model in study.grid.models.values())
+
+
+def tuned_in_words(study: Study, prefix: str) -> str:
+    """Name these models: the language model's and the vision encoder's."""
+    return " and ".join(f"the {one.part.replace('_', ' ')}'s" for one in tuned(study, prefix))
 
 
 def training_gb(study: Study, prefix: str, optimizer: Optimizer | None = None) -> float:
-    """GB of weights, gradients and optimiser of a prefix that trains the language model, on the device that trains it.
+    """GB of weights, gradients and optimiser of the models that a prefix trains, on the device that trains them.
 
-    Activations, connector and a frozen encoder are left out. With `optimizer`, as if the stage had that one.
+    Activations, connector and frozen models are left out. With `optimizer`, as if the stage had that one.
     """
     copies = 0 if study.grid.settings_of(prefix).training.precision == "fp32" else COPY
     state = OPTIMIZER_BYTES[optimizer or study.grid.stage_of(prefix).optimizer]
-    return all_weights(study, prefix) * (WEIGHT + GRADIENT + copies + state) / 1e9
+    each = {"language_model": GRADIENT + state + copies, "vision_encoder": GRADIENT + state}
+    return sum(one.weights * WEIGHT + one.trained * each[one.part] for one in tuned(study, prefix)) / 1e9
+
+
+def kept_gb(study: Study, prefix: str) -> float:
+    """GB at most of what an encoder that trains keeps of the images of one pass for the backward pass."""
+    encoder = own_encoder(study, prefix)
+    if encoder is None:
+        return 0.0
+    return study.grid.stage_of(prefix).batch_size * encoder.kept * trained_share(study, prefix, encoder) / 1e9
 
 
 def frozen_gb(study: Study, prefix: str) -> float:
     """GB of the language model of a prefix that leaves it frozen, on its device."""
-    width = 4 if study.grid.settings_of(prefix).training.precision == "fp32" else 2
-    return width * all_weights(study, prefix) / 1e9
+    settings, model = study.grid.settings_of(prefix), model_sizes(study, prefix)
+    width = 4 if settings.training.precision == "fp32" else 2
+    layers = FOUR_BITS if getattr(settings.models.language_model, "quantise", None) else width
+    return (layers * model.weights + width * model.embeddings) / 1e9
 
 
 def saved_gb(study: Study, prefix: str) -> float:
-    """GB of one saved state of a prefix that trains the language model: weights, optimiser, weights of the best epoch.
+    """GB of one saved state of the models that a prefix trains: weights, optimiser, weights of the best epoch.
 
     As much is in the machine's memory while it is written.
     """
     stage = study.grid.stage_of(prefix)
     best = WEIGHT if stage.select == "best" else 0
-    return all_weights(study, prefix) * (WEIGHT + OPTIMIZER_BYTES[stage.optimizer] + best) / 1e9
-
-
-def all_weights(study: Study, prefix: str) -> float:
-    """Parameters of the language model with its embeddings."""
-    model = model_sizes(study, prefix)
-    return model.weights + model.embeddings
+    trained = sum(one.trained for one in tuned(study, prefix))
+    return trained * (WEIGHT + OPTIMIZER_BYTES[stage.optimizer] + best) / 1e9
 
 
 def prediction_cost(study: Study, prefix: str, transfer: str = "") -> Cost:
@@ -183,8 +240,11 @@ def prediction_cost(study: Study, prefix: str, transfer: str = "") -> Cost:
     number, images = questions(study, transfer or study.settings.folds.dataset, part)
     held_out = min(number, evaluation.max_questions or number)
     held_out /= 1 if transfer else max(2, study.settings.folds.number)
-    tokens = shown_tokens(study, model, prefix) * images / max(1, number) + TEXT_TOKENS["questions"]
-    return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens)
+    shown = images / max(1, number)
+    tokens = shown_tokens(study, model, prefix) * shown + TEXT_TOKENS["questions"]
+    encoder = own_encoder(study, prefix)
+    encoding = encoder.flops * held_out * shown if encoder else 0
+    return Cost(held_out, held_out * PREDICTION * 2 * 2 * model.weights * tokens + encoding)
 
 
 def occlusion_cost(study: Study, prefix: str) -> Cost:
@@ -192,7 +252,8 @@ def occlusion_cost(study: Study, prefix: str) -> Cost:
     model, settings = model_sizes(study, prefix), study.settings.evaluation.occlusion
     views = occluded_views(study) / max(1, study.settings.folds.number)
     tokens = shown_tokens(study, model, prefix) + settings.questions * TEXT_TOKENS["questions"]
-    return Cost(views * settings.questions, views * 2 * model.weights * tokens)
+    encoder = own_encoder(study, prefix)
+    return Cost(views * settings.questions, views * (2 * model.weights * tokens + (encoder.flops if encoder else 0)))
 
 
 def occluded_views(study: Study) -> int:

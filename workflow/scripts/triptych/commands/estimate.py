@@ -12,14 +12,13 @@ from statistics import harmonic_mean, median
 from triptych.commands.cost import (
     GOLD,
     WEIGHT,
-    all_weights,
     features_gb,
     model_sizes,
     prediction_cost,
     questions,
     saved_gb,
     training_cost,
-    trains_language_model,
+    tuned,
 )
 from triptych.commands.jobs import WORK, Job, JobState, seconds_taken
 from triptych.config import paths
@@ -138,16 +137,16 @@ def disk_gb(study: Study) -> tuple[float, float]:
         model, lora = model_sizes(study, prefix), study.grid.settings_of(prefix).lora
         connector = 4 * (model.width * model.hidden + model.hidden**2)
         adapters = 4 * lora.rank * 2 * model.hidden * 22 * len(lora.target_modules)
-        trained += number * (connector + (adapters if study.grid.has_lora(prefix) else 0))
-    return sum(encoded.values()), 3 * trained / 1e9 + _language_models_gb(study, cells)
+        trained += number * (connector + (adapters if study.grid.has_trained(prefix, "lora") else 0))
+    return sum(encoded.values()), 3 * trained / 1e9 + _tuned_gb(study, cells)
 
 
-def _language_models_gb(study: Study, cells: Mapping[str, int]) -> float:
-    """GB of language models that train: of each checkpoint, and two saved states of each one that is under way."""
-    numbers = {prefix: number for prefix, number in cells.items() if trains_language_model(study, prefix)}
-    kept = sum(number * WEIGHT * all_weights(study, prefix) / 1e9 for prefix, number in numbers.items())
+def _tuned_gb(study: Study, cells: Mapping[str, int]) -> float:
+    """GB of models that train: of each checkpoint, and two saved states of each one that is under way."""
+    weights = {prefix: sum(one.weights for one in tuned(study, prefix)) for prefix in cells}
+    kept = sum(number * WEIGHT * weights[prefix] / 1e9 for prefix, number in cells.items())
     at_once = study.settings.plan.at_once
-    states = [2 * min(number, at_once) * saved_gb(study, prefix) for prefix, number in numbers.items()]
+    states = [2 * min(number, at_once) * saved_gb(study, prefix) for prefix, number in cells.items()]
     return kept + max(states, default=0)
 
 

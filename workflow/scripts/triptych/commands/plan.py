@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from triptych.commands.asked import gpu_lines
 from triptych.commands.checkout import SNAKEFILE, profile_path
 from triptych.commands.cluster import read_profile
-from triptych.commands.cost import frozen_gb, model_sizes, training_gb, trains_language_model
+from triptych.commands.cost import frozen_gb, kept_gb, model_sizes, quantised, training_gb, tuned, tuned_in_words
 from triptych.commands.designs import contrasts, designs, per_fold_hours
 from triptych.commands.estimate import DISAGREE, RUN_SD, detectable, disk_gb, fetched_gb, hours, measured_tflops
 from triptych.commands.jobs import WORK, JobState, job_states
@@ -31,7 +31,7 @@ from triptych.config.stages import OPTIMIZER_BYTES
 from triptych.config.study import Study, read_study
 from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
-from triptych.utils.optional import why_no_8_bits
+from triptych.utils.optional import why_no_4_bits, why_no_8_bits
 from triptych.utils.terminal import duration
 
 LARGE = 8  # GB of a frozen language model from which the plan names it
@@ -121,7 +121,7 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         yield f"download    {images:.1f} GB of images out of the hub's archives, where they are not in the cache"
         needed += f", {2 * images:.1f} GB images (as fetched and as prepared)"
     yield f"disk        {needed}; {plan.disk_gb:g} GB available{over}"
-    yield from language_model_lines(study)
+    yield from memory_lines(study)
     points, measured = detectable(study)
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     assumed = f"assumed: a standard deviation of {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
@@ -135,22 +135,29 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
         yield "sizes       of models and data are taken from the configuration; they are not prepared yet"
 
 
-def language_model_lines(study: Study) -> Iterator[str]:
-    """What language models need on their device: a large one that is frozen; one that trains, with each optimiser."""
-    tuned = [prefix for prefix in study.grid.prefixes if trains_language_model(study, prefix)]
-    for prefix in tuned:
+def memory_lines(study: Study) -> Iterator[str]:
+    """What trainings of whole models need on their device, with each optimiser, and what an optimiser lacks."""
+    for prefix in study.grid.prefixes:
+        if not tuned(study, prefix):
+            continue
         own = study.grid.stage_of(prefix).optimizer
-        others = [f"{training_gb(study, prefix, name):.0f} with {name}" for name in OPTIMIZER_BYTES if name != own]
+        needed = {name: training_gb(study, prefix, name) for name in OPTIMIZER_BYTES}
+        gb = {name: f"{size:.0f}" if size >= 9.5 else f"{size:.1f}" for name, size in needed.items()}
+        others = [f"{size} with {name}" for name, size in gb.items() if name != own]
+        kept = kept_gb(study, prefix)
+        images = f" (of the encoder for its images at most {kept:.1f} GB)" if kept else ""
         yield (
-            f"memory      {prefix}: {training_gb(study, prefix):.0f} GB of its device for the language model's "
-            f"weights, gradients and {own}, and activations; {', '.join(others)}"
+            f"memory      {prefix}: {gb[own]} GB of its device for {tuned_in_words(study, prefix)} "
+            f"weights, gradients and {own}, and activations{images}; {', '.join(others)}"
         )
-    frozen = max((frozen_gb(study, prefix) for prefix in study.grid.prefixes if prefix not in tuned), default=0.0)
+    frozen = max((frozen_gb(study, prefix) for prefix in study.grid.prefixes if not tuned(study, prefix)), default=0.0)
     if frozen > LARGE:
         yield f"memory      {frozen:.0f} GB of a device for the frozen language model; activations come on top"
+    on = "cpu" if study.settings.runtime.device == "cpu" else None
+    if quantised(study) and (obstacle := why_no_4_bits(on)):
+        yield f"quantise    {obstacle}"
     used = {study.grid.stage_of(prefix).optimizer for prefix in study.grid.prefixes}
-    obstacle = why_no_8_bits("cpu" if study.settings.runtime.device == "cpu" else None)
-    if "adamw-8bit" in used and obstacle:
+    if "adamw-8bit" in used and (obstacle := why_no_8_bits(on)):
         yield f"optimizer   {obstacle}"
 
 

@@ -124,8 +124,9 @@ class Requests:
         stored = 1000 * cost.features_gb(study, prefix, dataset)  # read again and again, best from memory
         memory = BASE + PER_WEIGHT * cost.model_sizes(study, prefix).weights / 1e6 + stored
         if rule == "train_stage":
-            if cost.trains_language_model(study, prefix):
-                on_cpu = cost.training_gb(study, prefix) if settings.runtime.device == "cpu" else 0
+            if cost.tuned(study, prefix):
+                whole = cost.training_gb(study, prefix) + cost.kept_gb(study, prefix)
+                on_cpu = whole if settings.runtime.device == "cpu" else 0
                 memory += 1000 * (cost.saved_gb(study, prefix) + on_cpu)
             flops, memory = (
                 cost.training_cost(study, Checkpoint(prefix, "", 0)).flops,

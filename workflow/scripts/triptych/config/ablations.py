@@ -35,6 +35,8 @@ def merged(base: Any, change: Any) -> Any:
         for key in BY_PART:
             if isinstance(kept[key], Mapping):
                 kept[key] = {part: value for part, value in kept[key].items() if part in change["train"]}
+        if "vision_encoder" not in change["train"]:
+            kept.pop("vision", None)
     return kept | {key: merged(kept.get(key), value) for key, value in change.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Part = Literal["connector", "lora", "language_model"]
+Part = Literal["connector", "lora", "language_model", "vision_encoder"]
 
 
 LrSchedule = Literal["cosine", "linear", "constant"]

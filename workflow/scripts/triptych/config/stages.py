@@ -9,7 +9,7 @@ from triptych.config.texts import Line, Name
 
 
 class FeatureSettings(Record):
-    """How the tokens of the frozen encoder are stored. Only a change of `dtype` retrains."""
+    """How the tokens of a frozen encoder are stored. Only a change of `dtype` retrains."""
 
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="Stored type; on a GPU, bf16 also makes the encoder compute in bf16 (autocast)."
@@ -68,18 +68,41 @@ class Regularisation(Record):
 
 
 class Lora(Record):
-    """Low-rank adapters on the language model (Hu et al., 2021)."""
+    """Low-rank adapters on the language model (Hu et al., 2021), and on the vision encoder where it is asked for."""
 
     rank: PositiveInt = Field(8, description="Rank r of the update.")
     alpha: PositiveInt = Field(16, description="The update is scaled by alpha / r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of the adapters.")
     target_modules: list[Line] = Field(["q_proj", "v_proj"], min_length=1, description="Linear layers with adapters.")
+    vision_target_modules: list[Line] = added(
+        [],
+        description="Linear layers of the vision encoder with adapters, too, as q_proj and v_proj of CLIP and SigLIP; "
+        "they train with `lora`, without dropout.",
+    )
     use_rslora: bool = added(
         False,
         description="rsLoRA (arXiv 2312.03732): the update is scaled by alpha / sqrt(r), for high ranks.",
     )
     use_dora: bool = added(
         False, description="DoRA (arXiv 2402.09353): the length of each row of the updated weight trains by itself."
+    )
+
+
+class Vision(Record):
+    """How a stage trains the vision encoder: how much of it, and what is done to its images at random.
+
+    No image is mirrored: questions ask for left and right.
+    """
+
+    blocks: PositiveInt | None = Field(
+        None,
+        description="Train the last so many blocks that the tokens depend on, and what follows them; null: all of it.",
+    )
+    crop: float = Field(
+        0.0, ge=0, le=0.25, description="Up to this share of an image's width and of its height is cut off."
+    )
+    brightness: float = Field(
+        0.0, ge=0, le=0.5, description="An image is made darker or lighter by up to this share of its brightness."
     )
 
 
@@ -98,12 +121,13 @@ class Stage(Record):
     data: Name = Field(description="Name of the data set under `datasets`.")
     train: list[Part] = Field(
         description="Parts that train; all else is frozen. language_model: all of its weights, embeddings and output "
-        "layer included, instead of lora. []: nothing trains; the parent is validated and passed on."
+        "layer included, instead of lora; vision_encoder: as `vision` says. []: nothing trains; the parent is "
+        "validated and passed on."
     )
     init: Literal["random", "parent"] = Field(
         "parent",
         description="random: start from a new connector instead of the parent's, and keep the parent's adapters and "
-        "language model. The parent of a first stage is the LLaVA of `models.llava`; "
+        "models. The parent of a first stage is the LLaVA of `models.llava`; "
         "without one it always starts from a new connector.",
     )
     blind: bool = Field(
@@ -129,6 +153,7 @@ class Stage(Record):
         description="adafactor: keeps hardly anything beside the weights, and takes steps relative to their size; "
         "adamw-8bit: keeps AdamW's two moments in 8 bits, on a GPU where bitsandbytes is installed.",
     )
+    vision: Vision = added(Vision(), description="For a stage that trains the vision encoder.")
     epochs: PositiveInt | None = Field(None, description="Passes over the training part; null if nothing trains.")
     select: Literal["last", "best"] = Field(
         "last",
@@ -185,6 +210,8 @@ class Stage(Record):
             )
         if self.regularisation.kind != "none" and "connector" not in self.train:
             faults.append("regularisation needs a stage that trains the connector")
+        if self.vision != Vision() and "vision_encoder" not in self.train:
+            faults.append("vision needs a stage that trains vision_encoder")
         if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -13,7 +13,7 @@ from triptych.data.sources.conversations import UNKNOWN
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import ReadFeatures
 from triptych.features.occluded import GREY
-from triptych.features.store import Features, image_encoder
+from triptych.features.store import Features, Pixels, image_encoder
 from triptych.utils.seeds import stable_order
 
 BLANK = Image.new("RGB", (256, 256), GREY)
@@ -26,7 +26,8 @@ class Shown:
 
     Attributes:
         of: by image id, the name of what is shown.
-        read: from R names to vision features (R, N, D); prefixes are shared between views of the same `read`.
+        read: from R names to vision features (R, N, D), or to pixels where the model encodes them; prefixes are shared
+            between views of the same `read`.
         left_out: images whose questions are not asked; `of` has them, too, so that prefixes stay shared.
     """
 
@@ -40,12 +41,12 @@ def own(questions: Sequence[dict], features: ReadFeatures) -> Shown:
     return Shown({row["image_id"]: row["image_id"] for row in questions}, features)
 
 
-def swapped(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
+def swapped(questions: Sequence[dict], features: Features | Pixels, encoder: Path, device: torch.device) -> Shown:
     """Show another image for every image.
 
     Args:
         questions: rows of the question table that are asked.
-        features: features of the data set.
+        features: features of the data set, or its pixels.
         encoder: folder of the vision encoder.
         device: where to encode images.
 
@@ -55,12 +56,12 @@ def swapped(questions: Sequence[dict], features: Features, encoder: Path, device
     return Shown(other_images([row["image_id"] for row in questions]), features)
 
 
-def swapped_alike(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
+def swapped_alike(questions: Sequence[dict], features: Features | Pixels, encoder: Path, device: torch.device) -> Shown:
     """Show another image of the same modality and body part, and of another subject; leave out images without one.
 
     Args:
         questions: rows of the question table that are asked.
-        features: features of the data set.
+        features: features of the data set, or its pixels.
         encoder: folder of the vision encoder.
         device: where to encode images.
 
@@ -72,12 +73,12 @@ def swapped_alike(questions: Sequence[dict], features: Features, encoder: Path, 
     return Shown({image: other.get(image, image) for image in images}, features, frozenset(images - other.keys()))
 
 
-def blank(questions: Sequence[dict], features: Features, encoder: Path, device: torch.device) -> Shown:
+def blank(questions: Sequence[dict], features: Features | Pixels, encoder: Path, device: torch.device) -> Shown:
     """Show a grey image for every image.
 
     Args:
         questions: rows of the question table that are asked.
-        features: features of the data set.
+        features: features of the data set, or its pixels.
         encoder: folder of the vision encoder.
         device: where to encode the grey image.
 
@@ -86,7 +87,8 @@ def blank(questions: Sequence[dict], features: Features, encoder: Path, device: 
     """
     grey = image_encoder(features, encoder, device)([BLANK]).float()
     return Shown(
-        dict.fromkeys([row["image_id"] for row in questions], "blank"), lambda names: grey.expand(len(names), -1, -1)
+        dict.fromkeys([row["image_id"] for row in questions], "blank"),
+        lambda names: grey.expand(len(names), *grey.shape[1:]),
     )
 
 

@@ -12,8 +12,8 @@ from triptych.data.boxed import boxed_questions
 from triptych.data.schemas import OCCLUSION_SCHEMA
 from triptych.errors import run_step
 from triptych.evaluate.occlusion import answer_drops, pointing_hits, shares_inside
-from triptych.features.occluded import view_names
-from triptych.features.store import Features
+from triptych.features.occluded import view_names, views
+from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json
 from triptych.io.parquet import write_table
 from triptych.model import checkpoint
@@ -30,14 +30,18 @@ def main() -> None:
     parser.add_argument("--job", required=True, help="settings as JSON")
     parser.add_argument("--data", type=folder, required=True, help="folder of the data set with folds")
     parser.add_argument("--occluded", type=folder, required=True, help="folder of the occluded images' features")
+    parser.add_argument(
+        "--vision-encoder", type=folder, nargs="?", help="folder of the vision encoder, where the checkpoint trained it"
+    )
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
     job = OcclusionJob.model_validate_json(arguments.job)
     grid, device = job.occlusion.grid, best_device()
     features, manifest = Features(arguments.occluded), read_json(arguments.checkpoint)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
+    base = checkpoint.Base(arguments.language_model, *features.identity, arguments.vision_encoder)
     model = checkpoint.load(base, arguments.checkpoint, compute_dtype(job.precision, device), device)
+    pixels = Pixels(features, arguments.data, arguments.vision_encoder) if model.vision else None
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
     rows = boxed_questions(arguments.data, job.occlusion.images, job.occlusion.questions)
     rows = [row for row in rows if row["fold"] == manifest["split"]]
@@ -45,7 +49,11 @@ def main() -> None:
     images = [(image, list(asked)) for image, asked in groupby(rows, key=lambda row: row["image_id"])]
     records = []
     for number, (image, asked) in enumerate(images, 1):
-        tokens = features(view_names(image, grid))
+        if pixels:  # the features are the frozen encoder's
+            [whole] = pixels.images([image])
+            tokens = pixels.preprocess(views(whole, grid))
+        else:
+            tokens = features(view_names(image, grid))
         samples = tokenise(asked, prompt)
         logprobs, drops = answer_drops(model, samples, tokens.__getitem__, len(tokens), prompt, job.precision)
         for row, logprob, lost in zip(asked, logprobs, drops, strict=True):

@@ -31,7 +31,7 @@ def answer_drops(
     Args:
         model: in evaluation mode, not made ready for answers.
         samples: S questions with the answers whose probability counts.
-        read: from the numbers of V views (0: the image itself) to vision features (V, N, D).
+        read: from the numbers of V views (0: the image itself) to vision features (V, N, D), or to pixels.
         views: their number.
         prompt: fixed text.
         precision: of the forward pass.

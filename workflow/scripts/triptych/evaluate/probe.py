@@ -29,9 +29,10 @@ from triptych.data.questions import named_of_images
 from triptych.data.schemas import PROBE_SCHEMA, PROBE_TASKS, PROBES
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.representations import probe_inputs, read, text_width
-from triptych.features.store import Features
+from triptych.features.store import Features, Pixels
+from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table, write_table
-from triptych.model.checkpoint import Base
+from triptych.model.checkpoint import Base, has_own_encoder
 from triptych.utils.arguments import folder
 from triptych.utils.seeds import derive_seed
 
@@ -175,6 +176,9 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="manifests, one for each split")
     parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
+    parser.add_argument(
+        "--vision-encoder", type=folder, nargs="?", help="folder of the vision encoder, where checkpoints trained it"
+    )
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     arguments = parser.parse_args()
@@ -195,7 +199,9 @@ def main() -> None:
         )
 
     features = Features(arguments.features)
-    base = Base(arguments.language_model, features.hidden_size, features.encoder)
+    base = Base(arguments.language_model, *features.identity, arguments.vision_encoder)
+    if any(has_own_encoder(read_json(path)) for path in arguments.checkpoints):
+        features = Pixels(features, arguments.data, arguments.vision_encoder)
     width = min(features.hidden_size, text_width(base))  # of the narrowest representation
     images = sorted(pool)
     places = {image: row for row, image in enumerate(images)}

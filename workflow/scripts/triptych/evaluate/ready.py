@@ -10,6 +10,7 @@ from torch import nn
 from triptych.config.base import Switch
 from triptych.errors import TriptychError, message_of
 from triptych.evaluate.fixed_shapes import at_fixed_shapes, run_prefixes_at_fixed_shapes
+from triptych.model.four_bits import in_four_bits
 from triptych.model.vlm import VisionLanguageModel
 from triptych.train.compilation import compile_for_each_shape, missing_compiler, undo_compilation
 
@@ -75,13 +76,17 @@ def make_ready(model: VisionLanguageModel, compiled: Switch, tokens: int, fixed_
     adapters = simplify_adapters(model) if model.has_lora else "no adapters"
     if compiled == "never" or (compiled == "auto" and tokens <= WORTHWHILE):
         layers = f"layers are not compiled (runtime.compile: {compiled})"
-    elif obstacle := missing_compiler(device) or compile_layers(model):
+    elif obstacle := _obstacle(model, device) or compile_layers(model):
         if compiled == "always":
             raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         layers = f"layers are not compiled ({obstacle})"
     else:
         layers = "layers are compiled"
     return f"answers at fixed shapes; {adapters}; {layers}"
+
+
+def _obstacle(model: VisionLanguageModel, device: torch.device) -> str | None:
+    return "layers of 4 bits are not compiled" if in_four_bits(model.network) else missing_compiler(device)
 
 
 def simplify_adapters(model: VisionLanguageModel) -> str:
@@ -91,6 +96,8 @@ def simplify_adapters(model: VisionLanguageModel) -> str:
     be rounded to 8 bits, which loses a part of what small adapters add: there they stay beside the weights.
     """
     dtype = model.language_model.get_input_embeddings().weight.dtype
+    if in_four_bits(model.network):
+        return "adapters stay beside the weights, which are in 4 bits"
     if dtype == torch.float32:
         model.language_model.merge_adapter()
         return "adapters are merged"

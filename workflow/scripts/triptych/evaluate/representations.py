@@ -15,10 +15,10 @@ from triptych.config.grid import SHARED
 from triptych.config.jobs import ProbeJob
 from triptych.config.stages import Connector
 from triptych.evaluate.generate import run_prefixes
-from triptych.features.store import Features
+from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json
 from triptych.model import checkpoint
-from triptych.model.checkpoint import Base, verify
+from triptych.model.checkpoint import Base, has_own_encoder, verify
 from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.model.language_model import load_prompt, load_tokenizer
 from triptych.model.tokens import PromptTokens, prompt_tokens
@@ -86,7 +86,12 @@ def probe_inputs(found: np.ndarray, settings: Probe, width: int) -> list[np.ndar
 
 
 def read(
-    job: ProbeJob, checkpoints: Sequence[Path], base: Base, features: Features, images: Sequence[str], width: int
+    job: ProbeJob,
+    checkpoints: Sequence[Path],
+    base: Base,
+    features: Features | Pixels,
+    images: Sequence[str],
+    width: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Read a representation of N images: of each split that it was trained on, as `probe_inputs` takes it.
 
@@ -94,7 +99,7 @@ def read(
         job: names the representation.
         checkpoints: manifests; none for a representation that is not trained.
         base: vision features and language model.
-        features: of the data set.
+        features: of the data set, or its pixels where checkpoints hold an encoder.
         images: image ids.
         width: of the probes' inputs.
 
@@ -115,18 +120,20 @@ def read(
 
 @torch.inference_mode()
 def image_tokens(
-    features: Features, images: Sequence[str], connector: torch.nn.Module | None, pool: Pool
+    features: Features | Pixels, images: Sequence[str], connector: torch.nn.Module | None, pool: Pool
 ) -> np.ndarray:
     """Pool the tokens of each of N images: after the connector or, where it is None, before projection."""
     parts = []
     for start in range(0, len(images), AT_ONCE):
-        tokens = features(images[start : start + AT_ONCE]).float()
+        tokens = features(images[start : start + AT_ONCE]).float()  # or pixels, which `connector` begins with
         parts.append(pool(tokens if connector is None else connector(tokens)))
     return torch.cat(parts).numpy()
 
 
 def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[str, torch.nn.Module | None]:
     """Load the connector of each split: of its checkpoint, or a random one, or None before projection.
+
+    Where a checkpoint holds a vision encoder, that is put before its connector.
 
     Args:
         job: names the representation.
@@ -146,6 +153,11 @@ def connectors(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> dict[s
         manifest = verify(path, base)
         connector = build_connector(Connector.model_validate(manifest["connector"]), *sizes, 0)
         connector.load_state_dict(load_file(path.parent / CONNECTOR_FILE), strict=True)
+        if has_own_encoder(manifest):
+            tower = base.tower(manifest)
+            for file in tower.states():
+                tower.load(file, load_file(path.parent / file))
+            connector = torch.nn.Sequential(tower, connector)
         found[manifest["split"]] = connector
     return found
 
@@ -167,7 +179,7 @@ def models(job: ProbeJob, checkpoints: Sequence[Path], base: Base) -> Iterator[t
 
 def hidden_states(
     model: VisionLanguageModel,
-    features: Features,
+    features: Features | Pixels,
     prompt: PromptTokens,
     images: Sequence[str],
     layer: Layer,

@@ -16,7 +16,7 @@ from triptych.evaluate.controls import Shown, own
 from triptych.evaluate.fixed_shapes import at_fixed_shapes
 from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions, answer_record, partial_path
-from triptych.features.store import Features
+from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json, sha256_file, sha256_json
 from triptych.model import checkpoint
 from triptych.model.architectures import context_tokens
@@ -48,9 +48,11 @@ class Respondent:
         self.dtype = compute_dtype(job.precision, self.device)
         self.features = Features(folder(arguments.features))
         language_model = folder(arguments.language_model)
-        base = checkpoint.Base(language_model, self.features.hidden_size, self.features.encoder)
+        base = checkpoint.Base(language_model, *self.features.identity, self.encoder)
         self.manifest, self.sha256 = read_json(arguments.checkpoint), sha256_file(arguments.checkpoint)
         self.model = checkpoint.load(base, arguments.checkpoint, self.dtype, self.device)
+        if self.model.vision:
+            self.features = Pixels(self.features, self.data, self.encoder)
         self.tokenizer = load_tokenizer(language_model)
         self.prompt = prompt_tokens(self.tokenizer, load_prompt(language_model))
         self._questions: dict[str, tuple[list[dict], list[Sample]]] = {}

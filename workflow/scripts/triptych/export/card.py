@@ -89,6 +89,7 @@ def model_card(
         front_matter=front_matter.to_yaml(),
         manifest=manifest,
         tuned=checkpoint.LANGUAGE_MODEL_FILE in manifest["files"],
+        seeing=checkpoint.has_own_encoder(manifest),
         unknown=UNKNOWN,
         without_class=loading.without_class,
         prompt=repr(loading.prompt),

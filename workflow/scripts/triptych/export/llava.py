@@ -61,7 +61,8 @@ def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, f
     Raises:
         TriptychError: the models do not fit into that class, or the tokenizer not into its processor.
     """
-    settings, tower = encoder_settings(models), vision.load_tower(models.vision_encoder)
+    settings = encoder_settings(models)
+    tower = model.vision.network if model.vision else vision.load_tower(models.vision_encoder)
     image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder, trust_remote_code=False)
     tokens = count_tokens(tower, image_processor, settings)
     processor = llava_processor(models, tower, image_processor, tokens)

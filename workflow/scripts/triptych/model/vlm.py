@@ -1,4 +1,7 @@
-"""The vision-language model: connector, language model, optional LoRA; it starts from stored vision features."""
+"""The vision-language model: connector, language model, optional LoRA; it starts from stored vision features.
+
+Where the vision encoder trains, or has trained, it is a part of the model, which then starts from pixels.
+"""
 
 import warnings
 
@@ -15,6 +18,7 @@ from triptych.model.attention import find_blocks, is_blockwise, layer_masks
 from triptych.model.connector import pool_tokens
 from triptych.model.flex import block_masks, is_flex
 from triptych.model.packing import TEXT, Batch
+from triptych.model.tower import VisionTower
 
 
 def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> nn.Module:
@@ -58,6 +62,7 @@ class VisionLanguageModel(nn.Module):
     Attributes:
         blind: no image is shown, and no vision features are used.
         tuned: the language model's own weights are not the base's, but trained.
+        vision: the vision encoder, where its weights train or have trained; else None, and features are given.
     """
 
     def __init__(self, connector: nn.Module, language_model: nn.Module, blind: bool = False):
@@ -66,6 +71,7 @@ class VisionLanguageModel(nn.Module):
         self.language_model = language_model
         self.blind = blind
         self.tuned = False
+        self.vision: VisionTower | None = None
 
     @property
     def has_lora(self) -> bool:
@@ -96,17 +102,26 @@ class VisionLanguageModel(nn.Module):
         """Look up text embeddings (..., H) of token ids (...)."""
         return self.language_model.get_input_embeddings()(token_ids)
 
+    def see(self, images: torch.Tensor) -> torch.Tensor:
+        """Give vision features (B, N, D): of pixels (B, 3, S, S), by the model's own encoder; else they are given."""
+        return images if self.vision is None or images.dim() == 3 else self.vision(images)
+
+    @torch.no_grad()
     def image_tokens(self, features: torch.Tensor) -> int:
-        """Count the tokens that an image of these features (B, N, D) takes in the language model's input.
+        """Count the tokens that an image of these features (B, N, D), or pixels, takes in the language model's input.
 
         Raises:
             TriptychError: the connector cannot pool N vision tokens.
         """
-        return pool_tokens(features[:1], self.connector.pool).shape[1]
+        first = features[:1].to(next(self.parameters()).device)
+        return pool_tokens(self.see(first), self.connector.pool).shape[1]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Project vision features (B, N, D) to image tokens (B, `image_tokens`, H) in the language model's dtype."""
-        return self.connector(features.float()).to(self.language_model.get_input_embeddings().weight.dtype)
+        """Project vision features (B, N, D), or pixels, to image tokens (B, `image_tokens`, H).
+
+        They are in the language model's dtype.
+        """
+        return self.connector(self.see(features).float()).to(self.language_model.get_input_embeddings().weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the output head to hidden states (..., H); gives float32 logits (..., V)."""

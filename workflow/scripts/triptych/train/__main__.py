@@ -15,7 +15,7 @@ from triptych.config.jobs import TrainingJob
 from triptych.config.runtime import Runtime
 from triptych.data.questions import limited, load_questions
 from triptych.errors import run_step
-from triptych.features.store import Features
+from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json, sha256_file
 from triptych.model import checkpoint
 from triptych.model.language_model import load_prompt, load_tokenizer
@@ -44,6 +44,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parent", type=Path, nargs="?", help="the parent's manifest.json; none for a new connector")
     parser.add_argument("--data", type=folder, required=True, help="folder of the data set")
     parser.add_argument("--features", type=folder, required=True, help="folder of the vision features")
+    parser.add_argument(
+        "--vision-encoder", type=folder, nargs="?", help="folder of the vision encoder, where it trains or has trained"
+    )
     parser.add_argument("--language-model", type=folder, required=True, help="folder of the language model")
     parser.add_argument("--out", type=folder, required=True, help="folder of the checkpoint")
     # Not part of the job, because it does not change what is trained.
@@ -74,8 +77,8 @@ class Inputs:
     """The loaded inputs of a training.
 
     Attributes:
-        features: vision features by image id.
-        base: the frozen models.
+        features: vision features by image id, or pixels where the model has a vision encoder of its own.
+        base: the base models.
         model: at the start of the stage, on its device.
         prompt: the fixed text.
         training: samples to learn from.
@@ -84,7 +87,7 @@ class Inputs:
         dtype: of the frozen weights and of matrix products.
     """
 
-    features: Features
+    features: Features | Pixels
     base: checkpoint.Base
     model: VisionLanguageModel
     prompt: PromptTokens
@@ -136,11 +139,12 @@ def load_inputs(arguments: argparse.Namespace, job: TrainingJob) -> Inputs:
     device = best_device()
     dtype = compute_dtype(job.training.precision, device)
     features = Features(arguments.features)
-    base = checkpoint.Base(arguments.language_model, features.hidden_size, features.encoder)
+    base = checkpoint.Base(arguments.language_model, *features.identity, arguments.vision_encoder)
     loaded = torch.float32 if "language_model" in job.stage.train else dtype
-    model = checkpoint.build(
-        base, arguments.parent, job.connector, job.lora, job.seed, job.split, loaded, device, job.stage.init
-    )
+    start = job.connector, job.lora, job.seed, job.split, loaded, device, job.stage.init
+    model = checkpoint.build(base, arguments.parent, *start, "vision_encoder" in job.stage.train)
+    if model.vision:
+        features = Pixels(features, arguments.data, arguments.vision_encoder)
     prompt = prompt_tokens(load_tokenizer(arguments.language_model), load_prompt(arguments.language_model))
     rows = {part: load_questions(arguments.data, job.split, part) for part in ("train", "validation")}
     limits = {"train": job.stage.most_samples(len(rows["train"])), "validation": job.training.validation_limit}

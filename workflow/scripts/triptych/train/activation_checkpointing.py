@@ -85,6 +85,15 @@ def activation_bytes(model: VisionLanguageModel, size: PassSize, width: int) -> 
     return tokens * (layers * layer + adapters + width * attended) + answers * config.vocab_size * (12 + width)
 
 
+def encoder_bytes(model: VisionLanguageModel, size: PassSize, prefix_tokens: int) -> int:
+    """Measure what a vision encoder that trains keeps of a pass's images for the backward pass, in bytes.
+
+    One image is computed for it. The encoder's layers are never computed again in the backward pass.
+    """
+    training = model.vision is not None and model.vision.trains
+    return size.tokens // prefix_tokens * model.vision.kept_bytes() if training else 0
+
+
 def configure_checkpointing(
     setting: Switch, model: VisionLanguageModel, size: PassSize, width: int, reserved: float = 0
 ) -> str:
@@ -95,7 +104,7 @@ def configure_checkpointing(
         model: on its device.
         size: of the largest pass.
         width: bytes of a number of the compute dtype.
-        reserved: bytes of the free memory that gradients and optimiser will take.
+        reserved: bytes of the free memory that gradients, optimiser and a vision encoder that trains will take.
 
     Raises:
         TriptychError: the setting is `always`, and this language model does not support it.

@@ -11,6 +11,7 @@ from torch.utils._triton import has_triton
 from triptych.config.base import Precision, Switch
 from triptych.errors import TriptychError, message_of
 from triptych.model.flex import use_flex
+from triptych.model.four_bits import in_four_bits
 from triptych.model.packing import Batch
 from triptych.model.tokens import Sample
 from triptych.model.vlm import VisionLanguageModel, has_dora
@@ -122,6 +123,8 @@ def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
         return "this language model has no list of layers that Triptych knows"
     if route.fixed_shapes and getattr(model.decoder.config, "attention_dropout", 0):
         return "this language model drops attention weights (attention_dropout)"
+    if in_four_bits(model.network):
+        return "layers of 4 bits are not compiled"
     if route.fixed_shapes and has_dora(model.language_model):
         return "peft's DoRA cannot be compiled"
     return missing_compiler(next(model.parameters()).device)

@@ -31,8 +31,8 @@ class WeightCopies:
             dtype: of matrix products; no copies are needed in fp32.
             adapters: copy the adapters, which compute with inputs of any dtype from now on; otherwise they stay.
         """
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)] if adapters else []
-        layers = [layer for layer in layers if not has_dora(layer)]
+        modules = model.language_model.modules() if adapters else []
+        layers = [module for module in modules if isinstance(module, LoraLayer) and not has_dora(module)]
         for layer in layers:
             layer.cast_input_dtype_enabled = False
         modules = [part for layer in layers for group in (layer.lora_A, layer.lora_B) for part in group.values()]

@@ -20,17 +20,19 @@ def build_head(
     Args:
         settings: which term.
         model: whose connector is regularised.
-        features: any vision features (B, N, D), for their width D; not used without a term.
+        features: any vision features (B, N, D), or pixels, for the width D; not used without a term.
         seed: of the initial weights.
     """
     if not settings.active:
         return None
     embeddings = model.language_model.get_input_embeddings().weight
     hidden = embeddings.shape[1]
+    with torch.no_grad():
+        width = model.see(features[:1].to(embeddings.device)).shape[-1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if settings.kind == "reconstruct":
-            return nn.Linear(hidden, features.shape[-1]).to(embeddings.device)
+            return nn.Linear(hidden, width).to(embeddings.device)
         return Mlp(hidden, hidden).to(embeddings.device)
 
 

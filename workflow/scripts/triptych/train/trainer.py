@@ -22,7 +22,8 @@ from triptych.model.flex import is_flex
 from triptych.model.packing import Batch, Shape, pack, split_by_image
 from triptych.model.tokens import PromptTokens, Sample, require_context
 from triptych.model.vlm import VisionLanguageModel
-from triptych.train.activation_checkpointing import configure_checkpointing, largest_pass
+from triptych.train.activation_checkpointing import configure_checkpointing, encoder_bytes, largest_pass
+from triptych.train.augmentation import augmented
 from triptych.train.autosave import Autosaver
 from triptych.train.buckets import plan_shapes
 from triptych.train.compilation import compile_layers, compiled_layers_work, parameter_tokens
@@ -85,7 +86,7 @@ class Trainer:
             model: on its device; what trains in fp32, the rest frozen.
             training: samples to learn from.
             validation: samples to validate on after every epoch.
-            features: function from image ids to vision features (R, N, D).
+            features: from image ids to vision features (R, N, D), or to pixels where the model has its own encoder.
             prompt: the fixed text.
             stage: what trains, and how.
             precision: of the products of matrices.
@@ -117,7 +118,7 @@ class Trainer:
                 saved state is that of another model.
         """
         self.model.blind = self.stage.blind
-        self.trained = set_trainable(self.model, self.stage.train)
+        self.trained = set_trainable(self.model, self.stage.train, self.stage.vision.blocks)
         self._measure_images()
         self._add_regularisation()
         self._print_plan()
@@ -167,7 +168,8 @@ class Trainer:
         work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
         print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
-        rest = size, self.dtype.itemsize, optimiser_bytes(self.trained, self.stage)
+        reserved = optimiser_bytes(self.trained, self.stage) + encoder_bytes(self.model, size, self.prefix_tokens)
+        rest = size, self.dtype.itemsize, reserved
         print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, *rest), flush=True)
 
     def _configure_packing(self) -> None:
@@ -212,7 +214,9 @@ class Trainer:
         while self.progress.epoch <= self.epochs:
             self.train_epoch(meter)
             yield self.validate()
-        self._check_frozen()
+        with fail_together():
+            if frozen_hash(self.model) != self.frozen_hash:
+                raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
         self._select_best()
 
     def train_epoch(self, meter: Meter) -> None:
@@ -221,8 +225,9 @@ class Trainer:
         self.model.train()
         steps = self._steps_of(epoch)[self.progress.step - (epoch - 1) * self.epoch_steps :]
         passes = [self._passes(samples, rank()) for samples in steps]
+        shown = augmented(self.features, self.stage.vision, self.seed, [*self.key, str(epoch)])
         # A thread packs the next batch, and reads its features, while the current one is computed.
-        with closing(map_ahead(self.pack, chain.from_iterable(passes), 1)) as batches:
+        with closing(map_ahead(partial(self.pack, features=shown), chain.from_iterable(passes), 1)) as batches:
             for samples, own in zip(steps, passes, strict=True):
                 self.train_step(samples, own, batches)
                 if not self.unread:
@@ -285,7 +290,7 @@ class Trainer:
         with mixed_precision(self.precision, self.device):
             if self.head is None:
                 return self.model.answer_logits(batch), None
-            features, kind = batch.image_features(), self.stage.regularisation.kind
+            features, kind = self.model.see(batch.image_features()), self.stage.regularisation.kind
             image = self.model.project(features)
             logits = self.model.answer_logits(batch, image)
             return logits, cosine_term(kind, self.model, self.head, features, image, batch.shown)
@@ -381,11 +386,6 @@ class Trainer:
         progress = dict(state.record["progress"])
         self.progress = Progress(**{**progress, "learnt": Score(**progress["learnt"])})
         self.guard.resume(self.progress.step, state.record["reached"])
-
-    def _check_frozen(self) -> None:
-        with fail_together():
-            if frozen_hash(self.model) != self.frozen_hash:
-                raise TriptychError("a frozen tensor changed during training; the checkpoint is not written")
 
     def _select_best(self) -> None:
         with torch.no_grad():

@@ -9,8 +9,17 @@ def why_no_8_bits(device: str | None = None) -> str | None:
     Args:
         device: type of the device that trains; None where it is not known yet.
     """
+    return _why_no_bitsandbytes("adamw-8bit", "use adafactor", device)
+
+
+def why_no_4_bits(device: str | None = None) -> str | None:
+    """Say what stands against `quantise: nf4` of a language model here, as `why_no_8_bits` does."""
+    return _why_no_bitsandbytes("nf4", "leave quantise out", device)
+
+
+def _why_no_bitsandbytes(what: str, instead: str, device: str | None) -> str | None:
     if find_spec("bitsandbytes") is None:
-        return "adamw-8bit needs bitsandbytes, which is not installed; pip install bitsandbytes, or use adafactor"
+        return f"{what} needs bitsandbytes, which is not installed; pip install bitsandbytes, or {instead}"
     if device not in (None, "cuda"):
-        return "adamw-8bit needs a GPU; use adafactor"
+        return f"{what} needs a GPU; {instead}"
     return None

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from triptych.commands.checks.finding import Finding, Place, fault, ok, warning
-from triptych.commands.cost import training_gb, trains_language_model
+from triptych.commands.cost import kept_gb, quantised, training_gb, tuned, tuned_in_words
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError, message_of
 from triptych.model.architectures import supported_attention
@@ -18,7 +18,7 @@ from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.trainer import train
 from triptych.utils.device import attention_kind, best_device, compute_dtype, cores, device_name, free_memory
-from triptych.utils.optional import why_no_8_bits
+from triptych.utils.optional import why_no_4_bits, why_no_8_bits
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices that are multiplied
 SECONDS = {"cuda": 2.0, "cpu": 1.0}
@@ -92,21 +92,24 @@ def products(place: Place) -> Finding:
 
 
 def tuning(place: Place) -> Finding:
-    """Trainings of the language model's own weights, against the device's memory; optimisers, against packages."""
+    """Trainings of a model's own weights, against the device's memory; optimisers, against packages."""
     found, study = best_device(), place.study
     stages = [study.grid.stage_of(prefix) for prefix in study.grid.prefixes]
     if any(stage.optimizer == "adamw-8bit" for stage in stages) and (obstacle := why_no_8_bits(found.type)):
         return fault(obstacle, "see `optimizer` in docs/configuration.md")
-    needs = {
-        prefix: training_gb(study, prefix) for prefix in study.grid.prefixes if trains_language_model(study, prefix)
-    }
+    if quantised(study) and (obstacle := why_no_4_bits(found.type)):
+        return fault(obstacle, "see `quantise` of the language model in docs/configuration.md")
+    prefixes = [prefix for prefix in study.grid.prefixes if tuned(study, prefix)]
+    needs = {prefix: training_gb(study, prefix) + kept_gb(study, prefix) for prefix in prefixes}
     if not needs:
-        return ok("no stage trains the language model's own weights")
+        return ok("no stage trains the own weights of a model")
     prefix, needed = max(needs.items(), key=lambda item: item[1])
     free = free_memory(found) / 1e9
-    said = f"{prefix} takes {needed:.1f} GB for the language model's weights, gradients and optimiser; {free:.1f} free"
+    whose = tuned_in_words(study, prefix)
+    said = f"{prefix} takes {needed:.1f} GB for {whose} weights, gradients and optimiser; {free:.1f} free"
     if needed > free:
-        return fault(said, "use optimizer: adafactor or adamw-8bit, a device with more memory, or train: [lora]")
+        less = "fewer vision.blocks, a smaller batch_size, " if kept_gb(study, prefix) else ""
+        return fault(said, f"use {less}optimizer: adafactor or adamw-8bit, a device with more memory, or train: [lora]")
     return ok(said)
 
 
