@@ -138,7 +138,7 @@ def test_a_fold_probes_the_connector_that_was_drawn_for_it(tmp_path, monkeypatch
     seen = []
     monkeypatch.setattr(probe, "read_table", lambda path, *columns: tables[path.name])
     monkeypatch.setattr(probe, "image_labels", lambda *given: {"modality": {}})
-    monkeypatch.setattr(probe, "Features", lambda path: SimpleNamespace(hidden_size=8, encoder={}))
+    monkeypatch.setattr(probe, "Features", lambda path: SimpleNamespace(hidden_size=8, identity=(8, {})))
     monkeypatch.setattr(probe, "text_width", lambda base: 8)
     monkeypatch.setattr(probe, "read", lambda *given: [(split, split) for split in splits])
     monkeypatch.setattr(probe, "probe_inputs", lambda found, *given: found)
