@@ -32,6 +32,7 @@ onstart:
         workflow_hooks.refuse_expanded_paths(workflow, SCRIPTS)
         workflow_hooks.refuse_absent(workflow, study)
         workflow_hooks.refuse_dates_ahead(workflow)
+        workflow_hooks.refuse_other_settings(workflow, study)
         if not yes_retrain:
             workflow_hooks.protect_trainings(workflow, settings.runtime.retrain_at_most)
     except TriptychError as error:

@@ -19,7 +19,8 @@ SOURCED = "source .venv/bin/activate\n"  # the environment of the tests is anoth
 @pytest.fixture
 def folder(study, tmp_path):
     """A finished study where the tutorial expects the demonstration, in a folder as that of the repository."""
-    shutil.copytree(study.results, tmp_path / "results")
+    for name in ("results", ".snakemake"):
+        shutil.copytree(study.folder / name, tmp_path / name)
     for name in ("profiles", "workflow", "Snakefile"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "config").mkdir()

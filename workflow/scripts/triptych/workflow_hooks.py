@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triptych.commands.retraining import refuse_to_retrain
+from triptych.commands.retraining import other_settings, refuse_to_retrain
+from triptych.config.grid import Checkpoint
 from triptych.config.local import absent
 from triptych.config.study import Study
 from triptych.errors import TriptychError
@@ -137,6 +138,29 @@ def protect_trainings(workflow: Any, at_most: int) -> None:
         if job.rule.name.endswith("train_stage") and Path(job.output.manifest).exists()
     ]
     refuse_to_retrain(again, at_most)
+
+
+@_soft("finished training jobs without Snakemake's record of them count as made with the settings of now")
+def refuse_other_settings(workflow: Any, study: Study) -> None:
+    """Stop where Snakemake has no record of a finished training, as in a copied folder, and its settings differ.
+
+    Raises:
+        TriptychError: with a line for each such training.
+    """
+    lines = []
+    for job in workflow.dag.jobs:
+        if not job.rule.name.endswith("train_stage") or workflow.dag.needrun(job):
+            continue
+        if not workflow.persistence.has_metadata(job):
+            cell = Checkpoint(job.wildcards.prefix, job.wildcards.split, int(job.wildcards.seed))
+            if changed := other_settings(study, cell):
+                lines.append(f"{study.checkpoint(cell)}: {'; '.join(changed)}")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise TriptychError(
+            "finished trainings have other settings, and Snakemake has no record by which it would notice (copy the "
+            f"folder .snakemake/ along with results):\n  {listed}\nRestore these settings, or remove these folders"
+        )
 
 
 @_soft("forced predictions keep their answers, and a new view of a study of an earlier version asks all of them again")

@@ -4,7 +4,12 @@ import json
 import re
 from collections.abc import Sequence
 
+from triptych.config.grid import Checkpoint
+from triptych.config.jobs import TrainingJob
+from triptych.config.paths import CHECKPOINT
+from triptych.config.study import Study
 from triptych.errors import TriptychError
+from triptych.io.manifest import read_json
 
 PARAMS = re.compile(r"before: '(\{.*\})' now: '(\{.*\})'", re.DOTALL)
 
@@ -12,16 +17,29 @@ PARAMS = re.compile(r"before: '(\{.*\})' now: '(\{.*\})'", re.DOTALL)
 def short_reason(reason: str) -> str:
     """Snakemake's reason for a job in a few words; of changed settings, which, from what to what."""
     if found := PARAMS.search(reason):
-        before, now = (_flat(json.loads(text)) for text in found.groups())
-        changed = [
-            f"{name} {before.get(name)} -> {now.get(name)}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
-        return "; ".join(changed)
+        return "; ".join(_changes(*(json.loads(text) for text in found.groups())))
     if "Input files updated by another job" in reason:
         return "its inputs are made again"
     return " ".join(reason.split())
+
+
+def other_settings(study: Study, cell: Checkpoint) -> list[str]:
+    """Say in which settings a finished training, by its manifest, differs from the study's."""
+    job, manifest = TrainingJob.of(study, cell), read_json(study.checkpoint(cell, CHECKPOINT))
+    asked = {"stage": job.stage.model_dump(by_alias=True, mode="json"), "connector": job.connector.model_dump()}
+    made = {"stage": manifest["stages"][-1].get(job.stage_name, {}), "connector": manifest["connector"]}
+    if job.lora:
+        asked, made = asked | {"lora": job.lora.model_dump()}, made | {"lora": manifest["lora"] or {}}
+    return _changes(made, asked)
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    before, now = _flat(before), _flat(now)
+    return [
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _flat(value: dict, before: str = "") -> dict[str, object]:
