@@ -28,6 +28,7 @@ class Baseline:
         leak_study: it answers on the folds of every kind of the leak study, too.
         fitted: it is more than a look-up: the validation part chooses a setting of it. The audit leaves it out.
         in_domain: it answers a data set of `evaluation.datasets` out of that data set's own training part, too.
+        answer: what it answers, in words; "" is left unsaid.
     """
 
     function: str
@@ -35,6 +36,7 @@ class Baseline:
     leak_study: bool = False
     fitted: bool = False
     in_domain: bool = False
+    answer: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -42,13 +44,43 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline("triptych.data.lookups:majority", in_domain=True),
-    "majority-per-question": Baseline("triptych.data.lookups:majority_per_question", leak_study=True, in_domain=True),
-    "majority-per-place": Baseline("triptych.data.lookups:majority_per_place"),
-    "nearest-images": Baseline("triptych.data.lookups:nearest", "thumbnails", leak_study=True),
-    "nearest-features": Baseline("triptych.data.lookups:nearest", "features"),
-    "classifier": Baseline("triptych.evaluate.classifier:classifier", "plain features", fitted=True),
-    "classifier-blind": Baseline("triptych.evaluate.classifier:classifier", fitted=True),
+    "majority": Baseline(
+        "triptych.data.lookups:majority",
+        in_domain=True,
+        answer="the commonest answer of all",
+    ),
+    "majority-per-question": Baseline(
+        "triptych.data.lookups:majority_per_question",
+        leak_study=True,
+        in_domain=True,
+        answer="the commonest answer to the same question",
+    ),
+    "majority-per-place": Baseline(
+        "triptych.data.lookups:majority_per_place",
+        answer="the commonest answer to the same question for the same modality and body part, which it is told",
+    ),
+    "nearest-images": Baseline(
+        "triptych.data.lookups:nearest",
+        "thumbnails",
+        leak_study=True,
+        answer="the answer to the same question about the three images most alike, as small grey pictures",
+    ),
+    "nearest-features": Baseline(
+        "triptych.data.lookups:nearest",
+        "features",
+        answer="the answer to the same question about the three images with the most similar vision features",
+    ),
+    "classifier": Baseline(
+        "triptych.evaluate.classifier:classifier",
+        "plain features",
+        fitted=True,
+        answer="the answer that a classifier of question and vision features chooses",
+    ),
+    "classifier-blind": Baseline(
+        "triptych.evaluate.classifier:classifier",
+        fitted=True,
+        answer="the answer that the same classifier chooses without the image",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import markupsafe
 import yaml
 
 from triptych import __version__
-from triptych.config.arms import CONTROLS
+from triptych.config.arms import BASELINES, CONTROLS
 from triptych.config.study import Study
 from triptych.report import answer, curves, data_pictures, rows
 from triptych.report.charts import CONTENT, CURVES, HEALTH, numbers
@@ -77,6 +77,7 @@ def _first_screen(study: Study, gathered: Mapping[str, Any], found: Results) -> 
         "date": f"{datetime.date.today():%-d %B %Y}",
         "version": __version__,
         "citation": CITATION.format(__version__),
+        "untrained": {arm["arm"]: BASELINES[arm["arm"]].answer for arm in arms if arm["arm"] in BASELINES},
     }
 
 
