@@ -1,5 +1,6 @@
 """The command `triptych`: every subcommand has a help page with an example, starts fast and is completed by shells."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -64,6 +65,29 @@ def test_an_error_is_one_line():
     ended = run("status", "--configfile", "nowhere.yaml")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("error: nowhere.yaml: cannot be read") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reader", "said"),
+    [
+        ("print('x' * 100_000)", "gone", False),
+        ("print('x')", "gone", False),
+        ("raise BrokenPipeError('elsewhere')", "there", True),
+    ],
+)
+def test_output_that_nobody_reads_any_more_ends_a_command_quietly(line, reader, said):
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'workflow/scripts')!r}); sys.argv = ['triptych', 'status']\n"
+    code += f"from triptych import cli\nfrom triptych.commands import status\ndef main(rest):\n    {line}\n"
+    code += "status.main = main\ncli.main()"
+    read, write = os.pipe()
+    if reader == "gone":
+        os.close(read)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    if reader == "there":
+        os.close(read)
+    assert ended.returncode == 1
+    assert ("BrokenPipeError: elsewhere" in ended.stderr) is said and bool(ended.stderr) is said
 
 
 def test_no_command_waits_for_what_it_does_not_need():

@@ -5,6 +5,8 @@ when it is called: `triptych status` does not wait for torch.
 """
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -82,6 +84,13 @@ def completion(shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
+def _reader_is_gone() -> bool:
+    """Say whether whoever reads the output has closed it, as `| head` does; other pipes may break, too."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; a `TriptychError` becomes one line on stderr and exit status 1.
 
@@ -93,7 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from triptych.errors import run_step  # here, because it imports pyarrow, which `triptych --help` has no use for
 
         name, *rest = arguments
-        run_step(lambda: import_module(COMMANDS[name].module).main(rest))
+        try:
+            run_step(lambda: import_module(COMMANDS[name].module).main(rest))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            sys.exit(1)
         return
     parser = build_parser()
     if shell := parser.parse_args(arguments).print_completion:
