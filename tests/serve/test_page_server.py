@@ -283,14 +283,17 @@ with PageServer(0) as server:
     server.serve_until_interrupted(Slow())
 print("ended", flush=True)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, which a process inherits.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port, token = process.stdout.readline().split()
         body = json.dumps(QUESTION)
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
         connection.request("POST", f"/answers?token={token}", body, JSON)
         assert process.stdout.readline() == "asked\n"
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # or leaving the block would wait for it
         assert (process.returncode, out, err) == (0, "answered\nended\n", "")
