@@ -93,6 +93,16 @@ def fixed_threads():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a program sets for its children, run in this process, would reach the children of later tests."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture
 def slept(monkeypatch):
     """The seconds that were to be waited, one after the other; nothing waits."""
