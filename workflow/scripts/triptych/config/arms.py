@@ -122,14 +122,14 @@ CONTROLS: dict[str, Control] = {
         "triptych.evaluate.controls:swapped",
         "another image",
         "another image",
-        "with another image: it hardly uses the image",
+        "with another image: little use of the image is shown",
     ),
     "swapped-alike": Control(
         "triptych.evaluate.controls:swapped_alike",
         "another of its kind",
         "another image of the same modality and body part (these two alone answer 69.8 % of SLAKE's test part, so a "
         "model that drops here looks beyond them)",
-        "with another image of the same modality and body part: it hardly looks beyond these two",
+        "with another image of the same modality and body part: little use beyond these two is shown",
     ),
     "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),
 }

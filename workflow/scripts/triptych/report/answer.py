@@ -103,7 +103,7 @@ def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
 
 
 def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
-    """Answer whether a schedule beats every arm that is not trained (p values corrected for all pairs)."""
+    """Answer whether a schedule beats every look-up and classifier (p values corrected for all pairs)."""
 
     def sure(row: Mapping) -> bool:
         return row["p_holm"] is not None and row["p_holm"] < CHANCE
@@ -113,14 +113,18 @@ def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> 
     losers = [arm for arm, own in by_arm.items() if any(sure(row) and row["effect"] < 0 for row in own)]
     nearest = [min(own, key=lambda row: row["effect"]) for own in by_arm.values() if own]
     if winners:
-        short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every untrained arm."
+        short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every look-up and classifier."
     elif losers == list(schedules):
         worst = max(nearest, key=lambda row: row["effect"])
         short = "No"
-        text = f"Every schedule answers fewer questions correctly than some look-up, as {worst['lookup']}."
+        text = (
+            f"Every schedule answers fewer questions correctly than some look-up or classifier, as {worst['lookup']}."
+        )
     else:
-        short, text = "Not shown", "No schedule is shown to answer more questions correctly than every look-up."
-    return {"question": "Does it beat a look-up?", "short": short, "text": text, "rows": nearest, "to": "lookups"}
+        short = "Not shown"
+        text = "No schedule is shown to answer more questions correctly than every look-up and classifier."
+    asked = "Does it beat every look-up and classifier?"
+    return {"question": asked, "short": short, "text": text, "rows": nearest, "to": "lookups"}
 
 
 def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
     text = (
         f"A true difference of {points(round(size, 1))} between {row['first']} and {row['second']} would be found four "
-        f"times out of five; smaller ones are mostly missed. Differences of up to {points(margin)} count as none."
+        f"times out of five; smaller ones are missed more often. Differences of up to {points(margin)} count as none."
     )
     return card | {"short": points(round(size, 1)), "text": text}
 

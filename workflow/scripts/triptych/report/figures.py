@@ -100,8 +100,9 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
             [rows.lost(gathered["lost"], schedules)],
         ),
         "lookups": _of_rows(
-            "Points above look-ups",
-            f"Exact match of schedules minus that of arms without training, same folds and questions.{first} {end}",
+            "Points above look-ups and classifiers",
+            "Exact match of schedules minus that of arms without a language model, same folds and questions."
+            f"{first} {end}",
             [rows.above([row for row in above if row["arm"] in drawn])],
         ),
     }

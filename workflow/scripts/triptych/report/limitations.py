@@ -8,6 +8,7 @@ from triptych.config.arms import CONTROLS
 from triptych.config.settings import Settings
 from triptych.config.study import Study
 from triptych.tables import schedules
+from triptych.tables.verdicts import draws_warning
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
@@ -30,6 +31,7 @@ def limitations(
     """
     return [
         *_few_runs(study.settings),
+        *_few_draws(study),
         *_baselines_ahead(arms),
         *_unused_images(controls),
         *_leaking_folds(study.settings),
@@ -47,6 +49,13 @@ def _few_runs(settings: Settings) -> Iterator[str]:
         yield f"{parts}: intervals are wide, with few degrees of freedom."
 
 
+def _few_draws(study: Study) -> Iterator[str]:
+    folds, seeds = study.settings.folds.number, len(study.settings.seeds)
+    prefixes = list(dict.fromkeys(study.grid.drawn_once.values()))
+    if warning := draws_warning({"folds": folds, "seeds": seeds}, prefixes):
+        yield f"{warning.strip()[:-1]}, and intervals may be too narrow."
+
+
 def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
     reached = dict(zip(arms["arm"], arms["all_mean"], strict=True))
     trained = arms[arms["trained"]]
@@ -58,7 +67,7 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
     ):
         if name in reached and reached[name] >= reached[best]:
             yield (
-                f"No schedule beats {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
+                f"No schedule scores above {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
                 f"{reached[best]:.1f} %."
             )
 
@@ -82,16 +91,16 @@ def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
         least, most = (choose(row["detectable"] for row in hidden) for choose in (min, max))
         yield (
             f"In {len(hidden)} of {len(comparison)} comparisons the minimum detectable effect at 80 % power is "
-            f"{least:.1f} to {most:.1f} points; smaller differences are not detected."
+            f"{least:.1f} to {most:.1f} points; smaller differences are missed more often."
         )
         return
     for row in hidden:
         yield (
             f"`{row['first']}` against `{row['second']}`: the minimum detectable effect at 80 % power is "
-            f"{row['detectable']:.1f} points; smaller differences are not detected."
+            f"{row['detectable']:.1f} points; smaller differences are missed more often."
         )
 
 
 def _unused_test_part(study: Study) -> Iterator[str]:
     if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
-        yield "The official test part has not been used yet (`snakemake test`)."
+        yield "The source's own test part has not been used yet (`snakemake test`)."

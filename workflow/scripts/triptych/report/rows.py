@@ -140,7 +140,8 @@ def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
         name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
         point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
         rows.append({"name": name, "points": [point], "text": text})
-    return _chart("Points above look-ups, with 95 % intervals", "points", axis, rows, zero=True) if rows else None
+    what = "Points above look-ups and classifiers, with 95 % intervals"
+    return _chart(what, "points", axis, rows, zero=True) if rows else None
 
 
 def types(found: Sequence[Mapping]) -> Chart | None:
