@@ -75,17 +75,38 @@ def test_schedules_that_differ_in_more_than_added_stages_are_named(study):
     assert plain_answer(study, [other], []).startswith("2-3 is better here: 2-3 answered 3.0 more of 100 questions")
 
 
-def looks(low, alike=None):
-    rows = [{"arm": "a", "view": "swapped", "effect": 5.0, "low": low, "high": 9.0}]
-    return rows + ([{"arm": "a", "view": "swapped-alike", "effect": 1.0, "low": alike, "high": 3.0}] if alike else [])
+def looks(**p_holm):
+    """What schedule a loses with each control: its corrected p value, where it has one; negative: it gains."""
+    return [
+        {"arm": "a", "view": view.replace("_", "-"), "effect": -5.0 if p is not None and p < 0 else 5.0}
+        | {"low": None if p is None else 1.0, "high": 9.0, "p_holm": p and abs(p)}
+        for view, p in p_holm.items()
+    ]
 
 
-def test_a_model_looks_at_the_image_only_where_an_interval_shows_it():
-    assert card_image(looks(1.0), "a")["short"] == "Yes"
-    assert card_image(looks(1.0, 0.5), "a")["short"] == "Yes"
-    assert card_image(looks(1.0, -0.5), "a")["short"] == "Not beyond its kind"
-    assert card_image(looks(-1.0), "a")["short"] == card_image(looks(None), "a")["short"] == "Not shown"
-    assert card_image(looks(1.0), "b")["short"] == "Not asked"
+@pytest.mark.parametrize(
+    ("rows", "short"),
+    [
+        (looks(swapped=0.01), "Yes"),
+        (looks(swapped=0.01, swapped_alike=0.04), "Yes"),
+        (looks(swapped=0.01, swapped_alike=0.06), "Not beyond its kind"),
+        (looks(swapped=0.01, swapped_alike=-0.01), "Not beyond its kind"),
+        (looks(swapped=0.06, blank=0.2), "Not shown"),  # each interval is above 0, but there are two
+        (looks(swapped=-0.01), "Not shown"),
+        (looks(swapped=None), "Not shown"),
+        ([], "Not asked"),
+    ],
+)
+def test_a_model_looks_at_the_image_only_where_corrected_p_values_show_it(rows, short):
+    assert card_image(rows, "a")["short"] == short
+    assert card_image(rows, "b")["short"] == "Not asked"
+
+
+def test_controls_that_show_nothing_are_named_beside_those_that_do():
+    assert card_image(looks(swapped=0.01, blank=0.3), "a")["text"] == (
+        "a answers fewer questions correctly with another image than with the question's own image. "
+        "With blank image, this is not shown."
+    )
 
 
 def above(arm, lookup, effect, p_holm):
@@ -137,6 +158,12 @@ def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
     mean = {arm: np.mean([100 * right for right, _ in answers.values()]) for arm, answers in own.items()}
     assert rows["look"]["effect"] == pytest.approx(mean["one"] - mean["look"])
     assert all(row["p"] <= row["p_holm"] for row in rows.values()) and rows["none"]["low"] > 0
+
+
+def test_p_values_are_corrected_for_all_that_are_there():
+    rows = [{"p": 0.01}, {"p": None}, {"p": 0.04}, {"p": 0.03}]
+    found = [row["p_holm"] for row in evidence.corrected(rows)]
+    assert found.pop(1) is None and found == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_one_run_has_an_interval_over_images_and_one_image_has_none():

@@ -129,6 +129,27 @@ def test_the_first_screen_says_what_was_read_and_rejected(world, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "folds", "said"),
+    [
+        ([0], 1, ["One run of each schedule: ", "One held-out part: "]),
+        ([0, 1], 1, ["One held-out part: "]),
+        ([0], 2, ["One seed: ", "Only 2 folds: "]),
+        ([0, 1], 4, ["Only 4 folds: "]),
+        ([0, 1], 5, []),
+    ],
+)
+def test_it_is_said_what_few_runs_leave_unknown(seeds, folds, said, world, tmp_path):
+    (tmp_path / "predictions").mkdir()
+    config = toy_config(world) | {"seeds": seeds}
+    config["folds"] = {"dataset": "medical", "number": folds} | ({"group": "official"} if folds == 1 else {})
+    study = replace(load_study(config), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    found = limitations(study, arms, [], make_table([], schedules.control_columns()))
+    starts = ("One run", "One seed", "One held-out part", "Only ")
+    assert [line.split(": ")[0] + ": " for line in found if line.startswith(starts)] == said
+
+
 def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
     study = replace(load_study(toy_config(world)), results=tmp_path)

@@ -127,8 +127,7 @@ CONTROLS: dict[str, Control] = {
     "swapped-alike": Control(
         "triptych.evaluate.controls:swapped_alike",
         "another of its kind",
-        "another image of the same modality and body part (these two alone answer 69.8 % of SLAKE's test part, so a "
-        "model that drops here looks beyond them)",
+        "another image of the same modality and body part (a model that drops here looks beyond these two)",
         "with another image of the same modality and body part: little use beyond these two is shown",
     ),
     "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),

@@ -83,11 +83,15 @@ def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Map
     return f"{start}: {seen}, and a true difference of up to {beyond:.1f} in 100 is not ruled out."
 
 
+def _sure(row: Mapping[str, Any]) -> bool:
+    """Tell whether chance alone hardly gives a row's effect, as many as there are."""
+    return row["p_holm"] is not None and row["p_holm"] < CHANCE
+
+
 def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
-    """Answer whether a schedule looks at the image, from the points that it loses with others."""
+    """Answer whether a schedule looks at the image, from the points that it loses with others (p values corrected)."""
     rows = [row for row in rows if row["arm"] == arm]
-    lose = {row["view"]: row for row in rows}
-    shown = {view: row["low"] is not None and row["low"] > 0 for view, row in lose.items()}
+    shown = {row["view"]: _sure(row) and row["effect"] > 0 for row in rows}
     if not rows:
         short, text = "Not asked", "This study asked no question with another image (`evaluation.controls`)."
     elif not any(shown.values()):
@@ -97,20 +101,18 @@ def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
         text = f"{arm} loses points with other images, but is not shown to with another of the same modality and place."
     else:
         short = "Yes"
-        named = " and ".join(CONTROLS[view].heading for view, is_shown in shown.items() if is_shown)
-        text = f"{arm} answers fewer questions correctly with {named} than with the question's own image."
+        loses = " and ".join(CONTROLS[view].heading for view in shown if shown[view])
+        level = " and ".join(CONTROLS[view].heading for view in shown if not shown[view])
+        text = f"{arm} answers fewer questions correctly with {loses} than with the question's own image."
+        text += f" With {level}, this is not shown." if level else ""
     return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}
 
 
 def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
     """Answer whether a schedule beats every look-up and classifier (p values corrected for all pairs)."""
-
-    def sure(row: Mapping) -> bool:
-        return row["p_holm"] is not None and row["p_holm"] < CHANCE
-
     by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in schedules}
-    winners = [arm for arm, own in by_arm.items() if own and all(sure(row) and row["effect"] > 0 for row in own)]
-    losers = [arm for arm, own in by_arm.items() if any(sure(row) and row["effect"] < 0 for row in own)]
+    winners = [arm for arm, own in by_arm.items() if own and all(_sure(row) and row["effect"] > 0 for row in own)]
+    losers = [arm for arm, own in by_arm.items() if any(_sure(row) and row["effect"] < 0 for row in own)]
     nearest = [min(own, key=lambda row: row["effect"]) for own in by_arm.values() if own]
     if winners:
         short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every look-up and classifier."

@@ -73,7 +73,7 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
         schedules: their names, in order.
 
     Returns:
-        Rows of `arm`, `view`, `effect` (points lost), `low`, `high`, `p`.
+        Rows of `arm`, `view`, `effect` (points lost), `low`, `high`, `p`, `p_holm` (see `corrected`).
     """
     rows = []
     for view, arms in views.items():
@@ -84,7 +84,7 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
                 points = [100.0 * (own[arm][key][0] - other[key][0]) for key in keys]
                 found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
                 rows.append({"arm": arm, "view": view, **found})
-    return rows
+    return corrected(rows)
 
 
 def above_lookups(
@@ -93,7 +93,7 @@ def above_lookups(
     """Give the points of each schedule above each arm that is not trained, for the same folds and questions.
 
     Returns:
-        Rows of `arm`, `lookup`, `effect`, `low`, `high`, `p`, `p_holm` (corrected for the number of all rows).
+        Rows of `arm`, `lookup`, `effect`, `low`, `high`, `p`, `p_holm` (see `corrected`).
     """
     rows = []
     for arm in schedules:
@@ -102,8 +102,11 @@ def above_lookups(
             keys = [key for key in own[arm] if (key[0][0], key[1]) in there]
             points = [100.0 * (own[arm][run, asked][0] - there[run[0], asked]) for run, asked in keys]
             found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
-            rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
-    tested = [row for row in rows if row["p"] is not None]
-    for row, p_holm in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = p_holm
-    return rows
+            rows.append({"arm": arm, "lookup": lookup, **found})
+    return corrected(rows)
+
+
+def corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add to rows `p_holm`, their `p` corrected for the number of rows that have one; None where there is none."""
+    found = iter(holm([row["p"] for row in rows if row["p"] is not None]))
+    return [{**row, "p_holm": None if row["p"] is None else next(found)} for row in rows]

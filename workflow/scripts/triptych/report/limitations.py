@@ -42,11 +42,15 @@ def limitations(
 
 
 def _few_runs(settings: Settings) -> Iterator[str]:
-    if len(settings.seeds) == 1:
+    seeds, folds = len(settings.seeds), settings.folds.number
+    if seeds == folds == 1:
+        yield "One run of each schedule: how much a schedule varies from run to run is not known."
+    elif seeds == 1:
         yield "One seed: the variation of a schedule from run to run is known over folds only."
-    if settings.folds.number < 5:
-        parts = "Only one held-out part" if settings.folds.number == 1 else f"Only {settings.folds.number} folds"
-        yield f"{parts}: intervals are wide, with few degrees of freedom."
+    if folds == 1:
+        yield "One held-out part: how results vary with the images that are held out, and trained on, is not known."
+    elif folds < 5:
+        yield f"Only {folds} folds: intervals are wide, with few degrees of freedom."
 
 
 def _few_draws(study: Study) -> Iterator[str]:

@@ -80,6 +80,7 @@ class Lost(Part):
     low: Number
     high: Number
     p: Number
+    p_holm: Number = Field(None, description="corrected for the number of all schedules and controls")
 
 
 class AboveLookup(Part):
