@@ -46,7 +46,8 @@ class TrainingCommands:
 
     def __init__(self, world: Path, folder: Path):
         self.world, self.folder = world, folder
-        self.inputs = [f"--{name}={world / name.replace('-', '_')}" for name in ("data", "features", "language-model")]
+        names = ("data", "features", "language-model", "vision-encoder")
+        self.inputs = [f"--{name}={world / name.replace('-', '_')}" for name in names]
         command = [sys.executable, str(ROOT / "tests/forks.py"), str(world)]
         self.server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT

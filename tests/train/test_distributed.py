@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,34 +67,46 @@ def undisturbed(trainer) -> dict[str, bytes]:
 # What one process gives
 
 
-def job_of(parts: list[str], regularised: bool) -> dict:
+def job_of(parts: list[str], regularised: bool = False, adapted: Sequence[str] = (), **settings) -> dict:
     term = {"kind": "self-distillation", "weight": 0.5 if regularised else 0.0}
-    stage = {**STAGE, "train": parts, "learning_rate": dict.fromkeys(parts, 3e-3), "regularisation": term}
+    stage = {**STAGE, "train": parts, "learning_rate": dict.fromkeys(parts, 3e-3), "regularisation": term, **settings}
     stage |= {"epochs": 2, "batch_size": 4, "max_samples": 30}
-    lora = Lora(rank=2, alpha=4, dropout=0.0).model_dump() if "lora" in parts else None
-    return {**JOB, "stage": stage, "lora": lora}
+    lora = Lora(rank=2, alpha=4, dropout=0.0, vision_target_modules=list(adapted)).model_dump()
+    return {**JOB, "stage": stage, "lora": lora if "lora" in parts else None}
 
 
-@pytest.mark.parametrize(("parts", "regularised"), [(["connector"], False), (["connector", "lora"], True)])
-def test_several_processes_give_what_one_gives(trainer, parts, regularised):
+@pytest.mark.parametrize(
+    ("parts", "count", "settings"),
+    [
+        (["connector"], 1, {}),
+        (["connector", "lora"], 2, {"regularised": True}),
+        (["connector", "language_model"], 2, {}),
+        (["connector", "vision_encoder"], 2, {"vision": {"crop": 0.2, "brightness": 0.2}}),
+        (["connector", "lora"], 3, {"adapted": ("q_proj", "v_proj")}),
+    ],
+)
+def test_several_processes_give_what_one_gives(trainer, parts, count, settings):
     found = {}
     for processes in (1, 2, 3):
-        out = trainer.folder / f"{'-'.join(parts)}-{processes}"
-        status = trainer.train(out, processes=processes, save_minutes=10, job=job_of(parts, regularised))
+        out = trainer.folder / f"{'-'.join(parts)}-{count}-{processes}"
+        status = trainer.train(out, processes=processes, save_minutes=10, job=job_of(parts, **settings))
         assert status == [0] * processes, log_of(out)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found[processes] = (rows, {file.name: load_file(file) for file in out.glob("*.safetensors")})
         assert log_of(out).count("training and") == 1, "the first alone prints"
         assert (", 2 processes" in log_of(out)) == (processes == 2)
     rows, files = found.pop(1)
-    assert rows[-1]["step"] == 16 and len(files) == len(parts)
+    assert rows[-1]["step"] == 16 and len(files) == count
     for other_rows, other_files in found.values():
         assert [row["validation_samples"] for row in other_rows] == [row["validation_samples"] for row in rows]
         for row, other in zip(rows, other_rows, strict=True):
             numbers = {name: value for name, value in row.items() if value is not None}
             assert {name: other[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-6)
         for file, tensors in files.items():
+            assert other_files[file].keys() == tensors.keys()
             for name, tensor in tensors.items():
+                if name.endswith("k_proj.bias"):  # softmax does not see it: its gradient is rounding, which Adam scales
+                    continue
                 assert torch.allclose(other_files[file][name], tensor, rtol=1e-3, atol=1e-5), name
 
 
