@@ -150,6 +150,29 @@ def test_it_is_said_what_few_runs_leave_unknown(seeds, folds, said, world, tmp_p
     assert [line.split(": ")[0] + ": " for line in found if line.startswith(starts)] == said
 
 
+@pytest.mark.parametrize(
+    ("two", "three", "said"),
+    [
+        ({"fraction": 0.5}, {"fraction": 0.3}, "of `1-2-3`, `2-3` are limited by `fraction`"),
+        ({"fraction": 0.5}, {"max_samples": 20}, "of `1-2-3`, `2-3` are limited by `fraction`"),
+        ({"fraction": 0.5}, {}, None),  # stage 3 has seen all
+        ({}, {}, None),
+    ],
+)
+def test_a_schedule_that_saw_less_than_the_look_ups_is_named(two, three, said, world, tmp_path):
+    config = toy_config(world)
+    config["stages"]["2"] |= two
+    config["stages"]["3"] |= three
+    study = replace(load_study(config), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    found = [
+        line
+        for line in limitations(study, arms, [], make_table([], schedules.control_columns()))
+        if line.startswith("Look-ups and classifiers answer from the whole training part")
+    ]
+    assert (said in found[0]) if said else not found
+
+
 def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
     study = replace(load_study(toy_config(world)), results=tmp_path)

@@ -33,6 +33,7 @@ def limitations(
         *_few_runs(study.settings),
         *_few_draws(study),
         *_baselines_ahead(arms),
+        *_less_than_lookups(study),
         *_unused_images(controls),
         *_leaking_folds(study.settings),
         *_hidden_differences(comparison),
@@ -74,6 +75,22 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
                 f"No schedule scores above {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
                 f"{reached[best]:.1f} %."
             )
+
+
+def _less_than_lookups(study: Study) -> Iterator[str]:
+    """Name the schedules that know less than look-ups do: all of their stages are limited to a part of the data."""
+    less = []
+    for arm in study.grid.schedules:
+        prefix = study.grid.prefixes[arm]
+        stages = [prefix.settings.stages[name] for name in prefix.stages]
+        folded = [one for one in stages if one.data == study.settings.folds.dataset and one.train]
+        if folded and all(one.fraction < 1 or one.max_samples for one in folded):
+            less.append(f"`{arm}`")
+    if less:
+        yield (
+            "Look-ups and classifiers answer from the whole training part of a fold; all stages on it of "
+            f"{', '.join(less)} are limited by `fraction` or `max_samples`."
+        )
 
 
 def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
