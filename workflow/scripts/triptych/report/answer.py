@@ -65,7 +65,7 @@ def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Map
     if row.get("low") is None or row["low"] == row["high"]:
         return f"This study cannot tell: {seen}, and its answers show no spread by which to judge other images."
     margin, ahead = row["equivalence_margin"], row["effect"] > 0
-    found = row["p_holm"] < CHANCE
+    found = _sure(row)
     beyond = max(-row["low"], row["high"])
     if beyond <= margin:
         less = "" if not found else f", slightly in favour of {first if ahead else second}"
@@ -84,7 +84,7 @@ def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Map
 
 
 def _sure(row: Mapping[str, Any]) -> bool:
-    """Tell whether chance alone hardly gives a row's effect, as many as there are."""
+    """Tell whether a row has a corrected p value, and one that allows a claim."""
     return row["p_holm"] is not None and row["p_holm"] < CHANCE
 
 
