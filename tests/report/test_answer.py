@@ -10,7 +10,7 @@ from triptych.config.study import load_study
 from triptych.evaluate.statistics import Estimate, verdict
 from triptych.report import evidence
 from triptych.report.answer import card_image, card_lookup, card_power, plain_answer, question
-from triptych.tables.pairs import pair
+from triptych.tables.pairs import correct_column, pair
 from triptych.tables.runs import group_runs
 from triptych.tables.verdicts import compare, conclude
 
@@ -161,8 +161,9 @@ def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
 
 
 def test_p_values_are_corrected_for_all_that_are_there():
-    rows = [{"p": 0.01}, {"p": None}, {"p": 0.04}, {"p": 0.03}]
-    found = [row["p_holm"] for row in evidence.corrected(rows)]
+    rows = [{"p": p, "p_holm": None} for p in (0.01, None, 0.04, 0.03)]
+    correct_column(rows, "p")
+    found = [row["p_holm"] for row in rows]
     assert found.pop(1) is None and found == pytest.approx([0.03, 0.06, 0.06])
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from triptych.evaluate.metrics import exact_match
-from triptych.evaluate.statistics import bootstrap_interval, holm, mcnemar, tabulate, two_way_clustered_t
+from triptych.evaluate.statistics import bootstrap_interval, mcnemar, tabulate, two_way_clustered_t
+from triptych.tables.pairs import correct_column
 from triptych.tables.runs import Arms, Run
 from triptych.tables.wording import LEVEL
 
@@ -73,7 +74,7 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
         schedules: their names, in order.
 
     Returns:
-        Rows of `arm`, `view`, `effect` (points lost), `low`, `high`, `p`, `p_holm` (see `corrected`).
+        Rows of `arm`, `view`, `effect` (points lost), `low`, `high`, `p`, `p_holm` (for all rows).
     """
     rows = []
     for view, arms in views.items():
@@ -83,8 +84,9 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
             if keys:
                 points = [100.0 * (own[arm][key][0] - other[key][0]) for key in keys]
                 found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
-                rows.append({"arm": arm, "view": view, **found})
-    return corrected(rows)
+                rows.append({"arm": arm, "view": view, **found, "p_holm": None})
+    correct_column(rows, "p")
+    return rows
 
 
 def above_lookups(
@@ -93,7 +95,7 @@ def above_lookups(
     """Give the points of each schedule above each arm that is not trained, for the same folds and questions.
 
     Returns:
-        Rows of `arm`, `lookup`, `effect`, `low`, `high`, `p`, `p_holm` (see `corrected`).
+        Rows of `arm`, `lookup`, `effect`, `low`, `high`, `p`, `p_holm` (corrected for the number of all rows).
     """
     rows = []
     for arm in schedules:
@@ -102,11 +104,6 @@ def above_lookups(
             keys = [key for key in own[arm] if (key[0][0], key[1]) in there]
             points = [100.0 * (own[arm][run, asked][0] - there[run[0], asked]) for run, asked in keys]
             found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
-            rows.append({"arm": arm, "lookup": lookup, **found})
-    return corrected(rows)
-
-
-def corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add to rows `p_holm`, their `p` corrected for the number of rows that have one; None where there is none."""
-    found = iter(holm([row["p"] for row in rows if row["p"] is not None]))
-    return [{**row, "p_holm": None if row["p"] is None else next(found)} for row in rows]
+            rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
+    correct_column(rows, "p")
+    return rows
