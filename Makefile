@@ -46,7 +46,7 @@ MINUTES ?= 8
 chaos: $(VENV)/.installed
 	$(VENV)/bin/python tests/chaos.py --seed $(SEED) --minutes $(MINUTES)
 
-## check: style, lint and dry runs of every configuration
+## check: style, lint, dry runs of every configuration, and files that `make schema` writes
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
@@ -54,6 +54,7 @@ check: $(VENV)/.installed
 	$(SNAKEMAKE) --lint
 	$(VENV)/bin/python tools/check_profiles.py profiles/*/
 	tools/dry-runs.sh $(SNAKEMAKE)
+	$(VENV)/bin/python -m pytest tests/test_generated.py
 
 ## bench: all benchmarks; use a quiet machine
 bench: bench-data bench-train bench-predict bench-plan

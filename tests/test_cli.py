@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import triptych
-from commands_page import page
 from conftest import ROOT
 from triptych.cli import COMMANDS, SHELLS, completion, main
 
@@ -127,8 +126,3 @@ def test_bash_completes(words, completed, tmp_path):
     asked += '_shtab_triptych; echo "${COMPREPLY[@]}"'
     said = subprocess.run(["bash", "-c", asked], cwd=ROOT, capture_output=True, text=True)
     assert said.stdout.strip() == completed, said.stderr
-
-
-def test_the_page_of_commands_says_what_they_say(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    assert page() == (ROOT / "docs/commands.md").read_text(), "make schema"

@@ -38,11 +38,11 @@ TRAINING = """\
 ## What trains
 
 A stage trains the parts that `train` names: `connector`, `vision_encoder`, and either `lora` or `language_model`. Full
-fine-tuning
-(`language_model`) trains all weights of the language model, embeddings and output layer included (one matrix where they
-are tied). It is for questions that LoRA might be too small for, and for comparing the two: `config/ablations.yaml` has
-it as an ablation. It takes more memory, disk and time, and many more weights can learn few questions by heart
-(`select: best` helps). Its learning rate is lower: LLaVA-1.5 was published with 2e-5, and with 2e-4 for LoRA.
+fine-tuning (`language_model`) trains all weights of the language model, embeddings and output layer included (one
+matrix where they are tied). It is for questions that LoRA might be too small for, and for comparing the two:
+`config/ablations.yaml` has it as an ablation, and [one such comparison](recipe.md#all-weights-against-lora) was run. It
+takes more memory, disk and time, and many more weights can learn few questions by heart (`select: best` helps). Its
+learning rate is lower: LLaVA-1.5 was published with 2e-5, and with 2e-4 for LoRA.
 
 ```yaml
 stages:

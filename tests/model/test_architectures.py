@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FEATURES, ROOT, TOKENS, WORDS, make_questions
-from models_page import page, tiny_config, tiny_model
+from conftest import FEATURES, TOKENS, WORDS, make_questions
+from models_page import tiny_config, tiny_model
 from textbook import unpacked_loss
 from torch.nn import functional
 from transformers import CONFIG_MAPPING
@@ -131,7 +131,3 @@ def test_masks_of_an_architecture_without_windows_ignore_a_stray_key():
 def test_other_architectures_are_refused(kind):
     with pytest.raises(TriptychError, match=f"{kind} is no language model that is supported .llama, mistral, "):
         architecture(CONFIG_MAPPING[kind]())
-
-
-def test_the_page_of_models_is_up_to_date():
-    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == page(), "run `make schema`"
