@@ -37,12 +37,23 @@ export, transformers' LLaVA class omits Gemma's bound on the final logits, which
 TRAINING = """\
 ## What trains
 
-A stage trains the parts that `train` names: `connector`, `vision_encoder`, and either `lora` or `language_model`. Full
-fine-tuning (`language_model`) trains all weights of the language model, embeddings and output layer included (one
+A stage trains the parts that its `train` names:
+
+| `train` | what trains | usual learning rate | in a checkpoint |
+|---|---|---|---|
+| `connector` | the projection from vision features to image tokens | 1e-3 alone, 2e-5 with the language model (LLaVA-1.5) | its weights |
+| `lora` | adapters on `lora.target_modules`, and on `lora.vision_target_modules` | 2e-4 (LLaVA-1.5) | the adapters |
+| `language_model` | all weights of the language model, in place of `lora` | 2e-5 (LLaVA-1.5) | the language model in fp32 |
+| `vision_encoder` | the vision encoder, or its last blocks | 1e-6 to 2e-5 | the encoder in fp32 |
+
+The tests compare loss and gradients of every part and variant with plain transformers and peft, one question at a time.
+
+### All weights of the language model
+
+Full fine-tuning (`language_model`) trains all weights of the language model, embeddings and output layer included (one
 matrix where they are tied). It is for questions that LoRA might be too small for, and for comparing the two:
 `config/ablations.yaml` has it as an ablation, and [one such comparison](recipe.md#all-weights-against-lora) was run. It
-takes more memory, disk and time, and many more weights can learn few questions by heart (`select: best` helps). Its
-learning rate is lower: LLaVA-1.5 was published with 2e-5, and with 2e-4 for LoRA.
+takes more memory, disk and time, and many more weights can learn few questions by heart (`select: best` helps).
 
 ```yaml
 stages:
@@ -70,7 +81,9 @@ saved states of a running training 12 with `adamw` (4 more with `select: best`).
 model frozen shares that file by a hard link. Such a stage may train LoRA on the tuned model. The reverse order is
 refused: adapters would have to be merged first. An export of a tuned model is in fp32.
 
-LoRA may train on a language model in 4 bits (QLoRA), for a GPU that the model does not fit into otherwise: with
+### LoRA on four bits (QLoRA)
+
+LoRA may train on a language model in 4 bits, for a GPU that the model does not fit into otherwise: with
 `models.language_model.quantise: nf4` the linear layers of its decoder are kept in NF4 with double quantisation, 0.52
 bytes a weight instead of 2, and turned into the dtype of `training.precision` where they are used. Embeddings, norms
 and output layer keep their dtype. Every stage, answer and probe of a study (or of an ablation that sets it) then uses
@@ -80,10 +93,11 @@ adapters are not merged, full fine-tuning and exports are refused. It has not be
 loss and gradients with the rounded weights in full precision, by bitsandbytes on a CPU where it is installed, and check
 its calls by a stand-in elsewhere.
 
+### The vision encoder
+
 The vision encoder (`vision_encoder`) trains as a whole, or its last `vision.blocks` blocks with what follows them. Only
-what the tokens depend on trains: with `layer: -2` the last block does not, and is not counted. Its learning rate is
-lower still, about 1e-6 to 2e-5; it is for images unlike those that the encoder was trained on, and can learn a few
-hundred images by heart.
+what the tokens depend on trains: with `layer: -2` the last block does not, and is not counted. It is for images unlike
+those that the encoder was trained on, and can learn a few hundred images by heart.
 
 ```yaml
 stages:
@@ -110,18 +124,19 @@ it was published. Activations of the encoder are never computed again in the bac
 take 82 MB an image of 224 pixels, with SigLIP base at 384 pixels 0.36 GB; a smaller `batch_size` bounds them. An export
 holds the trained encoder.
 
-LoRA on the vision encoder: `lora.vision_target_modules: [q_proj, v_proj]` puts adapters of the same rank and variant on
+`lora.vision_target_modules: [q_proj, v_proj]` puts adapters of the same rank and variant on
 linear layers of the encoder (a wrong name is told the right ones), without dropout, which train in the stages that
 train `lora`, at its rate. All that is said above of images, later stages and answers holds for it, but a checkpoint has
 the adapters alone (`vision_adapter.safetensors`), and an export has them merged. EfficientNet-Lite0 has no linear
 layers for it. An encoder that was trained may get adapters; one with adapters is not trained as a whole any more.
 
+### Variants of LoRA
+
 Two variants of LoRA are switched on by the names that they have in peft, and may be combined: `lora.use_rslora`
 (rsLoRA) scales the update by alpha / sqrt(rank) instead of alpha / rank, which shrinks with high ranks, and costs
 nothing; `lora.use_dora` (DoRA) trains the length of each row of an adapted weight by itself, which takes more time and
 memory in every adapted layer. They keep peft's names because both can be on at once. Merging, exports and answers on a
-GPU have both. The tests compare loss and gradients of every part and variant with plain transformers and peft, one
-question at a time.
+GPU have both.
 """
 
 LLAVA = """\

@@ -153,13 +153,24 @@ def test_no_job_asks_for_more_time_than_any_may_have(tmp_path):
 
 def test_the_plan_counts_jobs_of_the_profile_in_use(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    plan.main(["--configfile", str(ROOT / "config/config.yaml"), "--profile", str(ROOT / "profiles/aire")])
-    lines = capsys.readouterr().out.splitlines()
-    assert "GPU jobs: 20" in lines and "starts of torch: 173" in lines
-    assert any(line.split()[:5] == ["each", "step", "a", "job", "263"] for line in lines)
-    for arguments in ([], ["--profile", str(ROOT / "profiles/local")]):
-        plan.main(["--configfile", str(ROOT / "config/config.yaml"), *arguments])
-        assert {"GPU jobs: 263", "starts of torch: 263"} <= set(capsys.readouterr().out.splitlines())
+
+    def planned(name: str, *options: str) -> list[list[str]]:
+        plan.main(["--configfile", str(ROOT / f"config/{name}.yaml"), *options])
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    def counted(rows: list[list[str]], words: str) -> list[str]:
+        return next(row[len(words.split()) :] for row in rows if " ".join(row).startswith(words))
+
+    aire, local = ("--profile", str(ROOT / "profiles/aire")), ("--profile", str(ROOT / "profiles/local"))
+    rows = planned("config", *aire)
+    assert counted(rows, "as the profile groups them")[::2] == ["20", "173"], "jobs, and starts of torch"
+    for options in ((), local):
+        rows = planned("config", *options)
+        assert counted(rows, "each step a job")[::2] == ["263", "263"]
+        assert not any(row[:2] == ["as", "the"] for row in rows)
+    for options, lines in (((), 0), (local, 0), (aire, 1)):
+        rows = planned("slake-cpu", *options)
+        assert sum(row[:2] == ["on", "GPUs"] for row in rows) == lines, "hours of a CPU, unless a profile says else"
 
 
 def test_measured_peaks_stand_beside_what_is_asked(tmp_path, monkeypatch):

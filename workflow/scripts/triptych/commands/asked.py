@@ -12,7 +12,12 @@ SNAKEMAKE_BEGINS, TORCH_STARTS = 3, 20
 
 
 def gpu_lines(study: Study, grouping: Grouping, states: Sequence[JobState]) -> Iterator[str]:
-    """Jobs on GPUs of the whole study as lines of text: each step for itself, and as a profile groups them."""
+    """Jobs on GPUs of the whole study as lines of text: each step for itself, and as a profile groups them.
+
+    There are none where no profile groups steps and the plan's unit says that the study's hours are not those of a GPU.
+    """
+    if not grouping.names and "GPU" not in study.settings.plan.unit:
+        return
     requests = Requests(study, grouping)
     ways = {"each step a job": Requests(study, Grouping())}
     if grouping.names:
@@ -22,8 +27,6 @@ def gpu_lines(study: Study, grouping: Grouping, states: Sequence[JobState]) -> I
         jobs, starts = len(way.jobs), way.starts()
         idle = ((jobs + sum(map(len, way.jobs))) * SNAKEMAKE_BEGINS + starts * TORCH_STARTS) / 60
         yield f"{name:<28}{jobs:>7}{way.waits():>20}{starts:>17}{idle:>18.0f}"
-    yield f"GPU jobs: {len(requests.jobs)}"
-    yield f"starts of torch: {requests.starts()}"
     yield ""
     yield f"{'asked for on a cluster':<24}{'memory in MB':>14}{'measured peak':>15}{'minutes':>10}{'measured':>10}"
     steps = list(gpu_steps(study))
@@ -41,6 +44,7 @@ def gpu_lines(study: Study, grouping: Grouping, states: Sequence[JobState]) -> I
     if grouping.names:
         longest = max(requests.longest_jobs().values())
         yield f"{'the longest job':<24}{'':>29}{longest:>10}"
+    yield ""
 
 
 def _most(done: Sequence[dict], key: str, unit: float) -> str:

@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         grouping = Grouping.of(read_profile(profile_path(arguments.profile)) if arguments.profile else {})
     states = job_states(study, now=0.0)
-    print("\n".join([*lines(study, states), "", *gpu_lines(study, grouping, states), ""]))
+    print("\n".join([*lines(study, states), "", *gpu_lines(study, grouping, states)]))
     again = trained_again(study) if study.results.exists() else []
     print(f"retraining  {len(again)} finished training jobs would run again")
     for name, reason in again:
