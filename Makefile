@@ -15,7 +15,7 @@ TORCH_CUDA ?= $(or $(shell cat $(VENV)/.cuda 2>/dev/null),13)
 TORCH_LOCKS := $(if $(filter 12,$(TORCH_CUDA)),requirements-cuda12.lock,requirements-torch.lock requirements-cuda.lock)
 
 .PHONY: help install demo taste test chaos check bench bench-data bench-train bench-predict bench-plan bench-gpu \
-	count-kernels aire-setup aire-fetch aire-check format lock schema docs clean
+	count-kernels aire-setup aire-fetch aire-check format lock schema screenshots docs clean
 
 ## help: list the targets
 help:
@@ -117,6 +117,10 @@ schema: $(VENV)/.installed
 	$(VENV)/bin/python tools/settings_reference.py docs/configuration.md
 	$(VENV)/bin/python tools/models_page.py docs/models.md
 	$(VENV)/bin/python tools/commands_page.py docs/commands.md
+
+## screenshots: the pictures of docs/images, after `make demo`; needs Chromium
+screenshots: $(VENV)/.installed
+	$(VENV)/bin/python tools/screenshots.py
 
 DOCS := docs/_build
 

@@ -41,9 +41,9 @@ A stage trains the parts that its `train` names:
 
 | `train` | what trains | usual learning rate | in a checkpoint |
 |---|---|---|---|
-| `connector` | the projection from vision features to image tokens | 1e-3 alone, 2e-5 with the language model (LLaVA-1.5) | its weights |
+| `connector` | the projection from vision features to image tokens | 1e-3 alone, 2e-5 later (LLaVA-1.5) | its weights |
 | `lora` | adapters on `lora.target_modules`, and on `lora.vision_target_modules` | 2e-4 (LLaVA-1.5) | the adapters |
-| `language_model` | all weights of the language model, in place of `lora` | 2e-5 (LLaVA-1.5) | the language model in fp32 |
+| `language_model` | all weights of the language model, instead of `lora` | 2e-5 (LLaVA-1.5) | the model in fp32 |
 | `vision_encoder` | the vision encoder, or its last blocks | 1e-6 to 2e-5 | the encoder in fp32 |
 
 The tests compare loss and gradients of every part and variant with plain transformers and peft, one question at a time.

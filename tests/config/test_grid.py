@@ -34,6 +34,12 @@ def test_a_fold_starts_from_the_shared_checkpoint_then_from_its_own(study):
     assert study.grid.parent(Checkpoint("2", "fold1", 0)) is None
 
 
+def test_the_chain_behind_a_training_is_counted_by_its_longest_way(demo_config):
+    assert load_study(demo_config).grid.chain_lengths == {"1": 3, "2": 2, "1-2": 2, "1-2-3": 1, "2-3": 1}
+    others = load_study(demo_config | {"schedules": [[2, 3], [1, 2], [3]]})
+    assert others.grid.chain_lengths == {"1": 2, "2": 2, "3": 1, "2-3": 1, "1-2": 1}
+
+
 @pytest.fixture
 def drawn(demo_config):
     """The demonstration with a draw of stage 1 for each fold, two seeds, and a leak study."""

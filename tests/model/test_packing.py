@@ -7,6 +7,8 @@ import torch
 from conftest import PROMPT, TOKENS, make_features, make_model, make_questions
 from textbook import unpacked_loss
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triptych.config.stages import Lora
 from triptych.model.attention import BLOCKWISE
 from triptych.model.packing import PADDING, PREFIX, TEXT, pack, place, split_by_image
@@ -76,6 +78,35 @@ def test_random_data_in_random_pieces_equals_the_unpacked(prompt, seed, tokens, 
     assert (loss / answer_tokens).item() == pytest.approx(plain.item(), rel=1e-4)
     for name, ours, theirs in zip(trained, *gradients, strict=True):
         assert (ours - theirs).norm() < 1e-4 * theirs.norm() + 1e-8, name
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations write."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        places = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if torch.is_tensor(one)}
+        for one in tree_leaves(found):
+            if torch.is_tensor(one) and (function._schema.is_mutable or one.untyped_storage().data_ptr() not in places):
+                self.numbers += one.numel()
+        return found
+
+
+def test_a_row_of_many_images_costs_what_its_blocks_cost(features, prompt):
+    def cost(images):
+        model = make_model(BLOCKWISE)
+        [row, *_] = make_questions(images=1, seed=0)
+        rows = [{**row, "question_id": number, "image_id": f"image{number}"} for number in range(images)]
+        batch = pack(tokenise(rows, prompt), lambda names: features(["image0"] * len(names)), prompt, TOKENS, 10**6)
+        assert len(batch.tokens) == 1, "one row"
+        with Written() as written:
+            functional.cross_entropy(model.answer_logits(batch), batch.targets).backward()
+        return written.numbers
+
+    one, few, many = cost(1), cost(8), cost(64)
+    assert (many - one) / (few - one) == pytest.approx(63 / 7, rel=0.02), "each further image costs as much"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", BLOCKWISE])

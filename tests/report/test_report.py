@@ -2,14 +2,13 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import pytest
-from browser import CHROMIUM
+import screenshots
+from browser import CHROMIUM, Browser
 from conftest import ROOT, toy_config
 from PIL import Image
 from triptych.commands import estimate
@@ -18,6 +17,7 @@ from triptych.config import paths
 from triptych.config.study import load_study
 from triptych.data.rejects import SUMMARY
 from triptych.data.schemas import QUESTION_SCHEMA, REJECT_SCHEMA
+from triptych.errors import TriptychError
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_json
 from triptych.io.parquet import write_table
@@ -272,14 +272,15 @@ def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-def test_the_image_of_a_page_is_as_large_as_the_window_and_light(tmp_path):
+def test_the_picture_of_a_page_is_as_large_as_the_window_and_light_and_not_too_many_bytes(tmp_path, monkeypatch):
     write_text(tmp_path / "page.html", '<meta name="color-scheme" content="light dark"><body>words</body>')
-    command = [sys.executable, str(ROOT / "tools/screenshot.py"), str(tmp_path / "page.html")]
-    command += ["--out", str(tmp_path / "page.png"), "--width", "600", "--height", "400"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "page.png") as image:
-        assert image.size == (600, 400) and image.convert("L").getpixel((599, 399)) == 255
-    command[2] = str(tmp_path / "none.html")
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "none.html: no such file; run `make demo` first" in done.stderr
+    with Browser() as browser:
+        browser.open((tmp_path / "page.html").as_uri())
+        camera = screenshots.Camera(browser, tmp_path)
+        camera.take("page", 400, 600)
+        with Image.open(tmp_path / "page.png") as image:
+            assert image.size == (600, 400) and image.convert("L").getpixel((599, 399)) == 255
+        monkeypatch.setattr(screenshots, "MOST", 100)
+        with pytest.raises(TriptychError, match=r"other: \d+ bytes are more than 100; take a smaller window"):
+            camera.take("other", 400)
+    assert not (tmp_path / "other.png").exists()

@@ -79,6 +79,10 @@ preamble = f"set -euo pipefail; export {python_first}PYTHONPATH={shlex.quote(str
 shell.prefix(preamble.replace("{", "{{").replace("}", "}}"))
 
 
+# Of jobs that are ready, those that trainings wait for come first, then trainings, then answers and look-ups.
+BEFORE_TRAININGS = 1000
+
+
 # Images are read and checked by this many processes side by side.
 scattergather:
     shards=settings.shards,

@@ -10,6 +10,7 @@ rule fetch_dataset:
         tables=multiext(result(paths.SOURCE_FOLDER), "candidates.parquet", "questions.parquet", "rejects.parquet"),
     log:
         log_of("fetch_dataset"),
+    priority: BEFORE_TRAININGS
     localrule: True
     conda:
         ENVIRONMENT
@@ -34,6 +35,7 @@ rule check_images:
         log_of("check_images"),
     benchmark:
         times_of("check_images")
+    priority: BEFORE_TRAININGS
     conda:
         ENVIRONMENT
     params:
@@ -60,6 +62,7 @@ rule prepare_dataset:
         log_of("prepare_dataset"),
     benchmark:
         times_of("prepare_dataset")
+    priority: BEFORE_TRAININGS
     conda:
         ENVIRONMENT
     params:
@@ -82,6 +85,7 @@ rule make_folds:
         summary=result(paths.FOLDS, dataset=settings.folds.dataset),
     log:
         log_of("make_folds"),
+    priority: BEFORE_TRAININGS
     localrule: True
     conda:
         ENVIRONMENT
@@ -104,6 +108,7 @@ rule audit_data:
         result(paths.AUDIT_PAGE),
     log:
         log_of("audit_data"),
+    priority: BEFORE_TRAININGS
     localrule: True
     conda:
         ENVIRONMENT
@@ -125,6 +130,7 @@ rule prepare_model:
         result(paths.MODEL),
     log:
         log_of("prepare_model"),
+    priority: BEFORE_TRAININGS
     localrule: True
     conda:
         ENVIRONMENT
@@ -148,6 +154,7 @@ rule encode_images:
         log_of("encode_images"),
     benchmark:
         times_of("encode_images")
+    priority: BEFORE_TRAININGS
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads

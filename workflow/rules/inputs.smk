@@ -115,6 +115,11 @@ def parent_manifest(wildcards):
     return [] if parent is None else checkpoint_file(parent)
 
 
+def trainings_to_come(wildcards):
+    """A training's priority: how many trainings of the longest chain wait for it, itself included."""
+    return grid.chain_lengths[wildcards.prefix]
+
+
 def training_job(wildcards):
     """The settings of a training: a change of them, and of them alone, trains again."""
     return jobs.training_text(study, cell(wildcards))

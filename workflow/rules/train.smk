@@ -21,7 +21,7 @@ rule train_stage:
         log_of("train_stage"),
     benchmark:
         times_of("train_stage")
-    priority: 1  # before predictions, so that the chains of stages end early
+    priority: trainings_to_come  # the longest chain first, and answers between trainings
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads * settings.runtime.processes

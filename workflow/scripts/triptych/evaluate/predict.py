@@ -92,8 +92,7 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
     first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
     done = first
     batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
-    if line := make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens):
-        print(line, flush=True)
+    print(make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens), flush=True)
     start = time.monotonic()
     for one in asked:
         for number in respondent.answer(one):

@@ -1,4 +1,4 @@
-"""Makes a loaded model ready to answer at fixed shapes: adapters in few operations, layers compiled.
+"""Makes a loaded model ready to answer: adapters in few operations and, at fixed shapes, layers compiled.
 
 It answers the same, and can be neither trained nor saved any more.
 """
@@ -56,7 +56,7 @@ class AdaptedLinear(nn.Module):
 
 
 def make_ready(model: VisionLanguageModel, compiled: Switch, tokens: int, fixed_shapes: bool | None = None) -> str:
-    """Make a model ready to answer, where it answers at fixed shapes.
+    """Make a model ready to answer.
 
     Args:
         model: in evaluation mode, on its device.
@@ -65,15 +65,15 @@ def make_ready(model: VisionLanguageModel, compiled: Switch, tokens: int, fixed_
         fixed_shapes: whether they are; None: as suits the device.
 
     Returns:
-        A line that says what was done; empty for a model that does not answer at fixed shapes.
+        A line that says what was done.
 
     Raises:
         TriptychError: `compiled` is `always`, and layers cannot be compiled.
     """
     device = next(model.parameters()).device
-    if not at_fixed_shapes(fixed_shapes, device):
-        return ""
     adapters = simplify_adapters(model) if model.has_lora else "no adapters"
+    if not at_fixed_shapes(fixed_shapes, device):
+        return adapters
     if compiled == "never" or (compiled == "auto" and tokens <= WORTHWHILE):
         layers = f"layers are not compiled (runtime.compile: {compiled})"
     elif obstacle := _obstacle(model, device) or compile_layers(model):

@@ -135,23 +135,24 @@ def blockwise_attention(
     with torch.autocast(query.device.type, enabled=False):
         if blocks is None:
             shared = query.shape[1] // key.shape[1]
-            masks = [None] * len(query)
+            mask = None
             if attention_mask is not None:
-                masks = [mask[0, :, : key.shape[2]].repeat(shared, 1) for mask in attention_mask]
-            rows = zip(query, key, value, masks, strict=True)
-            return torch.stack([_attend(*row, scaling, rate, softcap) for row in rows]), None
+                mask = attention_mask[:, 0, :, : key.shape[2]].repeat(1, shared, 1)
+            return _attend(query, key, value, mask, scaling, rate, softcap), None
         rows = []
         for row, spans in enumerate(blocks.spans):
-            parts = []
-            for start, stop, masks in spans:
+            # Split at once: each slice by itself would have a gradient as long as the row.
+            lengths = [stop - start for start, stop, _ in spans]
+            parts = [tensor[row : row + 1].split(lengths, dim=2) for tensor in (query, key, value)]
+            attended = []
+            for q, k, v, (_, _, masks) in zip(*parts, spans, strict=True):
                 if masks is None:
-                    parts.append(query.new_zeros(stop - start, query.shape[1], query.shape[3]))
+                    attended.append(torch.zeros_like(q).transpose(1, 2))
                     continue
-                q, k, v = (tensor[row, :, start:stop] for tensor in (query, key, value))
                 mask = masks[0 if sliding_window is None else 1]
-                parts.append(_attend(q, k, v, mask, scaling, rate, softcap))
-            rows.append(torch.cat(parts))
-    return torch.stack(rows), None
+                attended.append(_attend(q, k, v, mask[None], scaling, rate, softcap))
+            rows.append(torch.cat(attended, dim=1))
+    return torch.cat(rows), None
 
 
 def _attend(
@@ -163,19 +164,22 @@ def _attend(
     rate: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Queries (H, S, D), keys and values (K, T, D), mask (H / K * S, T) -> (S, H, D)."""
-    heads, length, size = query.shape
-    grouped = query.reshape(len(key), -1, size)  # the queries of heads that share a key, stacked
-    keys = key.transpose(1, 2)
+    """Queries (R, H, S, D), keys and values (R, K, T, D), mask (R, H / K * S, T) -> (R, S, H, D)."""
+    rows, heads, length, size = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(rows * groups, -1, size)  # the queries of heads that share a key, stacked
+    keys, values = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)
+    if mask is not None:
+        mask = mask.to(query.dtype)[:, None].expand(-1, groups, -1, -1).flatten(0, 1)
     if softcap is not None:
         weights = softcap * torch.tanh(torch.bmm(grouped, keys) * (scaling / softcap))
-        weights = weights if mask is None else weights + mask.to(query.dtype)
+        weights = weights if mask is None else weights + mask
     elif mask is None:
         weights = torch.bmm(grouped, keys) * scaling
     else:
-        weights = torch.baddbmm(mask.to(query.dtype), grouped, keys, alpha=scaling)
+        weights = torch.baddbmm(mask, grouped, keys, alpha=scaling)
     weights = nn.functional.dropout(weights.softmax(-1), rate)
-    return torch.bmm(weights, value).reshape(heads, length, size).transpose(0, 1)
+    return torch.bmm(weights, values).view(rows, heads, length, size).transpose(1, 2)
 
 
 AttentionInterface.register(BLOCKWISE, blockwise_attention)

@@ -81,6 +81,7 @@ class Browser:
         return found
 
     def send(self, method: str, **parameters) -> dict:
+        """Send a command of the protocol, and give its result; what the page says meanwhile is kept."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session and not method.startswith(("Target", "Browser")):
