@@ -28,7 +28,7 @@ def with_ablations(config: dict, text: str) -> dict:
 @pytest.fixture
 def study(demo_config) -> dict:
     """The demonstration, with two sizes of the general data."""
-    demo_config["datasets"]["general"]["sizes"] = [500, 1000]
+    demo_config["datasets"]["general"]["sizes"] = [250, 500]
     return demo_config
 
 
@@ -46,7 +46,7 @@ WAYS = {
         "1-2+early-3",
     ],
     "pooled: {connector: {kind: pooled-mlp, pool: 7}}": ["1+pooled", "1+pooled-2", "1+pooled-2-3"],
-    "half: {stages: {1: {data: general-500}}}": ["1+half", "1+half-2", "1+half-2-3"],
+    "half: {stages: {1: {data: general-250}}}": ["1+half", "1+half-2", "1+half-2-3"],
     "slow: {stages: {2: {learning_rate: {connector: 1.0e-4}}}}": ["1", "1-2+slow", "1-2+slow-3"],
     "cosine: {stages: {2: {regularisation: {kind: reconstruct, weight: 0.5}}}}": ["1", "1-2+cosine", "1-2+cosine-3"],
     "no-general: {schedule: [2, 3], lora: {rank: 4}}": ["2", "2-3+no-general"],
@@ -81,7 +81,7 @@ def test_ablations_share_with_each_other_whatever_is_trained_alike(study):
         *("1-2+slow-3", "1-2+slow-3+slow-rank"),
     ]
     assert list(found.grid.models) == ["vision_encoder", "language_model", "vision_encoder+finer"]
-    assert found.grid.used_features == ["general-1000", "general-1000+finer", "medical", "medical+finer"]
+    assert found.grid.used_features == ["general-500", "general-500+finer", "medical", "medical+finer"]
     # Six schedules more: 3 folds x (stage 2 and 3 of finer, 3 of finer-rank, rank, rank-2, 2 and 3 of slow, 3 of
     # slow-rank), and the first stage of finer.
     assert len(found.grid.checkpoints) == 13 + 3 * 8 + 1

@@ -54,8 +54,8 @@ def put(config: dict, place: str, value) -> dict:
         (
             "stages.1.data",
             "general",
-            "stages.1.data: 'general', which is not under datasets: (known: general-1000, medical); "
-            "did you mean 'general-1000'?",
+            "stages.1.data: 'general', which is not under datasets: (known: general-500, medical); "
+            "did you mean 'general-500'?",
         ),
         (
             "models.vision_encoder",
