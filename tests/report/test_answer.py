@@ -22,7 +22,8 @@ def study(world, tmp_path_factory):
 
 def row(effect, low, high, p_holm=0.5, runs=6, margin=1.0, **more):
     found = {"first": "1-2-3", "second": "2-3", "effect": effect, "low": low, "high": high, "p_holm": p_holm}
-    return found | {"runs": runs, "equivalence_margin": margin, "detectable": 4.0} | more
+    runs_of = {"runs": runs, "folds": 5, "seeds": 5}
+    return found | runs_of | {"equivalence_margin": margin, "detectable": 4.0} | more
 
 
 def said(study, *values, **more):
@@ -67,6 +68,16 @@ def test_the_plain_answer_never_claims_what_the_verdict_does_not(study):
         assert ("no difference that matters" in plain) == ("are equivalent" in words)
         assert ("is not shown that" in plain) == words.startswith("No difference")
         assert ("perhaps not more" in plain) == ("remains open" in words)
+
+
+def test_one_draw_of_a_shared_stage_is_a_part_of_the_answer(study):
+    shared = " All folds share one draw of stage 1 (trained once per seed); how other draws differ is not known."
+    for effect, low, high, p_holm in [(3.0, 1.5, 4.5, 0.001), (-2.0, -5.0, 1.0, 0.3), (0.2, -0.4, 0.8, 0.5)]:
+        alone = said(study, effect, low, high, p_holm=p_holm)
+        assert "draw" not in alone, "five folds, five seeds"
+        assert said(study, effect, low, high, p_holm=p_holm, seeds=1) == alone + shared
+    other = row(3.0, 1.5, 4.5, 0.001, seeds=1) | {"first": "2-3", "second": "2"}
+    assert "draw" not in plain_answer(study, [other], []), "neither has a shared stage"
 
 
 def test_schedules_that_differ_in_more_than_added_stages_are_named(study):

@@ -11,6 +11,7 @@ from typing import Any
 from triptych.config.arms import CONTROLS
 from triptych.config.study import Study
 from triptych.evaluate.statistics import points
+from triptych.tables.verdicts import warning_of_pair
 from triptych.tables.wording import LEVEL
 
 CHANCE = 1 - LEVEL  # of claiming a difference where there is none
@@ -47,11 +48,17 @@ def _share(value: float) -> str:
 
 
 def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Mapping]) -> str:
-    """Answer the study's question in one plain sentence; with no comparison, what the only schedule reaches."""
+    """Answer the study's question in one plain sentence, and say what all runs share by chance.
+
+    With no comparison, say what the only schedule reaches.
+    """
     if not comparison:
         row = next(row for row in arms if row["trained"])
         return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions correctly."
-    row = comparison[0]
+    return _found(study, comparison[0]) + warning_of_pair(comparison[0], study.grid.drawn_once)
+
+
+def _found(study: Study, row: Mapping[str, Any]) -> str:
     stages = added_stages(study, row["first"], row["second"])
     first, second = (f"with {_stages(stages)}", "without") if stages else (row["first"], row["second"])
     subject = _stages(stages).capitalize() if stages else ""

@@ -157,7 +157,7 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
             estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
             plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
             text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
-            text += _warning(row, drawn or {})
+            text += warning_of_pair(row, drawn or {})
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     correct_column(concluded, "logprob_p")
     return concluded
@@ -171,7 +171,13 @@ def few_draws(folds: int, seeds: int) -> bool:
     return folds > 1 and seeds < max(folds, FEWEST_DRAWS)
 
 
-def _warning(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+    """Warn where the runs of a compared pair share too few trainings of a first stage, as `draws_warning` does.
+
+    Args:
+        row: of the comparison, with `first`, `second`, `folds` and `seeds`.
+        drawn: `Grid.drawn_once`.
+    """
     prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
     return draws_warning(row, prefixes)
 
