@@ -62,7 +62,6 @@ def report(camera: Camera, page: Path, question: int) -> None:
         camera.browser.open(page.resolve().as_uri() + (place and f"#{place}"))
         camera.take(name, height)
     camera.browser.open(f"{page.resolve().as_uri()}#q={question}")
-    camera.browser.run("document.querySelector('#browse').scrollIntoView()")
     camera.take("report-question", 760)
 
 
@@ -87,12 +86,12 @@ def terminal(camera: Camera) -> None:
 def asking(camera: Camera, question: int) -> None:
     """The page of `triptych serve`, asked a question about its image."""
     data = read_study(CONFIG).results / "data/medical"
-    rows = pandas.read_parquet(data / "questions.parquet").set_index("id")
+    rows = pandas.read_parquet(data / "questions.parquet").set_index("question_id")
     row = rows.loc[str(question)]
     images = pandas.concat(map(pandas.read_parquet, sorted(data.glob("images/*.parquet")))).set_index("id")
     with tempfile.TemporaryDirectory() as folder, served() as address:
         image = Path(folder) / "scan.png"
-        image.write_bytes(images.loc[row["image_id"], "image"])
+        image.write_bytes(images.loc[row["image_id"], "image"]["bytes"])
         camera.browser.look(1200, 720)
         camera.browser.open(address)
         document = camera.browser.send("DOM.getDocument")["root"]["nodeId"]

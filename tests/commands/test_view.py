@@ -65,6 +65,26 @@ def test_folds_are_columns_and_every_cell_says_how_far_it_is():
     assert "3 done, 1 running, 1 failed, 1 interrupted, 1 pending; about 1 min 30 s left" in lines[-1]
 
 
+def test_folds_of_every_kind_are_the_same_columns():
+    """A leak study's folds have long names, and twelve columns of them would fit no terminal."""
+    kinds = ("", "row-", "near-duplicate-cluster-")
+    states = [
+        answers("predict_baseline", "nearest-images", f"{kind}fold{fold}", score=10.0 * place + fold)
+        for place, kind in enumerate(kinds, 1)
+        for fold in range(2)
+    ]
+    drawn = [training("1", f"shared-fold{fold}", "done", score=fold) for fold in range(2)]
+    lines = [line.rstrip() for line in shown([*drawn, *states], width=80).splitlines()]
+    assert [line.split() for line in lines[1:3]] == [["fold0", "fold1"], ["1", "0.0", "1.0"]]
+    table = lines[lines.index("answers: exact match on held-out questions, %") + 1 :]
+    assert table[0].split() == ["fold0", "fold1"]
+    assert [line.rsplit(maxsplit=2) for line in table[1:4]] == [
+        ["nearest-images", "10.0", "11.0"],
+        ["nearest-images, folds by row", "20.0", "21.0"],
+        ["nearest-images, folds by near-duplicate-cluster", "30.0", "31.0"],
+    ]
+
+
 def test_several_seeds_have_rows_of_their_own():
     states = [training("2", fold, "done", seed, score=50.0 + seed) for fold in ("fold0", "fold1") for seed in (0, 1)]
     lines = shown(states).splitlines()

@@ -107,7 +107,8 @@ def results(study: Study) -> list[str]:
     lines = [table.read_text(encoding="utf-8").rstrip()] if table.exists() else []
     if numbers.exists():
         found = read_json(numbers)
-        seen = [found["answer"], *(card["text"] for card in found.get("cards", [])[:2])]
+        said = " ".join(filter(None, (found["answer"], found.get("caveat"))))
+        seen = [said, *(card["text"] for card in found.get("cards", [])[:2])]
         lines += ["", *seen]
     if (report := study.path(paths.REPORT)).exists():
         lines += ["", f"report: {report}"]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from triptych.commands.jobs import ANSWERS, Job, JobState, job_states, validation_losses
 from triptych.commands.status import Outlook, counts_text, failure, outlook, seconds_left, total_line
+from triptych.config.grid import SHARED
 from triptych.config.study import Study
 from triptych.utils.terminal import duration
 
@@ -89,20 +90,28 @@ def _grid(title: str, states: Sequence[JobState], losses: Mapping[Job, Sequence[
     """Lay out states by arm and seed (rows), and by fold (columns)."""
     if not states:
         return
-    splits = sorted({state.job.split for state in states}, key=lambda split: (split.startswith("fold"), split))
+    columns = sorted({_place(state.job)[1] for state in states}, key=lambda name: (name.startswith("fold"), name))
     seeds = {state.job.seed for state in states if state.job.seed is not None}
     yield Text(title, "bold")
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", *splits):
+    for heading in ("", *columns):
         grid.add_column(Text(heading), no_wrap=True)
-    cells = {
-        (state.job.arm, state.job.seed, state.job.split): _cell(state, losses.get(state.job, [])) for state in states
-    }
-    for arm, seed in dict.fromkeys((arm, seed) for arm, seed, _ in cells):
-        name = f"{arm}, seed {seed}" if len(seeds) > 1 and seed is not None else arm
-        grid.add_row(Text(name), *(cells.get((arm, seed, split), "") for split in splits))
+    cells = {}
+    for state in states:
+        name, column = _place(state.job)
+        if len(seeds) > 1 and state.job.seed is not None:
+            name = f"{name}, seed {state.job.seed}"
+        cells.setdefault(name, {})[column] = _cell(state, losses.get(state.job, []))
+    for name, row in cells.items():
+        grid.add_row(Text(name), *(row.get(column, "") for column in columns))
     yield grid
     yield ""
+
+
+def _place(job: Job) -> tuple[str, str]:
+    """Name the row and the column of a training, or of answers: folds of the leak study have rows of their own."""
+    group, _, column = job.split.rpartition("-")
+    return (f"{job.arm}, folds by {group}" if group and group != SHARED else job.arm), column
 
 
 def _cell(state: JobState, losses: Sequence[float]) -> Text:

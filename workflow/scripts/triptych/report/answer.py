@@ -48,14 +48,16 @@ def _share(value: float) -> str:
 
 
 def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Mapping]) -> str:
-    """Answer the study's question in one plain sentence, and say what all runs share by chance.
-
-    With no comparison, say what the only schedule reaches.
-    """
+    """Answer the study's question in one plain sentence; with no comparison, say what the only schedule reaches."""
     if not comparison:
         row = next(row for row in arms if row["trained"])
         return f"{row['arm']} answers {row['all_mean']:.1f} % of {row['questions']} held-out questions correctly."
-    return _found(study, comparison[0]) + warning_of_pair(comparison[0], study.grid.drawn_once)
+    return _found(study, comparison[0])
+
+
+def caveat(study: Study, comparison: Sequence[Mapping]) -> str:
+    """Say what all runs of the answer share by chance: too few trainings of a first stage; empty if they do not."""
+    return warning_of_pair(comparison[0], study.grid.drawn_once).strip() if comparison else ""
 
 
 def _found(study: Study, row: Mapping[str, Any]) -> str:

@@ -119,6 +119,7 @@ class Results(Part):
     format: Literal["triptych-results/1"]
     question: str
     answer: str = Field(description="in plain words")
+    caveat: str = Field("", description="what all runs behind the answer share by chance; empty where nothing is known")
     verdict: str = Field(description="in statistical words; empty where nothing is compared")
     cards: list[Card] = Field([], description="does it look at the image, does it beat a look-up, what could be found")
     code: list[str] = Field(description="versions of Triptych that trained")
@@ -171,6 +172,7 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
         format=SCHEMA,
         question=answer.question(study, comparison),
         answer=answer.plain_answer(study, comparison, arms),
+        caveat=answer.caveat(study, comparison),
         verdict=comparison[0]["verdict"] if comparison else "",
         cards=[chosen(Card, card) for card in answer.cards(gathered, study.grid.schedules)],
         code=gathered["provenance"]["code"],
