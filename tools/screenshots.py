@@ -104,7 +104,7 @@ def asking(camera: Camera, question: int) -> None:
             if time.monotonic() > end:
                 raise TriptychError(f"triptych serve has not answered within {PATIENCE} seconds")
             time.sleep(0.2)
-        camera.take("serve", 720)
+        camera.take("serve", 980)
 
 
 @contextmanager

@@ -149,6 +149,7 @@ def test_keys_go_from_question_to_question_and_an_address_names_one(page, made, 
     assert page.run("field('search').value") == "j", "where one writes, it is a letter"
     browser.open((made / "report.html").as_uri() + "#q=slake-en-59")
     assert "slake-en-59" in page.run("document.querySelector('.chosen a').ariaLabel")
+    assert page.run("document.querySelector('.chosen a').textContent") == "#slake-en-59", "as `triptych ask` takes it"
     page.run("location.hash = '#q=slake-en-2'")
     page.run("new Promise(resolve => setTimeout(resolve, 50))")
     assert "slake-en-2" in page.run("document.querySelector('.chosen a').ariaLabel")

@@ -18,7 +18,7 @@ const shows = {
 };
 let found = rows, start = 0, chosen = -1;
 
-function item(row, number) {
+function item(row) {
   const line = make("li", "", "item");
   line.tabIndex = -1;
   if (thumbnails[row.image]) {
@@ -28,7 +28,7 @@ function item(row, number) {
     line.append(image);
   } else line.append(make("span", row.image, "no-image"));
   const words = make("div"), about = make("p", "gold answer ", "soft"), list = make("ul", "", "said"), asked = make("p", row.question + " ", "asked");
-  const link = make("a", "#" + (number + 1));
+  const link = make("a", "#" + row.id);
   link.href = "#q=" + encodeURIComponent(row.id);
   link.setAttribute("aria-label", "Link to question " + row.id);
   asked.append(link);
@@ -47,7 +47,7 @@ function item(row, number) {
 }
 function draw() {
   start = Math.max(0, Math.min(start, Math.floor((found.length - 1) / PAGE) * PAGE));
-  field("questions").replaceChildren(...found.slice(start, start + PAGE).map((row, number) => item(row, start + number)));
+  field("questions").replaceChildren(...found.slice(start, start + PAGE).map(item));
   field("place").textContent = found.length ? `${start + 1} to ${Math.min(start + PAGE, found.length)} of ${found.length}` : "none";
   field("before").disabled = start === 0;
   field("next").disabled = start + PAGE >= found.length;
