@@ -261,6 +261,10 @@ def test_a_stage_that_schedules_share_is_drawn_once_and_stages_share_a_scale():
     }
     assert drawn["limits"][0] < 1 and 10 < drawn["limits"][1] < 11 and drawn["write"](10.0) == "10"
     assert curves.named(frame, ["1-3", "1-2"]) == {0: "1-3"}
+    assert curves.has_lines(drawn)
+    frame["train_loss"] = [None if row["epoch"] == 0 else 1.0 for row in rows]
+    found = curves.charts(frame, ["1", "3"], ["1-3", "1-2"])
+    assert not curves.has_lines(found["training_loss"]), "one epoch gives it a single value"
 
 
 def test_numbers_of_a_chart_are_a_table_and_what_is_not_there_is_empty():

@@ -77,6 +77,11 @@ def charts(curves: pandas.DataFrame, stages: Sequence[str], arms: Sequence[str])
     return found
 
 
+def has_lines(chart: dict[str, Any]) -> bool:
+    """Tell whether a chart has more than single points, which trainings of one epoch give."""
+    return any(len(one["points"]) > 1 for series in chart["series"].values() for one in series)
+
+
 def named(curves: pandas.DataFrame, arms: Sequence[str]) -> dict[int, str]:
     """Give the schedules that a line of `charts` is drawn under, by the index of its look."""
     found = set(once(curves, arms)["schedule"]) if len(curves) else set()

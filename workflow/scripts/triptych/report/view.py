@@ -84,10 +84,12 @@ def _first_screen(study: Study, gathered: Mapping[str, Any], found: Results) -> 
 def _training(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
     arms, compared = study.grid.schedules, study.grid.compared
     charts = curves.charts(gathered["curves"], study.grid.used_stages, arms)
+    drawn = [name for name, chart in charts.items() if curves.has_lines(chart)]
     return {
         "curve_charts": charts,
-        "curves_shown": [name for name, *_ in CURVES if name in charts],
-        "health_shown": [name for name, *_ in HEALTH if name in charts],
+        "curves_shown": [name for name, *_ in CURVES if name in drawn],
+        "health_shown": [name for name, *_ in HEALTH if name in drawn],
+        "single_values": [chart["what"] for name, chart in charts.items() if name not in drawn],
         "curve_legend": [(key(index), arm) for index, arm in curves.named(gathered["curves"], arms).items()],
         "beside": curves.with_and_without(gathered["curves"], [study.grid.lineage[arm] for arm in compared[:2]]),
     }
