@@ -59,6 +59,13 @@ def test_every_question_stands_once_with_each_arms_first_answer():
     assert [short["texts"][places[6]], *places[7:9]] == ["liver", 1, 26] and places[10:12] == [0, -1]
 
 
+def test_questions_come_in_the_order_of_their_numbers():
+    names = ["10", "2", "x", "a10b2", "a2b10", "", "a2b9", "02", "²"]
+    records = [{**record(0, "a", "liver"), "question_id": name} for name in names]
+    shown = [row["id"] for row in questions_and_answers(records, ["a"])["rows"]]
+    assert shown == ["", "2", "02", "10", "a2b9", "a2b10", "a10b2", "x", "²"]
+
+
 def test_readers_without_scripts_see_what_schedules_disagree_about_first():
     rows = [{"id": number, "right": [1, int(number in (3, 5)), number % 2]} for number in range(20)]
     assert [row["id"] for row in first_shown({"rows": rows}, 2, most=4)] == [0, 1, 2, 4]

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,13 @@ THUMBNAIL = 96  # side in pixels of the images in the gallery
 MOST_IMAGES = 1500  # shown as thumbnails: about 4 MB
 
 
+def _by_number(name: str) -> list[str | int]:
+    """Give a key that sorts q2 before q10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", name))]
+
+
 def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
-    """List every held-out question once, with the answer of each arm (of several seeds, that of the first).
+    """List every held-out question once, by its number, with each arm's answer (of several seeds, the first's).
 
     Returns:
         `arms`, and `rows` of `id`, `question`, `gold`, `image`, `modality`, `content`, `fold`, and for each arm
@@ -28,7 +34,7 @@ def questions_and_answers(records: Sequence[dict], arms: Sequence[str]) -> dict:
             for record in run:
                 answers.setdefault(record["question_id"], {}).setdefault(arm, record)
     rows = []
-    for name, by_arm in sorted(answers.items()):
+    for name, by_arm in sorted(answers.items(), key=lambda item: _by_number(item[0])):
         asked = next(iter(by_arm.values()))
         said = [by_arm.get(arm) for arm in arms]
         rows.append(
