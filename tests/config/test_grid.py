@@ -5,7 +5,7 @@ from triptych.config import jobs
 from triptych.config.grid import Checkpoint
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
-from triptych.config.wildcards import EACH
+from triptych.config.wildcards import EACH, trainings_to_come
 
 
 @pytest.fixture
@@ -35,9 +35,13 @@ def test_a_fold_starts_from_the_shared_checkpoint_then_from_its_own(study):
 
 
 def test_the_chain_behind_a_training_is_counted_by_its_longest_way(demo_config):
-    assert load_study(demo_config).grid.chain_lengths == {"1": 3, "2": 2, "1-2": 2, "1-2-3": 1, "2-3": 1}
-    others = load_study(demo_config | {"schedules": [[2, 3], [1, 2], [3]]})
-    assert others.grid.chain_lengths == {"1": 2, "2": 2, "3": 1, "2-3": 1, "1-2": 1}
+    def lengths(config):
+        grid = load_study(config).grid
+        return {prefix: trainings_to_come(grid, prefix) for prefix in grid.prefixes}
+
+    assert lengths(demo_config) == {"1": 3, "2": 2, "1-2": 2, "1-2-3": 1, "2-3": 1}
+    others = lengths(demo_config | {"schedules": [[2, 3], [1, 2], [3]]})
+    assert others == {"1": 2, "2": 2, "3": 1, "2-3": 1, "1-2": 1}
 
 
 @pytest.fixture

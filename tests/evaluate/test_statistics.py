@@ -362,13 +362,13 @@ def test_the_primary_comparison_is_not_corrected_and_the_others_are_for_their_nu
 @pytest.mark.parametrize(
     ("seeds", "folds", "drawn", "said"),
     [
-        (1, 3, {"a": "1"}, "share one draw of stage 1 "),
-        (2, 3, {"a": "1", "b": "1"}, "share 2 draws of stage 1 "),
-        (1, 3, {"a": "1", "b": "1+slow"}, "one draw of stage 1 and stage 1+slow "),
-        (3, 3, {"a": "1"}, "share 3 draws of stage 1 "),
+        (1, 3, {"a": "1"}, "share one training of stage 1 "),
+        (2, 3, {"a": "1", "b": "1"}, "share 2 trainings of stage 1 "),
+        (1, 3, {"a": "1", "b": "1+slow"}, "one training of stage 1 and stage 1+slow "),
+        (3, 3, {"a": "1"}, "share 3 trainings of stage 1 "),
         (4, 3, {"a": "1"}, ""),
-        (3, 2, {"a": "1"}, "share 3 draws of stage 1 "),
-        (3, 5, {"a": "1"}, "share 3 draws of stage 1 "),
+        (3, 2, {"a": "1"}, "share 3 trainings of stage 1 "),
+        (3, 5, {"a": "1"}, "share 3 trainings of stage 1 "),
         (2, 1, {"a": "1"}, ""),
         (1, 3, {"c": "1"}, ""),
         (1, 3, {}, ""),
@@ -378,7 +378,7 @@ def test_few_draws_of_a_shared_stage_are_said(seeds, folds, drawn, said):
     rows = study({"a": 0.7, "b": 0.6}, folds=folds, seeds=seeds)
     compared = [comparison.compare("a", "b", comparison.pair(rows, "a", "b"), 1.0, 0)]
     [row] = comparison.conclude(compared, drawn)
-    assert said in row["verdict"] and ("draw" in row["verdict"]) == bool(said)
+    assert said in row["verdict"] and ("All folds share" in row["verdict"]) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_draws_for_each_fold_are_not_warned_of(demo_config, draws, seeds, said):
     rows = study({"1-2-3": 0.7, "2-3": 0.6}, folds=3, seeds=seeds)
     compared = [comparison.compare("1-2-3", "2-3", comparison.pair(rows, "1-2-3", "2-3"), 1.0, 0)]
     [row] = comparison.conclude(compared, grid.drawn_once)
-    assert ("one draw of stage 1" in row["verdict"]) == ("draw" in row["verdict"]) == said
+    assert ("one training of stage 1" in row["verdict"]) == ("All folds share" in row["verdict"]) == said
 
 
 def test_one_kind_of_question_can_be_compared(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_the_answer_says_what_is_found_shown_equal_or_open(study):
     )
     assert said(study, -3.0, -5.5, -0.5, p_holm=0.02).startswith("Stage 1 harmed here: models with stage 1 answered")
     assert "though perhaps not more than the 1 point" in said(study, -3.0, -5.5, -0.5, p_holm=0.02)
-    assert "a true difference of up to 5.0 in 100 is not ruled out" in said(study, -2.0, -5.0, 1.0)
+    assert "a true difference from 5.0 fewer to 1.0 more in 100 is not ruled out" in said(study, -2.0, -5.0, 1.0)
     assert said(study, 0.04, -4.0, 4.1).startswith(
         "It is not shown that stage 1 helps or harms: models with stage 1 and"
     )
@@ -74,7 +74,8 @@ def test_one_draw_of_a_shared_stage_stands_beside_the_answer(study):
     found = row(3.0, 1.5, 4.5, 0.001)
     assert caveat(study, [found]) == "", "five folds, five seeds"
     assert caveat(study, [found | {"seeds": 1}]) == (
-        "All folds share one draw of stage 1 (trained once per seed); how other draws differ is not known."
+        "All folds share one training of stage 1 (one per seed): how others would differ is not known, and intervals "
+        "may be too narrow."
     )
     assert caveat(study, [found | {"seeds": 1, "first": "2-3", "second": "2"}]) == "", "neither has a shared stage"
     assert caveat(study, []) == ""

@@ -180,6 +180,31 @@ def test_a_schedule_that_saw_less_than_the_look_ups_is_named(two, three, said, w
     assert (said in found[0]) if said else not found
 
 
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        (
+            {"a": 50, "b": 45, **dict.fromkeys("cdefg", 1)},
+            "2 of 7 subjects or groups of images have 95 % ",
+        ),
+        ({"a": 1}, "1 of 1 subjects or groups of images have 100 % "),
+        (dict.fromkeys(map(str, range(20)), 5), None),
+        ({}, None),
+    ],
+)
+def test_few_subjects_behind_most_questions_are_said(questions, said, world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    controls = make_table([], schedules.control_columns())
+    found = limitations(study, arms, [], controls, questions)
+    assert (
+        any(line.startswith(said) for line in found) if said else not any("of the questions" in line for line in found)
+    )
+    assert not any("version" in line for line in limitations(study, arms, [], controls, questions, ["0.1+a"]))
+    mixed = limitations(study, arms, [], controls, questions, ["0.1+a", "0.1+b"])
+    assert "Not all models were trained by the same version of Triptych: 0.1+a, 0.1+b." in mixed
+
+
 def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     (tmp_path / "predictions").mkdir()
     study = replace(load_study(toy_config(world)), results=tmp_path)
@@ -202,7 +227,7 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     assert "`2-3` loses only 0.4 points with another image of the same modality and body part" in said
     assert said.count(" loses only ") == 2
     assert "test part has not been used" in said
-    assert "All folds share one draw of stage 1 (trained once per seed)" in said
+    assert "All folds share one training of stage 1 (one per seed)" in said
     assert "smaller differences are missed more often" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
     said = sentences(many)

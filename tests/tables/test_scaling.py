@@ -71,7 +71,7 @@ def test_one_run_says_images_and_one_image_says_nothing_of_others():
 def test_folds_that_share_few_draws_are_warned_of():
     table = scaling.summarise(answers("a", 4) + answers("b", 8), sweep((1, "a"), (2, "b")))
     [text] = scaling.said(table, {"a": "1+a", "b": "1"})
-    assert "All folds share 2 draws of stage 1+a and stage 1" in text
+    assert "All folds share 2 trainings of stage 1+a and stage 1" in text
     assert "share" not in scaling.said(table, {})[0]
 
 

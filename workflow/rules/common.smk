@@ -22,7 +22,7 @@ from triptych.config.grid import ROLES, SHARED, Checkpoint, cut_of, is_shared
 from triptych.config.paths import STEPS
 from triptych.config.study import load_study
 from triptych.config.texts import cache_folder
-from triptych.config.wildcards import EACH, asked_views, seeing
+from triptych.config.wildcards import EACH, asked_views, seeing, trainings_to_come
 from triptych.config.yaml_file import read_yaml, with_types
 from triptych.errors import TriptychError
 from triptych.io.manifest import canonical_json

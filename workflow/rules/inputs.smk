@@ -115,9 +115,9 @@ def parent_manifest(wildcards):
     return [] if parent is None else checkpoint_file(parent)
 
 
-def trainings_to_come(wildcards):
-    """A training's priority: how many trainings of the longest chain wait for it, itself included."""
-    return grid.chain_lengths[wildcards.prefix]
+def chain_length(wildcards):
+    """A training's priority: how many trainings the longest chain has that begins with it."""
+    return trainings_to_come(grid, wildcards.prefix)
 
 
 def training_job(wildcards):

@@ -21,7 +21,7 @@ rule train_stage:
         log_of("train_stage"),
     benchmark:
         times_of("train_stage")
-    priority: trainings_to_come  # the longest chain first, and answers between trainings
+    priority: chain_length  # the longest chain first, and answers between trainings
     conda:
         ENVIRONMENT
     threads: settings.runtime.threads * settings.runtime.processes

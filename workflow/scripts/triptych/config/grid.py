@@ -183,13 +183,6 @@ class Grid:
         return [prefix for prefix in self.prefixes if prefix in passed]
 
     @cached_property
-    def chain_lengths(self) -> dict[str, int]:
-        """Prefix -> the number of trainings in the longest chain that begins with its own."""
-        behind = {name: len(prefix.before) for name, prefix in self.prefixes.items()}
-        ends = {name: [end for end, way in self.prefixes.items() if name in (*way.before, end)] for name in behind}
-        return {name: max(behind[end] for end in ends[name]) - behind[name] + 1 for name in behind}
-
-    @cached_property
     def compared(self) -> list[str]:
         """Schedules in the order in which they are compared: the first, that of the primary comparison, the others."""
         first, *others = self.schedules

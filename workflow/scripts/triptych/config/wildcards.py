@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 from triptych.config.arms import BASELINES, HELD_OUT, PRE_PROJECTION, view_suffix
-from triptych.config.grid import SHARED, cut_of
+from triptych.config.grid import SHARED, Grid, cut_of
 from triptych.config.study import Study
 
 
@@ -114,3 +114,10 @@ EACH: dict[str, Callable[[Study], Iterable[dict[str, object]]]] = {
     "occlusion": _occlusions,
     "probe": _probes,
 }
+
+
+def trainings_to_come(grid: Grid, prefix: str) -> int:
+    """Count the trainings of the longest chain that begins with one of `prefix`, itself included."""
+    before = len(grid.prefixes[prefix].before)
+    ends = [len(way.before) for end, way in grid.prefixes.items() if prefix in (*way.before, end)]
+    return max(ends) - before + 1

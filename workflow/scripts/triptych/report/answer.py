@@ -89,7 +89,8 @@ def _found(study: Study, row: Mapping[str, Any]) -> str:
         size = "more than" if enough else "though perhaps not more than"
         return f"{start}: {seen}, {size} the {points(margin)} that count{'s' if margin == 1 else ''} as a difference."
     start = f"It is not shown that {subject.lower()} helps or harms" if stages else "Neither is shown to be better"
-    return f"{start}: {seen}, and a true difference of up to {beyond:.1f} in 100 is not ruled out."
+    ends = [f"{abs(end):.1f} {'fewer' if end < 0 else 'more'}" for end in (row["low"], row["high"])]
+    return f"{start}: {seen}, and a true difference from {ends[0]} to {ends[1]} in 100 is not ruled out."
 
 
 def _sure(row: Mapping[str, Any]) -> bool:
@@ -134,6 +135,9 @@ def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> 
     else:
         short = "Not shown"
         text = "No schedule is shown to answer more questions correctly than every look-up and classifier."
+        for arm, own in by_arm.items():
+            if below := sum(row["effect"] < 0 for row in own):
+                text += f" {arm} scored below {below} of {len(own)}."
     asked = "Does it beat every look-up and classifier?"
     return {"question": asked, "short": short, "text": text, "rows": nearest, "to": "lookups"}
 
@@ -146,8 +150,9 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
         return card | {"short": "Unknown", "text": "A comparison needs two schedules and more than one run of each."}
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
     text = (
-        f"A true difference of {points(round(size, 1))} between {row['first']} and {row['second']} would be found four "
-        f"times out of five; smaller ones are missed more often. Differences of up to {points(margin)} count as none."
+        f"A true difference of about {points(round(size, 1))} between {row['first']} and {row['second']} would be "
+        f"found four times out of five, as far as {row['runs']} runs tell; smaller ones are missed more often. "
+        f"Differences of up to {points(margin)} count as none."
     )
     return card | {"short": points(round(size, 1)), "text": text}
 

@@ -1,5 +1,6 @@
 """Everything that the report shows, gathered from a study's results: tables, answers, metrics, images, provenance."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -127,6 +128,11 @@ def transfer(study: Study) -> list[dict]:
     return found
 
 
+def _questions_of_groups(records: Sequence[Mapping]) -> Counter[str]:
+    """Count the questions about each group of images, each question once."""
+    return Counter({record["question_id"]: record["group"] for record in records}.values())
+
+
 def gather(study: Study, made: Collection[str]) -> dict:
     """Gather everything that the page needs: tables as data frames, the rest as plain values.
 
@@ -148,6 +154,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
     names = study.grid.schedules
     arms_answers = {arm: evidence.answered(runs) for arm, runs in group_runs(records).items()}
     controls = read_controls(study) if "controls" in made else {}
+    trained = provenance(study)
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
     data = study.path(paths.DATA, dataset=study.settings.folds.dataset).parent
     audit = read_audit(study.path(paths.AUDIT))
@@ -172,6 +179,8 @@ def gather(study: Study, made: Collection[str]) -> dict:
         "folds": read_folds(study),
         "commands": commands(study, {*made, "stages"}),
         "thumbnails": thumbnails(data, [row["image"] for row in browser["rows"]]),
-        "limitations": limitations(study, arms, comparison, optional["controls"]),
-        "provenance": provenance(study),
+        "limitations": limitations(
+            study, arms, comparison, optional["controls"], _questions_of_groups(records), trained["code"]
+        ),
+        "provenance": trained,
     }

@@ -1,6 +1,8 @@
 """What limits a study's conclusions, in sentences, from its own numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from types import MappingProxyType
 
 import pandas
 
@@ -15,11 +17,17 @@ BLIND = "majority-per-question"
 FEATURES = "classifier"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
+MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study
 LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
 
 
 def limitations(
-    study: Study, arms: pandas.DataFrame, comparison: Sequence[Mapping], controls: pandas.DataFrame
+    study: Study,
+    arms: pandas.DataFrame,
+    comparison: Sequence[Mapping],
+    controls: pandas.DataFrame,
+    questions: Mapping[str, int] = MappingProxyType({}),
+    versions: Sequence[str] = (),
 ) -> list[str]:
     """Say what limits the study's conclusions, in sentences, from its own numbers.
 
@@ -28,10 +36,14 @@ def limitations(
         arms: the table `schedules`.
         comparison: rows of `comparison.json`; none where one schedule stands alone.
         controls: the table of controls; empty where there are none.
+        questions: number of questions about each group of images that folds keep together.
+        versions: of Triptych, that trained.
     """
     return [
         *_few_runs(study.settings),
         *_few_draws(study),
+        *_few_groups(questions),
+        *_several_versions(versions),
         *_baselines_ahead(arms),
         *_less_than_lookups(study),
         *_unused_images(controls),
@@ -58,7 +70,25 @@ def _few_draws(study: Study) -> Iterator[str]:
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     prefixes = list(dict.fromkeys(study.grid.drawn_once.values()))
     if warning := draws_warning({"folds": folds, "seeds": seeds}, prefixes):
-        yield f"{warning.strip()[:-1]}, and intervals may be too narrow."
+        yield warning.strip()
+
+
+def _few_groups(questions: Mapping[str, int]) -> Iterator[str]:
+    """Say where most questions are about few subjects, however many there are."""
+    total = sum(questions.values())
+    sums = [*accumulate(sorted(questions.values(), reverse=True))]
+    number = 1 + sum(most < MOST * total for most in sums)
+    if sums and number < FEW:
+        share = f"{100 * sums[number - 1] / total:.0f} % of the questions"
+        yield (
+            f"{number} of {len(questions)} subjects or groups of images have {share}: intervals for other subjects "
+            "rest on these."
+        )
+
+
+def _several_versions(versions: Sequence[str]) -> Iterator[str]:
+    if len(versions) > 1:
+        yield f"Not all models were trained by the same version of Triptych: {', '.join(versions)}."
 
 
 def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:

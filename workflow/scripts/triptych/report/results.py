@@ -36,6 +36,8 @@ class Stage(Part):
     data: str = Field(description="name of its data set")
     train: list[str] = Field(description="parts that train")
     epochs: int | None
+    fraction: float = Field(1.0, description="of the training part")
+    max_samples: int | None = Field(None, description="at most so many samples of the training part")
 
 
 class Arm(Part):
@@ -166,7 +168,8 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
 
     def of_stage(name: str) -> Stage:
         stage = settings.stages[name]
-        return Stage(name=name, data=stage.data, train=list(stage.train), epochs=stage.epochs)
+        limits = {"fraction": stage.fraction, "max_samples": stage.max_samples}
+        return Stage(name=name, data=stage.data, train=list(stage.train), epochs=stage.epochs, **limits)
 
     return Results(
         format=SCHEMA,

@@ -111,7 +111,8 @@ def power(comparison: Sequence[Mapping]) -> Chart | None:
     margin = comparison[0]["equivalence_margin"]
     axis = Axis([-size, size], include=(-margin, 0, margin))
     row = {"name": "missed", "points": [{"low": -size, "high": size, "index": 3}], "text": f"up to {size:.1f}"}
-    return _chart("Differences that may be missed, in points", "points", axis, [row], zero=True, margin=margin)
+    what = "Differences that would be missed more than one time in five, in points"
+    return _chart(what, "points", axis, [row], zero=True, margin=margin)
 
 
 def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = True) -> Chart | None:

@@ -14,7 +14,7 @@ import markupsafe
 import yaml
 
 from triptych import __version__
-from triptych.config.arms import BASELINES, CONTROLS
+from triptych.config.arms import BASELINES, CONTROLS, HELD_OUT
 from triptych.config.study import Study
 from triptych.report import answer, curves, data_pictures, rows
 from triptych.report.charts import CONTENT, CURVES, HEALTH, numbers
@@ -25,6 +25,7 @@ from triptych.report.svg import graph, key
 from triptych.tables import by_type, calibration, occlusion, scaling
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
+from triptych.tables.verdicts import generalises_to
 
 PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "gallery.js", "compare.js")
@@ -89,6 +90,7 @@ def _training(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "curve_charts": charts,
         "curves_shown": [name for name, *_ in CURVES if name in drawn],
         "health_shown": [name for name, *_ in HEALTH if name in drawn],
+        "validation_by_image": study.settings.folds.validation_unit == "image",
         "single_values": [chart["what"] for name, chart in charts.items() if name not in drawn],
         "curve_legend": [(key(index), arm) for index, arm in curves.named(gathered["curves"], arms).items()],
         "beside": curves.with_and_without(gathered["curves"], [study.grid.lineage[arm] for arm in compared[:2]]),
@@ -129,7 +131,15 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "configuration": yaml.safe_dump(provenance["settings"], sort_keys=False, allow_unicode=True),
         "left_out": left_out(gathered["comparison"]),
         "calibration_headings": calibration.HEADINGS,
+        "holds_for": _holds_for(study, gathered["comparison"]),
     }
+
+
+def _holds_for(study: Study, comparison: Sequence[Mapping[str, Any]]) -> str:
+    if not comparison:
+        return ""
+    row = comparison[0]
+    return generalises_to(row["folds"], row["seeds"], HELD_OUT)
 
 
 def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:

@@ -71,7 +71,7 @@ def about(rows: Sequence[dict[str, Any]], view: str) -> list[str]:
             f" The comparison with {head['second']} is the primary one, and is not corrected; p values of the others "
             "are, for their number."
         )
-    return [text] if head["low"] is None else [text, generalises_to(head["folds"], view)]
+    return [text] if head["low"] is None else [text, generalises_to(head["folds"], head["seeds"], view)]
 
 
 def _where(view: str) -> str:
@@ -136,11 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_text(arguments.out / "comparison.md", as_markdown(rows, view))
     write_text(arguments.out / "comparison.tex", latex(shown(rows), " ".join(about(rows, view)), "comparison"))
     by_type.write(arguments.out, [by_type.by_type(first, *named) for named in paired.items()], _where(view))
-    bootstrap = {"draws": DRAWS, "seed": arguments.seed}
+    bootstrap, head = {"draws": DRAWS, "seed": arguments.seed}, rows[0]
     settings = {
         "level": LEVEL,
         "view": view,
-        "generalises_to": generalises_to(rows[0]["folds"], view) if rows[0]["low"] is not None else None,
+        "generalises_to": None if head["low"] is None else generalises_to(head["folds"], head["seeds"], view),
         "equivalence_margin": arguments.equivalence_margin,
         "answer_type": arguments.answer_type,
         "bootstrap": bootstrap,

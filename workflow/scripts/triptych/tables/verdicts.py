@@ -32,11 +32,12 @@ COLUMNS |= {"detectable": NUMBER, "mcnemar_p": NUMBER, **gold_outcome.COLUMNS, "
 FEWEST_DRAWS = 4  # of a stage that folds share: with three, 6.1 % of all studies on three folds err
 
 
-def generalises_to(folds: int, view: str) -> str:
+def generalises_to(folds: int, seeds: int, view: str) -> str:
     """Say for which other runs and images a comparison of several runs holds.
 
     Args:
         folds: number of different training parts.
+        seeds: number of seeds.
         view: which questions were answered.
     """
     if folds == 1:
@@ -45,9 +46,11 @@ def generalises_to(folds: int, view: str) -> str:
             "for other seeds on this training part and for other images like these, not for other training data."
         )
     asked = "Every run answers the same questions" if view == TEST else "Every run answers what its fold holds out"
+    others = "other seeds, and" if seeds > 1 else "and"
+    alone = " How results vary with the seed is not known: there is one." if seeds == 1 else ""
     return (
         f"{asked}, trained on the training part of one of {folds} folds: intervals hold for other training parts of "
-        "this size from the same source, other seeds, and other images like these."
+        f"this size from the same source, {others} other images like these.{alone}"
     )
 
 
@@ -192,5 +195,8 @@ def draws_warning(row: Mapping[str, Any], prefixes: Sequence[str]) -> str:
     if not few_draws(row["folds"], row["seeds"]) or not prefixes:
         return ""
     named = " and ".join(f"stage {prefix}" for prefix in prefixes)
-    draws = "one draw" if row["seeds"] == 1 else f"{row['seeds']} draws"
-    return f" All folds share {draws} of {named} (trained once per seed); how other draws differ is not known."
+    few = "one training" if row["seeds"] == 1 else f"{row['seeds']} trainings"
+    return (
+        f" All folds share {few} of {named} (one per seed): how others would differ is not known, and intervals may be "
+        "too narrow."
+    )
