@@ -110,15 +110,22 @@ def looks(**p_holm):
     ],
 )
 def test_a_model_looks_at_the_image_only_where_corrected_p_values_show_it(rows, short):
-    assert card_image(rows, "a")["short"] == short
-    assert card_image(rows, "b")["short"] == "Not asked"
+    assert card_image(rows, ["a"])["short"] == short
+    assert card_image(rows, ["b"])["short"] == "Not asked"
 
 
 def test_controls_that_show_nothing_are_named_beside_those_that_do():
-    assert card_image(looks(swapped=0.01, blank=0.3), "a")["text"] == (
+    assert card_image(looks(swapped=0.01, blank=0.3), ["a", "z"])["text"] == (
         "a answers fewer questions correctly with another image than with the question's own image. "
         "With blank image, this is not shown."
     )
+
+
+def test_the_other_schedules_are_named_by_what_is_shown_for_them():
+    none = looks(swapped=0.3)
+    others = [{**row, "arm": arm} for arm, p in (("b", 0.01), ("c", 0.3), ("d", 0.02)) for row in looks(swapped=p)]
+    said = "a is not shown to answer fewer questions correctly with other images. Shown for b, d. Not shown for c."
+    assert card_image([*none, *others], ["a", "b", "c", "d"])["text"] == said
 
 
 def above(arm, lookup, effect, p_holm):

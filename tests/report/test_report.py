@@ -210,6 +210,8 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = [("1-2-3", True, 50.0), ("2-3", True, 52.0), ("nearest-images", False, 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
+    rows += [{"arm": "majority", "trained": False, "all_mean": 30.0, "yes_no_mean": 56.5}]
+    rows[0]["yes_no_mean"], rows[1]["yes_no_mean"] = 57.5, 60.0
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     lost = [
         {"arm": "1-2-3", "swapped_lost_mean": 0.5, "swapped-alike_lost_mean": 7.0},
@@ -226,6 +228,8 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     assert "`1-2-3` loses only 0.5 points with another image: little use of the image is shown." in said
     assert "`2-3` loses only 0.4 points with another image of the same modality and body part" in said
     assert said.count(" loses only ") == 2
+    assert "On yes/no questions `1-2-3` scores 57.5 %, and always the commonest answer (`majority`) 56.5 %." in said
+    assert said.count("On yes/no questions") == 1
     assert "test part has not been used" in said
     assert "All folds share one training of stage 1 (one per seed)" in said
     assert "smaller differences are missed more often" in said

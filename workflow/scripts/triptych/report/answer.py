@@ -98,9 +98,13 @@ def _sure(row: Mapping[str, Any]) -> bool:
     return row["p_holm"] is not None and row["p_holm"] < CHANCE
 
 
-def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
-    """Answer whether a schedule looks at the image, from the points that it loses with others (p values corrected)."""
-    rows = [row for row in rows if row["arm"] == arm]
+def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
+    """Answer whether the first schedule looks at the image, from the points that it loses with others (p corrected).
+
+    For which of the other schedules it is shown, the text says.
+    """
+    arm, *others = schedules
+    rows = [row for row in lost if row["arm"] == arm]
     shown = {row["view"]: _sure(row) and row["effect"] > 0 for row in rows}
     if not rows:
         short, text = "Not asked", "This study asked no question with another image (`evaluation.controls`)."
@@ -115,6 +119,11 @@ def card_image(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, Any]:
         level = " and ".join(CONTROLS[view].heading for view in shown if not shown[view])
         text = f"{arm} answers fewer questions correctly with {loses} than with the question's own image."
         text += f" With {level}, this is not shown." if level else ""
+    by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
+    found = {other: any(_sure(row) and row["effect"] > 0 for row in own) for other, own in by_other.items() if own}
+    for start, wanted in (("Shown for", True), ("Not shown for", False)):
+        if rows and (names := [other for other, seen in found.items() if seen is wanted]):
+            text += f" {start} {', '.join(names)}."
     return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}
 
 
@@ -160,7 +169,7 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
 def cards(gathered: Mapping[str, Any], schedules: Sequence[str]) -> list[dict[str, Any]]:
     """Give the three cards of the first screen, in their order."""
     return [
-        card_image(gathered["lost"], schedules[0]),
+        card_image(gathered["lost"], schedules),
         card_lookup(gathered["above_lookups"], schedules),
         card_power(gathered["comparison"]),
     ]

@@ -14,11 +14,12 @@ from triptych.tables.verdicts import draws_warning
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
+COMMONEST = "majority"
 FEATURES = "classifier"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study
-LOOKS = 2  # points: a model that loses fewer with another image hardly uses the image
+LOOKS = 2  # points: fewer lost with another image, or gained on always the commonest answer, are hardly any
 
 
 def limitations(
@@ -45,6 +46,7 @@ def limitations(
         *_few_groups(questions),
         *_several_versions(versions),
         *_baselines_ahead(arms),
+        *_no_more_than_majority(arms),
         *_less_than_lookups(study),
         *_unused_images(controls),
         *_leaking_folds(study.settings),
@@ -104,6 +106,20 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
             yield (
                 f"No schedule scores above {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
                 f"{reached[best]:.1f} %."
+            )
+
+
+def _no_more_than_majority(arms: pandas.DataFrame) -> Iterator[str]:
+    """Say where schedules hardly score above one answer to all yes/no questions."""
+    reached = dict(zip(arms["arm"], arms["yes_no_mean"], strict=True))
+    always = reached.get(COMMONEST)
+    if always is None or pandas.isna(always):
+        return
+    for arm in arms["arm"][arms["trained"]]:
+        if reached[arm] < always + LOOKS:
+            yield (
+                f"On yes/no questions `{arm}` scores {reached[arm]:.1f} %, and always the commonest answer "
+                f"(`{COMMONEST}`) {always:.1f} %."
             )
 
 
