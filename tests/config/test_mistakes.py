@@ -43,7 +43,7 @@ def put(config: dict, place: str, value) -> dict:
         ("schedules", ["1-2-3"], "schedules.0: must be a list of stage names, such as [2, 3], not '1-2-3'"),
         ("schedules", "1-2-3", "schedules: must be a list of lists, such as [[2, 3]], not '1-2-3'"),
         ("seeds", 0, "seeds: must be a list, such as [0], not 0"),
-        ("datasets.general.sizes", 1000, "datasets.general.sizes: must be a list, such as [1000], not 1000"),
+        ("datasets.general.sizes", 500, "datasets.general.sizes: must be a list, such as [500], not 500"),
         ("stages.1.train", "connector", "stages.1.train: must be a list, such as [connector], not 'connector'"),
         (
             "stages.1.learning_rate",
@@ -202,7 +202,7 @@ def test_a_model_without_safetensors_is_one_line(step, tmp_path):
 
 def test_snakemake_shows_all_of_them_at_once_and_no_traceback(demo_config, tmp_path):
     demo_config |= {"seeds": 0, "schedules": ["1-2-3"], "wandb": {"api_key": "5ec2e7"}}
-    demo_config["datasets"]["general"]["sizes"] = 1000
+    demo_config["datasets"]["general"]["sizes"] = 500
     demo_config["stages"][1] |= {"train": "connector", "learning_rate": 0.001}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(demo_config))
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--directory", str(tmp_path)]

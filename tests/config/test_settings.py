@@ -242,7 +242,7 @@ def test_snakemake_shows_the_lines_without_a_traceback(demo_config, tmp_path):
 
 
 def test_every_size_is_a_data_set_of_its_own(demo_config):
-    demo_config["datasets"]["general"]["sizes"] = [10, 1000]
+    demo_config["datasets"]["general"]["sizes"] = [10, 500]
     found = load_study(demo_config).datasets
-    assert list(found) == ["general-10", "general-1000", "medical"]
+    assert list(found) == ["general-10", "general-500", "medical"]
     assert found["general-10"].size == 10 and found["general-10"].wanted == 11
