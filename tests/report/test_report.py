@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from shutil import copyfile
 from types import SimpleNamespace
 
 import pandas
@@ -324,3 +327,12 @@ def test_the_picture_of_a_page_is_as_large_as_the_window_and_light_and_not_too_m
         with pytest.raises(TriptychError, match=r"other: \d+ bytes are more than 100; take a smaller window"):
             camera.take("other", 400)
     assert not (tmp_path / "other.png").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_pictures_need_a_finished_demonstration(tmp_path):
+    (tmp_path / "config").mkdir()
+    copyfile(ROOT / "config/demo.yaml", tmp_path / "config/demo.yaml")
+    command = [sys.executable, str(ROOT / "tools/screenshots.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "report.html: no such file; run `make demo` first" in done.stderr

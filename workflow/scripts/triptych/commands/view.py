@@ -12,7 +12,7 @@ from rich.text import Text
 
 from triptych.commands.jobs import ANSWERS, Job, JobState, job_states, validation_losses
 from triptych.commands.status import Outlook, counts_text, failure, outlook, seconds_left, total_line
-from triptych.config.grid import SHARED
+from triptych.config.grid import cut_of, is_shared
 from triptych.config.study import Study
 from triptych.utils.terminal import duration
 
@@ -110,8 +110,8 @@ def _grid(title: str, states: Sequence[JobState], losses: Mapping[Job, Sequence[
 
 def _place(job: Job) -> tuple[str, str]:
     """Name the row and the column of a training, or of answers: folds of the leak study have rows of their own."""
-    group, _, column = job.split.rpartition("-")
-    return (f"{job.arm}, folds by {group}" if group and group != SHARED else job.arm), column
+    kind = "" if is_shared(job.split) else cut_of(job.split).removeprefix("-")
+    return (f"{job.arm}, folds by {kind}" if kind else job.arm), job.split.rpartition("-")[2]
 
 
 def _cell(state: JobState, losses: Sequence[float]) -> Text:

@@ -23,9 +23,9 @@ from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.results import Results, results
 from triptych.report.svg import graph, key
 from triptych.tables import by_type, calibration, occlusion, scaling
+from triptych.tables.comparison import about
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
-from triptych.tables.verdicts import generalises_to
 
 PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "gallery.js", "compare.js")
@@ -108,10 +108,10 @@ def _node(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
     arms = [*study.grid.schedules, BLIND, LOOKUP]
-    audit, provenance = gathered["audit"], gathered["provenance"]
+    audit, provenance, pairs = gathered["audit"], gathered["provenance"], gathered["comparison"]
     contents = {aspect: rows.contents(gathered["by_content"], aspect, arms) for aspect in CONTENT}
     return {
-        "difference_chart": rows.differences(gathered["comparison"]),
+        "difference_chart": rows.differences(pairs),
         "types_chart": rows.types(rows_of(gathered[by_type.NAME])),
         "occlusion_chart": rows.occlusion(gathered[occlusion.NAME]),
         "occlusion_about": occlusion.ABOUT,
@@ -129,17 +129,10 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "origin_graph": graph([_node(entry) for entry in provenance["trained_from"]]),
         "numbers": numbers(gathered, study.grid.schedules, [BLIND, LOOKUP]),
         "configuration": yaml.safe_dump(provenance["settings"], sort_keys=False, allow_unicode=True),
-        "left_out": left_out(gathered["comparison"]),
+        "left_out": left_out(pairs),
         "calibration_headings": calibration.HEADINGS,
-        "holds_for": _holds_for(study, gathered["comparison"]),
+        "holds_for": " ".join(about(pairs, HELD_OUT)[1:]) if pairs else "",
     }
-
-
-def _holds_for(study: Study, comparison: Sequence[Mapping[str, Any]]) -> str:
-    if not comparison:
-        return ""
-    row = comparison[0]
-    return generalises_to(row["folds"], row["seeds"], HELD_OUT)
 
 
 def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:
