@@ -462,7 +462,8 @@ def test_a_run_ends_with_the_table_the_answer_and_where_the_report_is(study):
     assert done.returncode == 0, done.stdout + done.stderr
     table = (study.results / "tables/schedules.md").read_text()
     found = read_json(study.results / "results.json")
-    sentences = "\n".join([found["answer"], *(card["text"] for card in found["cards"][:2])])
+    assert found["caveat"]
+    sentences = "\n".join([f"{found['answer']} {found['caveat']}", *(card["text"] for card in found["cards"][:2])])
     assert f"{table.rstrip()}\n\n{sentences}\n" in done.stdout
     assert done.stdout.endswith("report: results/report.html\n") and " done\n" in done.stdout
     assert "Nothing to be done" in (study.results / "logs/snakemake.log").read_text()
