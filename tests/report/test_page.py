@@ -174,6 +174,7 @@ def test_pointing_at_a_mark_shows_its_values(page):
 def test_another_studys_results_are_set_beside_these(page, made):
     mine = json.loads((made / "results.json").read_text())
     Results.model_validate(mine)
+    assert set(mine["data"]) >= {mine["dataset"]} and all(mine["data"].values())
     other = mine | {"arms": [{**mine["arms"][0], "accuracy": 12.25, "low": None}], "answer": HOSTILE}
     give = """(async text => {
       const files = new DataTransfer();

@@ -222,8 +222,9 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     ]
     controls = make_table(lost, schedules.control_columns())
 
-    def sentences(comparison):
-        return " ".join(limitations(study, make_table(rows, schedules.COLUMNS), comparison, controls))
+    def sentences(comparison, test_questions=1061):
+        arms = make_table(rows, schedules.COLUMNS)
+        return " ".join(limitations(study, arms, comparison, controls, test_questions=test_questions))
 
     said = sentences(comparison)
     assert "One seed" in said and "Only 2 folds" in said and "at 80 % power is 7.5 points" in said
@@ -233,7 +234,8 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     assert said.count(" loses only ") == 2
     assert "On yes/no questions `1-2-3` scores 57.5 %, and always the commonest answer (`majority`) 56.5 %." in said
     assert said.count("On yes/no questions") == 1
-    assert "test part has not been used" in said
+    assert "own test part (1,061 questions) has not been used yet" in said
+    assert "own test part" not in sentences(comparison, test_questions=0), "the source has none"
     assert "All folds share one training of stage 1 (one per seed)" in said
     assert "smaller differences are missed more often" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]

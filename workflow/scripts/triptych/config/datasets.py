@@ -153,7 +153,7 @@ Dataset = Annotated[Images, _AnySource()]
 
 @data_source
 class OpenMojiCaptions(Captions):
-    """Images composed of OpenMoji drawings, with captions (embedded default); concepts are held out."""
+    """Images composed of OpenMoji drawings, from a pinned package, with captions made by rules; concepts are held out."""
 
     module = "triptych.data.sources.embedded.openmoji"
 
@@ -266,7 +266,7 @@ class UrlListCaptions(Captions):
 
 @data_source
 class EmbeddedVqa(Images):
-    """Medical questions about real images from pinned packages (embedded default)."""
+    """Medical questions about real images from pinned packages."""
 
     module = "triptych.data.sources.embedded.medical"
 

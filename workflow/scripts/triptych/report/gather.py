@@ -180,7 +180,13 @@ def gather(study: Study, made: Collection[str]) -> dict:
         "commands": commands(study, {*made, "stages"}),
         "thumbnails": thumbnails(data, [row["image"] for row in browser["rows"]]),
         "limitations": limitations(
-            study, arms, comparison, optional["controls"], _questions_of_groups(records), trained["code"]
+            study,
+            arms,
+            comparison,
+            optional["controls"],
+            _questions_of_groups(records),
+            trained["code"],
+            audit["data"][study.settings.folds.dataset]["questions"].get("test", 0),
         ),
         "provenance": trained,
     }

@@ -29,6 +29,7 @@ def limitations(
     controls: pandas.DataFrame,
     questions: Mapping[str, int] = MappingProxyType({}),
     versions: Sequence[str] = (),
+    test_questions: int = 0,
 ) -> list[str]:
     """Say what limits the study's conclusions, in sentences, from its own numbers.
 
@@ -39,6 +40,7 @@ def limitations(
         controls: the table of controls; empty where there are none.
         questions: number of questions about each group of images that folds keep together.
         versions: of Triptych, that trained.
+        test_questions: number of questions in the source's own test part.
     """
     return [
         *_few_runs(study.settings),
@@ -51,7 +53,7 @@ def limitations(
         *_unused_images(controls),
         *_leaking_folds(study.settings),
         *_hidden_differences(comparison),
-        *_unused_test_part(study),
+        *_unused_test_part(study, test_questions),
         *filter(None, [schedules.rules_differ(arms)]),
     ]
 
@@ -168,6 +170,6 @@ def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
         )
 
 
-def _unused_test_part(study: Study) -> Iterator[str]:
-    if not list((study.results / "predictions").glob("*/*/*-test.parquet")):
-        yield "The source's own test part has not been used yet (`snakemake test`)."
+def _unused_test_part(study: Study, number: int) -> Iterator[str]:
+    if number and not list((study.results / "predictions").glob("*/*/*-test.parquet")):
+        yield f"The source's own test part ({number:,} questions) has not been used yet (`snakemake test`)."

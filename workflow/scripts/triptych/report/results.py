@@ -1,6 +1,7 @@
 """A study's results in one file, `results.json`: what its page shows as numbers, under one schema."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,7 @@ class Results(Part):
     verdict: str = Field(description="in statistical words; empty where nothing is compared")
     cards: list[Card] = Field([], description="does it look at the image, does it beat a look-up, what could be found")
     code: list[str] = Field(description="versions of Triptych that trained")
+    data: dict[str, str] = Field({}, description="what each data set is, by name")
     dataset: str = Field(description="the data set whose questions are asked")
     questions: int
     images: int
@@ -153,6 +155,13 @@ def model_name(settings: Any) -> str:
     return named["source"]
 
 
+def data_name(settings: Any) -> str:
+    """Say what a data set is: what its source says of itself, and repository, folder or table."""
+    named, about = settings.model_dump(), str(inspect.getdoc(type(settings))).partition("\n")[0].rstrip(".")
+    place = next((str(named[key]) for key in ("repo", "folder", "table") if named.get(key)), None)
+    return f"{about} ({Path(place).name if named.get('folder') else place})" if place else about
+
+
 def results(study: Study, gathered: Mapping[str, Any]) -> Results:
     """Make the file's content of what `gather` found."""
     comparison, arms = gathered["comparison"], rows_of(gathered["schedules"])
@@ -179,6 +188,7 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
         verdict=comparison[0]["verdict"] if comparison else "",
         cards=[chosen(Card, card) for card in answer.cards(gathered, study.grid.schedules)],
         code=gathered["provenance"]["code"],
+        data={name: data_name(study.datasets[name]) for name in study.grid.used_datasets},
         dataset=settings.folds.dataset,
         questions=arms[0]["questions"],
         images=gathered["images"],
