@@ -74,6 +74,12 @@ def test_costs_grow_with_epochs_and_images_and_a_blind_stage_has_none(tmp_path):
 
     before = costs("2-3")
     assert costs("3blind").flops < 0.4 * before.flops
+    batch = study["stages"][3]["batch_size"] = study["stages"][3].get("batch_size", 16)
+    study["stages"][3]["questions_per_image"] = batch
+    assert costs("2-3") == before
+    study["stages"][3]["questions_per_image"] = 1  # about eleven questions share an image otherwise
+    assert costs("2-3").flops > 5 * before.flops and costs("2-3").samples == before.samples
+    del study["stages"][3]["questions_per_image"]
     study["stages"][3]["epochs"] *= 2
     after = costs("2-3")
     assert 1.8 < after.flops / before.flops < 2 and after.samples > 1.8 * before.samples

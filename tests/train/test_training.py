@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from triptych.config.stages import Lora
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import generate
 from triptych.model.packing import pack
-from triptych.model.tokens import tokenise
+from triptych.model.tokens import Sample, tokenise
 from triptych.model.vlm import add_lora
 from triptych.train.guards import GradientGuard, check_finite, check_norm_ratio, frozen_hash
 from triptych.train.parameters import set_trainable
@@ -199,3 +200,24 @@ def test_batches_have_the_asked_size_and_cover_every_sample_once(samples):
     assert [s.question_id for b in other for s in b] != [s.question_id for b in batches for s in b]
     backwards = epoch_batches(samples[::-1], 3, seed=0, key=["fold0", "2", "1"])
     assert backwards == batches, "the order of the table does not matter"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100, None])
+def test_so_many_questions_of_an_image_follow_each_other(most):
+    samples = [Sample(str(number), f"image{number % 6}", (1,), (2,)) for number in range(42)]
+    batches = epoch_batches(samples, 5, 0, ["fold0", "3", "1"], most)
+    assert [len(batch) for batch in batches] == [5] * 8 + [2]
+    ordered = [sample for batch in batches for sample in batch]
+    assert sorted(ordered, key=lambda one: int(one.question_id)) == samples
+    runs = [len(list(same)) for _, same in groupby(ordered, key=lambda one: one.image_id)]
+    if most in (100, None):
+        assert runs == [7] * 6
+    else:
+        # Of seven questions, one remains; two groups of an image may meet by chance.
+        assert len(runs) > 42 / most / 2 and min(runs) == 1 and max(runs) <= 3 * most
+        other = epoch_batches(samples[::-1], 5, 0, ["fold0", "3", "1"], most)
+        assert other == batches, "the order of the table does not matter"
+
+
+def test_by_default_the_order_is_that_of_whole_images(samples):
+    assert epoch_batches(samples, 3, 0, ["a"]) == epoch_batches(samples, 3, 0, ["a"], None)

@@ -131,7 +131,8 @@ def training_cost(study: Study, cell: Checkpoint) -> Cost:
     if isinstance(described, Captions):
         text, shared, aside = TEXT_TOKENS["captions"], 1.0, described.validation_fraction
     else:
-        text, shared = TEXT_TOKENS["questions"], min(number / images, stage.batch_size)
+        most = min(stage.batch_size, stage.questions_per_image or stage.batch_size)
+        text, shared = TEXT_TOKENS["questions"], min(number / images, most)
         number *= 1 - 1 / study.settings.folds.number if study.settings.folds.number > 1 else 0.8
         aside = study.settings.folds.validation_fraction
     epochs, part = stage.epochs or 0, (1 - aside) * number

@@ -171,6 +171,11 @@ class Stage(Record):
         "smaller fraction has some of a larger one's.",
     )
     batch_size: PositiveInt = Field(16, description="Questions (or captions) per optimiser step.")
+    questions_per_image: PositiveInt | None = added(
+        None,
+        description="Questions of one image that follow each other; null: all of them, which shares its tokens most. "
+        "With fewer, a step has more images, and costs more.",
+    )
     clip_norm: float | None = added(
         1.0, gt=0, description="Gradients are scaled down to this norm where theirs is larger; null: never."
     )

@@ -8,20 +8,33 @@ from triptych.model.tokens import Sample, by_image
 from triptych.utils.seeds import derive_seed
 
 
-def epoch_batches(samples: Sequence[Sample], size: int, seed: int, key: Sequence[str]) -> list[list[Sample]]:
+def epoch_batches(
+    samples: Sequence[Sample], size: int, seed: int, key: Sequence[str], per_image: int | None = None
+) -> list[list[Sample]]:
     """Shuffle samples into batches of exactly `size`; the last may be smaller.
 
     Images come in a random order, and an image's questions, in a random order, follow each other, so that they share
     its tokens; a batch is cut by samples, so its size does not depend on how many questions an image has.
+
+    Args:
+        samples: of the training part.
+        size: samples in a batch.
+        seed: of the run.
+        key: what else the order depends on: split, stage and epoch.
+        per_image: how many questions of an image follow each other, before another image comes; None: all of them.
     """
     generator = np.random.default_rng(derive_seed(seed, "order", *key))
     members = by_image(samples)
     images = sorted(members)
-    ordered: list[Sample] = []
+    groups: list[list[Sample]] = []
     for position in generator.permutation(len(images)):
-        group = [samples[index] for index in members[images[position]]]
-        group.sort(key=lambda sample: sample.question_id)
-        ordered += [group[index] for index in generator.permutation(len(group))]
+        group = sorted((samples[index] for index in members[images[position]]), key=lambda one: one.question_id)
+        group = [group[index] for index in generator.permutation(len(group))]
+        length = per_image or len(group)
+        groups += [group[start : start + length] for start in range(0, len(group), length)]
+    if per_image is not None:
+        groups = [groups[index] for index in generator.permutation(len(groups))]
+    ordered = [sample for group in groups for sample in group]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 

@@ -237,7 +237,8 @@ class Trainer:
 
     def _steps_of(self, epoch: int) -> list[list[Sample]]:
         """Give the samples of each step of an epoch."""
-        return epoch_batches(self.training, self.stage.batch_size, self.seed, [*self.key, str(epoch)])
+        stage, key = self.stage, [*self.key, str(epoch)]
+        return epoch_batches(self.training, stage.batch_size, self.seed, key, stage.questions_per_image)
 
     def _all_passes(self, epoch: int) -> Iterator[list[Sample]]:
         """Give the passes of an epoch, of all processes."""
@@ -378,8 +379,7 @@ class Trainer:
             TriptychError: the state is that of a model with other tensors.
         """
         unpack_tensors(state.tensors, self.trained, self.optimiser)
-        best = {name: weight for name, weight in state.tensors.items() if name.startswith(BEST)}
-        self.best = {name.removeprefix(BEST): weight for name, weight in best.items()}
+        self.best = {name.removeprefix(BEST): one for name, one in state.tensors.items() if name.startswith(BEST)}
         self.lr_scheduler.load_state_dict(state.record["schedule"])
         for group, rate in zip(self.optimiser.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
