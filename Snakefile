@@ -23,6 +23,7 @@ include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tables.smk"
 include: "workflow/rules/transfer.smk"
 include: "workflow/rules/report.smk"
 
