@@ -153,7 +153,7 @@ Dataset = Annotated[Images, _AnySource()]
 
 @data_source
 class OpenMojiCaptions(Captions):
-    """Images composed of OpenMoji drawings, from a pinned package, with captions made by rules; concepts are held out."""
+    """Images composed of OpenMoji drawings, from a pinned package, with captions by rule; concepts are held out."""
 
     module = "triptych.data.sources.embedded.openmoji"
 

@@ -57,7 +57,7 @@ def plain_answer(study: Study, comparison: Sequence[Mapping], arms: Sequence[Map
 
 def caveat(study: Study, comparison: Sequence[Mapping]) -> str:
     """Say what all runs of the answer share by chance: too few trainings of a first stage; empty if they do not."""
-    return warning_of_pair(comparison[0], study.grid.drawn_once).strip() if comparison else ""
+    return warning_of_pair(comparison[0], study.grid.drawn_once) if comparison else ""
 
 
 def _found(study: Study, row: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def _few_draws(study: Study) -> Iterator[str]:
     folds, seeds = study.settings.folds.number, len(study.settings.seeds)
     prefixes = list(dict.fromkeys(study.grid.drawn_once.values()))
     if warning := draws_warning({"folds": folds, "seeds": seeds}, prefixes):
-        yield warning.strip()
+        yield warning
 
 
 def _few_groups(questions: Mapping[str, int]) -> Iterator[str]:

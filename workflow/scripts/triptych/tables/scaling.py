@@ -169,7 +169,7 @@ def said(table: pandas.DataFrame, drawn: Mapping[str, str]) -> list[str]:
     found = []
     for rows in by_sweep(table).values():
         prefixes = list(dict.fromkeys(drawn[row["arm"]] for row in rows if row["arm"] in drawn))
-        found.append(sentence(rows) + draws_warning(rows[0], prefixes))
+        found.append(" ".join(filter(None, [sentence(rows), draws_warning(rows[0], prefixes)])))
     return found
 
 

@@ -159,8 +159,8 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
         else:
             estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
             plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
-            text = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
-            text += warning_of_pair(row, drawn or {})
+            said = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
+            text = " ".join(filter(None, [said, warning_of_pair(row, drawn or {})]))
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     correct_column(concluded, "logprob_p")
     return concluded
@@ -175,7 +175,7 @@ def few_draws(folds: int, seeds: int) -> bool:
 
 
 def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-    """Warn where the runs of a compared pair share too few trainings of a first stage, as `draws_warning` does.
+    """Warn where the runs of a compared pair share too few trainings of a first stage, else "".
 
     Args:
         row: of the comparison, with `first`, `second`, `folds` and `seeds`.
@@ -186,7 +186,7 @@ def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
 
 
 def draws_warning(row: Mapping[str, Any], prefixes: Sequence[str]) -> str:
-    """Warn where folds share too few trainings of a first stage: intervals are then too narrow.
+    """Warn where folds share too few trainings of a first stage, else "": intervals are then too narrow.
 
     Args:
         row: with the numbers of folds and seeds.
@@ -197,6 +197,6 @@ def draws_warning(row: Mapping[str, Any], prefixes: Sequence[str]) -> str:
     named = " and ".join(f"stage {prefix}" for prefix in prefixes)
     few = "one training" if row["seeds"] == 1 else f"{row['seeds']} trainings"
     return (
-        f" All folds share {few} of {named} (one per seed): how others would differ is not known, and intervals may be "
+        f"All folds share {few} of {named} (one per seed): how others would differ is not known, and intervals may be "
         "too narrow."
     )
