@@ -9,12 +9,11 @@ import pandas
 from conftest import toy_config
 from triptych.config.arms import BASELINES
 from triptych.config.study import Study, load_study
-from triptych.report import evidence
 from triptych.report.gallery import confusions, questions_and_answers
 from triptych.report.gather import HEALTH, OPTIONAL
 from triptych.report.limitations import BLIND, LOOKUP
 from triptych.report.provenance import commands, provenance
-from triptych.tables import by_type, calibration, leakage, probes, schedules, stages, verdicts
+from triptych.tables import by_type, calibration, evidence, leakage, probes, schedules, stages, verdicts
 from triptych.tables.format import make_table
 from triptych.tables.runs import group_runs
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import toy_config
 from triptych.config.study import load_study
 from triptych.evaluate.statistics import Estimate, verdict
-from triptych.report import evidence
 from triptych.report.answer import card_image, card_lookup, card_power, caveat, plain_answer, question
+from triptych.tables import evidence
+from triptych.tables.format import make_table
 from triptych.tables.pairs import correct_column, pair
 from triptych.tables.runs import group_runs
 from triptych.tables.verdicts import compare, conclude
@@ -177,6 +178,17 @@ def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
     mean = {arm: np.mean([100 * right for right, _ in answers.values()]) for arm, answers in own.items()}
     assert rows["look"]["effect"] == pytest.approx(mean["one"] - mean["look"])
     assert all(row["p"] <= row["p_holm"] for row in rows.values()) and rows["none"]["low"] > 0
+
+
+def test_the_table_of_points_above_look_ups_says_what_is_known():
+    rows = [
+        {"arm": "one", "lookup": "look", "effect": -3.25, "low": -7.0, "high": 0.5, "p": 0.04, "p_holm": 0.08},
+        {"arm": "one", "lookup": "none", "effect": 70.0, "low": None, "high": None, "p": None, "p_holm": None},
+    ]
+    table = make_table(rows, evidence.LOOKUP_COLUMNS)
+    shown = evidence.shown_lookups(table).to_numpy().tolist()
+    assert shown[0] == ["one", "look", "-3.2", "-7.0 to +0.5", "0.080"]
+    assert shown[1][:4] == ["one", "none", "+70.0", ""]
 
 
 def test_p_values_are_corrected_for_all_that_are_there():

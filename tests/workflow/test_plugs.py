@@ -22,6 +22,7 @@ from triptych.tables import schedules
 
 TABLES = {
     "schedules",
+    "above_lookups",
     "by_content",
     "controls",
     "comparison",

@@ -146,7 +146,7 @@ def test_snakemakes_own_report_carries_page_and_tables_with_captions(study):
     study.snakemake("--report", str(out))
     carried = out.read_text(encoding="utf-8")
     tables = ["schedules", "by_content", "controls", "comparison", "probe", "leak", "captions", "stages"]
-    tables += ["comparison_by_type", "calibration"]
+    tables += ["above_lookups", "comparison_by_type", "calibration"]
     for name in ("report.html", *(f"tables/{name}.csv" for name in tables)):
         assert base64.b64encode((study.results / name).read_bytes()).decode() in carried, name
     for caption in (ROOT / "workflow/report").glob("*.rst"):

@@ -268,7 +268,7 @@ transfer_tables = [
 ]
 
 # What a study delivers as tables of answers.
-main_tables = ["schedules", "by_content", *(["controls"] if settings.evaluation.controls else [])]
+main_tables = ["schedules", "above_lookups", "by_content", *(["controls"] if settings.evaluation.controls else [])]
 final_tables = tables(paths.TABLE, *main_tables, "calibration")
 for name, there in (
     ("comparison.md", len(grid.schedules) > 1),

@@ -242,7 +242,7 @@ use rule tabulate as tabulate_test with:
         predictions(TEST, BASELINES),
     output:
         report(
-            tables(paths.TEST_TABLE, "schedules", "by_content"),
+            tables(paths.TEST_TABLE, "schedules", "above_lookups", "by_content"),
             caption="../report/test.rst",
             category="Tables",
             subcategory="Test part",

@@ -1,6 +1,6 @@
 """The first screen in plain words: the question, its answer, and three more answers.
 
-Every sentence is decided by the numbers that `tables.verdicts` and `report.evidence` computed, by the rules of
+Every sentence is decided by the numbers that `tables.verdicts` and `tables.evidence` computed, by the rules of
 `statistics.verdict`: a difference is claimed only where the corrected p value allows it, equality only where the whole
 interval lies within the margin.
 """

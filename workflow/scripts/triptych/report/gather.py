@@ -13,12 +13,22 @@ from triptych.config.study import Study
 from triptych.data.rejects import causes_of, counted, summary
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
-from triptych.report import evidence
 from triptych.report.gallery import confusions, questions_and_answers, thumbnails
 from triptych.report.limitations import BLIND, LOOKUP, limitations
 from triptych.report.provenance import commands, provenance
 from triptych.report.rejected import rejected
-from triptych.tables import by_type, calibration, captions, leakage, occlusion, probes, scaling, schedules, stages
+from triptych.tables import (
+    by_type,
+    calibration,
+    captions,
+    evidence,
+    leakage,
+    occlusion,
+    probes,
+    scaling,
+    schedules,
+    stages,
+)
 from triptych.tables import transfer as transfer_table
 from triptych.tables.format import NUMBER, Columns, current_names, make_table, read_csv, rows_of
 from triptych.tables.runs import Arms, accuracy, group_runs

@@ -92,6 +92,7 @@ def trained_from(study: Study) -> list[dict]:
 MADE_BY = {
     "schedules": "tabulate",
     "controls": "tabulate",
+    "above_lookups": "tabulate",
     "by_content": "tabulate",
     "comparison": "compare_schedules",
     by_type.NAME: "compare_schedules",

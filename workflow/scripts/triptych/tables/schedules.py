@@ -1,4 +1,4 @@
-"""Step: the results tables, from the prediction records alone: `schedules`, `controls` and `by_content`."""
+"""Step: the results tables, from prediction records alone: `schedules`, `above_lookups`, `by_content`, `controls`."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.evaluate.metrics import MEASURES, exact_match, lmms_eval, scores
 from triptych.io.atomic import write_text
 from triptych.io.parquet import read_table
+from triptych.tables import evidence
 from triptych.tables.format import (
     FLAG,
     INTEGER,
@@ -231,7 +232,10 @@ def shown_content(table: pandas.DataFrame, arms: Sequence[str]) -> pandas.DataFr
 
 
 def main() -> None:
-    """Write `schedules`, `by_content` and, where controls were predicted, `controls`, as CSV, Markdown and LaTeX."""
+    """Write `schedules`, `above_lookups`, `by_content` and, where controls were predicted, `controls`.
+
+    Each as CSV, Markdown and LaTeX.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--view", choices=("held-out", "test"), default="held-out", help="which questions count")
@@ -253,6 +257,12 @@ def main() -> None:
     write_text(out / "schedules.md", schedules_markdown(table, records, arguments.schedules))
     about = f"Exact match in per cent on {questions} {of}."
     write_text(out / "schedules.tex", latex(shown_arms(table, MAIN), about, "schedules"))
+
+    answers = {arm: evidence.answered(runs) for arm, runs in group_runs(records).items()}
+    rows = evidence.above_lookups(answers, arguments.schedules, arguments.baselines)
+    table = make_table(rows, evidence.LOOKUP_COLUMNS)
+    about = f"{evidence.LOOKUPS_ABOUT} {questions} {arguments.view} questions."
+    write_table(out / "above_lookups", table, evidence.shown_lookups(table), "Points above look-ups", about)
 
     about = (
         f"Exact match in per cent by modality, body part, content and answer type; {of}: {runs_text(table.iloc[0])}."

@@ -1,4 +1,4 @@
-"""Intervals of what the first screen says: accuracy of arms, points lost with other images, points above look-ups.
+"""Accuracy of arms, points lost with other images and points above look-ups, with their intervals.
 
 All are those of the comparison of schedules (`evaluate.statistics`): clustered by run and by image or subject, with the
 factor for training parts that overlap; of a single run, a bootstrap over images alone.
@@ -7,11 +7,22 @@ factor for training parts that overlap; of a single run, a bootstrap over images
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas
+
 from triptych.evaluate.metrics import exact_match
 from triptych.evaluate.statistics import bootstrap_interval, mcnemar, tabulate, two_way_clustered_t
+from triptych.tables.format import NUMBER, TEXT, rows_of
 from triptych.tables.pairs import correct_column
 from triptych.tables.runs import Arms, Run
-from triptych.tables.wording import LEVEL
+from triptych.tables.wording import LEVEL, p_text
+
+LOOKUP_COLUMNS = {"arm": TEXT, "lookup": TEXT} | dict.fromkeys(("effect", "low", "high", "p", "p_holm"), NUMBER)
+
+LOOKUPS_ABOUT = (
+    "Points of exact match of each schedule above each look-up and classifier (which have no seed), for the same folds "
+    "and questions. The 95 % intervals are those of the comparison of schedules, not corrected; p values are corrected "
+    "(Holm) for the number of rows."
+)
 
 Answered = Mapping[tuple[Run, str], tuple[bool, str]]  # by run and question: whether it is right, and its group
 
@@ -107,3 +118,18 @@ def above_lookups(
             rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
     correct_column(rows, "p")
     return rows
+
+
+def shown_lookups(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Give the table of points above look-ups as text for people."""
+    lines = [
+        [
+            row["arm"],
+            row["lookup"],
+            f"{row['effect']:+.1f}",
+            f"{row['low']:+.1f} to {row['high']:+.1f}" if row["low"] is not None else "",
+            p_text(row["p_holm"]),
+        ]
+        for row in rows_of(table)
+    ]
+    return pandas.DataFrame(lines, columns=["schedule", "look-up or classifier", "points", "95 % interval", "p (Holm)"])
