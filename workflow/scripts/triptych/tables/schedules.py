@@ -260,9 +260,9 @@ def main() -> None:
 
     answers = {arm: evidence.answered(runs) for arm, runs in group_runs(records).items()}
     rows = evidence.above_lookups(answers, arguments.schedules, arguments.baselines)
-    table = make_table(rows, evidence.LOOKUP_COLUMNS)
+    above = make_table(rows, evidence.LOOKUP_COLUMNS)
     about = f"{evidence.LOOKUPS_ABOUT} {questions} {arguments.view} questions."
-    write_table(out / "above_lookups", table, evidence.shown_lookups(table), "Points above look-ups", about)
+    write_table(out / "above_lookups", above, evidence.shown_lookups(above), "Points above look-ups", about)
 
     about = (
         f"Exact match in per cent by modality, body part, content and answer type; {of}: {runs_text(table.iloc[0])}."
