@@ -95,7 +95,7 @@ def test_prefixes_are_run_once_for_all_views_unless_they_are_too_large(
     if room > 100:
         assert [tuple(names) for names in ran] == list(dict.fromkeys(map(tuple, ran))), "no image is run twice"
         assert all(names == images[5 * (images.index(names[0]) // 5) :][:5] for names in ran), "with its neighbours"
-    other = other_images(images)
+    other = other_images([{"image_id": image, "group": image} for image in images])
     swapped = answer(many[:7], lambda names: features([other[name] for name in names]))
     before = len(ran)
     found = answer(many[:7], None, lambda names: shared([other[name] for name in names]))
@@ -123,13 +123,21 @@ def test_the_log_probability_is_that_of_the_answer_and_its_end(model, many, feat
 
 
 def test_every_image_is_swapped_for_another():
-    images = [f"image{n}" for n in range(7)] * 3
-    other = other_images(images)
-    assert set(other) == set(other.values()) == set(images)
+    rows = kinds(*((f"image{n}", f"image{n}", "CT", "Lung") for n in range(7))) * 3
+    other = other_images(rows)
+    assert set(other) == set(other.values()) == {f"image{n}" for n in range(7)}, "each stands for one other"
     assert all(mine != theirs for mine, theirs in other.items())
-    assert other == other_images(images[::-1])
+    assert other == other_images(rows[::-1])
     with pytest.raises(TriptychError, match="drop `swapped`"):
-        other_images(["one"])
+        other_images(rows[:1])
+
+
+def test_a_swap_shows_another_subject_where_there_is_one():
+    rows = kinds(*((f"a{n}", "a", "CT", "Lung") for n in range(9)), ("b0", "b", "MRI", "Head"))
+    other = other_images(rows)
+    assert {other[f"a{n}"] for n in range(9)} == {"b0"} and other["b0"][0] == "a"
+    alone = other_images(rows[:9])
+    assert set(alone) == set(alone.values()) and all(mine != theirs for mine, theirs in alone.items())
 
 
 def kinds(*rows):

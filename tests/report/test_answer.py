@@ -127,6 +127,16 @@ def test_the_other_schedules_are_named_by_what_is_shown_for_them():
     others = [{**row, "arm": arm} for arm, p in (("b", 0.01), ("c", 0.3), ("d", 0.02)) for row in looks(swapped=p)]
     said = "a is not shown to answer fewer questions correctly with other images. Shown for b, d. Not shown for c."
     assert card_image([*none, *others], ["a", "b", "c", "d"])["text"] == said
+    kind = [{**row, "arm": "c"} for row in looks(swapped=0.01, swapped_alike=0.6)]
+    assert card_image([*none, *kind], ["a", "c"])["text"].endswith(". Not shown beyond its kind for c.")
+
+
+def test_what_is_not_shown_to_cost_points_is_not_said_to():
+    text = card_image(looks(blank=0.01, swapped=0.4, swapped_alike=0.6), ["a"])["text"]
+    assert text == (
+        "a answers fewer questions correctly with blank image than with the question's own image. "
+        "With another image and another of its kind, this is not shown."
+    )
 
 
 def above(arm, lookup, effect, p_holm):
@@ -137,6 +147,9 @@ def test_a_schedule_beats_a_look_up_only_where_it_beats_all_of_them():
     rows = [above("a", "x", 5, 0.01), above("a", "y", 5, 0.2), above("b", "x", -5, 0.01), above("b", "y", 1, 0.9)]
     assert card_lookup(rows, ["a", "b"])["short"] == "Not shown"
     assert card_lookup(rows[2:], ["b"])["short"] == "No"
+    worse = [above("a", "x", -16, 0.9), above("a", "y", -9, 0.01), above("b", "x", 2, 0.9), above("b", "z", -8, 0.01)]
+    said = card_lookup(worse, ["a", "b"])
+    assert said["short"] == "No" and said["text"].endswith("classifier: a than y, b than z."), "x is shown for neither"
     rows[1]["p_holm"] = 0.04
     assert card_lookup(rows, ["a", "b"])["text"].startswith("a answers more questions correctly than every")
     rows[1]["p_holm"] = None

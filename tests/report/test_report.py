@@ -234,7 +234,7 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     assert said.count(" loses only ") == 2
     assert "On yes/no questions `1-2-3` scores 57.5 %, and always the commonest answer (`majority`) 56.5 %." in said
     assert said.count("On yes/no questions") == 1
-    assert "own test part (1,061 questions) has not been used yet" in said
+    assert "No schedule has been asked the source's own test part yet (1,061 questions; `snakemake test`)." in said
     assert "own test part" not in sentences(comparison, test_questions=0), "the source has none"
     assert "All folds share one training of stage 1 (one per seed)" in said
     assert "smaller differences are missed more often" in said

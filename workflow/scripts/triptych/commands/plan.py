@@ -186,7 +186,7 @@ def design_lines(study: Study, rate: float) -> Iterator[str]:
         said = ", ".join(filter(None, marks))
         yield f"            {size:<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
     if any(study.grid.drawn_once and few_draws(one.folds, one.seeds) for one in found):
-        yield "            * folds share too few trainings of a first stage, and intervals are too narrow;"
+        yield "            * folds share too few trainings of a first stage, and intervals may be too narrow;"
         more = f"{per_fold_hours(study, rate):.1f} {unit}"
         yield f"            folds.shared_stages: per-fold mends that; this study would take {more} more"
 

@@ -91,8 +91,9 @@ class Evaluation(Record):
     controls: list[ControlName] = Field(
         ["swapped", "blank"],
         description="Ask every finished schedule again with another image (`swapped`), with another one of the same "
-        "modality and body part (`swapped-alike`), and with a grey one (`blank`): a model that uses the image scores "
-        "lower. `swapped-alike` leaves out, and counts, questions whose image is the only one of its kind.",
+        "modality and body part (`swapped-alike`), both of another subject, and with a grey one (`blank`): a model "
+        "that uses the image scores lower. `swapped-alike` leaves out, and counts, questions whose image is the only "
+        "one of its kind.",
     )
     probe: Probe | None = Field(Probe(), description="Probes of the image tokens of every checkpoint; null: none.")
     occlusion: Occlusion | None = added(

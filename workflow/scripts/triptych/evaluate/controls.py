@@ -1,7 +1,7 @@
 """Views: what a model is shown with a question: its own image, or that of a control, which `config/arms.py` lists."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def own(questions: Sequence[dict], features: ReadFeatures) -> Shown:
 
 
 def swapped(questions: Sequence[dict], features: Features | Pixels, encoder: Path, device: torch.device) -> Shown:
-    """Show another image for every image.
+    """Show another image for every image, of another subject where there is one.
 
     Args:
         questions: rows of the question table that are asked.
@@ -53,7 +53,7 @@ def swapped(questions: Sequence[dict], features: Features | Pixels, encoder: Pat
     Raises:
         TriptychError: there is one image only.
     """
-    return Shown(other_images([row["image_id"] for row in questions]), features)
+    return Shown(other_images(questions), features)
 
 
 def swapped_alike(questions: Sequence[dict], features: Features | Pixels, encoder: Path, device: torch.device) -> Shown:
@@ -92,23 +92,40 @@ def blank(questions: Sequence[dict], features: Features | Pixels, encoder: Path,
     )
 
 
-def other_images(image_ids: Sequence[str]) -> dict[str, str]:
-    """Another image for every image: in an order that depends on the names alone, each stands for the one before.
+def other_images(questions: Sequence[dict]) -> dict[str, str]:
+    """Another image for every image: of another subject, or of the same where all images are of one subject.
+
+    In an order that depends on the names alone, the next such image stands for each. Images of the same subject, such
+    as two slices, would differ too little: the right answer is often the same.
+
+    Args:
+        questions: rows with image_id and group (the subject, or the image itself).
 
     Raises:
         TriptychError: there is one image only.
     """
-    order = _stable(set(image_ids))
-    if len(order) < 2:
+    subject = {row["image_id"]: row["group"] for row in questions}
+    if len(subject) < 2:
         raise TriptychError("evaluation.controls: images cannot be swapped where there is only one; drop `swapped`")
-    return dict(zip(order, order[1:] + order[:1], strict=True))
+    every_one = {image: image for image in subject}  # each a subject of its own
+    return of_other_subjects(subject, every_one) | of_other_subjects(subject, subject)
+
+
+def of_other_subjects(images: Iterable[str], subject: Mapping[str, str]) -> dict[str, str]:
+    """Give for every image the next one of another subject, in an order that depends on the names alone, if any."""
+    order = sorted(images, key=lambda image: stable_order(0, "swapped", image))
+    other = {}
+    for place, image in enumerate(order):
+        following = (name for name in order[place + 1 :] + order[:place] if subject[name] != subject[image])
+        if (found := next(following, None)) is not None:
+            other[image] = found
+    return other
 
 
 def alike_images(questions: Sequence[dict]) -> dict[str, str]:
     """Another image of the same modality and body part for every image that has one of another subject.
 
-    In an order that depends on the names alone, the next such image stands for each. Images of the same subject would
-    differ too little: the right answer is often the same. An image is of the kind that most of its questions name.
+    The next such image stands for each, as in `other_images`. An image is of the kind that most of its questions name.
 
     Args:
         questions: rows with question_id, image_id, group (the subject, or the image itself), modality and location.
@@ -130,18 +147,10 @@ def alike_images(questions: Sequence[dict]) -> dict[str, str]:
         )
     other = {}
     for images in kinds.values():
-        order = _stable(images)
-        for place, image in enumerate(order):
-            following = (name for name in order[place + 1 :] + order[:place] if subject[name] != subject[image])
-            if (found := next(following, None)) is not None:
-                other[image] = found
+        other |= of_other_subjects(images, subject)
     if not other:
         raise TriptychError(
             "evaluation.controls: of the held-out images, no two of different subjects have the same modality and body "
             "part; drop `swapped-alike`, or hold out more images"
         )
     return other
-
-
-def _stable(image_ids: set[str]) -> list[str]:
-    return sorted(image_ids, key=lambda image: stable_order(0, "swapped", image))

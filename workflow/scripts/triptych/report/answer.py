@@ -98,6 +98,22 @@ def _sure(row: Mapping[str, Any]) -> bool:
     return row["p_holm"] is not None and row["p_holm"] < CHANCE
 
 
+def _loses(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Tell for each control whether a schedule is shown to lose points with it."""
+    return {row["view"]: _sure(row) and row["effect"] > 0 for row in rows}
+
+
+def _looks(shown: Mapping[str, bool]) -> str:
+    """Say in short whether a schedule looks at the image, by what `_loses` tells."""
+    if not any(shown.values()):
+        return "Not shown"
+    return "Yes" if shown.get("swapped-alike", True) else "Not beyond its kind"
+
+
+# What is shown for other schedules: `_looks` -> the start of the sentence that names them.
+OTHERS = {"Yes": "Shown for", "Not beyond its kind": "Not shown beyond its kind for", "Not shown": "Not shown for"}
+
+
 def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
     """Answer whether the first schedule looks at the image, from the points that it loses with others (p corrected).
 
@@ -105,24 +121,21 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
     """
     arm, *others = schedules
     rows = [row for row in lost if row["arm"] == arm]
-    shown = {row["view"]: _sure(row) and row["effect"] > 0 for row in rows}
+    shown = _loses(rows)
+    short = _looks(shown) if rows else "Not asked"
     if not rows:
-        short, text = "Not asked", "This study asked no question with another image (`evaluation.controls`)."
+        text = "This study asked no question with another image (`evaluation.controls`)."
     elif not any(shown.values()):
-        short, text = "Not shown", f"{arm} is not shown to answer fewer questions correctly with other images."
-    elif "swapped-alike" in shown and not shown["swapped-alike"]:
-        short = "Not beyond its kind"
-        text = f"{arm} loses points with other images, but is not shown to with another of the same modality and place."
+        text = f"{arm} is not shown to answer fewer questions correctly with other images."
     else:
-        short = "Yes"
         loses = " and ".join(CONTROLS[view].heading for view in shown if shown[view])
         level = " and ".join(CONTROLS[view].heading for view in shown if not shown[view])
         text = f"{arm} answers fewer questions correctly with {loses} than with the question's own image."
         text += f" With {level}, this is not shown." if level else ""
     by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
-    found = {other: any(_sure(row) and row["effect"] > 0 for row in own) for other, own in by_other.items() if own}
-    for start, wanted in (("Shown for", True), ("Not shown for", False)):
-        if rows and (names := [other for other, seen in found.items() if seen is wanted]):
+    found = {other: _looks(_loses(own)) for other, own in by_other.items() if own}
+    for seen, start in OTHERS.items():
+        if rows and (names := [other for other in found if found[other] == seen]):
             text += f" {start} {', '.join(names)}."
     return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}
 
@@ -136,11 +149,10 @@ def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> 
     if winners:
         short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every look-up and classifier."
     elif losers == list(schedules):
-        worst = max(nearest, key=lambda row: row["effect"])
         short = "No"
-        text = (
-            f"Every schedule answers fewer questions correctly than some look-up or classifier, as {worst['lookup']}."
-        )
+        below = [min(filter(_sure, own), key=lambda row: row["effect"]) for own in by_arm.values()]
+        named = ", ".join(f"{row['arm']} than {row['lookup']}" for row in below)
+        text = f"Every schedule answers fewer questions correctly than some look-up or classifier: {named}."
     else:
         short = "Not shown"
         text = "No schedule is shown to answer more questions correctly than every look-up and classifier."

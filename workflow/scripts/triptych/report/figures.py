@@ -158,8 +158,8 @@ def _of_content(gathered: Mapping[str, Any], schedules: Sequence[str], found: Re
         drawn["probes"] = _of_rows(
             "Probes of image tokens before and after projection",
             "Macro-F1 on held-out images; answers: those of the schedules themselves. Small circles: shuffled labels, "
-            "which is chance level. Lines: 95 % bootstrap intervals over images. "
-            f"n = {counted(most['images'], 'image')}; {counted(most['folds'], 'fold')}, "
+            "which is chance level. Lines: 95 % bootstrap intervals over images or subjects. "
+            f"n = at most {counted(most['images'], 'image')}; {counted(most['folds'], 'fold')}, "
             f"{counted(most['seeds'], 'seed')}, {counted(most['probe_seeds'], 'seed')} of each probe.",
             rows.probes(gathered["probe"]),
         )

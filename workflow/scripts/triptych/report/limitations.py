@@ -172,4 +172,4 @@ def _hidden_differences(comparison: Sequence[Mapping]) -> Iterator[str]:
 
 def _unused_test_part(study: Study, number: int) -> Iterator[str]:
     if number and not list((study.results / "predictions").glob("*/*/*-test.parquet")):
-        yield f"The source's own test part ({number:,} questions) has not been used yet (`snakemake test`)."
+        yield f"No schedule has been asked the source's own test part yet ({number:,} questions; `snakemake test`)."

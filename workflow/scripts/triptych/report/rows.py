@@ -10,6 +10,7 @@ import pandas
 
 from triptych.config.arms import CONTROLS
 from triptych.report.svg import Axis, key, track
+from triptych.tables import by_type
 from triptych.tables.format import rows_of
 
 # `what` in words, `label` of its axis, `title` beside others of its kind, `axis`, `scale`, `zero`, `margin`, `names` of
@@ -154,9 +155,10 @@ def types(found: Sequence[Mapping]) -> Chart | None:
     axis = Axis([row[name] for row in own for name in ("effect", "low", "high")], include=(0,), least=-100, most=100)
     rows = []
     for row in own:
-        text = with_interval(row["effect"], row["low"], row["high"], signed)
+        low, high = (row["low"], row["high"]) if by_type.narrowed(row["low"], row["high"]) else (None, None)
+        text = with_interval(row["effect"], low, high, signed)
         name = f"{row['value'] or '(none)'} ({row['questions']})"
-        point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
+        point = {"value": row["effect"], "low": low, "high": high, "tip": f"{name}: {text}"}
         index = aspects.index(row["aspect"])
         rows.append({"name": name, "points": [{**point, "index": index}], "text": text})
     what = " ".join(f"{first} minus {second} by type of question" for first, second in pair)

@@ -141,6 +141,7 @@ def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:
         loader=jinja2.FileSystemLoader(PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"named": named, "points": rows.signed, "percent": rows.percent}
+    environment.tests["narrowed"] = lambda row: by_type.narrowed(row["low"], row["high"])
     found, controls = results(study, gathered), gathered["controls"]
     style, script = part("page.css"), "\n".join(map(part, SCRIPTS))
     page = environment.get_template("page.html.j2").render(

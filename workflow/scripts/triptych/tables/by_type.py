@@ -21,8 +21,9 @@ ABOUT = (
     "Difference of exact match in points by type of question, first schedule minus second, with 95 % intervals from "
     "the clustered t test of the main comparison. These are explorations beside the main comparison: p values are "
     "corrected (Holm) in families of their own, one of all types of the primary comparison and one of all types of all "
-    "the others; the intervals are not corrected. What the verdicts of the main comparison warn of holds here, too. A "
-    "type with a single run, a single image or without any spread has no test."
+    "the others; the intervals are not corrected, and one that holds every possible difference is left out. What the "
+    "verdicts of the main comparison warn of holds here, too. A type with a single run, a single image or without any "
+    "spread has no test."
 )
 
 
@@ -73,6 +74,11 @@ def correct(pairs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [*primary, *others]
 
 
+def narrowed(low: float | None, high: float | None) -> bool:
+    """Tell whether an interval leaves out any possible difference of two accuracies in points."""
+    return low is not None and high is not None and (low > -100 or high < 100)
+
+
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     lines = [
@@ -82,7 +88,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
             row["value"] or "(none)",
             f"{row['questions']} on {row['groups']}",
             f"{row['effect']:+.1f}",
-            f"{row['low']:+.1f} to {row['high']:+.1f}" if row["low"] is not None else "",
+            f"{row['low']:+.1f} to {row['high']:+.1f}" if narrowed(row["low"], row["high"]) else "",
             p_text(row["p_holm"]),
         ]
         for row in rows_of(table)
