@@ -74,6 +74,8 @@ def trained_again(study: Study) -> list[tuple[str, str]]:
 
 def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     """The plan as text."""
+    from triptych.tables.runs import runs_text  # which reads tables: slow to import
+
     found = hours(study, states)
     yield f"{'step':<18}{'jobs':>7}{'done':>7}{'remaining':>11}"
     for rule in dict.fromkeys(state.job.rule for state in states):
@@ -123,12 +125,14 @@ def lines(study: Study, states: Sequence[JobState]) -> Iterator[str]:
     yield f"disk        {needed}; {plan.disk_gb:g} GB available{over}"
     yield from memory_lines(study)
     points, measured = detectable(study)
-    folds, seeds = study.settings.folds.number, len(study.settings.seeds)
+    size = {"folds": study.settings.folds.number, "seeds": len(study.settings.seeds)}
     assumed = f"assumed: a standard deviation of {RUN_SD} points between runs, {DISAGREE:.0%} of answers differ"
-    if points == float("inf"):
+    if len(study.grid.compared) < 2:
+        yield "detects     nothing: a single schedule is compared with none"
+    elif points == float("inf"):
         yield "detects     nothing: a single run has no spread; use more folds or seeds"
     else:
-        yield f"detects     {points:.1f} points: minimum detectable effect at 80 % power, {folds} folds x {seeds} seeds"
+        yield f"detects     {points:.1f} points: minimum detectable effect at 80 % power, {runs_text(size)}"
         yield f"            ({'from the comparison of this study' if measured else assumed})"
         yield from design_lines(study, found.rate)
     if not all(model_sizes(study, prefix).known for prefix in study.grid.prefixes):
@@ -163,6 +167,7 @@ def memory_lines(study: Study) -> Iterator[str]:
 
 def design_lines(study: Study, rate: float) -> Iterator[str]:
     """How much the runs of finished comparisons vary, and what other designs of about the same cost would detect."""
+    from triptych.tables.runs import runs_text
     from triptych.tables.verdicts import few_draws
 
     known = contrasts(study)
@@ -182,9 +187,8 @@ def design_lines(study: Study, rate: float) -> Iterator[str]:
             "as configured" if (one.folds, one.seeds) == now else "",
             "few draws of shared stages *" if study.grid.drawn_once and few_draws(one.folds, one.seeds) else "",
         ]
-        size = f"{one.folds} folds x {one.seeds} seed{'s' if one.seeds > 1 else ''}"
         said = ", ".join(filter(None, marks))
-        yield f"            {size:<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
+        yield f"            {runs_text({'folds': one.folds, 'seeds': one.seeds}):<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
     if any(study.grid.drawn_once and few_draws(one.folds, one.seeds) for one in found):
         yield "            * folds share too few trainings of a first stage, and intervals may be too narrow;"
         more = f"{per_fold_hours(study, rate):.1f} {unit}"
