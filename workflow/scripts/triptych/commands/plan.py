@@ -187,8 +187,8 @@ def design_lines(study: Study, rate: float) -> Iterator[str]:
             "as configured" if (one.folds, one.seeds) == now else "",
             "few draws of shared stages *" if study.grid.drawn_once and few_draws(one.folds, one.seeds) else "",
         ]
-        said = ", ".join(filter(None, marks))
-        yield f"            {runs_text({'folds': one.folds, 'seeds': one.seeds}):<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
+        size, said = runs_text({"folds": one.folds, "seeds": one.seeds}), ", ".join(filter(None, marks))
+        yield f"            {size:<22}{one.hours:>12.1f}{one.detectable:>10.1f}   {said}".rstrip()
     if any(study.grid.drawn_once and few_draws(one.folds, one.seeds) for one in found):
         yield "            * folds share too few trainings of a first stage, and intervals may be too narrow;"
         more = f"{per_fold_hours(study, rate):.1f} {unit}"
