@@ -28,5 +28,5 @@ import torch
 
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 if torch.version.cuda is None:
-    sys.exit("this is a CPU build of torch, so GPU jobs would stop with an error; see docs/aire.md, 'A CPU build of torch'")
+    sys.exit("this is a CPU build of torch, so GPU jobs would stop with an error; see docs/aire.md, 'Drivers and builds of torch'")
 CHECK
