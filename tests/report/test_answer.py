@@ -131,6 +131,11 @@ def test_the_other_schedules_are_named_by_what_is_shown_for_them():
     assert card_image([*none, *kind], ["a", "c"])["text"].endswith(". Not shown beyond its kind for c.")
 
 
+def test_several_controls_are_listed():
+    text = card_image(looks(swapped=0.01, swapped_alike=0.02, blank=0.01), ["a"])["text"]
+    assert "with another image, another of its kind and blank image than" in text
+
+
 def test_what_is_not_shown_to_cost_points_is_not_said_to():
     text = card_image(looks(blank=0.01, swapped=0.4, swapped_alike=0.6), ["a"])["text"]
     assert text == (

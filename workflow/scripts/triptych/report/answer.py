@@ -27,7 +27,7 @@ def added_stages(study: Study, first: str, second: str) -> list[str]:
 
 
 def _stages(names: Sequence[str]) -> str:
-    return ("stage " if len(names) == 1 else "stages ") + " and ".join(names)
+    return ("stage " if len(names) == 1 else "stages ") + listed(names)
 
 
 def question(study: Study, comparison: Sequence[Mapping]) -> str:
@@ -93,6 +93,11 @@ def _found(study: Study, row: Mapping[str, Any]) -> str:
     return f"{start}: {seen}, and a true difference from {ends[0]} to {ends[1]} in 100 is not ruled out."
 
 
+def listed(names: Sequence[str]) -> str:
+    """Write names in a row: 'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def _sure(row: Mapping[str, Any]) -> bool:
     """Tell whether a row has a corrected p value, and one that allows a claim."""
     return row["p_holm"] is not None and row["p_holm"] < CHANCE
@@ -128,8 +133,8 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
     elif not any(shown.values()):
         text = f"{arm} is not shown to answer fewer questions correctly with other images."
     else:
-        loses = " and ".join(CONTROLS[view].heading for view in shown if shown[view])
-        level = " and ".join(CONTROLS[view].heading for view in shown if not shown[view])
+        loses = listed([CONTROLS[view].heading for view in shown if shown[view]])
+        level = listed([CONTROLS[view].heading for view in shown if not shown[view]])
         text = f"{arm} answers fewer questions correctly with {loses} than with the question's own image."
         text += f" With {level}, this is not shown." if level else ""
     by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
