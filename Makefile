@@ -37,7 +37,7 @@ TEST_PROCESSES ?= 3
 
 ## test: all tests, including toy studies
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES)
+	$(VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --durations 20
 
 SEED ?= 0
 MINUTES ?= 8
