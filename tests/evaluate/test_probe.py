@@ -199,7 +199,7 @@ def test_an_interval_holds_the_change_and_is_nothing_for_equal_answers():
         (-25, -30, -20, "projection only", "a fall, as in the paper"),
         (-4, -6, -2, "projection only", "a fall, smaller than in the paper"),
         (-40, -45, -30, "end to end", "a fall, larger than in the paper"),
-        (5, 1, 9, "end to end", "a rise, contrary to the paper"),
+        (5, 1, 9, "end to end", "a rise in these models, where the paper has a fall"),
         (-1, -6, 4, "projection only", "a fall as large as the paper's lies outside the interval"),
         (-9, -25, 6, "projection only", "lies within the interval"),
     ],

@@ -145,7 +145,7 @@ def test_captions_say_what_a_figure_rests_on_and_what_its_interval_is(figures, t
     for name in set(figures) - own:
         assert "n = 60 held-out questions about 12 images" in figures[name].caption, name
         assert "3 folds, 2 seeds" in figures[name].caption, name
-    assert "n = 12 images" in figures["probes"].caption and "n = 60 questions" in figures["leak"].caption
+    assert "n = at most 12 images" in figures["probes"].caption and "n = 60 questions" in figures["leak"].caption
     assert "n = 9 questions about 4 images" in figures["occlusion"].caption
     assert "The first 3 of 7 schedules are drawn" in figures["lookups"].caption
     one = {"arms": figures["arms"]}
@@ -179,9 +179,13 @@ def test_lines_of_a_name_fit_and_at_most_three_stand():
 
 def test_intervals_of_types_stay_within_what_is_possible():
     typed = [{"first": "a", "second": "b", "aspect": "content_type", "value": None, "questions": 3, "effect": 60.0}]
-    typed[0] |= {"low": -200.0, "high": 300.0}
+    typed[0] |= {"low": -200.0, "high": 90.0}
+    typed.append({**typed[0], "questions": 2, "high": 300.0})
     typed.append({**typed[0], "first": "a", "second": "c", "value": "other pair"})
     chart = rows.types(typed)
     assert (chart["axis"].low, chart["axis"].high) == (-100, 100)
-    assert [(row["name"], row["text"]) for row in chart["rows"]] == [("(none) (3)", "+60.0 (-200.0 to +300.0)")]
+    assert [(row["name"], row["text"]) for row in chart["rows"]] == [
+        ("(none) (3)", "+60.0 (-200.0 to +90.0)"),
+        ("(none) (2)", "+60.0"),  # it holds every possible difference
+    ]
     assert rows.types([]) is None and rows.occlusion(pandas.DataFrame()) is None
