@@ -40,8 +40,7 @@ from triptych.model.tokens import PromptTokens, prompt_tokens, tokenise
 from triptych.model.vlm import VisionLanguageModel
 
 ROOT = Path(__file__).parent.parent
-# Packages that the tests need are fetched into it; studies of the tests have caches of their own.
-CACHE = ROOT / (os.environ.pop("TRIPTYCH_CACHE", "") or "cache")
+CACHE = ROOT / (os.environ.get("TRIPTYCH_CACHE") or "cache")  # packages that the tests need are fetched into it
 # For the tests on SLAKE alone: a variable of the user's must not reach the toy studies, which come before it.
 SLAKE = os.environ.pop(SLAKE_VARIABLE, None)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: torch collapses where its threads outnumber cores
@@ -85,6 +84,12 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False  # the order above holds
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches():
+    """Studies of the tests have caches of their own, whatever the environment names."""
+    os.environ.pop("TRIPTYCH_CACHE", None)
 
 
 @pytest.fixture(autouse=True)
