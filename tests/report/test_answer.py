@@ -131,6 +131,11 @@ def test_the_other_schedules_are_named_by_what_is_shown_for_them():
     assert card_image([*none, *kind], ["a", "c"])["text"].endswith(". Not shown beyond its kind for c.")
 
 
+def test_ends_of_an_interval_stay_within_what_is_possible(study):
+    assert said(study, 13.3, -138.3, 164.9).endswith("than models without, and no true difference is ruled out.")
+    assert "from 100.0 fewer to 64.9 more in 100 is not ruled out" in said(study, 13.3, -138.3, 64.9)
+
+
 def test_several_controls_are_listed():
     text = card_image(looks(swapped=0.01, swapped_alike=0.02, blank=0.01), ["a"])["text"]
     assert "with another image, another of its kind and blank image than" in text

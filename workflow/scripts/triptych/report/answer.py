@@ -89,7 +89,10 @@ def _found(study: Study, row: Mapping[str, Any]) -> str:
         size = "more than" if enough else "though perhaps not more than"
         return f"{start}: {seen}, {size} the {points(margin)} that count{'s' if margin == 1 else ''} as a difference."
     start = f"It is not shown that {subject.lower()} helps or harms" if stages else "Neither is shown to be better"
-    ends = [f"{abs(end):.1f} {'fewer' if end < 0 else 'more'}" for end in (row["low"], row["high"])]
+    low, high = max(-100.0, row["low"]), min(100.0, row["high"])
+    if (low, high) == (-100.0, 100.0):
+        return f"{start}: {seen}, and no true difference is ruled out."
+    ends = [f"{abs(end):.1f} {'fewer' if end < 0 else 'more'}" for end in (low, high)]
     return f"{start}: {seen}, and a true difference from {ends[0]} to {ends[1]} in 100 is not ruled out."
 
 
