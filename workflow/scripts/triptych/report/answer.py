@@ -12,7 +12,7 @@ from triptych.config.arms import CONTROLS
 from triptych.config.study import Study
 from triptych.evaluate.statistics import points
 from triptych.tables.verdicts import warning_of_pair
-from triptych.tables.wording import LEVEL
+from triptych.tables.wording import LEVEL, narrowed
 
 CHANCE = 1 - LEVEL  # of claiming a difference where there is none
 
@@ -89,10 +89,10 @@ def _found(study: Study, row: Mapping[str, Any]) -> str:
         size = "more than" if enough else "though perhaps not more than"
         return f"{start}: {seen}, {size} the {points(margin)} that count{'s' if margin == 1 else ''} as a difference."
     start = f"It is not shown that {subject.lower()} helps or harms" if stages else "Neither is shown to be better"
-    low, high = max(-100.0, row["low"]), min(100.0, row["high"])
-    if (low, high) == (-100.0, 100.0):
+    if not narrowed(row["low"], row["high"]):
         return f"{start}: {seen}, and no true difference is ruled out."
-    ends = [f"{abs(end):.1f} {'fewer' if end < 0 else 'more'}" for end in (low, high)]
+    possible = max(-100.0, row["low"]), min(100.0, row["high"])
+    ends = [f"{abs(end):.1f} {'fewer' if end < 0 else 'more'}" for end in possible]
     return f"{start}: {seen}, and a true difference from {ends[0]} to {ends[1]} in 100 is not ruled out."
 
 
@@ -119,7 +119,11 @@ def _looks(shown: Mapping[str, bool]) -> str:
 
 
 # What is shown for other schedules: `_looks` -> the start of the sentence that names them.
-OTHERS = {"Yes": "Shown for", "Not beyond its kind": "Not shown beyond its kind for", "Not shown": "Not shown for"}
+SAID_OF_OTHERS = {
+    "Yes": "Shown for",
+    "Not beyond its kind": "Not shown beyond its kind for",
+    "Not shown": "Not shown for",
+}
 
 
 def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
         text += f" With {level}, this is not shown." if level else ""
     by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
     found = {other: _looks(_loses(own)) for other, own in by_other.items() if own}
-    for seen, start in OTHERS.items():
+    for seen, start in SAID_OF_OTHERS.items():
         if rows and (names := [other for other in found if found[other] == seen]):
             text += f" {start} {', '.join(names)}."
     return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}

@@ -10,8 +10,8 @@ import pandas
 
 from triptych.config.arms import CONTROLS
 from triptych.report.svg import Axis, key, track
-from triptych.tables import by_type
 from triptych.tables.format import rows_of
+from triptych.tables.wording import narrowed
 
 # `what` in words, `label` of its axis, `title` beside others of its kind, `axis`, `scale`, `zero`, `margin`, `names` of
 # its marks, `legend`, `rows` of name, points (as `svg.track` takes them), track, text, and by choice `strong`.
@@ -155,7 +155,7 @@ def types(found: Sequence[Mapping]) -> Chart | None:
     axis = Axis([row[name] for row in own for name in ("effect", "low", "high")], include=(0,), least=-100, most=100)
     rows = []
     for row in own:
-        low, high = (row["low"], row["high"]) if by_type.narrowed(row["low"], row["high"]) else (None, None)
+        low, high = (row["low"], row["high"]) if narrowed(row["low"], row["high"]) else (None, None)
         text = with_interval(row["effect"], low, high, signed)
         name = f"{row['value'] or '(none)'} ({row['questions']})"
         point = {"value": row["effect"], "low": low, "high": high, "tip": f"{name}: {text}"}

@@ -26,6 +26,7 @@ from triptych.tables import by_type, calibration, occlusion, scaling
 from triptych.tables.comparison import about
 from triptych.tables.format import rows_of
 from triptych.tables.gold_outcome import left_out
+from triptych.tables.wording import narrowed
 
 PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("page.js", "gallery.js", "compare.js")
@@ -141,7 +142,7 @@ def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:
         loader=jinja2.FileSystemLoader(PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"named": named, "points": rows.signed, "percent": rows.percent}
-    environment.tests["narrowed"] = lambda row: by_type.narrowed(row["low"], row["high"])
+    environment.tests["narrowed"] = lambda row: narrowed(row["low"], row["high"])
     found, controls = results(study, gathered), gathered["controls"]
     style, script = part("page.css"), "\n".join(map(part, SCRIPTS))
     page = environment.get_template("page.html.j2").render(

@@ -9,7 +9,7 @@ import pandas
 from triptych.evaluate.statistics import tabulate, two_way_clustered_t
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.pairs import ASPECTS, Paired, correct_column
-from triptych.tables.wording import LEVEL, p_text
+from triptych.tables.wording import LEVEL, interval_text, narrowed, p_text
 
 NAME = "comparison_by_type"
 
@@ -74,11 +74,6 @@ def correct(pairs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [*primary, *others]
 
 
-def narrowed(low: float | None, high: float | None) -> bool:
-    """Tell whether an interval leaves out any possible difference of two accuracies in points."""
-    return low is not None and high is not None and (low > -100 or high < 100)
-
-
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     lines = [
@@ -88,7 +83,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
             row["value"] or "(none)",
             f"{row['questions']} on {row['groups']}",
             f"{row['effect']:+.1f}",
-            f"{row['low']:+.1f} to {row['high']:+.1f}" if narrowed(row["low"], row["high"]) else "",
+            interval_text(row["low"], row["high"]) if narrowed(row["low"], row["high"]) else "",
             p_text(row["p_holm"]),
         ]
         for row in rows_of(table)

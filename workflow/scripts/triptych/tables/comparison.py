@@ -21,7 +21,7 @@ from triptych.tables.format import latex, make_table, markdown, write_csv
 from triptych.tables.gold_outcome import section
 from triptych.tables.pairs import OPTIONAL, READ, pair, the_view
 from triptych.tables.verdicts import COLUMNS, compare, conclude, generalises_to
-from triptych.tables.wording import LEVEL, p_text
+from triptych.tables.wording import LEVEL, interval_text, p_text
 
 HEADINGS = ["comparison", "effect", "95 % interval", "p (Holm)", "P(equivalent)", "minimum detectable effect"]
 
@@ -35,7 +35,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
             line += ["", p_text(row["p_holm"]), "", ""]
         else:
             line += [
-                f"{row['low']:+.1f} to {row['high']:+.1f}",
+                interval_text(row["low"], row["high"]),
                 p_text(row["p_holm"]),
                 f"{100 * row['probability_equal']:.0f} %",
                 f"{row['detectable']:.1f}",

@@ -14,7 +14,7 @@ from triptych.evaluate.statistics import bootstrap_interval, mcnemar, tabulate, 
 from triptych.tables.format import NUMBER, TEXT, rows_of
 from triptych.tables.pairs import correct_column
 from triptych.tables.runs import Arms, Run
-from triptych.tables.wording import LEVEL, p_text
+from triptych.tables.wording import LEVEL, interval_text, p_text
 
 LOOKUP_COLUMNS = {"arm": TEXT, "lookup": TEXT} | dict.fromkeys(("effect", "low", "high", "p", "p_holm"), NUMBER)
 
@@ -127,7 +127,7 @@ def shown_lookups(table: pandas.DataFrame) -> pandas.DataFrame:
             row["arm"],
             row["lookup"],
             f"{row['effect']:+.1f}",
-            f"{row['low']:+.1f} to {row['high']:+.1f}" if row["low"] is not None else "",
+            interval_text(row["low"], row["high"]),
             p_text(row["p_holm"]),
         ]
         for row in rows_of(table)

@@ -186,7 +186,7 @@ def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
 
 
 def draws_warning(row: Mapping[str, Any], prefixes: Sequence[str]) -> str:
-    """Warn where folds share too few trainings of a first stage, else "": intervals are then too narrow.
+    """Warn that intervals may be too narrow where folds share too few trainings of a first stage; else "".
 
     Args:
         row: with the numbers of folds and seeds.

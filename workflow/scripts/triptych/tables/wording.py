@@ -8,3 +8,13 @@ def p_text(p: float | None) -> str:
     if p is None:
         return ""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """Write the interval of a difference: '-1.2 to +3.4'; nothing where there is none."""
+    return "" if low is None else f"{low:+.1f} to {high:+.1f}"
+
+
+def narrowed(low: float | None, high: float | None) -> bool:
+    """Tell whether an interval leaves out any possible difference of two accuracies in points."""
+    return low is not None and high is not None and (low > -100 or high < 100)
