@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --no-deps --require-hashes
+INSTALL := $(PIP) install --quiet --no-compile --no-deps --require-hashes
 SNAKEMAKE := $(VENV)/bin/snakemake
 CODE := workflow/scripts tests benchmarks tools
 
@@ -149,6 +149,7 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml
 
 # torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
 # is checked, and the CUDA libraries follow only where the build needs them. For CUDA 12, an earlier release of torch.
+# pip would compile one module after the other; compileall uses all cores, and leaves out the packages' own tests.
 $(VENV)/.dependencies: requirements.lock $(TORCH_LOCKS)
 	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
 	$(PYTHON) -m venv $(VENV)
@@ -163,5 +164,6 @@ else
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(INSTALL) -r requirements-cuda.lock
 	rm -rf $(VENV)/torch
 endif
+	$(VENV)/bin/python -m compileall -qq -j 0 -x '/site-packages/.*/tests/' $(VENV)/lib || true
 	echo $(TORCH_CUDA) > $(VENV)/.cuda
 	touch $@
