@@ -149,19 +149,18 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml
 
 # torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
 # is checked, and the CUDA libraries follow only where the build needs them. For CUDA 12, an earlier release of torch.
-# torch is by far the largest, and is fetched while the others are installed.
 # pip would compile one module after the other; compileall uses all cores, and leaves out the packages' own tests.
 $(VENV)/.dependencies: requirements.lock $(TORCH_LOCKS)
 	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
 	$(PYTHON) -m venv $(VENV)
-	grep -v '^-r' requirements.lock > $(VENV)/others.lock
 ifeq ($(TORCH_CUDA),12)
 	$(INSTALL) -r requirements-cuda12.lock
+	grep -v '^-r' requirements.lock > $(VENV)/others.lock
 	$(INSTALL) -r $(VENV)/others.lock
 else
-	$(INSTALL) -r $(VENV)/others.lock & others=$$!; trap "kill $$others 2> /dev/null" EXIT; \
-	$(PIP) download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock) && \
-	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements-torch.lock; torch=$$?; wait $$others && exit $$torch
+	$(PIP) download --quiet --no-deps --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock)
+	$(INSTALL) --no-index --find-links $(VENV)/torch -r requirements-torch.lock
+	$(INSTALL) -r requirements.lock
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(INSTALL) -r requirements-cuda.lock
 	rm -rf $(VENV)/torch
 endif
