@@ -160,7 +160,7 @@ def test_what_belongs_to_a_changed_value_does_not_survive_it():
         ("x: {schedule: [1, 3]}", "ablations.x: changes nothing but the schedule, which belongs under schedules"),
         ("x: {lora: {rank: 8}}", "ablations.x.lora: changes nothing: the base has these values"),
         ("x: {connector: {kind: mlp2x_gelu}}", "ablations.x.connector: changes nothing: the base has these values"),
-        ("x: {models: {vision_encoder: {image_size: 224}}}", "ablations.x.models.vision_encoder: changes nothing"),
+        ("x: {models: {vision_encoder: {image_size: 160}}}", "ablations.x.models.vision_encoder: changes nothing"),
         ("x: {schedule: [1, 2], lora: {rank: 4}}", "ablations.x.lora: changes nothing: no stage of '1-2' trains lora"),
         ("x: {schedule: [2, 3], stages: {1: {epochs: 2}}}", "x.stages.1: changes nothing: '2-3' has no stage 1"),
         ("x: {stages: {2: {epochs: 1}}}", "ablations.x.stages.2: changes nothing: the base has these values"),
