@@ -150,6 +150,7 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml
 # torch comes in a CPU and a CUDA build: pip picks the one that suits (a CPU build where one is offered), its hash
 # is checked, and the CUDA libraries follow only where the build needs them. For CUDA 12, an earlier release of torch.
 # pip would compile one module after the other; compileall uses all cores, and leaves out the packages' own tests.
+# A module that it cannot compile is named, and set-up goes on.
 $(VENV)/.dependencies: requirements.lock $(TORCH_LOCKS)
 	$(PYTHON) -c "import sys; sys.exit('Triptych needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11 ...' if not (3, 11) <= sys.version_info[:2] < (3, 13) else 0)"
 	$(PYTHON) -m venv $(VENV)
@@ -164,6 +165,6 @@ else
 	$(VENV)/bin/python -c "import torch" 2>/dev/null || $(INSTALL) -r requirements-cuda.lock
 	rm -rf $(VENV)/torch
 endif
-	$(VENV)/bin/python -m compileall -qq -j 0 -x '/site-packages/.*/tests/' $(VENV)/lib || true
+	-$(VENV)/bin/python -m compileall -q -j 0 -x '/site-packages/.*/(tests|testing/_internal)/' $(VENV)/lib
 	echo $(TORCH_CUDA) > $(VENV)/.cuda
 	touch $@
