@@ -11,11 +11,12 @@ from triptych.evaluate import generate as generation
 from triptych.evaluate import respondent
 from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import alike_images, other_images, swapped_alike
-from triptych.evaluate.generate import SharedPrefixes, generate, run_prefixes
+from triptych.evaluate.generate import SharedPrefixes, generate, prefixes_fit, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
 from triptych.evaluate.respondent import Respondent
 from triptych.model.attention import BLOCKWISE
 from triptych.model.tokens import prompt_tokens, tokenise
+from triptych.utils.device import mixed_precision
 
 NEW_TOKENS = 6
 ROUTES = [("eager", False), ("sdpa", False), (BLOCKWISE, False), (BLOCKWISE, True)]  # attention; at fixed shapes
@@ -70,11 +71,7 @@ def check_answers(model, many, features, prompt, fixed, different=3):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("room", [1 << 30, 100])
-def test_prefixes_are_run_once_for_all_views_unless_they_are_too_large(
-    room, fixed, many, features, prompt, monkeypatch
-):
-    monkeypatch.setattr(generation, "PREFIX_BYTES", room)
+def test_prefixes_are_run_once_for_all_views(fixed, many, features, prompt, monkeypatch):
     monkeypatch.setattr(generation, "NEIGHBOURS", 5)
     model, ran = make_model("sdpa"), []
     images = sorted({sample.image_id for sample in many})
@@ -92,15 +89,26 @@ def test_prefixes_are_run_once_for_all_views_unless_they_are_too_large(
         for number, start in enumerate(range(0, 28, 7)):
             found = answer(many[start : start + 7], None, shared)
             assert found[0] == expected[number][0] and found[1] == pytest.approx(expected[number][1], abs=1e-5)
-    if room > 100:
-        assert [tuple(names) for names in ran] == list(dict.fromkeys(map(tuple, ran))), "no image is run twice"
-        assert all(names == images[5 * (images.index(names[0]) // 5) :][:5] for names in ran), "with its neighbours"
+    assert [tuple(names) for names in ran] == list(dict.fromkeys(map(tuple, ran))), "no image is run twice"
+    assert all(names == images[5 * (images.index(names[0]) // 5) :][:5] for names in ran), "with its neighbours"
     other = other_images([{"image_id": image, "group": image} for image in images])
     swapped = answer(many[:7], lambda names: features([other[name] for name in names]))
     before = len(ran)
     found = answer(many[:7], None, lambda names: shared([other[name] for name in names]))
     assert found[0] == swapped[0] and found[0] != expected[0][0]
-    assert len(ran) - before <= (3 if room > 100 else 1)
+    assert len(ran) - before <= 3
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_what_prefixes_need_is_reckoned_as_it_is(precision, dtype, features, prompt, monkeypatch):
+    model = make_model("sdpa")
+    model.language_model.to(dtype)
+    with mixed_precision(precision, torch.device("cpu")):
+        cache = run_prefixes(model, features, prompt, ["image0", "image1", "image2"], False)
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    for room, fits in ((held, True), (held - 1, False)):
+        monkeypatch.setattr(generation, "PREFIX_BYTES", room)
+        assert prefixes_fit(model, cache.get_seq_length(), 3) is fits
 
 
 def test_length_is_bounded_by_the_setting_alone(model, many, features, prompt):

@@ -18,7 +18,7 @@ from trainings import (
 from triptych.config.arms import CONTROLS, Control
 from triptych.config.stages import Connector, Lora, Stage
 from triptych.errors import TriptychError
-from triptych.evaluate import predict, respondent
+from triptych.evaluate import generate, predict, respondent
 from triptych.evaluate.answered import write_answered
 from triptych.evaluate.controls import Shown
 from triptych.io.manifest import read_json
@@ -313,6 +313,27 @@ def test_views_asked_together_have_the_bytes_of_each_asked_alone(steps, tmp_path
     assert [(tmp_path / f"alone/{view}.parquet").read_bytes() for view in VIEWS] == together
     assert run_predict(manifest, "blank", "swapped", folder="two") == [together[2], together[1]]
     assert len(set(together)) == len(VIEWS)
+
+
+def test_short_questions_come_first_unless_images_are_too_large_to_be_kept(steps, tmp_path, monkeypatch):
+    run_stage, run_predict = steps
+    manifest, rows = run_stage("seeing", {**BOTH, "epochs": 2}), {}
+    for folder, room in (("kept", 1 << 30), ("anew", 0)):
+        samples = asked(monkeypatch)
+        monkeypatch.setattr(generate, "PREFIX_BYTES", room)
+        run_predict(manifest, *VIEWS[:2], folder=folder)
+        rows[folder] = [row for view in VIEWS[:2] for row in read_rows(tmp_path / folder, view)]
+        names, lengths = ([one.question_id for one in samples], [len(one.question) for one in samples])
+        half = len(samples) // 2  # of each view
+        assert half > 5, "batches of 5"
+        if folder == "kept":
+            assert lengths == 2 * sorted(lengths[:half]) and len(set(lengths)) > 1
+        else:
+            assert names == [row["question_id"] for row in rows[folder]], "questions of an image follow each other"
+    for row, other in zip(rows["kept"], rows["anew"], strict=True):
+        for name in ("logprob", "gold_logprob"):
+            assert row.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
+        assert row == other
 
 
 def read_rows(folder, view):

@@ -109,6 +109,14 @@ def run_prefixes(
     return cache
 
 
+def prefixes_fit(model: VisionLanguageModel, tokens: int, images: int) -> bool:
+    """Tell whether the keys and values of so many images, each of a prefix of `tokens`, fit into PREFIX_BYTES."""
+    config = model.decoder.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * size * tokens * images
+    return numbers * model.language_model.get_input_embeddings().weight.itemsize <= PREFIX_BYTES
+
+
 class SharedPrefixes:
     """Prefixes of images, each run once for all batches and views that show it.
 
@@ -122,24 +130,18 @@ class SharedPrefixes:
         self._images = list(images)
         self._place = {image: number for number, image in enumerate(images)}
         self._kept: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._too_large = False
 
     def __call__(self, images: Sequence[str]) -> DynamicCache:
-        """Give keys and values of R images; where all of them would not fit into PREFIX_BYTES, they are run anew."""
+        """Give keys and values of R images."""
         for image in images:
-            if image not in self._kept and not self._too_large:
+            if image not in self._kept:
                 start = self._place[image] // NEIGHBOURS * NEIGHBOURS
                 self._keep(self._images[start : start + NEIGHBOURS])
-        if self._too_large:
-            self._kept.clear()
-            return self._run(images)
         layers = zip(*(self._kept[image] for image in images), strict=True)
         return DynamicCache([[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in layers])
 
     def _keep(self, images: Sequence[str]) -> None:
         layers = [(layer.keys, layer.values) for layer in self._run(images).layers]
-        size = sum(part.nbytes for layer in layers for part in layer) / len(images)
-        self._too_large = size * len(self._images) > PREFIX_BYTES
         for row, image in enumerate(images):
             self._kept[image] = [(keys[row : row + 1], values[row : row + 1]) for keys, values in layers]
 

@@ -7,6 +7,7 @@ all are, torch is not even loaded. Further checkpoints may be asked in the same 
 import argparse
 import time
 from argparse import Namespace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,8 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
             rate = (done - first) / (time.monotonic() - start)
             print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
         records = [record | known for record, known in zip(one.kept.records, gold[one.view], strict=True)]
-        write_table(one.out, records, RECORD_SCHEMA)
+        placed = sorted(zip(one.places, records, strict=True), key=itemgetter(0))
+        write_table(one.out, [record for _, record in placed], RECORD_SCHEMA)
         write_answered(one.out, job.text(), inputs)
     return True
 

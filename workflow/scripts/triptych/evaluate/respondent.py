@@ -14,7 +14,7 @@ from triptych.errors import TriptychError
 from triptych.evaluate.constrained import AnswerTree
 from triptych.evaluate.controls import Shown, own
 from triptych.evaluate.fixed_shapes import at_fixed_shapes
-from triptych.evaluate.generate import ReadFeatures, SharedPrefixes, generate, run_prefixes
+from triptych.evaluate.generate import ReadFeatures, RunPrefixes, SharedPrefixes, generate, prefixes_fit, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions, answer_record, partial_path
 from triptych.features.store import Features, Pixels
 from triptych.io.manifest import read_json, sha256_file, sha256_json
@@ -28,13 +28,26 @@ from triptych.utils.device import best_device, compute_dtype, mixed_precision
 
 @dataclass(frozen=True)
 class Asked:
-    """A view that is still to be answered: rows of the question table, as many samples, and what they show."""
+    """A view that is still to be answered.
+
+    Attributes:
+        view: its name.
+        out: Parquet file of its answers.
+        places: of the questions in that file, in the order in which they are asked.
+        questions: rows of the question table, in this order.
+        samples: the same, as tokens.
+        shown: what is shown with them.
+        prefixes: gives those of what is shown for images; None: of a blind model.
+        kept: what is answered.
+    """
 
     view: str
     out: Path
+    places: list[int]
     questions: list[dict]
     samples: list[Sample]
     shown: Shown
+    prefixes: RunPrefixes | None
     kept: PartialPredictions
 
 
@@ -61,6 +74,9 @@ class Respondent:
     def ask(self, view: str, out: Path) -> Asked:
         """Prepare a view, with what an attempt at the same view left.
 
+        Questions are asked in the order of their length, because those of a batch are padded to the longest; where the
+        prefixes of all images are too large to be kept, those of one image follow each other.
+
         Raises:
             TriptychError: a question with its answer does not fit into the model's context.
         """
@@ -71,16 +87,19 @@ class Respondent:
         rows, samples = self._questions[part]
         show = partial(CONTROLS[view].load(), encoder=self.encoder, device=self.device) if view in CONTROLS else own
         shown = show(rows, self.features)
-        asked = [place for place, row in enumerate(rows) if row["image_id"] not in shown.left_out]
-        rows, samples = [rows[place] for place in asked], [samples[place] for place in asked]
-        first = shown.of[rows[0]["image_id"]]
+        places = [place for place, row in enumerate(rows) if row["image_id"] not in shown.left_out]
+        first = shown.of[rows[places[0]]["image_id"]]
         image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([first]))
         prefix, config = len(self.prompt.before_image) + image_tokens, self.model.decoder.config
+        shared = prefixes_fit(self.model, prefix, len(set(shown.of.values())))
+        if shared:
+            places.sort(key=lambda place: len(samples[place].question))
+        rows, samples = [rows[place] for place in places], [samples[place] for place in places]
         require_context(samples, prefix, context_tokens(config), self.job.max_new_tokens)
         settings = {**self.job.model_dump(), "view": view}
         key = sha256_json([settings, self.sha256, rows, self.device.type, str(self.dtype)])
         kept = PartialPredictions(partial_path(out), key, self.job.batch_size, len(rows))
-        return Asked(view, out, rows, samples, shown, kept)
+        return Asked(view, out, places, rows, samples, shown, self._prefixes_of(shown, shared), kept)
 
     def answer(self, asked: Asked) -> Iterator[int]:
         """Answer what is left of a view, and yield the number of questions of each batch when it is kept."""
@@ -107,7 +126,6 @@ class Respondent:
         self, asked: Asked, samples: Sequence[Sample], tree: AnswerTree | None = None
     ) -> tuple[list[list[int]], list[float]]:
         """Answer some questions of a view, as `generate` does."""
-        prefixes = None if self.model.blind else self._shared(asked.shown)
         with mixed_precision(self.job.precision, self.device):
             return generate(
                 self.model,
@@ -115,16 +133,19 @@ class Respondent:
                 asked.shown.read,
                 self.prompt,
                 self.job.max_new_tokens,
-                prefixes and (lambda names: prefixes([asked.shown.of[name] for name in names])),
+                asked.prefixes,
                 tree=tree,
             )
 
-    def _shared(self, shown: Shown) -> SharedPrefixes:
-        """Give the prefixes of the images that a view shows, which views with the same images share."""
-        images = tuple(sorted(set(shown.of.values())))
-        if (key := (shown.read, images)) not in self._prefixes:
-            self._prefixes[key] = SharedPrefixes(partial(run_prefixes, self.model, shown.read, self.prompt), images)
-        return self._prefixes[key]
+    def _prefixes_of(self, shown: Shown, shared: bool) -> RunPrefixes | None:
+        """Build what gives the prefixes of a view's images: `shared` with other views of the same, or run anew."""
+        if self.model.blind:
+            return None
+        run = partial(run_prefixes, self.model, shown.read, self.prompt)
+        if shared:
+            images = tuple(sorted(set(shown.of.values())))
+            run = self._prefixes.setdefault((shown.read, images), SharedPrefixes(run, images))
+        return lambda names: run([shown.of[name] for name in names])
 
     def _constrain(
         self, asked: Asked, samples: Sequence[Sample], answers: Sequence[Sequence[int]]
