@@ -6,7 +6,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import quick_python
 import torch
 import yaml
 from PIL import Image, ImageDraw
@@ -365,7 +365,7 @@ class Study:
     def snakemake(self, *arguments: str) -> str:
         file = self.folder / "study.yaml"
         file.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
+        command = [quick_python.start(), "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
         command += ["--profile", str(ROOT / "profiles" / "local"), "--directory", str(self.folder)]
         command += ["--configfile", str(file)]
         environment = {**os.environ, "PYTHONPATH": "", "WANDB_API_KEY": KEY, "HF_TOKEN": KEY}

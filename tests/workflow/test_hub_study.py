@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from collections import Counter
 
 import hub_files
 import pytest
+import quick_python
 import yaml
 from conftest import KEY, ROOT
 from hub import Fault, Hub
@@ -36,7 +36,8 @@ CUTS = {
 
 def run(folder, *words, **variables):
     environment = {**os.environ, "PYTHONPATH": "", "HF_TOKEN": KEY, "WANDB_API_KEY": KEY, **variables}
-    result = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, env=environment)
+    command = [quick_python.start(), "-m", *words]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -141,7 +141,8 @@ class Study:
         fields = ["JobID", "State", "Partition", "AllocTRES", "Comment", "Start", "End", "WorkDir"]
 
         def ended() -> list[dict]:
-            lines = ask("sacct", "-X", "-n", "-P", f"--format={','.join(fields)}").splitlines()
+            since = "--starttime=now-2days"  # not midnight
+            lines = ask("sacct", "-X", "-n", "-P", since, f"--format={','.join(fields)}").splitlines()
             rows = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
             rows = [row for row in rows if row["WorkDir"] == str(self.folder)]
             return rows if all(row["End"] != "Unknown" for row in rows) else []
