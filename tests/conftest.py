@@ -61,7 +61,10 @@ SHARED = {
     "test_workflow.py": "the finished study",
     "test_chaos.py": "the finished study",
     "test_ask.py": "the finished study",
+    "test_classifier.py": "the finished study",
     "test_occlusion_steps.py": "the finished study",
+    "test_plugs.py": "the finished study",
+    "test_tutorial.py": "the finished study",
     "test_hub_study.py": "the study from the hub",
 }
 

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import psutil
 import pytest
+import quick_python
 import yaml
 from conftest import ROOT, toy_config
 from triptych.commands.cluster import submit
@@ -79,7 +80,8 @@ class Study:
         profile = profile or self.profile
         file = self.folder / "study.yaml"
         file.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", module, *targets, "--snakefile", ROOT / "Snakefile", "--profile", profile]
+        python = quick_python.start() if profile == LOCAL else sys.executable
+        command = [python, "-m", module, *targets, "--snakefile", ROOT / "Snakefile", "--profile", profile]
         command += ["--directory", self.folder, *([] if profile == LOCAL else OVERLAY), "--configfile", file]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow/scripts")}
         with self.screen.open("a") as screen:
