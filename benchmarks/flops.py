@@ -8,6 +8,7 @@ from llava import WIDTH
 from torch import nn
 from torch.profiler import profile, record_function
 from triptych.config.stages import Lora
+from triptych.model.architectures import head_size
 from triptych.model.packing import PADDING, TEXT, Batch
 
 PARTS = (
@@ -30,7 +31,7 @@ PRODUCTS = "all matrix products, in whichever part"
 def layer_shapes(config: Any) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of a Llama layer's matrices."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    keys = config.num_key_value_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
+    keys = config.num_key_value_heads * head_size(config)
     attention = {"q_proj": (hidden, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
     mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     return attention | {"o_proj": (hidden, hidden)} | mlp

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask
 
 from triptych.evaluate.constrained import AnswerTree
+from triptych.model.architectures import head_size
 from triptych.model.attention import layer_masks
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
@@ -129,8 +130,7 @@ def _ended(answer: list[int], end: int) -> list[int]:
 def _room(model: VisionLanguageModel, rows: int, length: int) -> Room:
     """Make room for L keys and values of R rows; what is not written yet is finite."""
     config, weight = model.decoder.config, model.language_model.get_input_embeddings().weight
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = rows, config.num_key_value_heads, length, size
+    shape = rows, config.num_key_value_heads, length, head_size(config)
     return [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in model.decoder.layers]
 
 

@@ -13,6 +13,7 @@ from triptych.evaluate.fixed_shapes import (
     generate_at_fixed_shapes,
     run_prefixes_at_fixed_shapes,
 )
+from triptych.model.architectures import head_size
 from triptych.model.attention import layer_masks
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel
@@ -112,8 +113,7 @@ def run_prefixes(
 def prefixes_fit(model: VisionLanguageModel, tokens: int, images: int) -> bool:
     """Tell whether the keys and values of so many images, each of a prefix of `tokens`, fit into PREFIX_BYTES."""
     config = model.decoder.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * size * tokens * images
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * tokens * images
     return numbers * model.language_model.get_input_embeddings().weight.itemsize <= PREFIX_BYTES
 
 

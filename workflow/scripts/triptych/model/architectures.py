@@ -72,6 +72,11 @@ def context_tokens(config: PreTrainedConfig) -> int:
     return config.max_position_embeddings
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    """Give the width of one head of attention."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def final_softcap(config: PreTrainedConfig) -> float | None:
     """Give the bound c of the logits x, which become c * tanh(x / c); None: they have none."""
     return config.final_logit_softcapping if architecture(config).softcaps else None
