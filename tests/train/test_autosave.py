@@ -159,10 +159,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(trainer, undisturb
         out = trainer.folder / f"killed{trainings}"
         status, attempts = None, 0
         while status != 0:
+            saved = newest(out)
             process = trainer.start(out)
             attempts += 1
             if kills < KILLS:
                 wait_for(lambda: log_of(out).count("parent: none") == attempts)  # noqa: B023
+                if kills % 2:  # while it trains, on a machine of any speed
+                    wait_for(lambda: newest(out) > saved or (out / "manifest.json").exists())  # noqa: B023
                 time.sleep(moments.uniform(0, 0.25))
                 kill(process)
             status = trainer.end()
