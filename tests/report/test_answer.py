@@ -13,7 +13,7 @@ from triptych.tables import evidence
 from triptych.tables.format import make_table
 from triptych.tables.pairs import correct_column, pair
 from triptych.tables.runs import group_runs
-from triptych.tables.verdicts import compare, conclude
+from triptych.tables.verdicts import compare, conclude, mean_with_interval
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +223,8 @@ def test_p_values_are_corrected_for_all_that_are_there():
 
 def test_one_run_has_an_interval_over_images_and_one_image_has_none():
     run, points = [("fold0", 0)] * 40, [100.0] * 30 + [0.0] * 10
-    found = evidence.interval(points, run, [f"g{number}" for number in range(40)])
+    found = mean_with_interval(points, run, [f"g{number}" for number in range(40)])
     assert found["low"] < found["effect"] == 75 < found["high"]
-    assert evidence.interval(points, run, ["g"] * 40)["low"] is None
-    same = evidence.interval([100.0] * 40, [("fold0", 0), ("fold1", 0)] * 20, [f"g{number}" for number in range(40)])
+    assert mean_with_interval(points, run, ["g"] * 40)["low"] is None
+    same = mean_with_interval([100.0] * 40, [("fold0", 0), ("fold1", 0)] * 20, [f"g{number}" for number in range(40)])
     assert same == {"effect": 100.0, "low": None, "high": None, "p": None}

@@ -59,12 +59,12 @@ def test_of_two_values_the_slope_is_their_difference_with_its_interval():
 
 
 def test_one_run_says_images_and_one_image_says_nothing_of_others():
-    one = [row for arm, right in (("a", 5), ("b", 5)) for row in answers(arm, right, runs=RUNS[:1])]
+    one = [row for arm, right in (("a", 5), ("b", 6)) for row in answers(arm, right, runs=RUNS[:1])]
     rows = rows_of(scaling.summarise(one, sweep((1, "a"), (64, "b"))))
     assert "interval over images" in scaling.sentence(rows) and "no slope is shown" in scaling.sentence(rows)
     same = [row for arm in ("a", "b") for row in answers(arm, 5, group="i1")]
     rows = rows_of(scaling.summarise(same, sweep((1, "a"), (64, "b"))))
-    assert rows[1]["smaller_low"] is None and "nothing is said of others" in scaling.sentence(rows)
+    assert rows[1]["smaller_low"] is None and "no spread by which to judge other images" in scaling.sentence(rows)
     assert scaling.shown(scaling.summarise(same, sweep((1, "a"), (64, "b")))).iloc[1, 6] == "+0.0"
 
 

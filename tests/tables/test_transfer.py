@@ -6,7 +6,6 @@ from triptych.errors import TriptychError
 from triptych.evaluate.baselines import apart
 from triptych.tables import transfer
 from triptych.tables.format import rows_of
-from triptych.tables.runs import group_runs
 
 
 def answers(arm, right, split="fold0", seed=0, questions=8, group=None):
@@ -26,13 +25,19 @@ def test_the_interval_of_an_arm_covers_runs_and_images():
     runs = [
         answers("2-3", right, split, seed) for right, split, seed in ((4, "fold0", 0), (6, "fold1", 0), (5, "fold0", 1))
     ]
-    grouped = group_runs([row for run in runs for row in run])["2-3"]
-    low, high = transfer.interval(grouped)
+
+    def interval(records):
+        [row] = rows_of(transfer.summarise(records, ["2-3"]))
+        return row["low"], row["high"]
+
+    low, high = interval([row for run in runs for row in run])
     assert 0 <= low < 62.5 < high <= 100
-    one = transfer.interval(group_runs(runs[0])["2-3"])
+    one = interval(runs[0])
     assert one[0] < 50 < one[1] and one[1] - one[0] < high - low, "of one run, images alone"
-    assert transfer.interval(group_runs(answers("2-3", 4, group="p1"))["2-3"]) == (None, None)
-    assert transfer.interval(group_runs(answers("2-3", 8))["2-3"]) == (100, 100)
+    assert interval(answers("2-3", 4, group="p1")) == (None, None)
+    for right in (0, 8):  # equal answers have no spread by which to judge other images: no interval of width 0
+        assert interval(answers("2-3", right)) == (None, None)
+        assert interval(answers("2-3", right) + answers("2-3", right, "fold1")) == (None, None)
 
 
 def test_arms_are_scored_on_the_same_questions_and_compared():

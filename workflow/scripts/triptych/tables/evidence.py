@@ -10,11 +10,11 @@ from typing import Any
 import pandas
 
 from triptych.evaluate.metrics import exact_match
-from triptych.evaluate.statistics import bootstrap_interval, mcnemar, tabulate, two_way_clustered_t
 from triptych.tables.format import NUMBER, TEXT, rows_of
 from triptych.tables.pairs import correct_column
 from triptych.tables.runs import Arms, Run
-from triptych.tables.wording import LEVEL, interval_text, p_text
+from triptych.tables.verdicts import mean_with_interval
+from triptych.tables.wording import interval_text, p_text
 
 LOOKUP_COLUMNS = {"arm": TEXT, "lookup": TEXT} | dict.fromkeys(("effect", "low", "high", "p", "p_holm"), NUMBER)
 
@@ -27,31 +27,6 @@ LOOKUPS_ABOUT = (
 Answered = Mapping[tuple[Run, str], tuple[bool, str]]  # by run and question: whether it is right, and its group
 
 
-def interval(points: Sequence[float], runs: Sequence[Run], groups: Sequence[str]) -> dict[str, Any]:
-    """Give the mean of points with its interval.
-
-    Args:
-        points: one for each answer.
-        runs: split and seed of each.
-        groups: image or subject of each.
-
-    Returns:
-        `effect`, `low`, `high` and `p`; the last three are None where a single image or no spread leaves them unknown.
-    """
-    cells = tabulate(points, runs, groups)
-    found: dict[str, Any] = {"effect": float(sum(points) / len(points)), "low": None, "high": None, "p": None}
-    if cells.counts.shape[1] < 2:
-        return found
-    if cells.counts.shape[0] == 1:
-        low, high = bootstrap_interval(cells, seed=0, level=LEVEL)
-        p = mcnemar(sum(value > 0 for value in points), sum(value < 0 for value in points))
-        return found | {"low": low, "high": high, "p": p}
-    estimate = two_way_clustered_t(cells, len({split for split, _ in runs}), LEVEL)
-    if not estimate.standard_error:
-        return found
-    return found | {"low": estimate.low, "high": estimate.high, "p": estimate.p}
-
-
 def answered(runs: Mapping[Run, Sequence[dict]]) -> Answered:
     """Tell of every answer of an arm whether it is right."""
     return {
@@ -62,11 +37,11 @@ def answered(runs: Mapping[Run, Sequence[dict]]) -> Answered:
 
 
 def accuracies(arms: Mapping[str, Answered]) -> dict[str, dict[str, Any]]:
-    """Give exact match of each arm in per cent with its interval, as far as that lies between 0 and 100."""
+    """Give exact match of each arm in per cent: `mean`, and its interval `low` and `high`, cut at 0 and 100."""
     found = {}
     for arm, answers in arms.items():
         points = [100.0 * right for right, _ in answers.values()]
-        one = interval(points, [run for run, _ in answers], [group for _, group in answers.values()])
+        one = mean_with_interval(points, [run for run, _ in answers], [group for _, group in answers.values()])
         known = one["low"] is not None
         found[arm] = {
             "mean": one["effect"],
@@ -94,7 +69,7 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
             keys = [key for key in other if key in own[arm]]
             if keys:
                 points = [100.0 * (own[arm][key][0] - other[key][0]) for key in keys]
-                found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+                found = mean_with_interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
                 rows.append({"arm": arm, "view": view, **found, "p_holm": None})
     correct_column(rows, "p")
     return rows
@@ -114,7 +89,7 @@ def above_lookups(
             there = {(split, question): right for ((split, _), question), (right, _) in own[lookup].items()}
             keys = [key for key in own[arm] if (key[0][0], key[1]) in there]
             points = [100.0 * (own[arm][run, asked][0] - there[run[0], asked]) for run, asked in keys]
-            found = interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+            found = mean_with_interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
             rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
     correct_column(rows, "p")
     return rows

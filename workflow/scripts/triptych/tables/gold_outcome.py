@@ -55,7 +55,8 @@ def compare_gold(first: str, second: str, paired: Paired) -> dict[str, Any]:
     cells = tabulate(difference, paired.runs, paired.groups)
     if min(cells.counts.shape) > 1:
         estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
-        row |= {"logprob_low": estimate.low, "logprob_high": estimate.high, "logprob_p": estimate.p}
+        if estimate.standard_error:
+            row |= {"logprob_low": estimate.low, "logprob_high": estimate.high, "logprob_p": estimate.p}
     return row
 
 

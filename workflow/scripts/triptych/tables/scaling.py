@@ -12,11 +12,11 @@ import pandas
 
 from triptych.errors import run_step
 from triptych.io.parquet import read_table
+from triptych.tables import evidence
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.pairs import OPTIONAL, READ, pair
 from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
-from triptych.tables.transfer import SEED, interval
-from triptych.tables.verdicts import draws_warning, mean_interval
+from triptych.tables.verdicts import draws_warning, mean_with_interval
 
 COLUMNS = {"sweep": TEXT, "setting": TEXT, "value": NUMBER, "arm": TEXT, **SIZES}
 COLUMNS |= dict.fromkeys(("mean", "sd", "low", "high"), NUMBER)
@@ -69,16 +69,16 @@ def slope(records: Sequence[dict], arms: Sequence[tuple[float, str]]) -> dict[st
     answers = [known.first, *(one.second for one in paired.values())]
     weights = 100 * centre / np.square(centre).sum()
     values = sum(weight * answer for weight, answer in zip(weights, answers, strict=True))
-    low, high = mean_interval(values, known.runs, known.groups, SEED)
-    return {"slope_per": per, "slope": float(values.mean()), "slope_low": low, "slope_high": high}
+    found = mean_with_interval(values, known.runs, known.groups)
+    return {"slope_per": per, "slope": found["effect"], "slope_low": found["low"], "slope_high": found["high"]}
 
 
 def difference(records: Sequence[dict], arm: str, other: str, name: str) -> dict[str, float | None]:
     """Give the paired difference of an arm to another in points, with its interval; columns begin with `name`."""
     paired = pair(records, arm, other)
     points = 100.0 * (paired.first - paired.second)
-    low, high = mean_interval(points, paired.runs, paired.groups, SEED)
-    return {f"{name}_effect": float(points.mean()), f"{name}_low": low, f"{name}_high": high}
+    found = mean_with_interval(points, paired.runs, paired.groups)
+    return {f"{name}_{part}": found[part] for part in ("effect", "low", "high")}
 
 
 def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
@@ -91,10 +91,11 @@ def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
     for name, sweep in sweeps.items():
         arms = sweep["arms"]
         fitted = slope(records, arms)
+        reached = evidence.accuracies({arm: evidence.answered(grouped[arm]) for _, arm in arms})
         for place, (value, arm) in enumerate(arms):
             row = {"sweep": name, "setting": sweep["setting"], "value": value, "arm": arm, **sizes(grouped[arm])}
             row["mean"], row["sd"] = mean_sd([accuracy(run) for run in grouped[arm].values()])
-            row["low"], row["high"] = interval(grouped[arm])
+            row |= {end: reached[arm][end] for end in ("low", "high")}
             if place:
                 row |= difference(records, arm, arms[place - 1][1], "smaller")
                 row |= difference(records, arm, arms[0][1], "smallest")
@@ -109,7 +110,7 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     left_out = " (0 has no doubling and is left out)" if row["slope_per"] == "doubling" and row["value"] == 0 else ""
     text = f"{row['sweep']}: each {each} adds {row['slope']:+.2f} points of exact match"
     if row["slope_low"] is None:
-        return f"{text}{left_out}; all questions are about one image or subject, so nothing is said of others."
+        return f"{text}{left_out}; its answers show no spread by which to judge other images and runs."
     over = " over images" if row["runs"] == 1 else ""
     text += f" (95 % interval{over} {row['slope_low']:+.2f} to {row['slope_high']:+.2f}){left_out}"
     if row["slope_low"] <= 0 <= row["slope_high"]:

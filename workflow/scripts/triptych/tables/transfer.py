@@ -10,35 +10,20 @@ import pandas
 
 from triptych.config.arms import BASELINES, PARTS, TEST, in_domain_arms
 from triptych.errors import run_step
-from triptych.evaluate.metrics import exact_match
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
 from triptych.io.parquet import read_table
-from triptych.tables import schedules
+from triptych.tables import evidence, schedules
 from triptych.tables.comparison import paragraphs
 from triptych.tables.format import NUMBER, latex, make_table, markdown, rows_of, write_csv
 from triptych.tables.pairs import pair, the_view
 from triptych.tables.runs import cell, group_runs, runs_text
-from triptych.tables.verdicts import compare, conclude, mean_interval
+from triptych.tables.verdicts import compare, conclude
 from triptych.tables.wording import LEVEL
 
 COLUMNS = {**schedules.COLUMNS, "low": NUMBER, "high": NUMBER}
 HEADINGS = ["arm", "runs", "all questions", "95 % interval", "open", "closed", "yes/no"]
 SEED = 0  # of the bootstrap
-
-
-def interval(runs: Mapping[tuple, Sequence[dict]]) -> tuple[float | None, float | None]:
-    """Give the interval of an arm's exact match in per cent, for other runs and other images of the same kind.
-
-    Of one run, for other images alone. None where all questions are about one image or subject.
-
-    Args:
-        runs: answers by run, which is a split and a seed.
-    """
-    answers = [(run, record) for run, records in runs.items() for record in records]
-    right = [100.0 * exact_match(record) for _, record in answers]
-    low, high = mean_interval(right, [run for run, _ in answers], [record["group"] for _, record in answers], SEED)
-    return (None, None) if low is None else (max(0.0, low), min(100.0, high))
 
 
 def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
@@ -48,9 +33,10 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
         TriptychError: an arm has no records, or two arms did not answer the same questions.
     """
     grouped = group_runs(records)
+    found = evidence.accuracies({arm: evidence.answered(grouped[arm]) for arm in arms})
     rows = rows_of(schedules.summarise(records, arms))
     for row in rows:
-        row["low"], row["high"] = interval(grouped[row["arm"]])
+        row |= {end: found[row["arm"]][end] for end in ("low", "high")}
     return make_table(rows, COLUMNS)
 
 

@@ -106,26 +106,31 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
     }  # fmt: skip
 
 
-def mean_interval(
-    values: Sequence[float], runs: Sequence[tuple], groups: Sequence[str], seed: int
-) -> tuple[float | None, float | None]:
-    """Give the interval of a mean, for other runs and other images of the same kind; of one run, for other images.
-
-    None where all answers are about one image or subject.
+def mean_with_interval(values: Sequence[float], runs: Sequence[tuple], groups: Sequence[str]) -> dict[str, Any]:
+    """Give the mean of values with its interval, for other runs and other images of the same kind; of one run, for
+    other images alone.
 
     Args:
         values: (N,) one for each answered question.
         runs: (N,) split and seed of each.
         groups: (N,) image or subject of each.
-        seed: of the bootstrap.
+
+    Returns:
+        `effect`, `low`, `high` and `p`. The last three are None where they cannot be known: all answers are about one
+        image or subject, or all values are equal, so that they have no spread to judge others by.
     """
     cells = tabulate(values, runs, groups)
+    found: dict[str, Any] = {"effect": float(sum(values) / len(values)), "low": None, "high": None, "p": None}
     if cells.counts.shape[1] < 2:
-        return None, None
+        return found
     if len(cells.counts) == 1:
-        return bootstrap_interval(cells, seed, level=LEVEL)
-    found = two_way_clustered_t(cells, len({split for split, *_ in runs}), LEVEL)
-    return float(found.low), float(found.high)
+        low, high = bootstrap_interval(cells, seed=0, level=LEVEL)
+        p = mcnemar(sum(bool(value > 0) for value in values), sum(bool(value < 0) for value in values))
+        return found | ({"low": low, "high": high, "p": p} if low < high else {})
+    estimate = two_way_clustered_t(cells, len({split for split, *_ in runs}), LEVEL)
+    if not estimate.standard_error:
+        return found
+    return found | {"low": float(estimate.low), "high": float(estimate.high), "p": estimate.p}
 
 
 def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
