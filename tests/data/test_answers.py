@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from triptych.data.answers import normalise, same_answer, words
+from triptych.data.answers import answer_key, normalise, same_answer, spellings, words
 
 OPPOSITES = [
     ("(A)", "(B)"),
@@ -55,6 +55,15 @@ def test_answers_that_signs_or_brackets_alone_tell_apart_are_not_the_same(one, o
         ("（左）肺", "(左)肺。"),
         ("(A)", "A."),
         ("(left lung)", "Left lung"),
+        ("(1.5)", "1.5"),
+        ("M\u00e9diastin", "Me\u0301diastin"),
+        ("\uff23\uff34", "CT"),
+        ("3 \u03bcm", "3 \u00b5m"),
+        ("yes\u200b", "Yes"),
+        ("Crohn\u2019s", "Crohn's"),
+        ("5\u201310 cm", "5-10 cm"),
+        ("x\u2011ray", "X-Ray"),
+        ("\u22125 HU", "-5 HU"),
         ("", "  "),
     ],
 )
@@ -77,3 +86,10 @@ def test_brackets_are_dropped_as_lmms_eval_does_one_kind_after_the_other():
 def test_a_word_of_chinese_is_a_character():
     assert words("左肺 upper 2.5 cm") == ("左", "肺", "upper", "2", ".", "5", "cm")
     assert words("かたち") == ("か", "た", "ち") and words("没有。") == ("no",)
+
+
+def test_spellings_of_an_answer_are_counted_together_and_the_commonest_stands_for_them():
+    said = ["Yes"] * 35 + ["yes"] * 30 + ["No"] * 40 + ["yes."]
+    assert list(spellings(said).values()) == ["Yes", "No"]
+    assert list(spellings(["a", "B", "b", "A"]).values()) == ["a", "B"], "of equals, the first seen"
+    assert answer_key("T2+") != answer_key("T2-") and answer_key("(left) lung") != answer_key("lung")

@@ -28,7 +28,7 @@ def test_overlap_counts_copies_look_alikes_and_questions():
     second.thumbnails[1] = first.thumbnails[0] + 10
     assert overlap(first, second, 0.98) == {
         "seen": "a", "part": "b", "images": 4, "identical_images": 1, "similar_images": 1,
-        "question_strings": 3, "shared_question_strings": 1,
+        "question_strings": 3, "shared_question_strings": 1, "seen_subject_images": 0,
     }  # fmt: skip
     assert leaks(first, second, 0.98) == [
         "a a3 is the image b3 of b",
@@ -102,6 +102,25 @@ def test_images_of_a_subject_that_is_trained_on_are_counted(folders):
     unnamed = [row | {"group": None} for row in rows.values()]
     write_table(data / "questions.parquet", unnamed, QUESTION_SCHEMA)
     assert {row["seen_subject_images"] for row in fold_overlaps(data, 0.98)} == {0}
+
+
+def test_subjects_of_the_test_part_that_are_trained_on_are_counted_and_said(folders, capsys, monkeypatch, tmp_path):
+    data = folders["medical"]
+    rows = read_table(data / "questions.parquet")
+    one = next(row["group"] for row in rows if row["split"] == "train")
+    asked = sorted({row["image_id"] for row in rows if row["split"] == "test"})
+    changed = [row | {"group": one} if row["image_id"] == asked[0] else row for row in rows]
+    write_table(data / "questions.parquet", changed, QUESTION_SCHEMA)
+    options = ["--data", str(data), "--folded", "medical", "--threshold", "0.98", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["audit", *options])
+    main()
+    said = capsys.readouterr()
+    assert f"1 of {len(asked)} images of medical test are of subjects that medical train has" in said.out + said.err
+    other = {"medical": data, "general-20": folders["general-20"]}
+    record, _ = audit(other, "medical", [], 0.98)
+    found = {(row["seen"], row["part"]): row["seen_subject_images"] for row in record["overlaps"]}
+    assert found["medical train", "medical test"] == 1
+    assert not any(number for (seen, _), number in found.items() if not seen.startswith("medical ")), "other sets' own"
 
 
 def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_read(folders):

@@ -194,12 +194,14 @@ def test_columns_say_what_they_are_named_for(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "location: 1 values differed in case or blanks and are read alike: ' head' as 'Head'" in said
     assert "no column states" not in said
-    rows["q"], rows["image"], rows["kind"] = [5, 5, 6, 7, 8, 9], [*JPEGS[:3], JPEGS[2], *JPEGS[4:]], ["OPEN"] * 6
-    _, reasons = one_file(tmp_path / "again", rows, question_id_column="q", subject_column="patient")
+    images = [*JPEGS[:3], JPEGS[2], JPEGS[4], JPEGS[4]]
+    rows["q"], rows["image"], rows["kind"] = [5, 5, 6, 7, 8, 9], images, ["OPEN"] * 6
+    items, reasons = one_file(tmp_path / "again", rows, question_id_column="q", subject_column="patient")
     assert reasons == {
         1: "repeats the question id of another row: 5",
-        3: "names another subject than an earlier row of its image: 'p4', not ''",
+        5: "names another subject than an earlier row of its image: 'p6', not 'p5'",
     }
+    assert [item.group for item in items] == ["subject p1", "subject p4", "subject p5"], "any row may name it"
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,17 @@ def test_few_bits_in_16_fill_the_range(largest, bits):
         )
 
 
+def test_a_file_that_declares_all_16_bits_is_read_by_its_values():
+    values = values_up_to(4095)
+    expected = np.round(values / 4095 * 255)
+    for data in (
+        png(values.astype(">u2"), 0, 16, chunk(b"sBIT", b"\x10")),
+        encoded(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={281: 65535}),
+    ):
+        assert np.abs(accepted(data)[..., 0] - expected).max() <= 1
+        assert "12 bits that their real range needs" in inspect(data).notes[0]
+
+
 def test_all_16_bits_are_read_as_before():
     values = values_up_to(65535)
     data = png(values.astype(">u2"))

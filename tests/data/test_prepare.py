@@ -204,11 +204,13 @@ def test_organ_boxes_are_kept_and_broken_ones_reported(slake, tmp_path):
     (slake / "imgs" / "toy0" / "detection.json").write_text('[{"Liver": [54.0, 106, 30, 31.5]}, {"Spleen": [1,2,3,4]}]')
     (slake / "imgs" / "toy1" / "detection.json").write_text('[{"Liver": [54.0]}]')
     (slake / "imgs" / "toy2" / "detection.json").write_text("[]")
+    (slake / "imgs" / "toy3" / "detection.json").write_text('[{"Liver": [0.1, 0.2, 0.5, 0.5]}]')
     counts = prepared(of_slake(slake), tmp_path / "out")
     boxes = {row["id"]: row["boxes"] for row in read_table(tmp_path / "out" / "images")}
     assert json.loads(boxes["0"]) == [["Liver", [54, 106, 30, 31.5]], ["Spleen", [1, 2, 3, 4]]]
     assert boxes["1"] is None and boxes["2"] == "[]" and boxes["3"] is None
-    assert counts["rejects"] == {"boxes": 1} and "not a list of organ boxes" in rejects(tmp_path / "out")["1"]
+    assert counts["rejects"] == {"boxes": 2} and "not a list of organ boxes" in rejects(tmp_path / "out")["1"]
+    assert "in pixels, not in parts of the image" in rejects(tmp_path / "out")["3"]
 
 
 def test_nothing_usable_is_an_error_and_leaves_no_tables_but_the_rejects(slake, tmp_path):

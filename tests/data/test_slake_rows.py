@@ -85,6 +85,23 @@ def test_blanks_around_ids_make_no_other_image_question_or_patient(tmp_path):
     ]
 
 
+def test_any_row_names_the_subject_of_its_image_and_another_one_is_rejected(tmp_path):
+    rows = [row(1), row(2, subject="p7"), row(3), row(4, subject="p9"), row(5, subject=7.0)]
+    found = list(folder_listing(write(tmp_path, rows)))
+    (item,) = (one for one in found if isinstance(one, Item))
+    assert (item.group, [one["question_id"] for one in item.questions]) == ("subject p7", ["1", "2", "3"])
+    assert [one.reason for one in found if isinstance(one, Reject)] == [
+        "train.json[3] names another subject than an earlier row of its image: p9, not p7",
+        "train.json[4] names another subject than an earlier row of its image: 7, not p7",
+    ]
+
+
+def test_a_whole_number_is_the_same_however_a_table_holds_it(tmp_path):
+    assert [plain_text(value) for value in (7, 7.0, -3.0, 2.5, 1e300)] == ["7", "7", "-3", "2.5", "1e+300"]
+    questions, rejects = listed(write(tmp_path, [row(1.0, answer=3.0), row(1)]))
+    assert questions["1"]["answer"] == "3" and "repeats the qid" in rejects["1"]
+
+
 def test_languages_are_read_without_regard_to_case_and_unknown_ones_rejected(tmp_path):
     rows = [row(1, q_lang=" EN"), row(2, q_lang="ZH"), row(3, q_lang="english"), row(4, q_lang=7), row(5)]
     rows += [{key: value for key, value in row(6).items() if key != "q_lang"}, row(7, q_lang=None)]

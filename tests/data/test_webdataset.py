@@ -163,6 +163,19 @@ def test_the_key_of_captions_may_be_another(tmp_path):
     assert [item.caption for item in shard_listing(tmp_path, caption_key="text")] == ["first"]
 
 
+def test_a_named_key_alone_is_read_and_never_the_text_file_beside_it(tmp_path):
+    written = [("0.jpg", RED), ("0.txt", b"IMG_1.JPG alt text"), ("0.json", b'{"recaption": "a red square"}')]
+    written += [("1.jpg", BLUE), ("1.txt", b"alt"), ("1.json", b"{}"), ("2.jpg", BLUE), ("2.txt", b"alt")]
+    write_shard(tmp_path / "0.tar", written)
+    found = list(shard_listing(tmp_path, caption_key="recaption"))
+    assert [item.caption for item in pictures(found)] == ["a red square"]
+    assert [reason for _, reason in rejects(found)] == [
+        "its .json has no key 'recaption'",
+        "no caption: there is no .json of this key (with 'recaption' in it)",
+    ]
+    assert {item.caption for item in pictures(shard_listing(tmp_path))} == {"IMG_1.JPG alt text", "alt"}
+
+
 @pytest.mark.parametrize("cut", ["data of the last member", "last header", "middle header", "first header"])
 def test_shards_cut_off_or_damaged_are_named(tmp_path, cut):
     path = tmp_path / "0.tar"

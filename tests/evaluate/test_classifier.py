@@ -126,3 +126,10 @@ def test_the_step_never_sees_held_out_answers_and_writes_the_same_bytes_twice(st
     lied = read_table(answers(tmp_path / "c.parquet", {"answer": "a lie"}))
     assert {row["gold"] for row in lied} == {"a lie"}
     assert [row["prediction"] for row in lied] == [row["prediction"] for row in kept]
+
+
+def test_spellings_of_an_answer_are_one_class(parts):
+    (training, validation, held_out), vectors = parts
+    mixed = [row | {"answer": row["answer"].upper()} if place % 3 else row for place, row in enumerate(training)]
+    plain, spelled = (classifier.classifier(rows, vectors, validation) for rows in (training, mixed))
+    assert [spelled(row) for row in held_out] == [plain(row).upper() for row in held_out]

@@ -123,6 +123,10 @@ def test_labels_are_what_most_questions_say_and_rare_ones_are_one():
     assert found["modality"]["i0"] == ["CT"] and found["modality"]["i24"] == found["modality"]["i29"] == ["other"]
     assert found["organ"]["i0"] == [] and found["organ"]["i1"] == ["liver"]  # every image has a lung
     assert "i24" not in probe.image_labels(questions, images, rare=7)["modality"]  # six are too few for "other"
+    unknown = [{**row, "modality": "unknown"} if row["image_id"] in ("i0", "i20") else row for row in questions]
+    unknown += [{**questions[0], "question_id": "0-3"}]  # one question of i0 says what the others do not know
+    found = probe.image_labels(unknown, images, rare=5)["modality"]
+    assert found["i0"] == ["CT"] and "i20" not in found
 
 
 @pytest.mark.parametrize("splits", [("shared",), ("shared-fold0", "shared-fold1"), ("fold0", "fold1")])

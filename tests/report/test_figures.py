@@ -186,6 +186,6 @@ def test_intervals_of_types_stay_within_what_is_possible():
     assert (chart["axis"].low, chart["axis"].high) == (-100, 100)
     assert [(row["name"], row["text"]) for row in chart["rows"]] == [
         ("(none) (3)", "+60.0 (-200.0 to +90.0)"),
-        ("(none) (2)", "+60.0"),  # it holds every possible difference
+        ("(none) (2)", "+60.0 (nothing ruled out)"),
     ]
     assert rows.types([]) is None and rows.occlusion(pandas.DataFrame()) is None

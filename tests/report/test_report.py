@@ -27,7 +27,7 @@ from triptych.io.parquet import write_table
 from triptych.report import curves
 from triptych.report.charts import pivot
 from triptych.report.gallery import confusions, first_shown, packed, questions_and_answers
-from triptych.report.gather import HEALTH, read_and_rejected
+from triptych.report.gather import HEALTH, OPTIONAL, read_and_rejected
 from triptych.report.limitations import limitations
 from triptych.report.provenance import MADE_BY, planned_and_used, trained_from
 from triptych.report.rejected import rejected
@@ -122,6 +122,7 @@ def test_what_was_trained_from_what_names_parents_devices_hours_and_hashes(world
 def test_commands_name_rules_that_make_the_tables():
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
     assert all(f"rule {rule}:" in rules or f"as {rule} with" in rules for rule in MADE_BY.values())
+    assert OPTIONAL.keys() <= MADE_BY.keys(), "every table that the page may show"
 
 
 def test_the_first_screen_says_what_was_read_and_rejected(world, tmp_path):
@@ -213,7 +214,9 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = [("1-2-3", True, 50.0), ("2-3", True, 52.0), ("nearest-images", False, 60.0)]
     rows = [{"arm": arm, "trained": trained, "all_mean": mean} for arm, trained, mean in arms]
-    rows += [{"arm": "majority", "trained": False, "all_mean": 30.0, "yes_no_mean": 56.5}]
+    rows += [
+        {"arm": "majority", "trained": False, "all_mean": 30.0, "yes_no_mean": 0.0}
+    ]  # the commonest answer is "CT"
     rows[0]["yes_no_mean"], rows[1]["yes_no_mean"] = 57.5, 60.0
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     lost = [
@@ -224,26 +227,30 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
 
     def sentences(comparison, test_questions=1061):
         arms = make_table(rows, schedules.COLUMNS)
-        return " ".join(limitations(study, arms, comparison, controls, test_questions=test_questions))
+        return " ".join(limitations(study, arms, comparison, controls, test_questions=test_questions, always=56.5))
 
     said = sentences(comparison)
     assert "One seed" in said and "Only 2 folds" in said and "at 80 % power is 7.5 points" in said
-    assert "No schedule scores above a look-up" in said and "the best is `2-3` with 52.0 %" in said
+    assert "No schedule scores above `nearest-images` (60.0 %): the best is `2-3` with 52.0 %." in said
+    assert "`1-2-3` was trained on more samples than `2-3`: " in said
     assert "`1-2-3` loses only 0.5 points with another image: little use of the image is shown." in said
     assert "`2-3` loses only 0.4 points with another image of the same modality and body part" in said
     assert said.count(" loses only ") == 2
-    assert "On yes/no questions `1-2-3` scores 57.5 %, and always the commonest answer (`majority`) 56.5 %." in said
+    assert "On yes/no questions `1-2-3` scores 57.5 %, and always the same answer, yes or no, 56.5 %." in said
     assert said.count("On yes/no questions") == 1
     assert "No schedule has been asked the source's own test part yet (1,061 questions; `snakemake test`)." in said
     assert "own test part" not in sentences(comparison, test_questions=0), "the source has none"
     assert "All folds share one training of stage 1 (one per seed)" in said
     assert "smaller differences are missed more often" in said
     many = [{"first": "1-2-3", "second": f"v{size}", "detectable": size} for size in (2.0, 3.5, 4.0, 5.0, 6.5)]
+    many[0]["second"] = "2-3"
     said = sentences(many)
     assert (
         "In 4 of 5 comparisons the minimum detectable effect at 80 % power is 3.5 to 6.5 points" in said
         and "`v4.0`" not in said
     )
+    rows.append({"arm": "majority-per-place", "trained": False, "all_mean": 61.0})
+    assert "above `majority-per-place` (61.0 %) and `nearest-images` (60.0 %): the best" in sentences(comparison)
     rows[1]["all_mean"] = 80.0
     assert "No schedule scores above" not in sentences(comparison) and "signs or brackets" not in sentences(comparison)
     rows[0]["rules_differ"], rows[1]["rules_differ"] = 2, 1

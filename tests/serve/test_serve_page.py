@@ -119,10 +119,10 @@ def test_all_of_it_works_by_keyboard(page, desk, tmp_path):
     key(page, "Enter", 13, "\r")
     until(page, "document.querySelectorAll('.card').length == 2")
     key(page, "Tab", 9), key(page, "Tab", 9)
-    assert page.run("document.activeElement.getAttribute('aria-label')") == "Where does 1-2-3 look?"
+    assert page.run("document.activeElement.getAttribute('aria-label')") == "What does the answer of 1-2-3 depend on?"
     key(page, "Enter", 13, "\r")
     until(page, "document.querySelector('.card figure') !== null")
-    assert page.run("document.activeElement.textContent") == "Where does it look?", "the focus stays"
+    assert page.run("document.activeElement.textContent") == "What does the answer depend on?", "the focus stays"
     assert [asked[1:] for asked in desk.asked] == [("is it red ?",), ("is it red ?", 0)]
 
 

@@ -182,3 +182,19 @@ def test_types_that_cannot_be_tested_keep_their_difference_and_no_p_value():
     assert found["one image"]["groups"] == 1 and found["one image"]["p"] is None
     assert found["Size"]["effect"] == 100 and found["Size"]["p"] is None, "without any spread"
     assert found["Organ"]["p"] is not None
+
+
+def test_where_it_is_not_stated_whether_folds_share_a_stage_the_verdict_says_so(tmp_path):
+    rows = study({"a": 0.0, "b": 0.0})
+    said = {}
+    for name, options in {"unknown": [], "none": ["--drawn-once", "{}"], "one": ["--drawn-once", '{"a": "1"}']}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        out = run(folder, rows, ["a", "b"], *options)
+        said[name] = read_json(out / "comparison.json")["comparisons"][0]["verdict"]
+    assert "If all folds share the training of a first stage (not stated here)" in said["unknown"]
+    assert "All folds share 2 trainings of stage 1" in said["one"] and "share" not in said["none"]
+    rows = study({"a": 0.0, "b": 0.0}, folds=3, seeds=4)
+    enough = comparison.compare("a", "b", comparison.pair(rows, "a", "b"), 1.0, 0)
+    [concluded] = comparison.conclude([enough], None)
+    assert "share" not in concluded["verdict"], "four draws are enough"

@@ -85,3 +85,14 @@ def test_the_axis_is_logarithmic_above_a_factor_of_20_with_0_one_step_before():
     assert scaling.axis_places([0, 1, 10, 100]) == pytest.approx([-1, 0, 1, 2])
     assert scaling.axis_places([10, 1000]) == pytest.approx([1, 3])
     assert scaling.axis_places([0, 5]) == [0, 5], "one value that is not 0 spans nothing"
+
+
+def test_values_that_gave_the_same_models_are_refused():
+    def kept(arm, right, shift):
+        return [{**row, "gold_logprob": -1.0 - shift - place} for place, row in enumerate(answers(arm, right))]
+
+    records = kept("a", 6, 0.0) + kept("b", 9, 0.5) + kept("c", 9, 0.5)
+    with pytest.raises(TriptychError, match=r"4000 and 8000 of stages\.1\.max_samples gave the same models"):
+        scaling.summarise(records, sweep((1000, "a"), (4000, "b"), (8000, "c")))
+    records = kept("a", 6, 0.0) + kept("b", 9, 0.5) + kept("c", 9, 0.25)
+    assert len(scaling.summarise(records, sweep((1000, "a"), (4000, "b"), (8000, "c")))) == 3

@@ -113,6 +113,20 @@ def test_baselines_say_the_commonest_answer():
     assert predict({"question": "new?"}) == "no"
 
 
+def test_baselines_count_spellings_of_an_answer_and_of_a_question_as_they_are_scored():
+    said = [("Is it?", "Yes")] * 3 + [("is  it?", "yes")] * 2 + [("Is it?", "no")] * 4 + [("where?", "no")]
+    rows = [
+        {"question_id": str(place), "question": question, "answer": answer, "modality": "CT", "location": "Lung"}
+        for place, (question, answer) in enumerate(said)
+    ]
+    asked = {"question": "IS IT?", "modality": "CT", "location": "Lung"}
+    assert majority_per_question(rows, {})(asked) == majority_per_place(rows, {})(asked) == "Yes"
+    vectors = dict.fromkeys("ab", np.ones(2))
+    kind = {"answer_type": "CLOSED", "content_type": "Any"}
+    near = [{**row, **kind, "image_id": "a"} for row in (rows[0], rows[3], rows[5])]
+    assert nearest(near, vectors)({**asked, **kind, "image_id": "b"}) == "Yes", "two of three, in two spellings"
+
+
 def test_the_majority_of_a_place_is_told_modality_and_body_part():
     places = [("CT", "Lung"), ("CT", "Lung"), ("MRI", "Brain"), ("CT", "Lung"), ("CT", "Lung"), ("CT", "Lung")]
     rows = [{**row, "modality": m, "location": p} for row, (m, p) in zip(training(), places, strict=True)]

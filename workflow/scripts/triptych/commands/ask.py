@@ -12,6 +12,7 @@ from triptych.config import paths
 from triptych.config.evaluation import Occlusion
 from triptych.config.grid import SHARED, Checkpoint
 from triptych.config.study import Study, read_study
+from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
@@ -168,9 +169,10 @@ def read_given(study: Study, name: str, question: str | None) -> Given:
     if not rows:
         raise TriptychError(f"{name}: no question of {folded} has this number; for an image file, add a question")
     [row] = rows
-    [image] = [one["image"] for one in read_table(data / "images", ["id", "image"]) if one["id"] == row["image_id"]]
+    images = ImageTable(data / "images")
+    image = images.file(images.image_ids.index(row["image_id"]))
     parts = [one for one in read_table(data / "folds.parquet") if one["question_id"] == name]
-    return Given(image["bytes"], row["question"], [one["fold"] for one in parts if one["part"] == "test"])
+    return Given(image, row["question"], [one["fold"] for one in parts if one["part"] == "test"])
 
 
 def record(answerer: "Answerer", why: str, answer: "Answer") -> dict:

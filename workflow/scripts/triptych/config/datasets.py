@@ -233,7 +233,11 @@ class WebdatasetCaptions(Captions):
     source: Literal["webdataset"]
     folder: LocalPath = Field(description="Folder that contains the shards.")
     shards: Line = Field("*.tar", description="Glob pattern of the shards.")
-    caption_key: Line = Field("caption", description="Key of the caption in `key.json`, if that is used.")
+    caption_key: Line | None = Field(
+        None,
+        description="Key of the caption in `key.json`, which alone is read then. null: the caption is `key.txt` or, "
+        "where there is no text file, the key `caption` of `key.json`.",
+    )
 
 
 @data_source

@@ -3,6 +3,9 @@
 import re
 import string
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
 
 # What lmms-eval's SLAKE tasks take for signs; a test holds the list.
 CHINESE_SIGNS = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》【】"
@@ -11,6 +14,10 @@ _YES = {"yes", "yeah", "yep", "true", "是", "是的", "有", "包含", "可以"
 _NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "不能", "不会", "不可以", "不正常", "异常"}
 _YES_OR_NO = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no")}
 _SAME = {**_YES_OR_NO, "x ray": "xray"}
+
+# What word processors write for quotes, hyphens and minus signs.
+_TYPESET = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'") | dict.fromkeys("\u201c\u201d", '"'))
+_TYPESET |= str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 
 # Signs that only punctuate, unless they stand between digits or begin a decimal: 1.5, .5, 120/80; or a star follows a
 # digit: T2* is another sequence than T2.
@@ -47,12 +54,40 @@ def words(answer: str) -> tuple[str, ...]:
     return _SAME_WORDS.get(joined, joined)
 
 
-def same_answer(one: str, other: str) -> bool:
-    """Tell whether two answers are the same: by `normalise`, and, where it drops what bears meaning, by `words` too.
+@lru_cache(1 << 16)  # the same answers come again and again
+def answer_key(answer: str) -> tuple[str, tuple[str, ...]]:
+    """Give what all spellings of an answer have in common: answers are the same where their keys are equal.
 
-    "X-ray" and "xray" are the same wherever they stand, for `normalise` alone only as whole answers.
+    The key is the answer's form by `normalise`, and, because that drops what bears meaning, its `words` too. Of an
+    answer that is in brackets as a whole, the form is that of its words. "X-ray" and "xray" are the same wherever they
+    stand, for `normalise` alone only as whole answers.
     """
-    first, second = (_XRAY.sub("x", normalise(answer)) for answer in (one, other))
-    if first and second and first != second:
-        return False
-    return words(one) == words(other)
+    text = plain_signs(answer)
+    meaning = words(text)
+    return _XRAY.sub("x", normalise(text) or normalise(" ".join(meaning))), meaning
+
+
+def plain_signs(text: str) -> str:
+    """Write a text with one code for each sign: composed letters, straight quotes, plain hyphens, nothing invisible.
+
+    Files of one system and the tokens of a language model differ in these, and readers do not see it.
+    """
+    composed = unicodedata.normalize("NFKC", text.translate(_TYPESET))
+    return "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Tell whether two answers are the same, by `answer_key`."""
+    return answer_key(one) == answer_key(other)
+
+
+def spellings(answers: Iterable[str]) -> dict[tuple[str, tuple[str, ...]], str]:
+    """Give the commonest spelling of each answer by its key, the commonest answer first; of equals, the first seen."""
+    counted = Counter(answers)
+    classes: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for answer, number in counted.items():
+        classes[answer_key(answer)] += number
+    spelled: dict[tuple[str, tuple[str, ...]], str] = {}
+    for answer, _ in counted.most_common():
+        spelled.setdefault(answer_key(answer), answer)
+    return {key: spelled[key] for key, _ in classes.most_common()}

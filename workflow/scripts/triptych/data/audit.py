@@ -6,7 +6,7 @@ A part is the train, validation or test part of a data set's source, or of one f
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +17,36 @@ from triptych.data.audit_page import markdown
 from triptych.data.duplicates import read_thumbnails, similar_pairs
 from triptych.data.lookups import Predictor, image_vectors
 from triptych.data.rejects import causes_of, counted, say_counts, summary
+from triptych.data.schemas import SPLITS
 from triptych.errors import TriptychError, run_step
 from triptych.io.atomic import write_text
 from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
 from triptych.utils.terminal import announce
 
-PARTS = ("train", "validation", "test")
 SHOWN = 5  # leaked images named in an error
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images and questions of one part: sha256 and thumbnail of each image, and the question strings."""
+    """Images and questions of one part: sha256, thumbnail and subject ("" for none) of each image, question strings."""
 
     name: str
     ids: list[str]
     hashes: list[str]
     thumbnails: np.ndarray
     questions: set[str]
+    subjects: list[str] = field(default_factory=list)
 
 
 def overlap(first: Part, second: Part, threshold: float) -> dict:
     """Count the images and questions of `second` that are, or look like, some of `first`.
 
     Returns:
-        Counts: identical images, images that look alike without being identical, question strings; of how many.
+        Counts: identical images, images that look alike without being identical, question strings, and images of a
+        subject that has images in `first`; of how many.
     """
-    known = set(first.hashes)
+    known, subjects = set(first.hashes), set(first.subjects) - {""}
     same = {position for position, sha256 in enumerate(second.hashes) if sha256 in known}
     like = {position for _, position, _ in similar_pairs(first.thumbnails, second.thumbnails, threshold)}
     return {
@@ -55,6 +57,7 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
         "similar_images": len(like - same),
         "question_strings": len(second.questions),
         "shared_question_strings": len(second.questions & first.questions),
+        "seen_subject_images": sum(subject in subjects for subject in second.subjects),
     }
 
 
@@ -108,26 +111,35 @@ def transfer_audit(
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
     """Read the parts of a data set's source by name, and `all` of it."""
     images, thumbnails = read_thumbnails(folder / "images")
-    questions = read_table(folder / "questions.parquet", columns=["split", "question"])
+    questions = read_table(folder / "questions.parquet", columns=["split", "question", "image_id", "group"])
+    # Subjects of two data sets are never the same, whatever they are called.
+    subjects = {row["image_id"]: f"{name}: {row['group']}" for row in questions if row["group"]}
     parts = {}
-    for part in (*PARTS, "all"):
+    for part in (*SPLITS, "all"):
         chosen = [index for index, row in enumerate(images) if part in ("all", row["split"])]
         asked = {row["question"] for row in questions if part in ("all", row["split"])}
-        parts[part] = _part(name if part == "all" else f"{name} {part}", images, thumbnails, chosen, asked)
+        parts[part] = _part(name if part == "all" else f"{name} {part}", images, thumbnails, chosen, asked, subjects)
     return {part: found for part, found in parts.items() if found.ids}
 
 
-def _part(name: str, images: list[dict], thumbnails: np.ndarray, chosen: Sequence[int], questions: set[str]) -> Part:
+def _part(
+    name: str,
+    images: list[dict],
+    thumbnails: np.ndarray,
+    chosen: Sequence[int],
+    questions: set[str],
+    subjects: Mapping[str, str],
+) -> Part:
     rows = [images[index] for index in chosen]
-    return Part(name, [row["id"] for row in rows], [row["sha256"] for row in rows], thumbnails[chosen], questions)
+    ids, hashes = [row["id"] for row in rows], [row["sha256"] for row in rows]
+    return Part(name, ids, hashes, thumbnails[chosen], questions, [subjects.get(image, "") for image in ids])
 
 
 def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     """Count the overlap of every fold's held-out and validation part with what the fold trains on.
 
     Returns:
-        Counts as those of `overlap`, and `seen_subject_images`: images whose subject, where the source names one, has
-        others in the training part.
+        Counts as those of `overlap`.
     """
     images, thumbnails = read_thumbnails(folder / "images")
     position = {row["id"]: index for index, row in enumerate(images)}
@@ -135,17 +147,14 @@ def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     rows = read_table(folder / "folds.parquet")
     found = []
     for fold in sorted({row["fold"] for row in rows}):
-        parts, subjects = {}, {}
-        for part in PARTS:
+        parts = {}
+        for part in SPLITS:
             asked = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            subjects[part] = {row["image_id"]: row["group"] for row in asked}
-            chosen = sorted(position[image] for image in subjects[part])
+            subjects = {row["image_id"]: row["group"] or "" for row in asked}
+            chosen = sorted(position[image] for image in subjects)
             name = f"{fold} {'held out' if part == 'test' else part}"
-            parts[part] = _part(name, images, thumbnails, chosen, {row["question"] for row in asked})
-        seen = set(subjects["train"].values()) - {None, ""}
-        for part in ("validation", "test"):
-            of_seen = sum(subject in seen for subject in subjects[part].values())
-            found.append(overlap(parts["train"], parts[part], threshold) | {"seen_subject_images": of_seen})
+            parts[part] = _part(name, images, thumbnails, chosen, {row["question"] for row in asked}, subjects)
+        found += [overlap(parts["train"], parts[part], threshold) for part in ("validation", "test")]
     return found
 
 
@@ -184,7 +193,7 @@ def baseline_scores(folder: Path) -> list[dict]:
     for fold in sorted({row["fold"] for row in rows}):
         parts = {
             part: [by_id[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            for part in PARTS
+            for part in SPLITS
         }
         trials.append((f"{fold} held out", parts["train"], parts["test"]))
     return [
@@ -255,7 +264,7 @@ def audit(
         for kind, part in parts[folded].items()
         if kind != "all"
     ]
-    trained = [parts[name][part] for name in folders if name not in asked for part in PARTS[:2] if part in parts[name]]
+    trained = [parts[name][part] for name in folders if name not in asked for part in SPLITS[:2] if part in parts[name]]
     pairs += [(part, parts[name][kind]) for name, kind in asked.items() for part in trained]
     result = {
         "threshold": threshold,
@@ -308,7 +317,19 @@ def main() -> None:
             + f"\nTake them out of that data set, or train its stages per fold (on {arguments.folded}). If they only "
             "look alike, raise folds.near_duplicate"
         )
+    _warn_of_subjects(result["overlaps"], arguments.folded)
     _judge_transfer(result.get("transfer", {}))
+
+
+def _warn_of_subjects(overlaps: Sequence[Mapping], folded: str) -> None:
+    """Warn where the source's own test part has images of subjects that are trained on: its scores are too high."""
+    for row in overlaps:
+        if row["part"] == f"{folded} test" and row["seen"].startswith(f"{folded} ") and row["seen_subject_images"]:
+            announce(
+                f"warning: {row['seen_subject_images']} of {row['images']} images of {row['part']} are of subjects "
+                f"that {row['seen']} has images of, too: scores on the test part are not those of new subjects",
+                warning=True,
+            )
 
 
 def _judge_transfer(found: Mapping[str, Mapping[str, list[str]]]) -> None:

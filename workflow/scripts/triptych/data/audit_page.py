@@ -37,13 +37,11 @@ def markdown(result: dict) -> str:
         lines += ["", f"## Training images in {name}, which nothing trains on", ""]
         lines += [f"- {plain(line)}" for line in lines_of["same"] + lines_of["alike"]] or ["None."]
     counts = ["seen", "part", "images", "identical", "look alike", "question strings", "seen before"]
-    for heading, key, more in (
-        ("Overlap of parts", "overlaps", []),
-        ("Overlap within folds", "fold_overlaps", ["of a subject seen"]),
-    ):
+    counts += ["of a subject seen"]
+    for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
-        lines += _table(counts + more, [list(row.values()) for row in result[key]])
+        lines += _table(counts, [list(row.values()) for row in result[key]])
     labels = sorted({label for row in result["balance"] for label in row["labels"]})
     lines += ["", "## Balance of the held-out parts, per cent of questions", ""]
     lines += _table(

@@ -33,7 +33,7 @@ from triptych.io.manifest import canonical_json, sha256_bytes, sha256_json, writ
 from triptych.io.parquet import IMAGE_TABLE, ROW_GROUP, TableWriter, open_table
 
 BLOCK = 1000  # candidates
-CHECKS = 7  # raise it whenever what is accepted, or what is written of it, changes
+CHECKS = 8  # raise it whenever what is accepted, or what is written of it, changes
 FOOTER_KEY = b"triptych"  # of what a block's table says in its footer
 
 # Errors that an image's own path decides; any other error of reading may pass, and is not kept.

@@ -137,8 +137,8 @@ def _read_by_pillow(data: bytes, kind: str, min_side: int, max_pixels: int) -> P
         image.load()
         turn = TURNS.get(orientation_of(image))
         if deep:
-            declared = 2**16 - 1 if scaled else _declared(chunks, tags)
-            return _grey(np.asarray(image), declared, turn, notes, inverted=tags.get(262) == _WHITE_IS_ZERO)
+            values, inverted = np.asarray(image), tags.get(262) == _WHITE_IS_ZERO
+            return _grey(values, _declared(chunks, tags), turn, notes, inverted, all_bits=scaled)
         bits = chunks[b"IHDR"][8] if kind == "PNG" else max(tags.get(258, (8,)))
         if bits == 16:
             _require_all_bits(image)
@@ -151,10 +151,10 @@ def _grey(
     turn: Image.Transpose | None,
     notes: tuple[str, ...] = (),
     inverted: bool = False,
+    all_bits: bool = False,
 ) -> Picture:
-    """Grey values of more than 8 bits as a picture."""
-    full = declared == 2**16 - 1
-    pixels, note = ((values // 257).astype(np.uint8), None) if full else to_bytes(values, declared)
+    """Grey values of more than 8 bits as a picture; `all_bits` where they were brought to all 16."""
+    pixels, note = ((values // 257).astype(np.uint8), None) if all_bits else to_bytes(values, declared)
     image = Image.fromarray(255 - pixels if inverted else pixels)
     notes += (note,) if note else ()
     return Picture(image if turn is None else image.transpose(turn), notes, as_stored=not note and not inverted)

@@ -3,12 +3,13 @@
 `triptych.config.arms` lists them. The audit scores them on the parts of the data, and they are arms of the study.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from triptych.data.answers import plain_signs, spellings
 from triptych.data.duplicates import normalised, read_thumbnails
 
 NEIGHBOURS = 3
@@ -17,17 +18,29 @@ Vectors = dict[str, np.ndarray]  # by image id; their products are similarities
 
 
 def commonest(rows: list[dict]) -> str:
-    """Find the most frequent answer; of a tie, the one with the lowest question id, whatever the order of the rows."""
+    """Find the most frequent answer, all of its spellings together, in the most frequent one.
+
+    Of a tie, the one with the lowest question id, whatever the order of the rows.
+    """
     ordered = sorted(rows, key=lambda row: (len(row["question_id"]), row["question_id"]))
-    return Counter(row["answer"] for row in ordered).most_common(1)[0][0]
+    return _first(row["answer"] for row in ordered)
+
+
+def _first(answers: Iterable[str]) -> str:
+    return next(iter(spellings(answers).values()))
+
+
+def asked(row: dict) -> str:
+    """Give a row's question as look-ups compare it: without regard to case, blanks and the codes of signs."""
+    return " ".join(plain_signs(row["question"]).casefold().split())
 
 
 def by_question(rows: list[dict]) -> dict[str, list[dict]]:
-    """Group rows by question string."""
-    asked = defaultdict(list)
+    """Group rows by question."""
+    same = defaultdict(list)
     for row in rows:
-        asked[row["question"]].append(row)
-    return asked
+        same[asked(row)].append(row)
+    return same
 
 
 def majority(training: list[dict], vectors: Vectors) -> Predictor:
@@ -37,13 +50,13 @@ def majority(training: list[dict], vectors: Vectors) -> Predictor:
 
 
 def majority_per_question(training: list[dict], vectors: Vectors) -> Predictor:
-    """Answer with the commonest answer to the same question string, for a new string the commonest of all.
+    """Answer with the commonest answer to the same question, for a new one the commonest of all.
 
     No image is looked at.
     """
     answers = {question: commonest(rows) for question, rows in by_question(training).items()}
     fallback = commonest(training)
-    return lambda row: answers.get(row["question"], fallback)
+    return lambda row: answers.get(asked(row), fallback)
 
 
 def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
@@ -51,22 +64,22 @@ def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
 
     For a new combination, the commonest of all.
     """
-    asked = defaultdict(list)
+    same = defaultdict(list)
     for row in training:
-        asked[_place(row)].append(row)
-    answers = {place: commonest(rows) for place, rows in asked.items()}
+        same[_place(row)].append(row)
+    answers = {place: commonest(rows) for place, rows in same.items()}
     fallback = commonest(training)
     return lambda row: answers.get(_place(row), fallback)
 
 
 def _place(row: dict) -> tuple[str, str, str]:
-    return row["question"], row["modality"], row["location"]
+    return asked(row), row["modality"], row["location"]
 
 
 def nearest(training: list[dict], vectors: Vectors) -> Predictor:
     """Answer with the commonest answer to the same question on the three most similar images; of a tie, the nearest's.
 
-    For a new question string, questions of the same content and answer type stand in, or all where there are none.
+    For a new question, questions of the same content and answer type stand in, or all where there are none.
 
     Args:
         training: rows of the training part.
@@ -77,11 +90,10 @@ def nearest(training: list[dict], vectors: Vectors) -> Predictor:
         alike[row["content_type"], row["answer_type"]].append(row)
 
     def predict(row: dict) -> str:
-        known = same.get(row["question"]) or alike.get((row["content_type"], row["answer_type"])) or training
+        known = same.get(asked(row)) or alike.get((row["content_type"], row["answer_type"])) or training
         similarity = np.stack([vectors[other["image_id"]] for other in known]) @ vectors[row["image_id"]]
         order = sorted(range(len(known)), key=lambda index: (-similarity[index], known[index]["question_id"]))
-        answers = [known[index]["answer"] for index in order[:NEIGHBOURS]]
-        return Counter(answers).most_common(1)[0][0]  # of a tie, the first seen
+        return _first(known[index]["answer"] for index in order[:NEIGHBOURS])
 
     return predict
 

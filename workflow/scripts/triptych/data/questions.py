@@ -8,6 +8,7 @@ from triptych.config.arms import PARTS
 from triptych.config.datasets import QuestionPart
 from triptych.config.grid import SHARED, folds_name, is_shared
 from triptych.config.jobs import View
+from triptych.data.schemas import UNKNOWN
 from triptych.errors import TriptychError
 from triptych.io.parquet import read_table
 from triptych.utils.seeds import stable_order
@@ -44,10 +45,13 @@ def load_questions(data: Path, split: str, part: QuestionPart) -> list[dict]:
 
 
 def named_of_images(questions: Sequence[dict], column: str) -> dict[str, str]:
-    """What most questions about an image name in a column, modality or location, by image id; no image without any."""
+    """What most questions about an image name in a column, modality or location, by image id.
+
+    Images of which no question names any, or only UNKNOWN, are left out.
+    """
     named: dict[str, Counter] = {}
     for row in sorted(questions, key=lambda row: (row["image_id"], row["question_id"])):
-        if row[column]:
+        if row[column] and row[column].casefold() != UNKNOWN.casefold():
             named.setdefault(row["image_id"], Counter())[row[column]] += 1
     return {image: counts.most_common(1)[0][0] for image, counts in named.items()}
 

@@ -13,7 +13,10 @@ def _text_columns(*names: str) -> list[tuple[str, pa.DataType]]:
 
 # Values of the column `split`: the parts of a source, and of each fold.
 SPLITS = ("train", "validation", "test")
+STRICTEST = SPLITS[::-1]  # an image of several parts belongs to the first of these
 ANSWER_TYPES = ("OPEN", "CLOSED")
+
+UNKNOWN = "Unknown"  # content type, modality or location that a source does not state
 
 # What a source says of a question; `answer_type` is OPEN or CLOSED, and CAPTION for captions.
 QUESTION_FIELDS = ("question", "answer", "answer_type", "content_type", "modality", "location")

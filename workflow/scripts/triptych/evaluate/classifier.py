@@ -5,14 +5,13 @@ n-grams of their letters, two images as their mean tokens; rows are alike where 
 nothing is drawn, and the same rows give the same answers.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from triptych.data.answers import same_answer
+from triptych.data.answers import answer_key, same_answer, spellings
 from triptych.data.lookups import Predictor, Vectors
 from triptych.utils.seeds import stable_order
 
@@ -75,11 +74,10 @@ def classifier(training: list[dict], vectors: Vectors, validation: list[dict]) -
     if len(training) > ROWS:
         training = sorted(training, key=lambda row: stable_order(0, "classifier", row["question_id"]))[:ROWS]
     training = sorted(training, key=lambda row: row["question_id"])
-    counts = Counter(row["answer"] for row in training)
-    answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
-    number = {answer: index for index, answer in enumerate(answers)}
+    spelled = spellings(sorted(row["answer"] for row in training))
+    answers, number = list(spelled.values()), {key: index for index, key in enumerate(spelled)}
     wanted = np.zeros((len(training), len(answers)))
-    wanted[np.arange(len(training)), [number[row["answer"]] for row in training]] = 1
+    wanted[np.arange(len(training)), [number[answer_key(row["answer"])] for row in training]] = 1
     kernel = Kernel.of(training, vectors)
     alike, seen = kernel(training, vectors), kernel(validation, vectors)
     best, weights = -1, None

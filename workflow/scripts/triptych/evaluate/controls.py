@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from triptych.data.questions import named_of_images
-from triptych.data.sources.conversations import UNKNOWN
+from triptych.data.schemas import UNKNOWN
 from triptych.errors import TriptychError
 from triptych.evaluate.generate import ReadFeatures
 from triptych.features.occluded import GREY

@@ -84,8 +84,15 @@ def _is_closed(record: dict) -> bool:
     return record["answer_type"] == "CLOSED"
 
 
-def _is_yes_no(record: dict) -> bool:
+def is_yes_no(record: dict) -> bool:
+    """Tell whether a record's question is closed and its answer yes or no."""
     return _is_closed(record) and normalise(record["gold"]) in ("yes", "no")
+
+
+def always_the_same(records: Iterable[dict]) -> float | None:
+    """Give what the commoner one of yes and no scores on the yes/no questions, in per cent; None without any."""
+    golds = {record["question_id"]: normalise(record["gold"]) for record in records if is_yes_no(record)}
+    return 100 * max(Counter(golds.values()).values()) / len(golds) if golds else None
 
 
 # Every metric by the name of its column: the score of one record, and which records its mean is over.
@@ -93,7 +100,7 @@ MEASURES: dict[str, tuple[Callable[[dict], float], Callable[[dict], bool]]] = {
     "all": (exact_match, lambda record: True),
     "open": (exact_match, _is_open),
     "closed": (exact_match, _is_closed),
-    "yes_no": (exact_match, _is_yes_no),
+    "yes_no": (exact_match, is_yes_no),
     "token_f1": (token_f1, lambda record: True),
     "recall": (token_recall, lambda record: True),
     "bleu_1": (bleu_1, lambda record: True),

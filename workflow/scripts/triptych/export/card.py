@@ -1,6 +1,5 @@
 """The model card of an export: how to load it, how it was trained, on what data, from which models."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from triptych.export.base_models import BaseModels
 from triptych.export.results import hub_id
 from triptych.io.manifest import canonical_json, read_json
 from triptych.model import checkpoint
+from triptych.train.history import read_metrics
 from triptych.utils.markdown import plain
 
 TEMPLATES = Path(__file__).parent
@@ -195,7 +195,7 @@ def _stage_rows(stages: Sequence[tuple[str, dict]]) -> list[list[object]]:
 
 def _metric_rows(path: Path, kept: int | None) -> list[list[object]]:
     """Return the validation of the last epochs, and of the epoch whose weights were kept."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = read_metrics(path)
     names = ["validation_loss", "validation_accuracy", "validation_samples"]
     return [
         [row["epoch"], *(f"{row[name]:.4f}" if isinstance(row[name], float) else row[name] for name in names)]

@@ -1,6 +1,5 @@
 """What a study measured of one checkpoint, in the form in which the hub's model cards state it (`model-index`)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from triptych.io.manifest import read_json, sha256_file
 from triptych.io.parquet import read_table
 from triptych.model import checkpoint
 from triptych.tables.runs import accuracy
+from triptych.train.history import METRICS, read_metrics
 
 TASK = "visual-question-answering"
 
@@ -43,8 +43,7 @@ def hub_id(settings: dict) -> str | None:
 def _validation(manifest: dict, source: Path, data: Sequence[Path]) -> list[EvalResult]:
     """Give the validation of the epoch whose weights were kept; nothing after training on captions alone."""
     [last] = manifest["stages"][-1].values()
-    rows = (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [row for row in map(json.loads, rows) if row["epoch"] == manifest.get("epoch")]
+    kept = [row for row in read_metrics(source / METRICS) if row["epoch"] == manifest.get("epoch")]
     if manifest["split"].startswith(SHARED) or not kept or not kept[0]["validation_samples"]:
         return []
     folder = next((path for path in data if path.name == last["data"]), None)

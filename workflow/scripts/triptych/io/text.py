@@ -135,6 +135,8 @@ def as_utf8(text: str) -> str:
 def plain_text(value: Any) -> str:
     """Give a text, or a finite number as text: what may stand in a field of a record.
 
+    A whole number is written as one, also where a table holds it as 7.0: pandas does so in columns with gaps.
+
     Raises:
         TriptychError: it is neither, or not valid UTF-8; the message follows the name of the field.
     """
@@ -146,7 +148,12 @@ def plain_text(value: Any) -> str:
         raise TriptychError(f"is {kind_of(value)}, not text")
     if not math.isfinite(value):
         raise TriptychError("is not a finite number")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
     return str(value)
+
+
+_EXACT = 2.0**53  # from here on, floats have gaps between whole numbers
 
 
 class Unreadable:

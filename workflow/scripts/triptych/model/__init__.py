@@ -1,1 +1,1 @@
-"""The model: frozen vision encoder, trainable connector, language model with optional LoRA."""
+"""The model: vision encoder (mostly frozen), trainable connector, language model with optional LoRA."""

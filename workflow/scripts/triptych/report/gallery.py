@@ -4,10 +4,11 @@ import base64
 import io
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+from triptych.data.answers import answer_key, spellings
 from triptych.data.image_table import ImageTable
 from triptych.evaluate.metrics import exact_match
 from triptych.tables.runs import group_runs
@@ -103,20 +104,18 @@ def confusions(records: Sequence[dict], arms: Sequence[str], most: int = 7) -> d
     for arm, runs in group_runs(records).items():
         if arm not in arms:
             continue
-        pairs = Counter((record["gold"], record["prediction"]) for run in runs.values() for record in run)
-        golds: Counter[str] = Counter()
-        for (gold, _), number in pairs.items():
-            golds[gold] += number
-        common = [gold for gold, _ in sorted(golds.items(), key=lambda one: (-one[1], one[0]))[:most]]
-        rows = []
-        for gold in common:
-            counts = [0] * (len(common) + 1)
-            for (asked, said), number in pairs.items():
-                if asked == gold:
-                    match = [k for k, one in enumerate(common) if exact_match({"gold": one, "prediction": said})]
-                    counts[match[0] if match else -1] += number
-            rows.append({"gold": gold, "number": golds[gold], "shares": [100 * n / golds[gold] for n in counts]})
-        found[arm] = {"answers": common, "rows": rows}
+        records = [record for run in runs.values() for record in run]
+        common = dict(islice(spellings(sorted(record["gold"] for record in records)).items(), most))
+        place = {key: number for number, key in enumerate(common)}
+        counts = {key: [0] * (len(common) + 1) for key in common}
+        for record in records:
+            if (row := counts.get(answer_key(record["gold"]))) is not None:
+                row[place.get(answer_key(record["prediction"]), -1)] += 1
+        rows = [
+            {"gold": common[key], "number": sum(row), "shares": [100 * number / sum(row) for number in row]}
+            for key, row in counts.items()
+        ]
+        found[arm] = {"answers": list(common.values()), "rows": rows}
     return found
 
 

@@ -11,6 +11,7 @@ from triptych.config import paths
 from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
 from triptych.config.study import Study
 from triptych.data.rejects import causes_of, counted, summary
+from triptych.evaluate.metrics import always_the_same
 from triptych.io.manifest import read_json
 from triptych.io.parquet import read_table
 from triptych.report.gallery import confusions, questions_and_answers, thumbnails
@@ -49,8 +50,8 @@ OPTIONAL: dict[str, Columns] = {
 
 
 READ = [
-    *("arm", "split", "seed", "question_id", "image_id", "group", "question", "content_type", "modality"),
-    *("gold", "prediction", "logprob"),
+    *("arm", "split", "seed", "question_id", "image_id", "group", "question", "content_type", "answer_type"),
+    *("modality", "gold", "prediction", "logprob"),
 ]
 
 
@@ -197,6 +198,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
             _questions_of_groups(records),
             trained["code"],
             audit["data"][study.settings.folds.dataset]["questions"].get("test", 0),
+            always_the_same(records),
         ),
         "provenance": trained,
     }

@@ -9,13 +9,12 @@ import pandas
 from triptych.config.arms import CONTROLS
 from triptych.config.settings import Settings
 from triptych.config.study import Study
+from triptych.report.answer import added_stages, listed
 from triptych.tables import schedules
 from triptych.tables.verdicts import draws_warning
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
-COMMONEST = "majority"
-FEATURES = "classifier"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study
@@ -30,6 +29,7 @@ def limitations(
     questions: Mapping[str, int] = MappingProxyType({}),
     versions: Sequence[str] = (),
     test_questions: int = 0,
+    always: float | None = None,
 ) -> list[str]:
     """Say what limits the study's conclusions, in sentences, from its own numbers.
 
@@ -41,14 +41,16 @@ def limitations(
         questions: number of questions about each group of images that folds keep together.
         versions: of Triptych, that trained.
         test_questions: number of questions in the source's own test part.
+        always: what the commoner one of yes and no scores on all yes/no questions, in per cent; None without any.
     """
     return [
         *_few_runs(study.settings),
         *_few_draws(study),
+        *_more_samples(study, comparison),
         *_few_groups(questions),
         *_several_versions(versions),
         *_baselines_ahead(arms),
-        *_no_more_than_majority(arms),
+        *_no_more_than_always(arms, always),
         *_less_than_lookups(study),
         *_unused_images(controls),
         *_leaking_folds(study.settings),
@@ -77,6 +79,16 @@ def _few_draws(study: Study) -> Iterator[str]:
         yield warning
 
 
+def _more_samples(study: Study, comparison: Sequence[Mapping]) -> Iterator[str]:
+    """Say where the schedules of the primary comparison differ in how much they were trained, too."""
+    for row in comparison[:1]:
+        if any(study.settings.stages[stage].train for stage in added_stages(study, row["first"], row["second"])):
+            yield (
+                f"`{row['first']}` was trained on more samples than `{row['second']}`: their comparison alone does not "
+                "tell whether the kind of data or the amount of training matters."
+            )
+
+
 def _few_groups(questions: Mapping[str, int]) -> Iterator[str]:
     """Say where most questions are about few subjects, however many there are."""
     total = sum(questions.values())
@@ -99,29 +111,23 @@ def _baselines_ahead(arms: pandas.DataFrame) -> Iterator[str]:
     reached = dict(zip(arms["arm"], arms["all_mean"], strict=True))
     trained = arms[arms["trained"]]
     best = trained["arm"].iloc[trained["all_mean"].argmax()]
-    for name, what in (
-        (LOOKUP, "a look-up in the three most similar images"),
-        (BLIND, "the most common answer to the same question"),
-        (FEATURES, "a classifier on the frozen vision features"),
-    ):
-        if name in reached and reached[name] >= reached[best]:
-            yield (
-                f"No schedule scores above {what} (`{name}`, {reached[name]:.1f} %): the best is `{best}` with "
-                f"{reached[best]:.1f} %."
-            )
+    ahead = [name for name in arms["arm"][~arms["trained"]] if reached[name] >= reached[best]]
+    if ahead:
+        ahead.sort(key=lambda name: -reached[name])
+        named = listed([f"`{name}` ({reached[name]:.1f} %)" for name in ahead])
+        yield f"No schedule scores above {named}: the best is `{best}` with {reached[best]:.1f} %."
 
 
-def _no_more_than_majority(arms: pandas.DataFrame) -> Iterator[str]:
+def _no_more_than_always(arms: pandas.DataFrame, always: float | None) -> Iterator[str]:
     """Say where schedules hardly score above one answer to all yes/no questions."""
-    reached = dict(zip(arms["arm"], arms["yes_no_mean"], strict=True))
-    always = reached.get(COMMONEST)
-    if always is None or pandas.isna(always):
+    if always is None:
         return
+    reached = dict(zip(arms["arm"], arms["yes_no_mean"], strict=True))
     for arm in arms["arm"][arms["trained"]]:
         if reached[arm] < always + LOOKS:
             yield (
-                f"On yes/no questions `{arm}` scores {reached[arm]:.1f} %, and always the commonest answer "
-                f"(`{COMMONEST}`) {always:.1f} %."
+                f"On yes/no questions `{arm}` scores {reached[arm]:.1f} %, and always the same answer, yes or no, "
+                f"{always:.1f} %."
             )
 
 

@@ -10,7 +10,7 @@ from triptych.config import paths
 from triptych.config.paths import STEPS
 from triptych.config.study import Study
 from triptych.io.manifest import read_json
-from triptych.tables import by_type, calibration
+from triptych.tables import by_type, calibration, occlusion
 
 
 def planned_and_used(study: Study) -> list[dict]:
@@ -100,6 +100,7 @@ MADE_BY = {
     "leak": "tabulate_leak",
     "scaling": "tabulate_scaling",
     "captions": "tabulate_captions",
+    occlusion.NAME: "tabulate_occlusion",
     "probe": "tabulate_probe",
     "stages": "tabulate_stages",
 }

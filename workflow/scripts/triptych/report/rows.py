@@ -3,7 +3,7 @@
 The page draws them as tracks, `report.drawing` as figures for papers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -16,6 +16,7 @@ from triptych.tables.wording import narrowed
 # `what` in words, `label` of its axis, `title` beside others of its kind, `axis`, `scale`, `zero`, `margin`, `names` of
 # its marks, `legend`, `rows` of name, points (as `svg.track` takes them), track, text, and by choice `strong`.
 Chart = dict[str, Any]
+Write = Callable[[float | None], str]  # of a number
 
 EXACT = "exact match, %"
 
@@ -30,9 +31,24 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}"
 
 
-def with_interval(value: float | None, low: float | None, high: float | None, write: Any = percent) -> str:
+def with_interval(value: float | None, low: float | None, high: float | None, write: Write = percent) -> str:
     """Write a value with its interval: '52.2 (48.0 to 56.3)'."""
     return write(value) if low is None else f"{write(value)} ({write(low)} to {write(high)})"
+
+
+def _row(
+    name: str,
+    value: float,
+    low: float | None,
+    high: float | None,
+    write: Write = percent,
+    tip: str = "",
+    **mark: Any,
+) -> dict:
+    """Make a row of one value with its interval; `tip` names it where the row's name does not, `mark` is its look."""
+    text = with_interval(value, low, high, write)
+    point = {"value": value, "low": low, "high": high, "tip": f"{tip or name}: {text}", **mark}
+    return {"name": name, "points": [point], "text": text}
 
 
 def _chart(
@@ -61,11 +77,9 @@ def ranked(arms: Sequence[Mapping], accuracies: Mapping[str, Mapping]) -> Chart:
     axis = Axis([row[name] for row in known for name in ("mean", "low", "high")], most=100)
     rows = []
     for row in known:
-        text = with_interval(row["mean"], row["low"], row["high"])
-        kind = "" if row["trained"] else "quiet"
-        point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
-        points = [{**point, "index": 0 if row["trained"] else 3, "kind": kind}]
-        rows.append({"name": row["arm"], "points": points, "text": text, "strong": row["trained"]})
+        mark = {"index": 0, "kind": ""} if row["trained"] else {"index": 3, "kind": "quiet"}
+        drawn = _row(row["arm"], row["mean"], row["low"], row["high"], **mark)
+        rows.append(drawn | {"strong": row["trained"]})
     return _chart("Exact match of all arms, in per cent, with 95 % intervals", EXACT, axis, rows)
 
 
@@ -73,11 +87,8 @@ def scaled(sweeps: Mapping[str, Sequence[Mapping]]) -> list[Chart]:
     """Draw exact match of every value of every sweep, the smallest first."""
     found = []
     for name, values in sweeps.items():
-        axis, rows = Axis([row[part] for row in values for part in ("mean", "low", "high")], most=100), []
-        for row in values:
-            text = with_interval(row["mean"], row["low"], row["high"])
-            point = {"value": row["mean"], "low": row["low"], "high": row["high"], "tip": f"{row['arm']}: {text}"}
-            rows.append({"name": f"{row['value']:.10g}", "points": [point], "text": text})
+        axis = Axis([row[part] for row in values for part in ("mean", "low", "high")], most=100)
+        rows = [_row(f"{row['value']:.10g}", row["mean"], row["low"], row["high"], tip=row["arm"]) for row in values]
         what = f"{name}: exact match in per cent by {values[0]['setting']}, 95 % intervals"
         found.append(_chart(what, EXACT, axis, rows, title=name))
     return found
@@ -96,10 +107,8 @@ def differences(comparison: Sequence[Mapping]) -> Chart | None:
         low, high = row.get("low"), row.get("high")
         if low is None:
             low, high = row.get("bootstrap_low"), row.get("bootstrap_high")
-        text = with_interval(row["effect"], low, high, signed)
-        point = {"value": row["effect"], "low": low, "high": high, "small": runs if len(runs) > 1 else ()}
-        name = f"{row['first']} minus {row['second']}"
-        rows.append({"name": name, "points": [{**point, "tip": f"{name}: {text}"}], "text": text})
+        name, small = f"{row['first']} minus {row['second']}", runs if len(runs) > 1 else ()
+        rows.append(_row(name, row["effect"], low, high, signed, small=small))
     what = "Differences between schedules in points, with 95 % intervals"
     return _chart(what, "points", axis, rows, zero=True, margin=margin)
 
@@ -124,11 +133,9 @@ def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = T
         for row in found:
             if row["arm"] != arm:
                 continue
-            text = with_interval(row["effect"], row["low"], row["high"], signed)
             heading = CONTROLS[row["view"]].heading
             name = f"{arm}: {heading}" if name_arms else heading
-            point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
-            rows.append({"name": name, "points": [point], "text": text})
+            rows.append(_row(name, row["effect"], row["low"], row["high"], signed))
     what = "Points lost with another image, with 95 % intervals"
     return _chart(what, "points lost", axis, rows, zero=True) if rows else None
 
@@ -138,10 +145,8 @@ def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
     axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
     rows = []
     for row in found:
-        text = with_interval(row["effect"], row["low"], row["high"], signed)
         name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
-        point = {"value": row["effect"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
-        rows.append({"name": name, "points": [point], "text": text})
+        rows.append(_row(name, row["effect"], row["low"], row["high"], signed))
     what = "Points above look-ups and classifiers, with 95 % intervals"
     return _chart(what, "points", axis, rows, zero=True) if rows else None
 
@@ -156,11 +161,11 @@ def types(found: Sequence[Mapping]) -> Chart | None:
     rows = []
     for row in own:
         low, high = (row["low"], row["high"]) if narrowed(row["low"], row["high"]) else (None, None)
-        text = with_interval(row["effect"], low, high, signed)
         name = f"{row['value'] or '(none)'} ({row['questions']})"
-        point = {"value": row["effect"], "low": low, "high": high, "tip": f"{name}: {text}"}
-        index = aspects.index(row["aspect"])
-        rows.append({"name": name, "points": [{**point, "index": index}], "text": text})
+        drawn = _row(name, row["effect"], low, high, signed, index=aspects.index(row["aspect"]))
+        if low is None:
+            drawn["text"] += " (interval not known)" if row["low"] is None else " (nothing ruled out)"
+        rows.append(drawn)
     what = " ".join(f"{first} minus {second} by type of question" for first, second in pair)
     names = [aspect.replace("_", " ") for aspect in aspects]
     return _chart(f"{what}, in points, with 95 % intervals", "points", axis, rows, names, zero=True) if rows else None
@@ -174,11 +179,9 @@ def occlusion(table: pandas.DataFrame) -> Chart | None:
     axis = Axis([row[f"pointing{part}"] for row in found for part in ("", "_low", "_high", "_centre", "_random")])
     rows = []
     for row in found:
-        text = with_interval(row["pointing"], row["pointing_low"], row["pointing_high"])
-        tip = f"{row['arm']}: {text}"
-        points = [{"value": row["pointing"], "low": row["pointing_low"], "high": row["pointing_high"], "tip": tip}]
-        points += [{"value": row[f"pointing_{name}"], "index": place} for place, name in ((1, "centre"), (2, "random"))]
-        rows.append({"name": row["arm"], "points": points, "text": text})
+        drawn = _row(row["arm"], row["pointing"], row["pointing_low"], row["pointing_high"])
+        others = [{"value": row[f"pointing_{name}"], "index": place} for place, name in ((1, "centre"), (2, "random"))]
+        rows.append(drawn | {"points": [*drawn["points"], *others]})
     names = ["square that matters most", "square in the middle", "random square"]
     return _chart("Squares that point at what is asked for, in per cent", "pointing, %", axis, rows, names)
 
@@ -216,12 +219,11 @@ def probes(table: pandas.DataFrame) -> list[Chart]:
         rows = []
         for name in dict.fromkeys(row["representation"] for row in own):
             for row in (row for row in own if row["representation"] == name):
-                index = kinds.index(row["probe"])
-                text = with_interval(row["f1"], row["low"], row["high"])
-                tip = f"{name}, {row['probe']}: {text}; shuffled labels {percent(row['shuffled_f1'])}"
-                point = {"value": row["f1"], "low": row["low"], "high": row["high"], "index": index, "tip": tip}
-                shuffled = {"small": [] if row["shuffled_f1"] is None else [row["shuffled_f1"]]}
-                rows.append({"name": f"{name}, {row['probe']}", "points": [{**point, **shuffled}], "text": text})
+                mark = {"index": kinds.index(row["probe"])}
+                mark["small"] = [] if row["shuffled_f1"] is None else [row["shuffled_f1"]]
+                drawn = _row(f"{name}, {row['probe']}", row["f1"], row["low"], row["high"], **mark)
+                drawn["points"][0]["tip"] += f"; shuffled labels {percent(row['shuffled_f1'])}"
+                rows.append(drawn)
         what = f"Macro-F1 of probes: {attribute}, in per cent, with 95 % intervals"
         charts.append(_chart(what, "macro-F1, %", axis, rows, kinds, title=attribute))
     return charts
@@ -236,9 +238,6 @@ def leaks(table: pandas.DataFrame) -> Chart | None:
     axis = Axis([row[name] for row in found for name in ("inflation", "low", "high")], include=(0,))
     rows = []
     for row in found:
-        text = with_interval(row["inflation"], row["low"], row["high"], signed)
-        name = f"{row['arm']}, folds by {row['folds_by']}"
-        point = {"value": row["inflation"], "low": row["low"], "high": row["high"], "tip": f"{name}: {text}"}
-        index = kinds.index(row["folds_by"])
-        rows.append({"name": name, "points": [{**point, "index": index}], "text": text})
+        name, index = f"{row['arm']}, folds by {row['folds_by']}", kinds.index(row["folds_by"])
+        rows.append(_row(name, row["inflation"], row["low"], row["high"], signed, index=index))
     return _chart("Points added by leaking folds, with 95 % intervals", "points added", axis, rows, zero=True)

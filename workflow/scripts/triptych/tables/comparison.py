@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--drawn-once",
         type=json.loads,
-        default={},
-        help="JSON: schedules whose first stages all folds share, with the name of these stages",
+        help="JSON: schedules whose first stages all folds share, with the name of these stages, such as "
+        '{"1-2-3": "1"}, or {} for none; unless given, verdicts say that it is not known',
     )
     parser.add_argument(
         "--answer-type", choices=("ALL", *ANSWER_TYPES), default="ALL", help="use only questions of this type"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas
 
-from triptych.errors import run_step
+from triptych.errors import TriptychError, run_step
 from triptych.io.parquet import read_table
 from triptych.tables import evidence
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.pairs import OPTIONAL, READ, pair
-from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
+from triptych.tables.runs import SIZES, Run, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 from triptych.tables.verdicts import draws_warning, mean_with_interval
 
 COLUMNS = {"sweep": TEXT, "setting": TEXT, "value": NUMBER, "arm": TEXT, **SIZES}
@@ -81,6 +81,31 @@ def difference(records: Sequence[dict], arm: str, other: str, name: str) -> dict
     return {f"{name}_{part}": found[part] for part in ("effect", "low", "high")}
 
 
+def require_different(
+    grouped: Mapping[str, Mapping], name: str, setting: str, arms: Sequence[tuple[float, str]]
+) -> None:
+    """Refuse a curve of which two values gave the same models, as do two limits above the number of samples there are.
+
+    Raises:
+        TriptychError: two values next to each other have the same answers with the same probabilities.
+    """
+    said = [_answers(grouped.get(arm, {})) for _, arm in arms]
+    for (small, _), (large, _), one, other in zip(arms, arms[1:], said, said[1:], strict=False):
+        if one and one == other:
+            raise TriptychError(
+                f"sweeps.{name}: {small:.10g} and {large:.10g} of {setting} gave the same models: every answer and its "
+                f"probability are equal. There are perhaps no more samples than {small:.10g}: take out {large:.10g}"
+            )
+
+
+def _answers(runs: Mapping[Run, Sequence[Mapping]]) -> dict[tuple, tuple]:
+    """Give what an arm said, with the probability of the gold answer; nothing where that was not kept."""
+    records = [(run, record) for run, of_run in runs.items() for record in of_run]
+    if any(record.get("gold_logprob") is None for _, record in records):
+        return {}
+    return {(run, one["question_id"]): (one["prediction"], one["gold_logprob"]) for run, one in records}
+
+
 def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
     """Make the table: a row for each sweep and value, ascending.
 
@@ -90,6 +115,7 @@ def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
     grouped, rows = group_runs(records), []
     for name, sweep in sweeps.items():
         arms = sweep["arms"]
+        require_different(grouped, name, sweep["setting"], arms)
         fitted = slope(records, arms)
         reached = evidence.accuracies({arm: evidence.answered(grouped[arm]) for _, arm in arms})
         for place, (value, arm) in enumerate(arms):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from triptych.config.arms import TEST
@@ -133,7 +134,9 @@ def mean_with_interval(values: Sequence[float], runs: Sequence[tuple], groups: S
     return found | {"low": float(estimate.low), "high": float(estimate.high), "p": estimate.p}
 
 
-def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def conclude(
+    rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Add to the rows, of the same questions and runs, corrected p values, minimum detectable effects and verdicts.
 
     The first row is the primary comparison, which is not corrected. The others are, for their number. Their minimum
@@ -141,7 +144,8 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
 
     Args:
         rows: from `compare`.
-        drawn: schedule -> the prefix that it begins with and that all folds share, for those that have one.
+        drawn: schedule -> the prefix that it begins with and that all folds share, for those that have one. None where
+            this is not known.
     """
     concluded = []
     primary, *others = (row["p"] for row in rows)
@@ -165,7 +169,7 @@ def conclude(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = N
             estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
             plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
             said = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
-            text = " ".join(filter(None, [said, warning_of_pair(row, drawn or {})]))
+            text = " ".join(filter(None, [said, warning_of_pair(row, drawn)]))
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})
     correct_column(concluded, "logprob_p")
     return concluded
@@ -179,13 +183,17 @@ def few_draws(folds: int, seeds: int) -> bool:
     return folds > 1 and seeds < max(folds, FEWEST_DRAWS)
 
 
-def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+def warning_of_pair(row: Mapping[str, Any], drawn: Mapping[str, str] | None) -> str:
     """Warn where the runs of a compared pair share too few trainings of a first stage, else "".
 
     Args:
         row: of the comparison, with `first`, `second`, `folds` and `seeds`.
-        drawn: `Grid.drawn_once`.
+        drawn: `Grid.drawn_once`; None where it is not known.
     """
+    if drawn is None:
+        if not few_draws(row["folds"], row["seeds"]):
+            return ""
+        return "If all folds share the training of a first stage (not stated here), intervals may be too narrow."
     prefixes = list(dict.fromkeys(drawn[row[arm]] for arm in ("first", "second") if row[arm] in drawn))
     return draws_warning(row, prefixes)
 

@@ -19,7 +19,8 @@ class PassReading:
         exact: number of samples whose every answer token is predicted.
         loss: what it adds to the loss of the step.
         cosine_term: what it adds to the regularisation's term; None without one.
-        samples: whose ids a message names, and whose answer tokens are counted.
+        question_ids: of its samples, for messages.
+        answer_tokens: number of them in all samples.
     """
 
     loss_sum: torch.Tensor

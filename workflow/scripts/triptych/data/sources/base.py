@@ -64,7 +64,7 @@ class Item:
 class Reject:
     """Something of the source that is not used, and why."""
 
-    kind: str  # "image" or "question"
+    kind: str  # "image", "question" or "boxes"
     id: str
     reason: str
 

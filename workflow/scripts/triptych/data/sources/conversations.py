@@ -6,9 +6,10 @@ Or with `role` (user, assistant) and `content`, as chat programs write them.
 from collections.abc import Iterator
 from typing import Any
 
+from triptych.data.schemas import UNKNOWN
+
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
 IMAGE_MARK = "<image>"  # where LLaVA puts the image into a question; the prompt of Triptych says where it goes
-UNKNOWN = "Unknown"
 
 
 def is_conversation(cell: Any) -> bool:

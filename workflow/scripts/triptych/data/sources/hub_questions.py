@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.config.datasets import HubQuestions
-from triptych.data.schemas import ANSWER_TYPES
+from triptych.data.schemas import ANSWER_TYPES, STRICTEST, UNKNOWN
 from triptych.data.sources import hub_rows
 from triptych.data.sources.base import Item, Read, Reject
-from triptych.data.sources.conversations import UNKNOWN, closed_or_open
+from triptych.data.sources.conversations import closed_or_open
 from triptych.data.sources.hub_classes import class_names
 from triptych.data.sources.options import with_options
 from triptych.data.sources.slake_rows import Spellings
@@ -27,7 +27,6 @@ from triptych.errors import TriptychError
 from triptych.io.manifest import sha256_bytes
 from triptych.io.text import is_utf8
 
-STRICTEST = ("test", "validation", "train")  # an image of several parts belongs to the first of these
 BATCH = 32  # rows held at a time, with their images
 ABOUT = ("content_type", "modality", "location")  # `Unknown` where no column says it
 
@@ -210,8 +209,10 @@ class _Met:
             with_id = self._settings.question_id_column is not None
             what = f"the question id of another row: {question_id}" if with_id else "image, question and answer"
             raise TriptychError(f"repeats {what}" + ("" if with_id else " of another row"))
-        if (known := self._subjects.setdefault(image, subject)) != subject:
+        known = self._subjects.get(image) or subject
+        if subject and known != subject:
             raise TriptychError(f"names another subject than an earlier row of its image: {subject!r}, not {known!r}")
+        self._subjects[image] = known
         self._asked.add(question_id)
         self._first.setdefault(image, (row.path if row.path and is_utf8(row.path) else place, place))
         self._questions.setdefault(image, []).append({"question_id": question_id, **question})

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from triptych.data.formats.recognise import FORMATS, SUFFIXES_OF, describe_unusable, format_of
 from triptych.data.images import inspect
 from triptych.data.rejects import LOUD, cause, top_causes
-from triptych.data.schemas import ANSWER_TYPES
-from triptych.data.sources.conversations import UNKNOWN, closed_or_open
+from triptych.data.schemas import ANSWER_TYPES, STRICTEST, UNKNOWN
+from triptych.data.sources.conversations import closed_or_open
 from triptych.data.sources.published_rows import (
     HUB,
     HUB_PARTS,
@@ -32,7 +32,6 @@ from triptych.io.text import plain_text
 from triptych.utils.seeds import stable_order
 from triptych.utils.terminal import announce
 
-STRICTEST = ("test", "validation", "train")  # an image of several official parts goes to the first of these
 MODALITY = {"vqa-rad": "Radiology", "path-vqa": "Pathology"}
 MANIFEST = "conversion.json"
 

@@ -7,9 +7,10 @@ The folder holds train.json, validation.json and test.json, lists of rows, and t
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from triptych.data.schemas import QUESTION_FIELDS, SPLITS
 from triptych.data.sources.base import Item, Read, Reject, read_below
@@ -18,7 +19,7 @@ from triptych.data.sources.slake_rows import Spellings, checked_row, is_asked, l
 from triptych.errors import TriptychError
 from triptych.io.atomic import resolve_under
 from triptych.io.manifest import canonical_json
-from triptych.io.text import is_utf8, read_json_file
+from triptych.io.text import is_utf8, plain_text, read_json_file
 
 KEPT = ("question_id", *QUESTION_FIELDS)  # of a question, until its image is listed
 
@@ -70,7 +71,7 @@ def folder_reader(folder: Path) -> Iterator[Read]:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image: its name in the first row that names it, its subject, its part, and its questions as `KEPT`."""
+    """An image: its name in the first row that names it, the subject of any row, its part, its questions as `KEPT`."""
 
     name: str
     subject: str
@@ -100,9 +101,9 @@ def _questions(
                 continue
             met.asked[table] += 1
             if isinstance(row, dict):
-                met.images.add(str(row.get("img_id")))
+                met.images.add(_stated_id(row.get("img_id")))
             stated = row.get("qid") if isinstance(row, dict) else None
-            question_id = position if stated is None else str(stated).strip()
+            question_id = position if stated is None else _stated_id(stated)
             try:
                 fields = checked_row(row)
                 if fields["qid"] in seen:
@@ -110,18 +111,32 @@ def _questions(
             except TriptychError as error:
                 yield Reject("question", question_id, f"{position} {error}")
                 continue
-            image_id = fields["img_id"]
+            question_id, image_id = fields["qid"], fields["img_id"]
             part = english_parts.get(image_id, table)
             image = images.setdefault(image_id, _Image(fields["img_name"], fields["subject"], part, []))
             if image.part != part or plain_name(image.name) != plain_name(fields["img_name"]):
                 reason = f"{position} has an image that already belongs to {image.part}.json: {image_id}"
                 yield Reject("question", question_id, reason)
                 continue
+            if (subject := fields["subject"]) and image.subject not in ("", subject):
+                reason = f"{position} names another subject than an earlier row of its image: {subject}"
+                yield Reject("question", question_id, f"{reason}, not {image.subject}")
+                continue
+            if subject and not image.subject:
+                images[image_id] = image = replace(image, subject=subject)
             seen.add(question_id)
             spellings.fold(fields, row)
             image.questions.append((question_id, *(fields[name] for name in QUESTION_FIELDS)))
     for line in spellings.notes():
         print(line, flush=True)
+
+
+def _stated_id(value: Any) -> str:
+    """An id as a row states it, also one that no row may have."""
+    try:
+        return plain_text(value).strip()
+    except TriptychError:
+        return str(value).strip()
 
 
 def _items(folder: Path, image_id: str, image: _Image, place: str, stamp: str) -> Iterator[Item | Reject]:
@@ -166,7 +181,7 @@ def _require_pictures(missing: list[str], folder: Path) -> None:
 
 def _english_parts(folder: Path) -> dict[str, str]:
     return {
-        str(row.get("img_id")).strip(): split
+        _stated_id(row.get("img_id")): split
         for split in SPLITS
         for _, row in rows_of_part(folder / f"{split}.json", say=False)
         if language_of(row) == "en"
@@ -187,6 +202,8 @@ def _boxes(file: Path) -> str | None:
         ]
         if any(len(box) != 4 or not all(map(isfinite, box)) for _, box in found):
             raise ValueError("a box has four numbers")
+        if found and 0 < max(max(box) for _, box in found) <= 1:
+            raise ValueError("a box is left, top, width and height in pixels, not in parts of the image")
         if not all(is_utf8(name) for name, _ in found):
             raise ValueError("a name is not valid UTF-8")
     except (TriptychError, ValueError, AttributeError, TypeError) as error:

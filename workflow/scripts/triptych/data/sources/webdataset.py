@@ -69,7 +69,7 @@ def _shards(folder: Path, pattern: str) -> list[str]:
     return names
 
 
-def _shard_items(name: str, path: Path, caption_key: str, stamp: str) -> Iterator[Item | Reject]:
+def _shard_items(name: str, path: Path, caption_key: str | None, stamp: str) -> Iterator[Item | Reject]:
     """The images of one shard, in the order in which their keys appear."""
     samples: dict[str, dict[str, tuple[int, int, bytes]]] = {}
     others: list[str] = []  # members of no kind that is read, of samples or not
@@ -188,15 +188,16 @@ def _is_further(key: str, parts: dict, samples: dict[str, dict]) -> bool:
     return not (has_image and has_caption) and first != key and not samples.get(first, {}).keys().isdisjoint(SUFFIXES)
 
 
-def _caption(parts: dict[str, tuple[int, int, bytes]], key: str) -> str:
-    """The caption of a sample: its text file, or else the value of `key` in its JSON.
+def _caption(parts: dict[str, tuple[int, int, bytes]], named: str | None) -> str:
+    """The caption of a sample: the key `named` of its JSON; where none is named, its text file, or else `caption`.
 
     Raises:
         TriptychError: there is none, or it cannot be read.
     """
-    kind = "txt" if "txt" in parts else "json"
+    kind, key = "txt" if "txt" in parts and named is None else "json", named or "caption"
     if kind not in parts:
-        raise TriptychError(f"no caption: there is neither .txt nor .json of this key (with {key!r} in it)")
+        files = "no .json" if named else "neither .txt nor .json"
+        raise TriptychError(f"no caption: there is {files} of this key (with {key!r} in it)")
     _, size, data = parts[kind]
     if size > MAX_CAPTION_BYTES:
         raise TriptychError(f"its .{kind} is larger than {MAX_CAPTION_BYTES} bytes")

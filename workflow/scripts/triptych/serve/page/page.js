@@ -100,14 +100,14 @@ function card(found, number, sent) {
     made.append(make("p", "A blind schedule, which is shown no image.", "soft"));
     return made;
   }
-  const button = make("button", "Where does it look?");
+  const button = make("button", "What does the answer depend on?");
   button.type = "button";
-  button.setAttribute("aria-label", `Where does ${found.schedule} look?`);
+  button.setAttribute("aria-label", `What does the answer of ${found.schedule} depend on?`);
   button.addEventListener("click", () => work(button, "Hiding one square after the other…", async () => {
     const looked = await send("where", { ...sent, checkpoint: number });
     const figure = make("figure"), image = make("img");
     image.src = looked.picture;
-    image.alt = `Where ${found.schedule} looks: ${looked.words}`;
+    image.alt = `What the answer of ${found.schedule} depends on: ${looked.words}`;
     figure.append(image, make("p", looked.words, "soft"));
     figure.append(make("p", "Without a red square the answer is less probable, without a blue one more probable; the strongest colour is the largest change.", "soft"));
     made.querySelector("figure")?.remove();
