@@ -15,7 +15,7 @@ from triptych.config.base import Switch
 from triptych.config.stages import Connector, Lora
 from triptych.evaluate.fixed_shapes import READ_EVERY
 from triptych.evaluate.generate import generate
-from triptych.evaluate.ready import compile_layers, simplify_adapters
+from triptych.evaluate.ready import compile_for_answers, simplify_adapters
 from triptych.model.connector import build_connector
 from triptych.model.tokens import PromptTokens, Sample
 from triptych.model.vlm import VisionLanguageModel, add_lora
@@ -59,7 +59,7 @@ def count_answering(compiled: Switch = "always") -> dict[str, int]:
 
     with compiled_graphs(recorder):
         if compiled != "never":
-            compile_layers(model)
+            compile_for_answers(model)
             answer()
         hook = model.decoder.register_forward_pre_hook(watch)
         recorder.on = False

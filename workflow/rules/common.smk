@@ -51,8 +51,12 @@ torchrun = f"torchrun --standalone --nproc-per-node {processes} --shutdown-timeo
 torchrun += " --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` leaves it
     torchrun += ",SIGHUP"
+# Memory comes in large pages where the system has them: in small ones, steps of a training on a CPU take ever longer
+# (docs/performance.md). Only glibc of version 2.35 or newer reads this; what a user has set comes last, and counts.
+tunables = filter(None, ["glibc.malloc.hugetlb=1", os.environ.get("GLIBC_TUNABLES")])
 SHELL_VARIABLES = {
     "FEATURES": canonical_json(settings.features.model_dump()),
+    "GLIBC_TUNABLES": ":".join(tunables),
     "LAUNCH": "python" if processes == 1 else torchrun,
     "RUNTIME": settings.runtime.model_dump_json(),
     "TRIPTYCH_DEVICE": settings.runtime.device,

@@ -12,7 +12,7 @@ from triptych.errors import TriptychError, message_of
 from triptych.evaluate.fixed_shapes import at_fixed_shapes, run_prefixes_at_fixed_shapes
 from triptych.model.four_bits import in_four_bits
 from triptych.model.vlm import VisionLanguageModel
-from triptych.train.compilation import compile_for_each_shape, missing_compiler, undo_compilation
+from triptych.train.compilation import compile_for_each_shape, obstacle_to_compiling, undo_compilation
 
 SHAPES = 64  # that a layer is compiled for at most: numbers of rows and of a question's tokens, and kinds of layers
 
@@ -76,17 +76,13 @@ def make_ready(model: VisionLanguageModel, compiled: Switch, tokens: int, fixed_
         return adapters
     if compiled == "never" or (compiled == "auto" and tokens <= WORTHWHILE):
         layers = f"layers are not compiled (runtime.compile: {compiled})"
-    elif obstacle := _obstacle(model, device) or compile_layers(model):
+    elif obstacle := obstacle_to_compiling(model) or compile_for_answers(model):
         if compiled == "always":
             raise TriptychError(f"runtime.compile: {obstacle}; use auto or never")
         layers = f"layers are not compiled ({obstacle})"
     else:
         layers = "layers are compiled"
     return f"answers at fixed shapes; {adapters}; {layers}"
-
-
-def _obstacle(model: VisionLanguageModel, device: torch.device) -> str | None:
-    return "layers of 4 bits are not compiled" if in_four_bits(model.network) else missing_compiler(device)
 
 
 def simplify_adapters(model: VisionLanguageModel) -> str:
@@ -109,7 +105,7 @@ def simplify_adapters(model: VisionLanguageModel) -> str:
 
 
 @torch.inference_mode()
-def compile_layers(model: VisionLanguageModel) -> str:
+def compile_for_answers(model: VisionLanguageModel) -> str:
     """Have the decoder's layers compiled at their first use, once for each shape; layers that are alike share it.
 
     The shortest prefix is run to see whether it works; if not, layers are as they were, and the text says why.

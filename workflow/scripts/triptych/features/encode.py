@@ -15,7 +15,6 @@ from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError, run_step
 from triptych.features.shards import (
     SHARD,
-    TORCH,
     Shard,
     encoder_hashes,
     is_complete,
@@ -29,7 +28,7 @@ from triptych.io.manifest import read_json, write_record
 from triptych.io.parquet import read_table
 from triptych.model import vision
 from triptych.utils.arguments import folder
-from triptych.utils.device import best_device, cores, encoder_batch, loading_threads
+from triptych.utils.device import DTYPES, best_device, cores, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
 from triptych.utils.terminal import announce, duration
 
@@ -77,7 +76,7 @@ def encode(
         warn_of_unseen_borders(read_table(data / "images", ["width", "height"]), encoder)
     else:
         shape, rate = read_header(store / shards[0].file, shards[0].key).shape[1:], None
-    gigabytes = len(table) * shape[0] * shape[1] * TORCH[settings.dtype].itemsize / 1e9
+    gigabytes = len(table) * shape[0] * shape[1] * DTYPES[settings.dtype].itemsize / 1e9
     on_the_fly = gigabytes > settings.budget_gb
     left = sum(len(shard.rows) for shard in missing)
     print(estimate(len(table), shape, settings, gigabytes, left, rate), flush=True)

@@ -20,6 +20,7 @@ import torch
 from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import atomic_path
 from triptych.io.manifest import canonical_json, read_json, sha256_json
+from triptych.utils.device import DTYPES
 
 SHARD = 1024  # images in a file: 128 MB at 49 x 1280 tokens in bf16
 LONGEST_HEADER = 100_000  # bytes; of a shard of 1024 images, 8,500
@@ -30,7 +31,6 @@ UPRIGHT = "upright"  # key of a header: shards without it were made when some or
 _ORIGIN = ("folder", "package", "repo", "revision")  # settings that say where an encoder came from, no part of its key
 
 Dtype = Literal["bf16", "fp32"]
-TORCH = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _STORED = {"bf16": "BF16", "fp32": "F32"}  # names in a safetensors header
 
 
@@ -177,7 +177,7 @@ def checksum(tokens: torch.Tensor) -> int:
 
 
 def _size(shape: Sequence[int], dtype: Dtype) -> int:
-    return math.prod(shape) * TORCH[dtype].itemsize
+    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 def _header(key: str, sha256: str, checksums: Sequence[int], shape: Sequence[int], dtype: Dtype) -> bytes:

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from triptych.config.paths import FEATURE_SHARDS
 from triptych.data.image_table import ImageTable
 from triptych.errors import TriptychError
-from triptych.features.shards import TENSOR, TORCH, Dtype, checksum, encoder_hashes, read_header
+from triptych.features.shards import TENSOR, Dtype, checksum, encoder_hashes, read_header
 from triptych.io.manifest import read_json
 from triptych.model import vision
-from triptych.utils.device import best_device, encoder_batch, loading_threads
+from triptych.utils.device import DTYPES, best_device, encoder_batch, loading_threads
 from triptych.utils.prefetch import map_ahead
 
 EncodeImages = Callable[[Sequence[Image.Image]], torch.Tensor]
@@ -207,5 +207,5 @@ def load_pixels(encoder: vision.Encoder, table: ImageTable, rows: Sequence[int],
 @torch.no_grad()  # not inference mode, whose tensors a connector could not save for its backward pass
 def compute_tokens(encoder: vision.Encoder, pixels: torch.Tensor, dtype: Dtype, device: torch.device) -> torch.Tensor:
     """Encode pixels (B, 3, S, S) as tokens (B, N, D), on the CPU in the dtype of storage."""
-    with vision.own_precision(TORCH[dtype], device):
-        return encoder.tokens(pixels.to(device, non_blocking=True)).to(TORCH[dtype]).cpu()
+    with vision.own_precision(DTYPES[dtype], device):
+        return encoder.tokens(pixels.to(device, non_blocking=True)).to(DTYPES[dtype]).cpu()

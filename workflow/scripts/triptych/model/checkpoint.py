@@ -21,7 +21,7 @@ from triptych.model.connector import CONNECTOR_FILE, build_connector
 from triptych.model.four_bits import load_quantise, quantise
 from triptych.model.tower import VISION_ADAPTER_FILE, VISION_FILE, VisionTower
 from triptych.model.vlm import VisionLanguageModel, add_lora
-from triptych.utils.device import attention_kind
+from triptych.utils.device import DTYPES, attention_kind
 from triptych.utils.seeds import derive_seed
 
 ADAPTER_FILE, LANGUAGE_MODEL_FILE, MANIFEST = "adapter.safetensors", "language_model.safetensors", "manifest.json"
@@ -135,8 +135,7 @@ class Base:
         """
         if self.encoder is None:
             raise TriptychError("this checkpoint has trained the vision encoder, whose folder is not given")
-        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
-        tower = VisionTower(vision.load(self.encoder, torch.device("cpu")), dtype)
+        tower = VisionTower(vision.load(self.encoder, torch.device("cpu")), DTYPES[self.dtype])
         tower.tuned = VISION_FILE in manifest["files"]
         if VISION_ADAPTER_FILE in manifest["files"]:
             tower.adapt(Lora.model_validate(manifest["lora"]), manifest["seed"])

@@ -16,7 +16,7 @@ from triptych.evaluate.calibration import (
     expected_calibration_error,
 )
 from triptych.evaluate.metrics import exact_match
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import SIZES, cell, group_runs, mean_sd, runs_text, sizes
 
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", required=True, help="names of the schedules, in order")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ)]
+    records = read_tables(arguments.predictions, READ)
     table = summarise(records, arguments.schedules)
     write_table(arguments.out / NAME, table, shown(table), "Calibration", ABOUT)
 

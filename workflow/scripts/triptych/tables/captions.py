@@ -8,7 +8,7 @@ import pandas
 
 from triptych.errors import run_step
 from triptych.evaluate.metrics import scores
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import cell, group_runs, mean_sd, sizes
 from triptych.utils.seeds import stable_order
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="prediction records")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    table = summarise([record for path in sorted(arguments.predictions) for record in read_table(path)])
+    table = summarise(read_tables(arguments.predictions))
     over = "folds and seeds" if "folds" in table else "seeds"
     about = (
         f"Generated captions of validation images, in per cent, mean ± standard deviation over {over}. Each metric is "

@@ -15,7 +15,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.evaluate.statistics import DRAWS, points
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables import by_type
 from triptych.tables.format import latex, make_table, markdown, write_csv
 from triptych.tables.gold_outcome import section
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise TriptychError(
             f"--equivalence-margin: {arguments.equivalence_margin:g} must be a positive number of points"
         )
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ, OPTIONAL)]
+    records = read_tables(arguments.predictions, READ, OPTIONAL)
     view = the_view(records)
     if arguments.answer_type != "ALL":
         records = [record for record in records if record["answer_type"] == arguments.answer_type]

@@ -14,7 +14,7 @@ import pandas
 
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.statistics import bootstrap_interval, tabulate
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     splits = dict(json.loads(arguments.splits))
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
+    records = read_tables(arguments.predictions)
     table = summarise(records, splits)
     about = (
         f"Inflation by leaking folds: exact match in per cent on the same {table['questions'].iloc[0]} held-out "

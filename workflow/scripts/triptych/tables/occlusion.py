@@ -9,7 +9,7 @@ import pandas
 
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.statistics import bootstrap_interval, tabulate
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import SIZES, group_runs, runs_text, sizes
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", required=True, help="names of the schedules, in order")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    records = [record for path in sorted(arguments.occlusions) for record in read_table(path)]
+    records = read_tables(arguments.occlusions)
     table = summarise(records, arguments.schedules)
     write_table(arguments.out / NAME, table, shown(table), "Occlusion: where schedules look", ABOUT)
 

@@ -13,7 +13,7 @@ import pandas
 from triptych.data.schemas import PROBED_ATTRIBUTES, PROBES
 from triptych.errors import run_step
 from triptych.evaluate.attributes import ANSWERS, FEWEST, attribute_answers
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables.format import INTEGER, NUMBER, TEXT, make_table, rows_of, write_table
 
 DRAWS = 2000  # of the bootstrap
@@ -279,9 +279,9 @@ def main() -> None:
     )
     parser.add_argument("--csv", type=Path, required=True, help="file to write; .md and .tex beside it")
     arguments = parser.parse_args()
-    records = [row for path in sorted(arguments.probes) for row in read_table(path)]
+    records = read_tables(arguments.probes)
     table = summarise(records, arguments.order, json.loads(arguments.references))
-    answers, left_out = attribute_answers([row for path in sorted(arguments.answers) for row in read_table(path)])
+    answers, left_out = attribute_answers(read_tables(arguments.answers))
     both = pandas.concat([table, summarise_answers(answers, arguments.order)], ignore_index=True)
     first = table.iloc[0]
     about = (

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 
 from triptych.errors import TriptychError, run_step
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables import evidence
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.pairs import OPTIONAL, READ, pair
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--drawn-once", type=json.loads, default={}, help="JSON: as `triptych compare` takes it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path, READ, OPTIONAL)]
+    records = read_tables(arguments.predictions, READ, OPTIONAL)
     table = summarise(records, dict(arguments.sweeps))
     after = "".join(f"\n{line}\n" for line in said(table, arguments.drawn_once))
     write_table(arguments.out / "scaling", table, shown(table), "Curves of scale", ABOUT, after)

@@ -10,7 +10,7 @@ from triptych.config.arms import CONTROLS
 from triptych.errors import TriptychError, run_step
 from triptych.evaluate.metrics import MEASURES, exact_match, lmms_eval, scores
 from triptych.io.atomic import write_text
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables import evidence
 from triptych.tables.format import (
     FLAG,
@@ -244,9 +244,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     by_view: dict[str, list[dict]] = {view: [] for view in (arguments.view, *CONTROLS)}
-    for path in sorted(arguments.predictions):
-        for record in read_table(path):
-            by_view[record["view"]].append(record)
+    for record in read_tables(arguments.predictions):
+        by_view[record["view"]].append(record)
     records, out = by_view[arguments.view], arguments.out
     arms = [*arguments.schedules, *arguments.baselines]
     of = f"{arguments.view} questions, mean ± standard deviation over runs (folds x seeds)"

@@ -12,7 +12,7 @@ from triptych.config.arms import BASELINES, PARTS, TEST, in_domain_arms
 from triptych.errors import run_step
 from triptych.io.atomic import write_text
 from triptych.io.manifest import write_record
-from triptych.io.parquet import read_table
+from triptych.io.parquet import read_tables
 from triptych.tables import evidence, schedules
 from triptych.tables.comparison import paragraphs
 from triptych.tables.format import NUMBER, latex, make_table, markdown, rows_of, write_csv
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--equivalence-margin", type=float, required=True, help="points that count as none")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    records = [record for path in sorted(arguments.predictions) for record in read_table(path)]
+    records = read_tables(arguments.predictions)
     view = the_view(records)
     known = {record["arm"] for record in records}
     in_domain = [arm for arm in in_domain_arms().values() if arm in known]  # where it has a training part

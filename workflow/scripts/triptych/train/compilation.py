@@ -118,19 +118,24 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
 
 
 def _obstacle(model: VisionLanguageModel, route: Route) -> str | None:
-    """Find what stands against compiling the layers, in words."""
-    if getattr(model.decoder, "layers", None) is None:
-        return "this language model has no list of layers that Triptych knows"
+    """Find what stands against compiling the layers for training, in words."""
     if route.fixed_shapes and getattr(model.decoder.config, "attention_dropout", 0):
         return "this language model drops attention weights (attention_dropout)"
-    if in_four_bits(model.network):
-        return "layers of 4 bits are not compiled"
     if route.fixed_shapes and has_dora(model.language_model):
         return "peft's DoRA cannot be compiled"
-    return missing_compiler(next(model.parameters()).device)
+    return obstacle_to_compiling(model)
 
 
-def missing_compiler(device: torch.device) -> str | None:
+def obstacle_to_compiling(model: VisionLanguageModel) -> str | None:
+    """Find what stands against compiling the layers, whatever they compute, in words."""
+    if getattr(model.decoder, "layers", None) is None:
+        return "this language model has no list of layers that Triptych knows"
+    if in_four_bits(model.network):
+        return "layers of 4 bits are not compiled"
+    return _missing_compiler(next(model.parameters()).device)
+
+
+def _missing_compiler(device: torch.device) -> str | None:
     """Find what is missing to compile for a device, in words."""
     on_cpu = device.type == "cpu"
     if not on_cpu and not has_triton():

@@ -10,6 +10,7 @@ import torch
 from triptych.errors import TriptychError
 
 WANTED = "TRIPTYCH_DEVICE"  # variable by which the workflow hands `runtime.device` to its steps
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by their names in settings and manifests
 GIVEN = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")  # variables that name the GPUs of a job
 GPUS = re.compile(r"\d|GPU-|MIG-")  # how their values begin; "-1", "NoDevFiles" and nothing mean none
 
@@ -59,7 +60,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
         device: that computes.
     """
     if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        return DTYPES[precision]
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_multiplies_bf16()
     return torch.bfloat16 if native else torch.float32
 
