@@ -1,16 +1,20 @@
 """Generation with a shared prefix gives what plain one-at-a-time generation gives."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model, make_questions
+from conftest import make_features, make_model, make_questions
+from triptych.config.arms import HELD_OUT
+from triptych.config.jobs import PredictionJob
 from triptych.config.stages import Connector
+from triptych.data.schemas import QUESTION_COLUMNS
 from triptych.errors import TriptychError
 from triptych.evaluate import generate as generation
 from triptych.evaluate import respondent
 from triptych.evaluate.constrained import AnswerTree
-from triptych.evaluate.controls import alike_images, other_images, swapped_alike
+from triptych.evaluate.controls import Shown, alike_images, other_images, swapped_alike
 from triptych.evaluate.generate import SharedPrefixes, generate, prefixes_fit, run_prefixes
 from triptych.evaluate.predictions import PartialPredictions
 from triptych.evaluate.respondent import Respondent
@@ -97,6 +101,49 @@ def test_prefixes_are_run_once_for_all_views(fixed, many, features, prompt, monk
     found = answer(many[:7], None, lambda names: shared([other[name] for name in names]))
     assert found[0] == swapped[0] and found[0] != expected[0][0]
     assert len(ran) - before <= 3
+
+
+@pytest.mark.parametrize("room", [generation.PREFIX_BYTES, 0])
+@pytest.mark.parametrize(("view", "blind"), [("blank", False), (HELD_OUT, True), (HELD_OUT, False)])
+def test_what_is_asked_twice_of_the_same_is_answered_once(view, blind, room, tmp_path, prompt, monkeypatch):
+    rows = [dict.fromkeys(QUESTION_COLUMNS) | row for row in make_questions(images=12, seed=4)]
+    rows.append(rows[3] | {"question_id": "again", "answer": "CT"})
+    samples, model, asked = tokenise(rows, prompt), make_model("sdpa"), []
+    model.blind = blind
+    read = make_features()
+    grey = Shown(dict.fromkeys((row["image_id"] for row in rows), "grey"), read)
+    monkeypatch.setitem(respondent.CONTROLS, "blank", SimpleNamespace(load=lambda: lambda *_, **__: grey))
+    monkeypatch.setattr(generation, "PREFIX_BYTES", room)
+
+    def spy(model, batch, *rest, **named):
+        asked.extend((sample.image_id, sample.question) for sample in batch)
+        return generate(model, batch, *rest, **named)
+
+    monkeypatch.setattr(respondent, "generate", spy)
+    monkeypatch.setattr(Respondent, "_texts", lambda self, answers: [" ".join(map(str, answer)) for answer in answers])
+    one = object.__new__(Respondent)
+    one.__dict__ |= {
+        "job": PredictionJob(precision="fp32", max_new_tokens=NEW_TOKENS, batch_size=5),
+        "manifest": {"prefix": "2-3", "split": "fold0", "seed": 0},
+        "features": read,
+        "_questions": {HELD_OUT: (rows, samples)},
+        "_prefixes": {},
+        **{"sha256": "", "encoder": None, "device": torch.device("cpu"), "dtype": torch.float32},
+        **{"model": model, "prompt": prompt},
+    }
+    shown = {row["image_id"]: "grey" if view == "blank" else row["image_id"] for row in rows}
+    expected, _ = generate(model, samples, lambda names: read([shown[name] for name in names]), prompt, NEW_TOKENS)
+    view_asked = one.ask(view, tmp_path / "seed0.parquet")
+    assert sum(one.answer(view_asked)) == len(asked) == len(view_asked.different)
+    found = one.records(view_asked)
+    assert [record["question_id"] for record in found] == [row["question_id"] for row in rows]
+    assert [record["gold"] for record in found] == [row["answer"] for row in rows]
+    assert [record["prediction"] for record in found] == [" ".join(map(str, answer)) for answer in expected]
+    assert len({record["prediction"] for record in found}) > 2
+    different = {(None if view == "blank" or blind else name, question) for name, question in asked}
+    assert len(asked) == len(different) < len(rows)
+    assert (len(asked) == 4) == (view == "blank" or blind)
+    assert Counter(record["tokens"] for record in found) == Counter(map(len, expected))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

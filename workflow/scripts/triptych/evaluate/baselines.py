@@ -101,7 +101,7 @@ def main() -> None:
         vectors = cosine_vectors(vectors)
     predict = baseline.load()(training, vectors, *([validation] if baseline.fitted else []))
     records = [
-        answer_record(row, name, arguments.split, None, predict(other), view=arguments.view)
+        answer_record(row, name, arguments.split, None, {"prediction": predict(other)}, arguments.view)
         for row, other in zip(asked, posed, strict=True)
     ]
     write_table(arguments.out, records, RECORD_SCHEMA)

@@ -7,7 +7,6 @@ all are, torch is not even loaded. Further checkpoints may be asked in the same 
 import argparse
 import time
 from argparse import Namespace
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,9 +89,9 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
     respondent = Respondent(arguments, job)
     asked = [respondent.ask(view, out) for view, out in left.items()]
     gold = {one.view: gold_answers(respondent, one) for one in asked}  # before the model is made ready for answers
-    first, total = sum(len(one.kept.records) for one in asked), sum(len(one.samples) for one in asked)
+    first, total = sum(len(one.kept.records) for one in asked), sum(len(one.different) for one in asked)
     done = first
-    batches = sum(-(-(len(one.samples) - len(one.kept.records)) // job.batch_size) for one in asked)
+    batches = sum(-(-(len(one.different) - len(one.kept.records)) // job.batch_size) for one in asked)
     print(make_ready(respondent.model, arguments.runtime.compile, batches * job.max_new_tokens), flush=True)
     start = time.monotonic()
     for one in asked:
@@ -100,9 +99,8 @@ def answer(arguments: Namespace, job: PredictionJob) -> bool:
             done += number
             rate = (done - first) / (time.monotonic() - start)
             print(f"{done}/{total} questions, {rate:.1f}/s", flush=True)
-        records = [record | known for record, known in zip(one.kept.records, gold[one.view], strict=True)]
-        placed = sorted(zip(one.places, records, strict=True), key=itemgetter(0))
-        write_table(one.out, [record for _, record in placed], RECORD_SCHEMA)
+        records = zip(respondent.records(one), gold[one.view], strict=True)
+        write_table(one.out, [record | known for record, known in records], RECORD_SCHEMA)
         write_answered(one.out, job.text(), inputs)
     return True
 

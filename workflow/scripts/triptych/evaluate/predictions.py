@@ -1,7 +1,7 @@
 """Records of answers: one for each question that an arm was asked."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from triptych.config.jobs import View
@@ -22,7 +22,7 @@ def partial_path(out: Path) -> Path:
 
 
 class PartialPredictions:
-    """Records of the batches answered so far, in a file beside the result, so that a killed prediction goes on.
+    """Answers of the batches answered so far, in a file beside the result, so that a killed prediction goes on.
 
     The file stays until all views of its job are answered: of a job that fails, Snakemake removes or restores results.
     """
@@ -56,9 +56,7 @@ def answer_record(
     arm: str,
     split: str,
     seed: int | None,
-    prediction: str,
-    tokens: int | None = None,
-    logprob: float | None = None,
+    answer: Mapping,
     view: View = "held-out",
 ) -> dict:
     """A row of RECORD_SCHEMA: one arm's answer to one question, kept so that scores can be computed again.
@@ -68,12 +66,10 @@ def answer_record(
         arm: name of the schedule or baseline.
         split: the fold.
         seed: the run's seed; None for what is not trained.
-        prediction: the answer.
-        tokens: its length in tokens, where it was generated.
-        logprob: natural logarithm of its probability, where it was generated.
+        answer: `prediction` and, where it was generated, its length in `tokens`, `logprob` (natural logarithm of its
+            probability), and `constrained` if the study asks for it.
         view: which image was shown.
     """
     asked = {name: question[name] for name in QUESTION_COLUMNS}
     run = {"arm": arm, "view": view, "split": split, "seed": seed}
-    said = {"gold": question["answer"], "prediction": prediction, "tokens": tokens, "logprob": logprob}
-    return {**run, **asked, **said}
+    return {**run, **asked, "gold": question["answer"], **answer}

@@ -33,19 +33,21 @@ class Asked:
     Attributes:
         view: its name.
         out: Parquet file of its answers.
-        places: of the questions in that file, in the order in which they are asked.
-        questions: rows of the question table, in this order.
+        questions: rows of the question table, in the order of that file.
         samples: the same, as tokens.
+        different: samples that differ in question or in what is shown, in the order in which they are asked.
+        answered_by: for each question, the place among `different` of the one whose answer is its own.
         shown: what is shown with them.
         prefixes: gives those of what is shown for images; None: of a blind model.
-        kept: what is answered.
+        kept: the answers so far, to `different`.
     """
 
     view: str
     out: Path
-    places: list[int]
     questions: list[dict]
     samples: list[Sample]
+    different: list[Sample]
+    answered_by: list[int]
     shown: Shown
     prefixes: RunPrefixes | None
     kept: PartialPredictions
@@ -74,8 +76,9 @@ class Respondent:
     def ask(self, view: str, out: Path) -> Asked:
         """Prepare a view, with what an attempt at the same view left.
 
-        Questions are asked in the order of their length, because those of a batch are padded to the longest; where the
-        prefixes of all images are too large to be kept, those of one image follow each other.
+        A question that is shown the same thing several times, such as a grey image, is asked once. Questions are asked
+        in the order of their length, because those of a batch are padded to the longest; where the prefixes of all
+        images are too large to be kept, those of one image follow each other.
 
         Raises:
             TriptychError: a question with its answer does not fit into the model's context.
@@ -87,37 +90,48 @@ class Respondent:
         rows, samples = self._questions[part]
         show = partial(CONTROLS[view].load(), encoder=self.encoder, device=self.device) if view in CONTROLS else own
         shown = show(rows, self.features)
-        places = [place for place, row in enumerate(rows) if row["image_id"] not in shown.left_out]
-        first = shown.of[rows[places[0]]["image_id"]]
-        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([first]))
+        asked = [place for place, row in enumerate(rows) if row["image_id"] not in shown.left_out]
+        rows, samples = [rows[place] for place in asked], [samples[place] for place in asked]
+        image_tokens = 0 if self.model.blind else self.model.image_tokens(shown.read([shown.of[samples[0].image_id]]))
         prefix, config = len(self.prompt.before_image) + image_tokens, self.model.decoder.config
-        shared = prefixes_fit(self.model, prefix, len(set(shown.of.values())))
-        if shared:
-            places.sort(key=lambda place: len(samples[place].question))
-        rows, samples = [rows[place] for place in places], [samples[place] for place in places]
         require_context(samples, prefix, context_tokens(config), self.job.max_new_tokens)
+        shared = prefixes_fit(self.model, prefix, len(set(shown.of.values())))
+        asks = [("" if self.model.blind else shown.of[sample.image_id], sample.question) for sample in samples]
+        different: dict[tuple, Sample] = {}
+        for ask, sample in zip(asks, samples, strict=True):
+            different.setdefault(ask, sample)
+        order = sorted(different, key=lambda ask: len(ask[1])) if shared else list(different)
+        places = {ask: place for place, ask in enumerate(order)}
+        answered_by = [places[ask] for ask in asks]
         settings = {**self.job.model_dump(), "view": view}
-        key = sha256_json([settings, self.sha256, rows, self.device.type, str(self.dtype)])
-        kept = PartialPredictions(partial_path(out), key, self.job.batch_size, len(rows))
-        return Asked(view, out, places, rows, samples, shown, self._prefixes_of(shown, shared), kept)
+        key = sha256_json([settings, self.sha256, rows, answered_by, self.device.type, str(self.dtype)])
+        kept = PartialPredictions(partial_path(out), key, self.job.batch_size, len(order))
+        prefixes = self._prefixes_of(shown, shared)
+        return Asked(view, out, rows, samples, [different[ask] for ask in order], answered_by, shown, prefixes, kept)
 
     def answer(self, asked: Asked) -> Iterator[int]:
-        """Answer what is left of a view, and yield the number of questions of each batch when it is kept."""
+        """Answer what is left of a view, and yield the number of different questions of each batch when it is kept."""
         constrained = self.job.constrained and asked.view in (HELD_OUT, TEST)
-        run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
-        for position in range(len(asked.kept.records), len(asked.samples), self.job.batch_size):
-            batch = slice(position, position + self.job.batch_size)
-            answers, logprobs = self._generate(asked, asked.samples[batch])
-            texts = self._texts(answers)
+        for position in range(len(asked.kept.records), len(asked.different), self.job.batch_size):
+            batch = asked.different[position : position + self.job.batch_size]
+            answers, logprobs = self._generate(asked, batch)
             records = [
-                answer_record(row, *run, text, len(answer), logprob, asked.view)
-                for row, text, answer, logprob in zip(asked.questions[batch], texts, answers, logprobs, strict=True)
+                {"prediction": text, "tokens": len(answer), "logprob": logprob}
+                for text, answer, logprob in zip(self._texts(answers), answers, logprobs, strict=True)
             ]
             if constrained:
-                found = self._texts(self._constrain(asked, asked.samples[batch], answers))
+                found = self._texts(self._constrain(asked, batch, answers))
                 records = [record | {CONSTRAINED: text} for record, text in zip(records, found, strict=True)]
             asked.kept.add(records)
-            yield len(texts)
+            yield len(records)
+
+    def records(self, asked: Asked) -> list[dict]:
+        """Give the records of a view that is answered, in the order of its questions."""
+        run = (self.manifest["prefix"], self.manifest["split"], self.manifest["seed"])
+        answers = [asked.kept.records[place] for place in asked.answered_by]
+        return [
+            answer_record(row, *run, answer, asked.view) for row, answer in zip(asked.questions, answers, strict=True)
+        ]
 
     def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
