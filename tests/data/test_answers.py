@@ -1,10 +1,12 @@
 """When two answers are the same, and the words that they are cut into."""
 
+import re
 import string
 
 import pytest
 from triptych.data.answers import answer_key, normalise, same_answer, spellings, words
 
+TYPESET = "[\u00b2\u00b3\u00bd\u2081]"  # signs that lmms-eval's rule leaves as they are
 OPPOSITES = [
     ("(A)", "(B)"),
     ("+", "-"),
@@ -27,12 +29,19 @@ OPPOSITES = [
     ("T2*", "T2"),
     ("T2* FLAIR", "T2 FLAIR"),
     ("...", "!"),
+    ("10\u00b2", "102"),
+    ("10\u00b3/\u00b5L", "103/\u00b5L"),
+    ("10\u207b\u00b3", "10-3"),
+    ("1\u00bd", "11/2"),
+    ("3\u2081", "31"),
+    ("(T1\u52a0\u6743)", "(T2\u52a0\u6743)"),
 ]
 
 
 @pytest.mark.parametrize(("one", "other"), OPPOSITES)
 def test_answers_that_signs_or_brackets_alone_tell_apart_are_not_the_same(one, other):
-    assert normalise(one) == normalise(other), "what lmms-eval's rule does with them"
+    if not re.search(TYPESET, one):
+        assert normalise(one) == normalise(other), "what lmms-eval's rule does with them"
     assert not same_answer(one, other) and not same_answer(other, one)
     assert same_answer(one, one) and same_answer(f" {other.upper()} ", other)
 
@@ -65,6 +74,19 @@ def test_answers_that_signs_or_brackets_alone_tell_apart_are_not_the_same(one, o
         ("x\u2011ray", "X-Ray"),
         ("\u22125 HU", "-5 HU"),
         ("", "  "),
+        ("(\u5de6\u80ba)", "\u5de6\u80ba"),
+        ("(T1\u52a0\u6743)", "T1\u52a0\u6743"),
+        ("(\u00b12 mm)", "\u00b12 mm"),
+        ("(37\u00b0)", "37\u00b0"),
+        ("(x-ray)", "X-Ray"),
+        ("10\u00b2", "10^2"),
+        ("10\u207b\u00b3", "10^\u22123"),
+        ("1\u00bd", "1 1/2"),
+        ("\u00bd", "1/2"),
+        ("cm\u00b2", "cm2"),
+        ("\ufe585 HU", "-5 HU"),
+        ("Me\u200d\u0301diastin", "M\u00e9diastin"),
+        ("Crohn\u00b4s", "Crohn's"),
     ],
 )
 def test_case_blanks_and_punctuation_make_no_other_answer(one, other):
@@ -81,6 +103,14 @@ def test_the_signs_of_lmms_evals_slake_tasks_are_blanks_and_no_others():
 
 def test_brackets_are_dropped_as_lmms_eval_does_one_kind_after_the_other():
     assert normalise("（a(b）c)") == "a" and normalise("(a（b)c）") == "c"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("X\u2011ray", "X-ray"), ("Crohn\u2019s", "Crohn's"), ("yes\u200b", "Yes"), ("10\u00b2", "10^2")],
+)
+def test_words_are_those_of_exact_match(one, other):
+    assert words(one) == words(other)
 
 
 def test_a_word_of_chinese_is_a_character():

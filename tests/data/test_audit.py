@@ -116,11 +116,33 @@ def test_subjects_of_the_test_part_that_are_trained_on_are_counted_and_said(fold
     main()
     said = capsys.readouterr()
     assert f"1 of {len(asked)} images of medical test are of subjects that medical train has" in said.out + said.err
-    other = {"medical": data, "general-20": folders["general-20"]}
+    other = {"medical": data, "again": folders["again"]}
     record, _ = audit(other, "medical", [], 0.98)
     found = {(row["seen"], row["part"]): row["seen_subject_images"] for row in record["overlaps"]}
     assert found["medical train", "medical test"] == 1
     assert not any(number for (seen, _), number in found.items() if not seen.startswith("medical ")), "other sets' own"
+    assert ("again", "medical test") in found
+
+
+def test_subjects_of_a_part_that_is_held_out_are_not_trained_on(folders, capsys, monkeypatch, tmp_path):
+    data = folders["medical"]
+    rows = read_table(data / "questions.parquet")
+    one = next(row["group"] for row in rows if row["split"] == "validation")
+    changed = [row | {"group": one} if row["split"] == "test" else row for row in rows]
+    write_table(data / "questions.parquet", changed, QUESTION_SCHEMA)
+    part = {"train": "train", "validation": "test"}
+    folds = [
+        {"fold": "official", "question_id": row["question_id"], "part": part[row["split"]], "group": row["group"]}
+        for row in changed
+        if row["split"] in part
+    ]
+    options = ["--data", str(data), "--folded", "medical", "--threshold", "0.98", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["audit", *options])
+    for extra, warned in (([], False), ([folds[-1] | {"fold": "other", "part": "train"}], True)):
+        write_table(data / "folds.parquet", [*folds, *extra], FOLD_SCHEMA)
+        main()
+        said = capsys.readouterr()
+        assert ("that medical validation has images of" in said.out + said.err) == warned
 
 
 def test_the_page_says_how_much_a_centre_crop_would_lose_and_how_images_were_read(folders):

@@ -191,7 +191,7 @@ def test_few_bits_in_16_fill_the_range(largest, bits):
     ):
         assert np.abs(accepted(data)[..., 0] - expected).max() <= 1
         assert inspect(data).notes == (
-            f"values in 16 bits, scaled by the {bits} bits that their real range needs: nothing is declared",
+            f"values in 16 bits, scaled by the {bits} bits that their real range needs: nothing narrower is declared",
         )
 
 

@@ -647,7 +647,7 @@ def test_how_deep_images_were_read_is_warned_of_and_stands_in_the_card(captioned
     deep = (np.asarray(photo(1).convert("L")).astype(np.uint16)) * 16
     settings = captioned({"a.png": encoded(Image.fromarray(deep), "PNG"), "b.jpg": encoded(photo(2), "JPEG")})
     counts = prepared(settings, tmp_path)
-    note = "values in 16 bits, scaled by the 12 bits that their real range needs: nothing is declared"
+    note = "values in 16 bits, scaled by the 12 bits that their real range needs: nothing narrower is declared"
     assert counts["read_as"] == {note: 1}
     assert f": 1 images were read as {note}" in capsys.readouterr().out
     command = [sys.executable, "-m", "triptych.data.prepare", "--settings", settings.model_dump_json()]

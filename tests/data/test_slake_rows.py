@@ -10,6 +10,7 @@ from triptych.config.datasets import SlakeFolderVqa
 from triptych.data.fetch import fetch, tabulate
 from triptych.data.sources import slake_folder
 from triptych.data.sources.base import Item, Reject
+from triptych.data.sources.conversations import question_rows
 from triptych.data.sources.slake_layout import folder_listing
 from triptych.errors import TriptychError
 from triptych.io.parquet import read_table
@@ -75,11 +76,25 @@ def test_what_folds_and_tables_group_by_has_one_spelling(tmp_path, capsys):
     assert "answer_type" not in said
 
 
+def test_numbers_that_a_table_holds_as_fractions_are_not_said_to_differ(tmp_path, capsys):
+    questions, _ = listed(write(tmp_path, [row(1, content_type=2.0), row(2, content_type=2)]))
+    assert [questions[name]["content_type"] for name in ("1", "2")] == ["2", "2"]
+    assert "read alike" not in capsys.readouterr().out
+
+
+def test_ids_of_conversations_are_the_same_however_a_table_holds_them():
+    turns = [{"from": who, "value": "text"} for who in ("human", "gpt")]
+    for number in (7, 7.0):
+        for times, ids in ((1, ["7"]), (2, ["7-1", "7-2"])):
+            rows = question_rows({"id": number, "image": "a.png", "conversations": turns * times}, "train.json[0]")
+            assert [plain_text(one["qid"]) for one in rows] == ids
+
+
 def test_blanks_around_ids_make_no_other_image_question_or_patient(tmp_path):
-    rows = [row(1, subject="p1"), row(2, " 0", img_name="toy0/source.png", subject=" p1 "), row("1 ")]
+    rows = [row(1, subject="p  1"), row(2, " 0", img_name="toy0/source.png", subject=" p 1 "), row("1 ")]
     found = list(folder_listing(write(tmp_path, rows)))
     (item,) = (one for one in found if isinstance(one, Item))
-    assert (item.id, item.group, len(item.questions)) == ("0", "subject p1", 2)
+    assert (item.id, item.group, len(item.questions)) == ("0", "subject p 1", 2)
     assert [one.reason for one in found if isinstance(one, Reject)] == [
         "train.json[2] repeats the qid of another row: 1"
     ]

@@ -139,6 +139,14 @@ def test_answers_all_alike_have_no_spread_and_claim_nothing():
         assert "nothing can be said" in verdict("a", "b", estimate, p, 1, 0.0)
 
 
+def test_a_bootstrap_of_values_without_spread_gives_no_interval():
+    _, runs, groups = example()
+    for value in (0.0, 100.0, 100 / 3):
+        for of_runs in (runs, ["one"] * len(runs)):
+            assert bootstrap_interval(tabulate([value] * len(runs), of_runs, groups), 0) == (None, None)
+    assert bootstrap_interval(tabulate([0.0, 0.0, 1e-3], [0, 0, 0], ["a", "b", "c"]), 0) == (0, 1e-3)
+
+
 def test_one_run_or_one_group_cannot_be_tested():
     one_run = tabulate([1, 0, 1], [0, 0, 0], ["a", "b", "c"])
     with pytest.raises(TriptychError, match="at least two \\(more seeds or folds\\)"):

@@ -198,3 +198,13 @@ def test_where_it_is_not_stated_whether_folds_share_a_stage_the_verdict_says_so(
     enough = comparison.compare("a", "b", comparison.pair(rows, "a", "b"), 1.0, 0)
     [concluded] = comparison.conclude([enough], None)
     assert "share" not in concluded["verdict"], "four draws are enough"
+
+
+def test_equal_answers_claim_nothing_in_the_table_either(tmp_path):
+    rows = [{**row, "prediction": "liver"} for row in study({"a": 0.0, "b": 0.1})]
+    text = (run(tmp_path, rows, ["a", "b"]) / "comparison.md").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("| **a** minus **b**")][:1]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+0.0", "", "", "", ""]
+    assert "without any spread, nothing can be said" in text
+    [row] = compared([row for row in rows if (row["split"], row["seed"]) == ("fold0", 0)], "a", "b")
+    assert "a minus b is +0.0 points for every answer. This compares the two models" in row["verdict"]

@@ -7,7 +7,7 @@ from triptych.config.study import load_study
 from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError
 from triptych.tables.format import rows_of
-from triptych.tables.leakage import summarise
+from triptych.tables.leakage import shown, summarise
 
 SPLITS = {"row": ["row-fold0", "row-fold1"], "image": ["fold0", "fold1"]}
 
@@ -36,7 +36,13 @@ def test_inflation_is_the_mean_difference_on_the_same_questions():
 def test_seeds_are_averaged_question_by_question():
     records = answers([1] * 8, "row", 0) + answers([0] * 8, "row", 1) + answers([0] * 8, "image", 0)
     row, _ = rows_of(summarise(records + answers([0] * 8, "image", 1), SPLITS))
-    assert row["inflation"] == row["low"] == row["high"] == pytest.approx(50)
+    assert row["inflation"] == pytest.approx(50)
+
+
+def test_equal_differences_have_no_interval():
+    table = summarise(answers([1] * 8, "row") + answers([0] * 8, "image"), SPLITS)
+    assert (rows_of(table)[0]["low"], rows_of(table)[0]["high"]) == (None, None)
+    assert shown(table).iloc[0, -1] == "+100.0"
 
 
 def test_what_is_not_trained_has_runs_of_folds_and_no_seeds():

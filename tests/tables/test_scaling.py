@@ -68,6 +68,21 @@ def test_one_run_says_images_and_one_image_says_nothing_of_others():
     assert scaling.shown(scaling.summarise(same, sweep((1, "a"), (64, "b")))).iloc[1, 6] == "+0.0"
 
 
+@pytest.mark.parametrize("values", [(10, 30, 100), (500, 1000, 3000, 9000), (1, 2, 3, 4, 7), (2, 3, 5, 7, 11, 13)])
+@pytest.mark.parametrize("runs", [RUNS, RUNS[:1]])
+@pytest.mark.parametrize("gain", [0, 20])
+def test_curves_of_equal_answers_have_no_interval_whatever_weights_round_to(values, runs, gain):
+    def all_alike(arm, right):
+        return [{**row, "prediction": "liver" if right else "lung"} for row in answers(arm, 9, runs=runs)]
+
+    arms = [(value, str(value)) for value in values]
+    records = [row for number, (_, arm) in enumerate(arms) for row in all_alike(arm, not gain or number)]
+    found = scaling.slope(records, arms)
+    assert found["slope_low"] is None and (found["slope"] > 1 if gain else found["slope"] == 0)
+    rows = rows_of(scaling.summarise(records, sweep(*arms, setting="lora.rank")))
+    assert "no spread by which to judge other images" in scaling.sentence(rows)
+
+
 def test_folds_that_share_few_draws_are_warned_of():
     table = scaling.summarise(answers("a", 4) + answers("b", 8), sweep((1, "a"), (2, "b")))
     [text] = scaling.said(table, {"a": "1+a", "b": "1"})
@@ -94,5 +109,7 @@ def test_values_that_gave_the_same_models_are_refused():
     records = kept("a", 6, 0.0) + kept("b", 9, 0.5) + kept("c", 9, 0.5)
     with pytest.raises(TriptychError, match=r"4000 and 8000 of stages\.1\.max_samples gave the same models"):
         scaling.summarise(records, sweep((1000, "a"), (4000, "b"), (8000, "c")))
+    limits = sweep((1, "a"), (10, "b"), (100, "c"), setting="stages.3.clip_norm")
+    assert len(scaling.summarise(records, limits)) == 3, "gradients may be below both limits"
     records = kept("a", 6, 0.0) + kept("b", 9, 0.5) + kept("c", 9, 0.25)
     assert len(scaling.summarise(records, sweep((1000, "a"), (4000, "b"), (8000, "c")))) == 3

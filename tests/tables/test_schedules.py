@@ -6,8 +6,10 @@ from pandas.testing import assert_frame_equal
 from triptych.data.lookups import commonest, majority, majority_per_place, majority_per_question, nearest
 from triptych.errors import TriptychError
 from triptych.evaluate.metrics import (
-    bleu_1,  # fmt: skip
+    always_the_same,
+    bleu_1,
     exact_match,
+    is_yes_no,
     normalise,
     rouge_l,
     scores,
@@ -85,6 +87,14 @@ def test_llava_meds_rule_counts_right_choices_as_wrong():
     columns = ("closed", "yes_no", "llava_med_closed", "llava_med_ceiling")
     assert [found[column] for column in columns] == [100, 100, 50, 50]
     assert scores(choices)["yes_no"] is None
+
+
+def test_yes_and_no_are_told_by_the_rule_of_exact_match():
+    said = [("Yes\u200b", True), ("(Yes)", True), ("\u662f\u7684", True), ("Yes (left lung)", False), ("left", False)]
+    for number, (gold, counts) in enumerate(said):
+        record = {"question_id": f"q{number}", "answer_type": "CLOSED", "gold": gold, "prediction": "yes"}
+        assert is_yes_no(record) == counts
+        assert always_the_same([record]) == (100 if counts else None) == scores([record])["yes_no"]
 
 
 def test_accuracies_are_per_cent_by_answer_type():

@@ -54,6 +54,11 @@ def test_arms_are_scored_on_the_same_questions_and_compared():
         transfer.summarise([*records, *answers("majority", 8, questions=7, seed=None)], ["1-2-3", "majority"])
 
 
+def test_an_arm_without_answers_is_an_error():
+    with pytest.raises(TriptychError, match=r"no predictions of .*1-3"):
+        transfer.summarise(answers("2-3", 4), ["2-3", "1-3"])
+
+
 def test_what_is_in_domain_is_said_only_where_there_is_some():
     records = answers("2-3", 4)
     text = transfer.about("rad", "test", transfer.summarise(records, ["2-3"]))

@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--answer", help="the answer that --where is about; default: the right one in the data, else the model's own"
     )
-    parser.add_argument("--where", type=Path, metavar="PNG", help="draw where the model looks into this file")
+    parser.add_argument(
+        "--where", type=Path, metavar="PNG", help="draw which parts of the image the answer depends on into this file"
+    )
     parser.add_argument(
         "--grid",
         type=int,

@@ -15,9 +15,14 @@ _NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "�
 _YES_OR_NO = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no")}
 _SAME = {**_YES_OR_NO, "x ray": "xray"}
 
-# What word processors write for quotes, hyphens and minus signs.
+# What word processors write for quotes, hyphens, minus signs and the stroke of a fraction.
 _TYPESET = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'") | dict.fromkeys("\u201c\u201d", '"'))
-_TYPESET |= str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+_TYPESET |= str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-") | {"\u2044": "/"})
+_ACCENT = "\u00b4"  # typed for an apostrophe; NFKC makes a blank and an accent of it
+
+# After a digit, a raised number is a power, and other numerals are numbers of their own.
+_POWER = re.compile(r"(?<=\d)(?=[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070\u2074-\u2079])")
+_NUMERAL = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f\u2080-\u2089\u2460-\u24ff\u2776-\u2793])")
 
 # Signs that only punctuate, unless they stand between digits or begin a decimal: 1.5, .5, 120/80; or a star follows a
 # digit: T2* is another sequence than T2.
@@ -48,7 +53,7 @@ def words(answer: str) -> tuple[str, ...]:
     for yes or no is that, and "x-ray" is `xray` wherever it stands. Of an answer that is nothing but punctuation, that
     is the word.
     """
-    text = unicodedata.normalize("NFKC", answer).lower().strip()
+    text = plain_signs(answer).lower().strip()
     found = _WORD.findall(_JOINT.sub(" ", text)) or text.split()
     joined = tuple(_XRAY.sub("x", " ".join(found)).split())
     return _SAME_WORDS.get(joined, joined)
@@ -59,21 +64,23 @@ def answer_key(answer: str) -> tuple[str, tuple[str, ...]]:
     """Give what all spellings of an answer have in common: answers are the same where their keys are equal.
 
     The key is the answer's form by `normalise`, and, because that drops what bears meaning, its `words` too. Of an
-    answer that is in brackets as a whole, the form is that of its words. "X-ray" and "xray" are the same wherever they
-    stand, for `normalise` alone only as whole answers.
+    answer that is in brackets as a whole, the form is that of what they hold. "X-ray" and "xray" are the same wherever
+    they stand, for `normalise` alone only as whole answers.
     """
     text = plain_signs(answer)
-    meaning = words(text)
-    return _XRAY.sub("x", normalise(text) or normalise(" ".join(meaning))), meaning
+    form = normalise(text) or normalise(re.sub(r"[()]", " ", text))
+    return _XRAY.sub("x", form), words(answer)
 
 
 def plain_signs(text: str) -> str:
     """Write a text with one code for each sign: composed letters, straight quotes, plain hyphens, nothing invisible.
 
-    Files of one system and the tokens of a language model differ in these, and readers do not see it.
+    Files of one system and the tokens of a language model differ in these, and readers do not see it. A power after a
+    digit gets a sign, 10^2, because it is not 102, and a fraction a blank, 1 1/2.
     """
-    composed = unicodedata.normalize("NFKC", text.translate(_TYPESET))
-    return "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
+    visible = "".join(sign for sign in text if unicodedata.category(sign) != "Cf").replace(_ACCENT, "'")
+    apart = _NUMERAL.sub(" ", _POWER.sub("^", visible))
+    return unicodedata.normalize("NFKC", apart).translate(_TYPESET)
 
 
 def same_answer(one: str, other: str) -> bool:

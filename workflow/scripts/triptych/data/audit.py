@@ -15,7 +15,7 @@ from triptych.config.arms import BASELINES
 from triptych.data.answers import same_answer
 from triptych.data.audit_page import markdown
 from triptych.data.duplicates import read_thumbnails, similar_pairs
-from triptych.data.lookups import Predictor, image_vectors
+from triptych.data.lookups import Predictor, image_vectors, question_key
 from triptych.data.rejects import causes_of, counted, say_counts, summary
 from triptych.data.schemas import SPLITS
 from triptych.errors import TriptychError, run_step
@@ -117,8 +117,8 @@ def parts_of(folder: Path, name: str) -> dict[str, Part]:
     parts = {}
     for part in (*SPLITS, "all"):
         chosen = [index for index, row in enumerate(images) if part in ("all", row["split"])]
-        asked = {row["question"] for row in questions if part in ("all", row["split"])}
-        parts[part] = _part(name if part == "all" else f"{name} {part}", images, thumbnails, chosen, asked, subjects)
+        known = {question_key(row) for row in questions if part in ("all", row["split"])}
+        parts[part] = _part(name if part == "all" else f"{name} {part}", images, thumbnails, chosen, known, subjects)
     return {part: found for part, found in parts.items() if found.ids}
 
 
@@ -149,11 +149,11 @@ def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     for fold in sorted({row["fold"] for row in rows}):
         parts = {}
         for part in SPLITS:
-            asked = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            subjects = {row["image_id"]: row["group"] or "" for row in asked}
+            own = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
+            subjects = {row["image_id"]: row["group"] or "" for row in own}
             chosen = sorted(position[image] for image in subjects)
             name = f"{fold} {'held out' if part == 'test' else part}"
-            parts[part] = _part(name, images, thumbnails, chosen, {row["question"] for row in asked}, subjects)
+            parts[part] = _part(name, images, thumbnails, chosen, set(map(question_key, own)), subjects)
         found += [overlap(parts["train"], parts[part], threshold) for part in ("validation", "test")]
     return found
 
@@ -317,14 +317,20 @@ def main() -> None:
             + f"\nTake them out of that data set, or train its stages per fold (on {arguments.folded}). If they only "
             "look alike, raise folds.near_duplicate"
         )
-    _warn_of_subjects(result["overlaps"], arguments.folded)
+    _warn_of_subjects(result["overlaps"], folders[arguments.folded])
     _judge_transfer(result.get("transfer", {}))
 
 
-def _warn_of_subjects(overlaps: Sequence[Mapping], folded: str) -> None:
-    """Warn where the source's own test part has images of subjects that are trained on: its scores are too high."""
+def _warn_of_subjects(overlaps: Sequence[Mapping], folder: Path) -> None:
+    """Warn where the source's own test part has images of subjects that a fold trains on: its scores are too high."""
+    part_of = {
+        row["question_id"]: row["split"]
+        for row in read_table(folder / "questions.parquet", columns=["question_id", "split"])
+    }
+    folds = read_table(folder / "folds.parquet", columns=["question_id", "part"])
+    trained = {f"{folder.name} {part_of[row['question_id']]}" for row in folds if row["part"] == "train"}
     for row in overlaps:
-        if row["part"] == f"{folded} test" and row["seen"].startswith(f"{folded} ") and row["seen_subject_images"]:
+        if row["part"] == f"{folder.name} test" and row["seen"] in trained and row["seen_subject_images"]:
             announce(
                 f"warning: {row['seen_subject_images']} of {row['images']} images of {row['part']} are of subjects "
                 f"that {row['seen']} has images of, too: scores on the test part are not those of new subjects",

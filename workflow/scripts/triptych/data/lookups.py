@@ -30,7 +30,7 @@ def _first(answers: Iterable[str]) -> str:
     return next(iter(spellings(answers).values()))
 
 
-def asked(row: dict) -> str:
+def question_key(row: dict) -> str:
     """Give a row's question as look-ups compare it: without regard to case, blanks and the codes of signs."""
     return " ".join(plain_signs(row["question"]).casefold().split())
 
@@ -39,7 +39,7 @@ def by_question(rows: list[dict]) -> dict[str, list[dict]]:
     """Group rows by question."""
     same = defaultdict(list)
     for row in rows:
-        same[asked(row)].append(row)
+        same[question_key(row)].append(row)
     return same
 
 
@@ -56,7 +56,7 @@ def majority_per_question(training: list[dict], vectors: Vectors) -> Predictor:
     """
     answers = {question: commonest(rows) for question, rows in by_question(training).items()}
     fallback = commonest(training)
-    return lambda row: answers.get(asked(row), fallback)
+    return lambda row: answers.get(question_key(row), fallback)
 
 
 def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
@@ -73,7 +73,7 @@ def majority_per_place(training: list[dict], vectors: Vectors) -> Predictor:
 
 
 def _place(row: dict) -> tuple[str, str, str]:
-    return asked(row), row["modality"], row["location"]
+    return question_key(row), row["modality"], row["location"]
 
 
 def nearest(training: list[dict], vectors: Vectors) -> Predictor:
@@ -90,7 +90,7 @@ def nearest(training: list[dict], vectors: Vectors) -> Predictor:
         alike[row["content_type"], row["answer_type"]].append(row)
 
     def predict(row: dict) -> str:
-        known = same.get(asked(row)) or alike.get((row["content_type"], row["answer_type"])) or training
+        known = same.get(question_key(row)) or alike.get((row["content_type"], row["answer_type"])) or training
         similarity = np.stack([vectors[other["image_id"]] for other in known]) @ vectors[row["image_id"]]
         order = sorted(range(len(known)), key=lambda index: (-similarity[index], known[index]["question_id"]))
         return _first(known[index]["answer"] for index in order[:NEIGHBOURS])

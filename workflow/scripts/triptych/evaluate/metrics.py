@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from triptych.data.answers import normalise, same_answer, words
+from triptych.data.answers import answer_key, normalise, same_answer, words
 from triptych.data.schemas import CONSTRAINED
 from triptych.evaluate.llava_med import llava_med_closed, llava_med_open
+
+YES_OR_NO = (answer_key("yes"), answer_key("no"))
 
 
 def exact_match(record: dict) -> bool:
@@ -86,12 +88,12 @@ def _is_closed(record: dict) -> bool:
 
 def is_yes_no(record: dict) -> bool:
     """Tell whether a record's question is closed and its answer yes or no."""
-    return _is_closed(record) and normalise(record["gold"]) in ("yes", "no")
+    return _is_closed(record) and answer_key(record["gold"]) in YES_OR_NO
 
 
 def always_the_same(records: Iterable[dict]) -> float | None:
     """Give what the commoner one of yes and no scores on the yes/no questions, in per cent; None without any."""
-    golds = {record["question_id"]: normalise(record["gold"]) for record in records if is_yes_no(record)}
+    golds = {record["question_id"]: answer_key(record["gold"]) for record in records if is_yes_no(record)}
     return 100 * max(Counter(golds.values()).values()) / len(golds) if golds else None
 
 

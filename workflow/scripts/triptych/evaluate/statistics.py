@@ -19,6 +19,7 @@ from triptych.errors import TriptychError
 
 Number = float | np.ndarray
 
+ROUNDING = 1e-12  # what it leaves of an exact zero, as a share of what was added
 DRAWS = 10_000  # of the bootstrap
 DRAWS_AT_ONCE = 1000  # bounds its memory
 POWER_POINTS = 2000  # power to 0.1 %
@@ -127,7 +128,7 @@ def two_way_clustered_t(cells: Cells, folds: int, level: float = 0.95) -> Estima
     variance = np.maximum(run_term + group_term - cell_term, np.maximum(run_term, group_term))
     error = np.sqrt(variance)
     scale = np.abs(cells.sums).max((-2, -1)) / counts.max()
-    error = np.where(error > 1e-12 * scale, error, 0.0)  # what rounding leaves of an exact zero
+    error = np.where(error > ROUNDING * scale, error, 0.0)
 
     df = min(runs, groups) - 1
     if folds == 1 and (counts > 0).all():
@@ -169,8 +170,13 @@ def _need_groups(groups: int) -> None:
         raise TriptychError("all questions belong to one image or subject; a comparison needs at least two")
 
 
-def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    cells: Cells, seed: int, draws: int = DRAWS, level: float = 0.95
+) -> tuple[float, float] | tuple[None, None]:
     """Give a percentile interval of the mean difference: runs and groups are resampled, each with replacement.
+
+    There is none, (None, None), where every run has the same mean in every group: without spread, there is nothing to
+    judge others by.
 
     The pigeonhole bootstrap of Owen (Annals of Applied Statistics 1, 2007). It ignores the overlap of training parts,
     so with folds it is too narrow where overlap matters. With one run, only groups are resampled.
@@ -186,6 +192,10 @@ def bootstrap_interval(cells: Cells, seed: int, draws: int = DRAWS, level: float
     """
     runs, groups = cells.counts.shape
     _need_groups(groups)
+    answered = cells.counts > 0
+    in_cells = cells.sums[answered] / cells.counts[answered]
+    if np.ptp(in_cells) <= ROUNDING * np.abs(in_cells).max():
+        return None, None
     generator = np.random.default_rng(seed)
     means = []
     for start in range(0, draws, DRAWS_AT_ONCE):

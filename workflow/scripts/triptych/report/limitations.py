@@ -18,7 +18,7 @@ BLIND = "majority-per-question"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study
-LOOKS = 2  # points: fewer lost with another image, or gained on always the commonest answer, are hardly any
+LOOKS = 2  # points: fewer lost with another image, or gained on always the same answer, are hardly any
 
 
 def limitations(

@@ -32,7 +32,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for row in rows:
         line = [f"**{row['first']}** minus **{row['second']}**", f"{row['effect']:+.1f}"]
         if row["low"] is None:
-            line += ["", p_text(row["p_holm"]), "", ""]
+            line += ["", "" if row["standard_error"] == 0 else p_text(row["p_holm"]), "", ""]
         else:
             line += [
                 interval_text(row["low"], row["high"]),
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--drawn-once",
         type=json.loads,
         help="JSON: schedules whose first stages all folds share, with the name of these stages, such as "
-        '{"1-2-3": "1"}, or {} for none; unless given, verdicts say that it is not known',
+        '{"1-2-3": "1"}, or {} for none; unless given, verdicts say, where it matters, that it is not known',
     )
     parser.add_argument(
         "--answer-type", choices=("ALL", *ANSWER_TYPES), default="ALL", help="use only questions of this type"

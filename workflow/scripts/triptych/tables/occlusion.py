@@ -69,7 +69,7 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
 
 
 def _columns(measure: str, records: Sequence[dict], scores: Sequence[dict[str, float]]) -> dict[str, float | None]:
-    """The columns of a measure; no intervals where all questions are about one image or subject."""
+    """The columns of a measure; no intervals where all questions are about one image or subject, or score alike."""
     runs = [(record["split"], record["seed"]) for record in records]
     groups = [record["group"] for record in records]
     wanted = {"": [score[""] for score in scores]}

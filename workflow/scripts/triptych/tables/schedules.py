@@ -95,8 +95,8 @@ def rules_differ(table: pandas.DataFrame) -> str:
     if not (number := int(table["rules_differ"].fillna(0).sum())):
         return ""
     return (
-        f"{number} of the kept answers differ from the gold answer by no more than signs or brackets (as T2+ and T2-, "
-        "or (A) and A): exact match looks at them, lmms-eval's rule does not."
+        f"{number} of the kept answers are right by one of two rules alone: exact match tells T2+ from T2- and (A) "
+        "from (B), and takes a typeset hyphen or quote for a plain one; lmms-eval's rule does neither."
     )
 
 

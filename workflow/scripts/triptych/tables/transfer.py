@@ -32,9 +32,8 @@ def summarise(records: Sequence[dict], arms: Sequence[str]) -> pandas.DataFrame:
     Raises:
         TriptychError: an arm has no records, or two arms did not answer the same questions.
     """
-    grouped = group_runs(records)
+    rows, grouped = rows_of(schedules.summarise(records, arms)), group_runs(records)
     found = evidence.accuracies({arm: evidence.answered(grouped[arm]) for arm in arms})
-    rows = rows_of(schedules.summarise(records, arms))
     for row in rows:
         row |= {end: found[row["arm"]][end] for end in ("low", "high")}
     return make_table(rows, COLUMNS)
@@ -90,7 +89,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="name of the data set")
     parser.add_argument("--part", choices=PARTS, required=True, help="its part that was asked")
     parser.add_argument("--schedules", nargs="+", required=True, help="names of the schedules, as they are compared")
-    parser.add_argument("--drawn-once", type=json.loads, default={}, help="JSON: as `triptych compare` takes it")
+    parser.add_argument("--drawn-once", type=json.loads, required=True, help="JSON: as `triptych compare` takes it")
     parser.add_argument("--equivalence-margin", type=float, required=True, help="points that count as none")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()

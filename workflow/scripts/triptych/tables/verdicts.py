@@ -21,7 +21,7 @@ from triptych.tables import gold_outcome
 from triptych.tables.format import INTEGER, NUMBER, TEXT
 from triptych.tables.gold_outcome import compare_gold
 from triptych.tables.pairs import Paired, correct_column
-from triptych.tables.wording import LEVEL, p_text
+from triptych.tables.wording import LEVEL, interval_text, p_text
 
 COLUMNS = {"first": TEXT, "second": TEXT, **dict.fromkeys(("questions", "groups", "runs", "folds", "seeds"), INTEGER)}
 COLUMNS |= dict.fromkeys(("first_accuracy", "second_accuracy", "effect", "low", "high", "standard_error"), NUMBER)
@@ -57,6 +57,8 @@ def generalises_to(folds: int, seeds: int, view: str) -> str:
 
 def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
     """Compare two arms, in points of accuracy; statistics that need more than one run, or more images, are None.
+
+    Where every answer differs by the same amount, interval and probabilities are None, too.
 
     `p_holm`, `detectable` and `verdict` depend on all rows: see `conclude`.
 
@@ -99,6 +101,8 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
         row["p"] = row["mcnemar_p"] = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
         return row
     row["estimate"] = estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
+    if not estimate.standard_error:  # nothing is known of other runs and images
+        return row | {"p": estimate.p, "standard_error": 0.0, "df": estimate.df}
     below, equal, above = correlated_bayes_t(estimate, margin)
     return row | asdict(estimate) | {
         "probability_below": below,
@@ -127,7 +131,7 @@ def mean_with_interval(values: Sequence[float], runs: Sequence[tuple], groups: S
     if len(cells.counts) == 1:
         low, high = bootstrap_interval(cells, seed=0, level=LEVEL)
         p = mcnemar(sum(bool(value > 0) for value in values), sum(bool(value < 0) for value in values))
-        return found | ({"low": low, "high": high, "p": p} if low < high else {})
+        return found if low is None else found | {"low": low, "high": high, "p": p}
     estimate = two_way_clustered_t(cells, len({split for split, *_ in runs}), LEVEL)
     if not estimate.standard_error:
         return found
@@ -159,15 +163,17 @@ def conclude(
                 f"{row['effect']:+.1f} points, and nothing can be said about other images."
             )
         elif row["runs"] == 1:
+            interval = interval_text(row["bootstrap_low"], row["bootstrap_high"])
+            over = f" ({100 * LEVEL:g} % interval over images {interval}; McNemar's p {p_text(p_holm)})"
             text = (
-                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points "
-                f"({100 * LEVEL:g} % interval over images {row['bootstrap_low']:+.1f} to "
-                f"{row['bootstrap_high']:+.1f}; McNemar's p {p_text(p_holm)}). This compares the two models, and says "
-                "nothing about the schedules: more seeds or folds are needed."
+                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points"
+                f"{over if interval else ' for every answer'}. This compares the two models, and says nothing about "
+                "the schedules: more seeds or folds are needed."
             )
         else:
             estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
-            plain["detectable"] = found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
+            found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
+            plain["detectable"] = found or None
             said = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)
             text = " ".join(filter(None, [said, warning_of_pair(row, drawn)]))
         concluded.append(plain | {"p_holm": p_holm, "verdict": text})

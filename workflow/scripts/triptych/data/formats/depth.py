@@ -43,6 +43,6 @@ def to_bytes(values: np.ndarray, declared: int | None = None) -> tuple[np.ndarra
         return scaled(values, declared), "values in 16 bits, scaled by the range that the file declares"
     for bits in _DEPTHS:
         if largest < 2**bits:
-            note = f"values in 16 bits, scaled by the {bits} bits that their real range needs: nothing is declared"
-            return scaled(values, 2**bits - 1), note
+            note = f"values in 16 bits, scaled by the {bits} bits that their real range needs"
+            return scaled(values, 2**bits - 1), f"{note}: nothing narrower is declared"
     return (values // 257).astype(np.uint8), None

@@ -30,6 +30,8 @@ def question_rows(entry: dict, position: str) -> Iterator[dict]:
     """
     found = list(_exchanges(entry["conversations"]))
     name = entry.get("id", position)
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)  # as `plain_text` writes it where the entry has one question
     for number, (question, answer) in enumerate(found, start=1):
         if isinstance(question, str):
             question = question.replace(IMAGE_MARK, " ").strip()

@@ -73,8 +73,9 @@ def checked_row(row: Any) -> dict[str, str]:
             fields[key] = "" if row.get(key) is None else plain_text(row[key])
         except TriptychError as error:
             raise TriptychError(f"has {'an' if key[0] in 'aeiou' else 'a'} {key} that {error}") from None
-    for key in ("qid", "img_id", "question", "answer", "subject"):
+    for key in ("qid", "img_id", "question", "answer"):
         fields[key] = fields[key].strip()
+    fields["subject"] = " ".join(fields["subject"].split())
     if not fields["question"] or not fields["answer"]:
         raise TriptychError("has an empty question or answer")
     if blank := [key for key in ("qid", "img_id", "img_name") if not fields[key].strip()]:
@@ -102,7 +103,7 @@ class Spellings:
         for key in GROUPING:
             value = " ".join(fields[key].split())
             fields[key] = value = self._known.setdefault((key, value.casefold()), value)
-            if (was := str(stated[key])) != value:
+            if isinstance(was := stated[key], str) and was != value:
                 self._changed[key, was, value] += 1
 
     def notes(self) -> Iterator[str]:
