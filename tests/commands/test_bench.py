@@ -24,7 +24,7 @@ def test_the_whole_course_runs_on_a_cpu_as_a_job(world, tmp_path, capsys):
     study = ["--configfile", str(tmp_path / "study.yaml"), "--directory", str(tmp_path)]
     bench.main([*study, "--profile", str(LOCAL), "--tiny"])
     said = capsys.readouterr().out
-    parts = json.loads((tmp_path / "found/bench.json").read_text())["parts"]
+    parts = json.loads((tmp_path / "found/bench-tiny.json").read_text())["parts"]
     assert {*parts, "tests"} == set(bench_gpu.BUDGET)
     assert "| stage 3 |" in said
     assert not [record for record in parts.values() if "error" in record]

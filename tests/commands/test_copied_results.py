@@ -1,16 +1,21 @@
 """Results that were copied without Snakemake's records: a changed setting is noticed by the checkpoints' manifests."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from triptych import workflow_hooks
 from triptych.commands.retraining import other_settings
+from triptych.config.arms import HELD_OUT
 from triptych.config.grid import Checkpoint
-from triptych.config.jobs import TrainingJob
+from triptych.config.jobs import PredictionJob, TrainingJob
 from triptych.config.paths import CHECKPOINT
 from triptych.config.study import load_study
+from triptych.data.schemas import RECORD_SCHEMA
 from triptych.errors import TriptychError
-from triptych.io.manifest import write_json
+from triptych.evaluate.answered import write_answered
+from triptych.io.manifest import write_json, write_record
+from triptych.io.parquet import write_table
 
 CELL = Checkpoint("1-2-3", "fold0", 0)
 
@@ -69,3 +74,39 @@ def test_a_changed_setting_stops_the_start_where_nothing_else_would_notice_it(fi
     assert f"checkpoints/1-2-3/fold0/seed0: {'; '.join(said)}" in str(caught.value)
     started(study, recorded=study.grid.trainings)
     started(study, rerun=study.grid.trainings)
+
+
+def start_with(rule, output, **params):
+    """Snakemake as it starts where one job without a record has left a file."""
+    job = SimpleNamespace(rule=SimpleNamespace(name=rule), output=[str(output)], params=SimpleNamespace(**params))
+    dag = SimpleNamespace(jobs=[job], needrun=lambda job: False)
+    persistence = SimpleNamespace(has_metadata=lambda job: False)
+    workflow_hooks.refuse_other_settings(SimpleNamespace(dag=dag, persistence=persistence), None)
+
+
+def test_answers_by_other_settings_stop_the_start(config, tmp_path):
+    asked, out = PredictionJob.of(load_study(config), HELD_OUT), tmp_path / "seed0.parquet"
+    write_table(out, [], RECORD_SCHEMA)
+    start_with("predict", out, job=asked.text())  # of version 0.1, without a record beside it
+    write_answered(out, asked.text(), {})
+    start_with("predict", out, job=asked.text())
+    for rule in ("predict", "predict_view", "base_predict_transfer"):
+        other = asked.model_copy(update={"max_new_tokens": 3}).text()
+        with pytest.raises(TriptychError, match=rf"seed0\.parquet: max_new_tokens {asked.max_new_tokens} -> 3"):
+            start_with(rule, out, job=other)
+    limited = asked.model_copy(update={"limit": 7}).text()
+    with pytest.raises(TriptychError, match=r"seed0\.parquet: limit None -> 7"):
+        start_with("predict_captions", out, job=limited)
+
+
+def test_models_by_other_settings_stop_the_start(tmp_path):
+    manifest = tmp_path / "language_model" / "manifest.json"
+    settings = {"source": "package", "package": "small", "prompt": "<image> {question}"}
+    write_record(manifest, {"settings": settings})
+    start_with("prepare_model", manifest, settings=json.dumps(settings | {"added": 1}))
+    with pytest.raises(TriptychError, match=r"language_model: prompt <image> \{question\} -> \{question\}"):
+        start_with("prepare_model", manifest, settings=json.dumps(settings | {"prompt": "{question}"}))
+    part = {"part_of": "llava", "source": "hub", "prompt": None}
+    start_with("prepare_model", manifest, settings=json.dumps(part | {"source": "package"}))
+    with pytest.raises(TriptychError, match="language_model: source package -> hub"):
+        start_with("prepare_model", manifest, settings=json.dumps(part))

@@ -1,5 +1,7 @@
 """A study in a folder of its own: the configuration's words stay, its results do not reach another study's."""
 
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 from triptych.commands import checkout, new
@@ -45,9 +47,28 @@ def test_results_in_a_form_that_is_not_found_are_asked_for_by_hand(tmp_path):
         new.main([str(tmp_path / "mine"), "--from", str(tmp_path / "odd.yaml")])
 
 
-def test_a_profile_of_the_study_comes_before_that_of_the_repository(tmp_path, monkeypatch):
+def test_a_profile_is_found_where_snakemake_finds_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     assert checkout.profile_path("profiles/local") == ROOT / "profiles/local"
-    assert str(checkout.profile_path("profiles/none")) == "profiles/none"
+    for name in ("profiles/none", "none"):
+        with pytest.raises(TriptychError, match=f"{name}: no profile is there; name a folder with profile.yaml"):
+            checkout.profile_path(name)
     (tmp_path / "profiles/local").mkdir(parents=True)
-    assert str(checkout.profile_path("profiles/local")) == "profiles/local"
+    assert checkout.profile_path("profiles/local") == ROOT / "profiles/local", "an empty folder is none"
+    for file in ("profiles/local/profile.yaml", "home/snakemake/mine/config.yaml"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("cores: 1\n")
+    assert str(checkout.profile_path("profiles/local")) == "profiles/local", "the study's comes first"
+    assert str(checkout.profile_path("profiles/local/profile.yaml")) == "profiles/local"
+    assert checkout.profile_path("mine") == tmp_path / "home/snakemake/mine"
+
+
+def test_snakemake_is_given_what_a_folder_of_a_study_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = checkout.snakemake_command("profiles/local", Path("there"), ["--configfile", "study.yaml"])
+    found = f"--profile {ROOT}/profiles/local --snakefile {ROOT}/Snakefile"
+    assert " ".join(command[3:]) == f"--directory there {found} --configfile study.yaml"
+    assert "--snakefile" not in checkout.snakemake_command(None, Path(), ["-s", "mine.smk"])
+    (tmp_path / "Snakefile").touch()
+    assert checkout.snakemake_command(None, Path(), ["--cores", "1"])[3:] == ["--directory", ".", "--cores", "1"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from triptych.cli import COMMANDS
-from triptych.commands.resume import BY_HAND, build_parser, is_step, job_prefix
+from triptych.commands.resume import BY_HAND, build_parser, is_step, job_prefix, main
 from triptych.errors import TriptychError
 
 SNAKEFILE = """
@@ -144,6 +144,41 @@ def test_steps_are_what_rules_run_and_nothing_else():
 def test_the_profile_says_what_its_jobs_are_called(study):
     assert job_prefix(str(ROOT / "profiles/aire")) == "triptych"
     assert job_prefix(str(ROOT / "profiles/local")) is None and job_prefix(None) is None
+    assert job_prefix(str(study / "profile/profile.yaml")) == "triptych", "Snakemake takes the file, too"
+    with pytest.raises(TriptychError, match="no profile is there"):
+        job_prefix(str(study / "profiles/air"))
     (study / "profile/profile.yaml").write_text("executor: slurm\n")
     with pytest.raises(TriptychError, match="slurm-jobname-prefix is missing"):
         job_prefix(str(study / "profile"))
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "profile"),
+    [
+        ("--configfile study.yaml", None, f"--profile {ROOT}/profiles/local "),
+        ("--configfile study.yaml --cores 2", None, ""),
+        ("--configfile study.yaml -j1", None, ""),
+        ("--configfile study.yaml", "profile", "--profile profile "),
+        ("--configfile study.yaml --profile profile", None, "--profile profile "),
+    ],
+)
+def test_what_run_started_in_a_folder_of_a_study_goes_on(study, monkeypatch, words, environment, profile):
+    monkeypatch.chdir(study)
+    (study / "Snakefile").unlink()
+    (study / "profile/profile.yaml").write_text("cores: 1\n")
+    if environment:
+        monkeypatch.setenv("SNAKEMAKE_PROFILE", environment)
+    else:
+        monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
+    calls = []
+
+    def called(command, **_):
+        calls.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", called)
+    monkeypatch.setattr(os, "execv", lambda _, command: calls.append(command[3:]))
+    main(words.split())
+    options = words.replace(" --profile profile", "")
+    expected = f"--directory . {profile}--snakefile {ROOT}/Snakefile {options}"
+    assert [" ".join(call) for call in calls] == [f"{expected} --unlock", expected]

@@ -464,7 +464,11 @@ def test_only_an_earlier_export_is_replaced(models, trained, tmp_path):
         export(trained, models, [], out, False)
     with pytest.raises(TriptychError, match="is not part of an export"):
         export(trained, models, [], models, False)
-    assert (out / "notes.txt").exists() and (models / "language_model" / "manifest.json").exists()
+    (out / "notes.txt").unlink()
+    (out / "README.md").write_text("mine")
+    with pytest.raises(TriptychError, match=r"contains README\.md, which was changed after it was written"):
+        export(trained, models, [], out, False)
+    assert (out / "README.md").read_text() == "mine" and (models / "language_model" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("file", ["checkpoint/connector", "models/language_model/model", "models/vision_encoder/model"])

@@ -4,11 +4,14 @@ import random
 from dataclasses import replace
 
 import numpy as np
+import pandas
 import pytest
 from conftest import toy_config
 from triptych.config.study import load_study
 from triptych.evaluate.statistics import Estimate, verdict
+from triptych.report import rows
 from triptych.report.answer import card_image, card_lookup, card_power, caveat, plain_answer, question
+from triptych.report.view import templates
 from triptych.tables import evidence
 from triptych.tables.format import make_table
 from triptych.tables.pairs import correct_column, pair
@@ -55,6 +58,30 @@ def test_the_answer_says_what_is_found_shown_equal_or_open(study):
 def test_one_run_one_image_or_no_spread_answer_nothing(study, more):
     found = plain_answer(study, [row(3.0, 1.0, 5.0) | more], [])
     assert found.startswith("This study cannot tell") and "helped" not in found
+
+
+def test_differences_are_shown_also_beside_schedules_that_answer_alike():
+    records = [
+        {"arm": arm, "view": "held-out", "split": split, "seed": 0, "question_id": f"{split}-{number}",
+         "group": f"{split}-{number}", "content_type": "", "answer_type": "OPEN", "gold": "liver",
+         "prediction": "liver" if number % step else "lung"}
+        for arm, step in (("a", 2), ("b", 3), ("c", 2)) for split in ("fold0", "fold1") for number in range(24)
+    ]  # fmt: skip
+    for others in (["b", "c"], ["c", "b"]):
+        compared = conclude([compare("a", other, pair(records, "a", other), 1.0, 0) for other in others])
+        page = '{% import "macros.html.j2" as draw with context %}{% include "arms.html.j2" %}'
+        scores = {f"{name}_{part}": None for name in ("all", "open", "closed", "yes_no") for part in ("mean", "sd")}
+        arm = {"arm": "a", "questions": 48, "trained": True, "folds": 2, "seeds": 1, **scores}
+        empty = {"schedules": [arm], "left_out": {}, "numbers": {"paired": pandas.DataFrame()}}
+        empty["above_chart"] = {"rows": []}
+        text = (
+            templates()
+            .from_string(page)
+            .render(**empty, comparison=compared, difference_chart=rows.differences(compared))
+        )
+        assert "a minus b" in text and "a minus c" in text and "P(equivalent)" in text
+        assert (card_power(compared)["short"] == "Unknown") == (others[0] == "c")
+    assert "no spread by which to judge" in card_power(compared)["text"]
 
 
 def test_the_plain_answer_never_claims_what_the_verdict_does_not(study):

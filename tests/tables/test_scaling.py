@@ -95,6 +95,12 @@ def test_a_value_without_answers_is_an_error():
         scaling.summarise(answers("a", 4), sweep((1, "a"), (2, "b")))
 
 
+def test_answers_to_other_images_are_no_part_of_a_curve():
+    other = [{**row, "view": "test"} for row in answers("b", 8)]
+    with pytest.raises(TriptychError, match="view"):
+        scaling.summarise(answers("a", 4) + other, sweep((1, "a"), (2, "b")))
+
+
 def test_the_axis_is_logarithmic_above_a_factor_of_20_with_0_one_step_before():
     assert scaling.axis_places([1, 4, 20]) == [1, 4, 20]
     assert scaling.axis_places([0, 1, 10, 100]) == pytest.approx([-1, 0, 1, 2])

@@ -146,7 +146,7 @@ def asked_together(rule, answers):
         for other in members:
             models = grid.prefixes[other["prefix"]]
             alike = (models.vision_encoder, models.language_model) == (own.vision_encoder, own.language_model)
-            same = all(other.get(name) == wildcards.get(name) for name in ("fold", "seed", "dataset", "part"))
+            same = all(other.get(name) == wildcards.get(name) for name in ("fold", "seed", "view", "dataset", "part"))
             if alike and same and other["prefix"] != wildcards.prefix:
                 files = [paths.CHECKPOINT.format(split=other["fold"], **other), *answers(other)]
                 found += ["--also", *(str(results / file) for file in files)]

@@ -14,22 +14,25 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from triptych.commands.retraining import other_settings, refuse_to_retrain
+from triptych.commands.retraining import changes, other_settings, refuse_to_retrain
 from triptych.config.grid import Checkpoint
 from triptych.config.local import absent
 from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
+from triptych.io.manifest import read_json
 from triptych.utils.kills import KILLED, exit_status, kills_for_memory, note_kill
 from triptych.utils.terminal import duration
 
 VIEW_JOB = re.compile(r"""'(\{"batch_size":.*"precision":"[a-z0-9]+"),"view":"[a-z0-9-]+"\}'""")
 EXPANDED = re.compile(r"[$`\\]")  # what a shell reads between double quotes
 TOGETHER = "TRIPTYCH_TOGETHER"  # for the Snakemake of each step of one job: rules and wildcards of all of them
+ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")  # rules, also with a module's prefix
+SAY_SETTINGS = (*ANSWERS, "train_stage", "prepare_model")  # rules whose results say how they were made
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -140,27 +143,44 @@ def protect_trainings(workflow: Any, at_most: int) -> None:
     refuse_to_retrain(again, at_most)
 
 
-@_soft("finished training jobs without Snakemake's record of them count as made with the settings of now")
+@_soft("what was made without Snakemake's record of it counts as made with the settings of now")
 def refuse_other_settings(workflow: Any, study: Study) -> None:
-    """Stop where Snakemake has no record of a finished training, as in a copied folder, and its settings differ.
+    """Stop where Snakemake has no record of what is finished, as in a copied folder, and its settings differ.
+
+    Trainings, answers and models say themselves how they were made.
 
     Raises:
-        TriptychError: with a line for each such training.
+        TriptychError: with a line for each such training, file of answers and model.
     """
     lines = []
     for job in workflow.dag.jobs:
-        if not job.rule.name.endswith("train_stage") or workflow.dag.needrun(job):
+        if not job.rule.name.endswith(SAY_SETTINGS) or workflow.dag.needrun(job):
             continue
         if not workflow.persistence.has_metadata(job):
-            cell = Checkpoint(job.wildcards.prefix, job.wildcards.split, int(job.wildcards.seed))
-            if changed := other_settings(study, cell):
-                lines.append(f"{study.checkpoint(cell)}: {'; '.join(changed)}")
+            lines += [f"{made}: {'; '.join(changed)}" for made, changed in _made_otherwise(job, study) if changed]
     if lines:
         listed = "\n  ".join(lines)
         raise TriptychError(
-            "finished trainings have other settings, and Snakemake has no record by which it would notice (copy the "
-            f"folder .snakemake/ along with results):\n  {listed}\nRestore these settings, or remove these folders"
+            "finished results have other settings, and Snakemake has no record by which it would notice (copy the "
+            f"folder .snakemake/ along with results):\n  {listed}\nRestore these settings, or remove these results"
         )
+
+
+def _made_otherwise(job: Any, study: Study) -> Iterator[tuple[Path, list[str]]]:
+    """Say of what a job made in which settings it differs from the study's."""
+    if job.rule.name.endswith("train_stage"):
+        cell = Checkpoint(job.wildcards.prefix, job.wildcards.split, int(job.wildcards.seed))
+        yield study.checkpoint(cell), other_settings(study, cell)
+    elif job.rule.name.endswith("prepare_model"):
+        made, asked = Path(job.output[0]), json.loads(job.params.settings)
+        before = read_json(made)["settings"]
+        # What is not stated of a part of a LLaVA, its files decide; earlier versions did not know all settings.
+        known = [name for name in asked if name in before and ("part_of" not in asked or asked[name] is not None)]
+        yield made.parent, changes(*({name: settings[name] for name in known} for settings in (before, asked)))
+    else:
+        for made in map(Path, job.output):
+            if (record := record_path(made)).exists():  # version 0.1 wrote none
+                yield made, changes(json.loads(read_json(record)["job"]), json.loads(job.params.job))
 
 
 @_soft("forced predictions keep their answers, and a new view of a study of an earlier version asks all of them again")
@@ -173,7 +193,7 @@ def settle_answers(workflow: Any) -> None:
     from snakemake.common import async_run
 
     for job in workflow.dag.needrun_jobs():
-        if not job.rule.name.endswith(("predict", "predict_view", "predict_captions", "predict_transfer")):
+        if not job.rule.name.endswith(ANSWERS):
             continue
         forced = workflow.dag.reason(job).forced and not async_run(workflow.persistence.incomplete(job))
         for path in job.output:

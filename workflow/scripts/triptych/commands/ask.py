@@ -248,6 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(arguments)
     if arguments.grid is not None and not 2 <= arguments.grid <= 32:
         raise TriptychError(f"--grid: must be a number of squares from 2 to 32, not {arguments.grid}")
+    asked = Path(arguments.image)  # or the number of a question
+    if arguments.where and arguments.where.exists() and asked.exists() and arguments.where.samefile(asked):
+        raise TriptychError(f"--where {arguments.where}: is the image itself; name another file")
     study = read_study(arguments.configfile)
     given = read_given(study, arguments.image, arguments.question)
     os.environ.setdefault(DEVICE, study.settings.runtime.device)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.commands.checkout import ROOT
+from triptych.commands.checkout import ROOT, profile_path
 from triptych.commands.cluster import submit
 from triptych.config import paths
 from triptych.config.study import read_study
@@ -19,6 +19,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.utils.arguments import add_configfile
 
 BENCHMARK = ROOT / "benchmarks/bench_gpu.py"
+TINY = "bench-tiny.json"  # of --tiny, whose rates mean nothing
 RULE = "train_stage"  # whose resources the job has
 MINUTES = 15  # of the job; what it does takes less than ten
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych bench --profile profiles/aire",
     )
     add_configfile(parser)
-    parser.add_argument("--profile", type=Path, help="measure in a job, where this profile sends training jobs")
+    parser.add_argument("--profile", type=profile_path, help="measure in a job, where this profile sends training jobs")
     parser.add_argument("--directory", "-d", type=Path, default=Path(), help="working folder of the study")
     parser.add_argument("--tiny", action="store_true", help="tiny models and few steps: does everything work?")
     return parser
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not BENCHMARK.is_file():
         raise TriptychError(f"{BENCHMARK} is missing; run `triptych bench` from a checkout of Triptych")
     results = (arguments.directory / read_study(arguments.configfile).results).resolve()
-    out = results / paths.BENCH
+    out = results / (TINY if arguments.tiny else paths.BENCH)
     words = [str(BENCHMARK), "--out", str(out), *(["--tiny"] if arguments.tiny else [])]
     if arguments.profile is None:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

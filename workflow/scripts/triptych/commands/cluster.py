@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from triptych.commands.checkout import PROFILE_FILES
 from triptych.config.yaml_file import read_yaml
 from triptych.errors import TriptychError
 
-PROFILE_FILES = ("profile.yaml", "config.yaml")
 SCRIPTS = Path(__file__).parents[2]
 RULE = "job"
 SNAKEFILE = f"""

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from triptych.commands.checkout import profile_path
 from triptych.commands.checks.finding import FAULT, OK, WARNING, Finding, Place, fault
 from triptych.commands.checks.storage import held_lock
 from triptych.commands.cluster import partitions, resources_of, submit
@@ -152,7 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych doctor --profile profiles/aire --directory $SCRATCH/triptych",
     )
     add_configfile(parser)
-    parser.add_argument("--profile", type=Path, help="folder of Snakemake's options, with which the study will run")
+    parser.add_argument(
+        "--profile", type=profile_path, help="folder of Snakemake's options, with which the study will run"
+    )
     parser.add_argument("--directory", "-d", type=Path, default=Path(), help="working folder of the study")
     parser.add_argument("--patience", type=float, default=60, help="minutes to wait for each job (default: 60)")
     for name in ("--partition", "--gpus", "--out"):

@@ -113,8 +113,10 @@ class Requests:
     def _encode(self, rule: str, dataset: str) -> tuple[float, float]:
         if rule == "encode_occluded":
             images = cost.occluded_views(self.study)
-        else:  # with the tag of another encoder, wildcards may name the features: medical+finer
-            images = cost.questions(self.study, dataset.partition("+")[0])[1]
+        else:
+            if dataset not in self.study.datasets:  # with the tag of another encoder, as features are named
+                dataset = dataset.rpartition("+")[0]
+            images = cost.questions(self.study, dataset)[1]
         return 2 * BASE, START + SLACK * images / IMAGES_A_SECOND / 60
 
     def _answer(self, rule: str, prefix: str, transfer: str) -> tuple[float, float]:

@@ -10,6 +10,7 @@ pending or running; otherwise it unlocks the folder and runs Snakemake with the 
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import psutil
 
+from triptych.commands.checkout import PROFILE, profile_path, snakemake_command
 from triptych.commands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
+
+CORES = re.compile(r"--cores|--jobs|-[cj]\d*$")  # Snakemake starts with one of these, or a profile that has it
 
 # Beginnings of the modules that people run and rules do not; `plan` is also a rule, which writes only a log.
 BY_HAND = ("triptych.cli", "triptych.commands.", "triptych.data.sources.", "triptych.report.results", "triptych.serve.")
@@ -29,9 +33,10 @@ def job_prefix(profile: str | None) -> str | None:
     """Return what the names of a profile's SLURM jobs start with; None if the profile does not use SLURM.
 
     Raises:
-        TriptychError: the profile submits jobs without a prefix, so that they cannot be told from other jobs.
+        TriptychError: the profile is not there, or it submits jobs without a prefix, so that they cannot be told from
+            other jobs.
     """
-    settings = read_profile(Path(profile)) if profile else {}
+    settings = read_profile(profile_path(profile)) if profile else {}
     if settings.get("executor") != "slurm":
         return None
     if not (prefix := settings.get("slurm-jobname-prefix")):
@@ -118,7 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments:
         parser.print_help()
         return
-    known, _ = parser.parse_known_args(arguments)
+    known, others = parser.parse_known_args(arguments)
+    profile = known.profile or os.environ.get("SNAKEMAKE_PROFILE")
+    if not profile and not any(CORES.match(word) for word in others):
+        profile = PROFILE  # as `triptych run` without a profile
     folder = known.directory.resolve()
     if running := other_snakemakes(folder):
         raise TriptychError(f"Snakemake still runs in {folder} (process {running[0]}); there is nothing to resume")
@@ -127,14 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{len(left)} steps of an earlier Snakemake still run in {folder} (processes {', '.join(map(str, left))}); "
             "let them end, or stop them with `kill`, and resume again"
         )
-    if prefix := job_prefix(known.profile):
+    if prefix := job_prefix(profile):
         jobs = unfinished_jobs(prefix)
         if jobs:
             raise TriptychError(
                 f"{len(jobs)} jobs of an earlier Snakemake are still pending or running; let them end, or cancel them "
                 "with `scancel`, and resume again:\n  " + "\n  ".join(jobs)
             )
-    snakemake = [sys.executable, "-m", "snakemake", *arguments]
+    snakemake = snakemake_command(profile, known.directory, others)
     unlocked = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True)
     if unlocked.returncode:
         raise TriptychError(f"the folder cannot be unlocked:\n{unlocked.stdout}{unlocked.stderr}")

@@ -17,7 +17,7 @@ PARAMS = re.compile(r"before: '(\{.*\})' now: '(\{.*\})'", re.DOTALL)
 def short_reason(reason: str) -> str:
     """Snakemake's reason for a job in a few words; of changed settings, which, from what to what."""
     if found := PARAMS.search(reason):
-        return "; ".join(_changes(*(json.loads(text) for text in found.groups())))
+        return "; ".join(changes(*(json.loads(text) for text in found.groups())))
     if "Input files updated by another job" in reason:
         return "its inputs are made again"
     return " ".join(reason.split())
@@ -30,10 +30,11 @@ def other_settings(study: Study, cell: Checkpoint) -> list[str]:
     made = {"stage": manifest["stages"][-1].get(job.stage_name, {}), "connector": manifest["connector"]}
     if job.lora:
         asked, made = asked | {"lora": job.lora.model_dump()}, made | {"lora": manifest["lora"] or {}}
-    return _changes(made, asked)
+    return changes(made, asked)
 
 
-def _changes(before: dict, now: dict) -> list[str]:
+def changes(before: dict, now: dict) -> list[str]:
+    """Say which settings differ, each with its value before and now."""
     before, now = _flat(before), _flat(now)
     return [
         f"{name} {before.get(name)} -> {now.get(name)}"

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triptych.commands.checkout import SNAKEFILE, profile_path
+from triptych.commands.checkout import PROFILE, snakemake_command
 from triptych.commands.jobs import job_states
 from triptych.commands.status import failure
 from triptych.commands.view import watch
@@ -25,7 +25,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.manifest import read_json
 from triptych.utils.arguments import add_configfile
 
-LOG = "logs/snakemake.log"
+LOG, EARLIER = "logs/snakemake.log", "snakemake-earlier.log"
 LAST_LINES = 15  # of Snakemake's output, where it failed before any step did
 EVERY = 2  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: triptych run --configfile config/slake-cpu.yaml --cores 2",
         allow_abbrev=False,
     )
-    parser.add_argument("--profile", default="profiles/local", help="Snakemake's profile (default: profiles/local)")
+    parser.add_argument("--profile", default=PROFILE, help=f"Snakemake's profile (default: {PROFILE})")
     parser.add_argument("--directory", "-d", type=Path, default=Path(), help="working folder, as Snakemake's option")
     add_configfile(parser)
     return parser
@@ -53,20 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     known, others = build_parser().parse_known_args(arguments)
     study, called_in = read_study(known.configfile), Path.cwd()
-    command = [sys.executable, "-m", "snakemake", "--profile", str(profile_path(known.profile))]
-    command += ["--configfile", str(known.configfile), "--directory", str(known.directory)]
-    if not Path("Snakefile").exists():  # the folder of a study, as `triptych new` makes it
-        command += ["--snakefile", str(SNAKEFILE)]
+    command = snakemake_command(known.profile, known.directory, ["--configfile", str(known.configfile), *others])
     known.directory.mkdir(parents=True, exist_ok=True)
     os.chdir(known.directory)  # where the study's paths are looked up
     log = study.results / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_name(EARLIER))  # where another run may still write
     print(f"Snakemake's output goes to {log}", flush=True)
     with log.open("w", encoding="utf-8") as file:
         began = os.fstat(file.fileno()).st_mtime  # by the clock of the disk, as the times of logs
         # A session of its own, or a terminal's Ctrl-C would reach it twice.
         snakemake = subprocess.Popen(
-            [*command, *others],
+            command,
             cwd=called_in,
             stdin=subprocess.DEVNULL,
             stdout=file,

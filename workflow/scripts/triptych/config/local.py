@@ -11,7 +11,7 @@ from triptych.config.texts import located
 
 def still_read(study: Study) -> tuple[list[str], list[str]]:
     """Name the data sets and the models that are yet to be read."""
-    datasets = [name for name in study.datasets if not study.path(paths.SOURCE, dataset=name).exists()]
+    datasets = [name for name in study.grid.used_datasets if not study.path(paths.SOURCE, dataset=name).exists()]
     models = [name for name in study.grid.models if not study.path(paths.MODEL, role=name, tag="").exists()]
     return datasets, models
 

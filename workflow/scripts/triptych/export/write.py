@@ -125,15 +125,20 @@ def files_below(folder: Path) -> list[str]:
 
 
 def refuse_other_files(out: Path) -> None:
-    """Refuse to write an export over anything but an earlier export to which nothing was added.
+    """Refuse to write an export over anything but an earlier export in which nothing was added or changed.
 
     Raises:
         TriptychError: something else is there.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    known = {*read_json(out / MARK)["files"], MARK} if (out / MARK).is_file() else set()
-    others = sorted({*files_below(out)} - known) if out.is_dir() else [out.name]
-    if others or not known:
-        found = f"contains {others[0]}, which is not part of an export" if others else "contains no export"
+    known = read_json(out / MARK)["files"] if (out / MARK).is_file() else {}
+    files = files_below(out) if out.is_dir() else [out.name]
+    others = sorted({*files} - {*known, MARK})
+    changed = [name for name in files if name in known and sha256_file(out / name) != known[name]]
+    if others or changed or not known:
+        found = "contains no export"
+        if others or changed:
+            what = "which is not part of an export" if others else "which was changed after it was written"
+            found = f"contains {[*others, *changed][0]}, {what}"
         raise TriptychError(f"{out}: {found}; name another folder, or empty this one")

@@ -180,7 +180,10 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
     card: dict[str, Any] = {"question": "How much could this study have found?", "rows": [], "to": "differences"}
     size = comparison[0].get("detectable") if comparison else None
     if size is None:
-        return card | {"short": "Unknown", "text": "A comparison needs two schedules and more than one run of each."}
+        text = "A comparison needs two schedules and more than one run of each."
+        if comparison and comparison[0]["runs"] > 1:
+            text = "The answers of the schedules show no spread by which to judge other runs and images."
+        return card | {"short": "Unknown", "text": text}
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
     text = (
         f"A true difference of about {points(round(size, 1))} between {row['first']} and {row['second']} would be "

@@ -136,28 +136,37 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:
-    """Write the page of what `gather` found, and give the numbers of its `results.json`."""
+def templates() -> jinja2.Environment:
+    """Give the parts of the page, with the filters that write its numbers."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"named": named, "points": rows.signed, "percent": rows.percent}
     environment.tests["narrowed"] = lambda row: narrowed(row["low"], row["high"])
+    return environment
+
+
+def render(study: Study, gathered: Mapping[str, Any]) -> tuple[str, Results]:
+    """Write the page of what `gather` found, and give the numbers of its `results.json`."""
     found, controls = results(study, gathered), gathered["controls"]
     style, script = part("page.css"), "\n".join(map(part, SCRIPTS))
-    page = environment.get_template("page.html.j2").render(
-        **(gathered | {name: rows_of(gathered[name]) for name in TABLES}),
-        **_first_screen(study, gathered, found),
-        **_training(study, gathered),
-        **_evidence(study, gathered),
-        views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
-        shown_questions=first_shown(gathered["browser"], len(study.grid.schedules)),
-        style=markupsafe.Markup(style),
-        style_hash=policy_hash(style),
-        script=markupsafe.Markup(script),
-        script_hash=policy_hash(script),
-        questions=as_json(packed(gathered["browser"])),
-        thumbnails_json=as_json(gathered["thumbnails"]),
-        results_json=as_json(found.model_dump(mode="json")),
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            **(gathered | {name: rows_of(gathered[name]) for name in TABLES}),
+            **_first_screen(study, gathered, found),
+            **_training(study, gathered),
+            **_evidence(study, gathered),
+            views={view: control for view, control in CONTROLS.items() if controls[f"{view}_mean"].notna().any()},
+            shown_questions=first_shown(gathered["browser"], len(study.grid.schedules)),
+            style=markupsafe.Markup(style),
+            style_hash=policy_hash(style),
+            script=markupsafe.Markup(script),
+            script_hash=policy_hash(script),
+            questions=as_json(packed(gathered["browser"])),
+            thumbnails_json=as_json(gathered["thumbnails"]),
+            results_json=as_json(found.model_dump(mode="json")),
+        )
     )
     return page, found

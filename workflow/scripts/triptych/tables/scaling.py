@@ -14,7 +14,7 @@ from triptych.errors import TriptychError, run_step
 from triptych.io.parquet import read_tables
 from triptych.tables import evidence
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
-from triptych.tables.pairs import OPTIONAL, READ, pair
+from triptych.tables.pairs import OPTIONAL, READ, pair, the_view
 from triptych.tables.runs import SIZES, Run, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 from triptych.tables.verdicts import draws_warning, mean_with_interval
 
@@ -115,8 +115,9 @@ def summarise(records: Sequence[dict], sweeps: Sweeps) -> pandas.DataFrame:
     """Make the table: a row for each sweep and value, ascending.
 
     Raises:
-        TriptychError: a schedule has no answers, or two were asked different questions.
+        TriptychError: a schedule has no answers, or two were asked different questions, or shown different things.
     """
+    the_view(records)
     grouped, rows = group_runs(records), []
     for name, sweep in sweeps.items():
         arms = sweep["arms"]

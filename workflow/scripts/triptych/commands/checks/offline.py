@@ -96,7 +96,7 @@ def offline_mode(_: Place) -> Finding:
 def fetched(place: Place) -> Finding:
     """Whether models and data are there, and can be read from here."""
     study, cache = place.study, cache_folder(place.study.settings.cache)
-    sources = [study.path(paths.SOURCE, dataset=name) for name in study.datasets]
+    sources = [study.path(paths.SOURCE, dataset=name) for name in study.grid.used_datasets]
     needed = [*sources, *(folder / "manifest.json" for folder in _models(place).values())]
     missing = [path for path in needed if not path.is_file()]
     unread = [path for path in needed if path.is_file() and not os.access(path, os.R_OK)]
