@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from triptych.config.models import FolderLanguageModel, PackageLanguageModel
 from triptych.errors import TriptychError
 from triptych.model import inspection
 from triptych.model.architectures import ARCHITECTURES
-from triptych.model.inspection import check_prompt, inspect_language_model
+from triptych.model.inspection import check_end, check_prompt, inspect_language_model
 from triptych.model.prepare import prepare_model
 from triptych.utils.terminal import SCREEN
 
@@ -233,6 +234,29 @@ def test_a_prompt_of_another_model_is_one_line(smollm2, prompt, line):
 )
 def test_a_prompt_that_fits_raises_no_doubt(smollm2, prompt):
     assert check_prompt(smollm2, prompt, 100) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "doubt"),
+    [
+        ("<|im_start|>{{ content }}<b>", [1, 2], "its chat template ends turns with <b>: where a schedule trains"),
+        ("<|im_start|>{{ content }}<b>", 2, "ends turns with <b>"),
+        ("<|im_start|>{{ content }}<a>{{ more }}<b>", [1, 2], None),  # as Llama 3.1's, which has several
+        ("<|im_start|>{{ content }}", [1, 2], None),
+        (None, [1, 2], None),
+        ("<|im_start|>{{ content }}<b>", None, None),
+    ],
+)
+def test_an_end_that_is_not_that_of_the_models_turns_is_told(tmp_path, template, ends, doubt):
+    """As those of Gemma and Phi-3 are, whose tokenizers name the end of a text."""
+    names = {1: "<a>", 2: "<b>"}
+    known = SimpleNamespace(
+        chat_template=template, eos_token="<a>", convert_ids_to_tokens=lambda ids: [names[one] for one in ids]
+    )
+    if ends is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    found = check_end(tmp_path, known)
+    assert len(found) == (doubt is not None) and (not doubt or doubt in found[0])
 
 
 def test_marks_that_a_chat_template_writes_as_text_are_the_models_own(smollm2):

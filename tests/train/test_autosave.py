@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, make_inputs
+from safetensors.torch import load_file, save_file
 from triptych.config.stages import Connector, Lora
 from triptych.errors import TriptychError
 from triptych.io.manifest import read_json, sha256_file, write_json, write_record
@@ -351,6 +352,42 @@ def test_what_a_gpu_has_made_is_not_made_again_on_the_cpu_unless_that_is_wanted(
     assert not begin("cpu", "float32", "other settings"), "another training"
     monkeypatch.setenv("TRIPTYCH_DEVICE", "cpu")
     assert not begin("cpu")
+
+
+def test_a_state_in_another_precision_that_hardware_chose_is_kept(tmp_path):
+    facts = {"device": "cuda", "settings": "auto"}
+    Autosaver(tmp_path, {**facts, "precision": "bfloat16"}, 10).save(State({}, {"a": 1}))
+    with pytest.raises(TriptychError, match=r"another precision than this machine chooses .*hardware as before"):
+        Autosaver(tmp_path, {**facts, "precision": "float32"}, 10).load()
+    assert Autosaver(tmp_path, {**facts, "precision": "bfloat16"}, 10).load().record["a"] == 1
+    assert Autosaver(tmp_path, {**facts, "settings": "fp32", "precision": "float32"}, 10).load() is None, "asked for"
+
+
+def test_the_optimiser_goes_on_in_memory_as_its_weights_lie_there(tmp_path):
+    """As those of the packaged encoder do, channels last: fused optimisers read both in the order of memory."""
+
+    def made(seed):
+        torch.manual_seed(seed)
+        weights = {"w": torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))}
+        return weights, torch.optim.AdamW(weights.values(), fused=True)
+
+    def step(weights, optimiser):
+        for number in range(3):
+            gradient = torch.arange(48.0).reshape(4, 3, 2, 2) * (number + 1)
+            weights["w"].grad = gradient.to(memory_format=torch.channels_last)
+            optimiser.step()
+
+    weights, optimiser = made(0)
+    step(weights, optimiser)
+    save_file(pack_tensors(weights, optimiser), tmp_path / "state.safetensors")
+    other, resumed = made(1)
+    step(other, resumed)
+    unpack_tensors(load_file(tmp_path / "state.safetensors"), other, resumed)
+    moments = [value for value in resumed.state[other["w"]].values() if value.dim()]
+    assert len(moments) == 2 and all(value.stride() == other["w"].stride() for value in moments)
+    for one in ((weights, optimiser), (other, resumed)):
+        step(*one)
+    assert torch.equal(weights["w"], other["w"])
 
 
 def test_a_faster_device_begins_again_by_itself(tmp_path):

@@ -157,6 +157,17 @@ def test_what_the_surroundings_set_starts_no_group(monkeypatch, surroundings):
         assert not torch.distributed.is_initialized()
 
 
+def test_summed_gradients_lie_in_memory_as_their_weights(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))
+    weights = torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    bias = torch.nn.Parameter(torch.randn(4))
+    weights.grad = torch.arange(48.0).reshape(4, 3, 2, 2)
+    distributed.sum_gradients([weights, bias])
+    assert weights.grad.stride() == weights.stride() and torch.equal(bias.grad, torch.zeros(4))
+    assert torch.equal(weights.grad, 2 * torch.arange(48.0).reshape(4, 3, 2, 2))
+
+
 def test_alone_nothing_is_exchanged():
     parameter = torch.nn.Parameter(torch.ones(2))
     with distributed.process_group(), distributed.fail_together():

@@ -63,7 +63,7 @@ def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, f
     """
     settings = encoder_settings(models)
     tower = model.vision.network if model.vision else vision.load_tower(models.vision_encoder)
-    image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder, trust_remote_code=False)
+    image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder, backend="pil", trust_remote_code=False)
     tokens = count_tokens(tower, image_processor, settings)
     processor = llava_processor(models, tower, image_processor, tokens)
     processor.save_pretrained(folder)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from triptych.errors import TriptychError, message_of
+from triptych.io.manifest import read_json
 from triptych.model import language_model, vision
 from triptych.model.architectures import architecture, context_tokens, sliding_window
 from triptych.model.encoders import encoder_kind
@@ -36,7 +37,7 @@ def inspect_language_model(folder: Path, prompt: str) -> list[str]:
         prompt: text of one turn, with <image> and {question}.
 
     Returns:
-        Doubts about the prompt, in words.
+        Doubts about the prompt and the end of answers, in words.
 
     Raises:
         TriptychError: a file is damaged or missing, the architecture is not supported, or the prompt does not fit.
@@ -47,7 +48,7 @@ def inspect_language_model(folder: Path, prompt: str) -> list[str]:
     tokenizer = open_tokenizer(folder)
     rows = check_sizes(folder, config)
     check_tokenizer(folder, tokenizer, rows)
-    doubts = check_prompt(tokenizer, prompt, rows)
+    doubts = [*check_prompt(tokenizer, prompt, rows), *check_end(folder, tokenizer)]
     compute_one_token(folder, config, tokenizer.eos_token_id)
     return doubts
 
@@ -170,6 +171,21 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int)
     with in_one_line(f"{folder}: the tokenizer reads no text"):
         if not Reader.of(tokenizer).data("What is shown?"):
             raise TriptychError(f"{folder}: the tokenizer makes no tokens of text; fetch the model again")
+
+
+def check_end(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Compare the token with which training ends answers, the tokenizer's, with what the model ends its turns with."""
+    file, template = folder / "generation_config.json", str(tokenizer.chat_template or "")
+    ends = read_json(file).get("eos_token_id") if file.is_file() else None
+    known = tokenizer.convert_ids_to_tokens([ends] if isinstance(ends, int) else ends or [])
+    turns = [token for token in known if token and token in template]
+    if not turns or tokenizer.eos_token in template:
+        return []
+    return [
+        f"models.language_model: answers end with {tokenizer.eos_token}, by its tokenizer, but its chat template ends "
+        f"turns with {', '.join(turns)}: where a schedule trains nothing in it, it may not stop after an answer, and "
+        "scores lower for that alone"
+    ]
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, rows: int) -> list[str]:

@@ -81,7 +81,8 @@ def load_preprocessing(folder: Path, fit: Fit | None) -> Preprocessing:
         return _dinov3(facts, fit)
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    # Pillow whatever is installed: torchvision, which transformers would take, rounds differently.
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     crops = bool(getattr(processor, "do_center_crop", False))
     resized = processor.size if getattr(processor, "do_resize", False) else None
     target = processor.crop_size if crops else resized

@@ -126,4 +126,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     with _lost_process_as_error():
         distributed.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+        summed = part.view_as(parameter)
+        # In memory as the parameter, which need not be row by row: fused optimisers require it.
+        alike = summed.stride() == parameter.stride()
+        parameter.grad = summed if alike else torch.empty_like(parameter, requires_grad=False).copy_(summed)

@@ -21,7 +21,7 @@ FORMAT = 1  # raise it when the meaning of a state changes: states of another fo
 TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json"
 
 
-class SlowerDeviceError(TriptychError):
+class OtherHardwareError(TriptychError):
     """What a GPU has made would be made again on the CPU, though nobody has asked for that."""
 
 
@@ -63,12 +63,13 @@ def load_state(folder: Path, job: Mapping[str, str]) -> tuple[Path, State] | Non
     """Load the newest undamaged state of `job` in `folder`; prints which states are skipped, and why.
 
     Raises:
-        SlowerDeviceError: a GPU has saved this training, and this process has none.
+        OtherHardwareError: a GPU has saved this training, and this process has none; or hardware for which
+            `training.precision: auto` chose another precision has.
     """
     for path in sorted(states(folder), key=number, reverse=True):
         try:
             return path, _read(path, job)
-        except SlowerDeviceError:
+        except OtherHardwareError:
             raise
         except TriptychError as error:
             print(f"{path.parent.name}/{path.name} is not used: {error}", flush=True)
@@ -91,6 +92,11 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
         differing = [name for name in sorted({*job, *manifest["job"]}) if job.get(name) != manifest["job"].get(name)]
         if differing:
             refuse_slower_device(path, job, manifest["job"])
+            if differing == ["precision"]:  # the setting is equal, so hardware chose it
+                raise OtherHardwareError(
+                    f"{path}: was computed in another precision than this machine chooses (training.precision: auto); "
+                    f"run it again on hardware as before, or delete {path.parent} to begin this training again here"
+                )
             raise TriptychError(f"it belongs to a training job with different {', '.join(differing)}")
         # Clones, because safetensors maps the file into memory, and the file is soon deleted.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
@@ -105,13 +111,13 @@ def refuse_slower_device(path: Path, job: Mapping[str, str], other: Mapping[str,
     """Compare a training with one that is kept at `path`, by the hashes of what they depend on.
 
     Raises:
-        SlowerDeviceError: the kept one is the same but for its device, a GPU, and the precision that went with it.
+        OtherHardwareError: the kept one is the same but for its device, a GPU, and the precision that went with it.
     """
     rest = {*job, *other} - {"device", "precision"}
     devices = job.get("device"), other.get("device")
     alike = all(job.get(name) == other.get(name) for name in rest)
     if alike and devices == (sha256_json("cpu"), sha256_json("cuda")) and not cpu_wanted():
-        raise SlowerDeviceError(
+        raise OtherHardwareError(
             f"{path}: a GPU has made this, and torch can use none here; run it again where there is one, or set "
             "runtime.device: cpu to begin this training again on the CPU"
         )
@@ -166,7 +172,7 @@ def unpack_tensors(
             parameter.copy_(tensors[f"weight/{name}"])
             start = f"optimiser/{name}/"
             values = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-            values = {key: value.item() if value.dtype == torch.int64 else value for key, value in values.items()}
+            values = {key: _restored(value, parameter) for key, value in values.items()}
             if values:
                 optimiser_state[indices[id(parameter)]] = values
     # Through the optimiser's own method, which knows which of its tensors belong on the parameter's device.
@@ -176,6 +182,15 @@ def unpack_tensors(
         torch.set_rng_state(state)
     if (state := tensors.get(_random(rank(), "cuda"))) is not None:
         torch.cuda.set_rng_state(state, next(iter(trained.values())).device)
+
+
+def _restored(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor | int:
+    """A tensor of the optimiser as it was: of a parameter's shape, it lies in memory as the parameter does."""
+    if value.dtype == torch.int64:
+        return value.item()
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
 def _random(process: int, kind: str) -> str:

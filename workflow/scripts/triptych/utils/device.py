@@ -34,6 +34,7 @@ def best_device() -> torch.device:
     if has_gpu():
         # cuDNN's attention would prepare itself anew, for up to a second, for every length of rows.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # by default, convolutions in fp32 would be in TF32
         # With its index: without one, a thread would use the first GPU, whichever this process uses.
         return torch.device("cuda", torch.cuda.current_device())
     if not cpu_wanted():
