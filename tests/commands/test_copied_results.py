@@ -110,3 +110,19 @@ def test_models_by_other_settings_stop_the_start(tmp_path):
     start_with("prepare_model", manifest, settings=json.dumps(part | {"source": "package"}))
     with pytest.raises(TriptychError, match="language_model: source package -> hub"):
         start_with("prepare_model", manifest, settings=json.dumps(part))
+
+
+def test_a_job_that_reads_other_settings_than_it_was_submitted_with_stops(config, monkeypatch):
+    monkeypatch.delenv(workflow_hooks.SUBMITTED, raising=False)
+    workflow_hooks.refuse_edited(load_study(config), submitted=True)  # by a Snakemake that said nothing
+    monkeypatch.setenv(workflow_hooks.SUBMITTED, "")
+    workflow_hooks.refuse_edited(load_study(config), submitted=False)
+    workflow_hooks.refuse_edited(load_study(config), submitted=True)
+    config["seeds"] = [*config["seeds"], 91]
+    config["runtime"] = {"save_minutes": 3}
+    workflow_hooks.refuse_edited(load_study(config), submitted=True)
+    config["stages"]["3"]["epochs"] = 7
+    with pytest.raises(TriptychError, match=r"changed after this job was submitted: stages\.3\.epochs 1 -> 7; change"):
+        workflow_hooks.refuse_edited(load_study(config), submitted=True)
+    workflow_hooks.refuse_edited(load_study(config), submitted=False)
+    workflow_hooks.refuse_edited(load_study(config), submitted=True)

@@ -37,6 +37,7 @@ try:
     config = with_types(config, workflow.config_settings.config)
     written = [f"{file.name}: {fault}" for file in files if file.is_file() for fault in read_yaml(file)[1]]
     study = load_study(config, files[-1].name if files else "config", written)
+    workflow_hooks.refuse_edited(study, submitted=workflow.remote_exec)
 except TriptychError as error:
     raise WorkflowError(str(error))
 settings, grid = study.settings, study.grid

@@ -24,7 +24,7 @@ from triptych.config.local import absent
 from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
-from triptych.io.manifest import read_json
+from triptych.io.manifest import canonical_json, read_json
 from triptych.utils.kills import KILLED, exit_status, kills_for_memory, note_kill
 from triptych.utils.terminal import duration
 
@@ -33,6 +33,7 @@ EXPANDED = re.compile(r"[$`\\]")  # what a shell reads between double quotes
 TOGETHER = "TRIPTYCH_TOGETHER"  # for the Snakemake of each step of one job: rules and wildcards of all of them
 ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")  # rules, also with a module's prefix
 SAY_SETTINGS = (*ANSWERS, "train_stage", "prepare_model")  # rules whose results say how they were made
+SUBMITTED = "TRIPTYCH_SUBMITTED"  # the settings with which a cluster's jobs were submitted
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -55,6 +56,31 @@ def _soft(consequence: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+def refuse_edited(study: Study, submitted: bool) -> None:
+    """Stop a job of a cluster that reads other settings than the Snakemake that submitted it.
+
+    Jobs read the configuration when they start. What was edited since would decide what they make, but Snakemake would
+    record what it had read itself. How jobs run may change, and what a study consists of may grow.
+
+    Args:
+        study: as this process reads it.
+        submitted: whether this process is such a job.
+
+    Raises:
+        TriptychError: with what was changed.
+    """
+    free = {"pathvars", "cache", "seeds", "schedules", "sweeps", "runtime", "plan", "wandb", "shards"}
+    now = study.settings.model_dump(mode="json", by_alias=True, exclude=free)
+    if not submitted:
+        os.environ[SUBMITTED] = canonical_json(now)
+        return
+    if changed := changes(json.loads(os.environ.get(SUBMITTED, canonical_json(now))), now):
+        raise TriptychError(
+            f"the configuration was changed after this job was submitted: {'; '.join(changed)}; change it back, or "
+            "stop Snakemake and start it again"
+        )
 
 
 @_soft("a path with $ or ` may be read as another one on a cluster")
