@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.utils.device import DTYPES, attention_kind
 from triptych.utils.seeds import derive_seed
 
+COMPUTE_WITH = ("torch", "transformers", "tokenizers", "peft")  # packages that decide what a training computes
 ADAPTER_FILE, LANGUAGE_MODEL_FILE, MANIFEST = "adapter.safetensors", "language_model.safetensors", "manifest.json"
 
 
@@ -149,12 +151,13 @@ def has_own_encoder(manifest: Mapping) -> bool:
 
 @cache
 def code_version() -> str:
-    """Give the version of Triptych and a hash of its source, which say what code made a checkpoint.
+    """Give the version of Triptych and a hash of its source and of the versions of COMPUTE_WITH: what trains.
 
     The source is read at the first call, so a training calls it at its start: files may be edited while it runs.
     """
     folder = Path(triptych.__file__).parent
     source = "".join(f"{path.relative_to(folder)} {sha256_file(path)}\n" for path in sorted(folder.rglob("*.py")))
+    source += "".join(f"{name} {version(name).partition('+')[0]}\n" for name in COMPUTE_WITH)  # not +cpu or +cu130
     return f"{triptych.__version__}+{sha256_bytes(source.encode())[:12]}"
 
 
