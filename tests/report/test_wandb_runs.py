@@ -119,6 +119,8 @@ def test_a_resumed_training_goes_on_in_its_run_and_another_training_has_another(
     assert len(list(out.glob("offline-run-*"))) == 1, "no run in pieces"
 
     train(tmp_path / "other", learning_rate={"connector": 2e-2})
+    [beside] = write_runs([read_training(tmp_path / "other")], JOB, out, alone=False)
+    assert {*out.glob("*run-*")} == {finished["folder"], beside["folder"]}, "it may be another study's"
     [other] = write_runs([read_training(tmp_path / "other")], JOB, out)
     assert other["id"] != finished["id"]
     assert list(out.glob("*run-*")) == [other["folder"]], "the run of a training that is no more is removed"

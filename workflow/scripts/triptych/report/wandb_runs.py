@@ -127,15 +127,18 @@ def _written(folder: Path) -> str | None:
         return None
 
 
-def write_runs(trainings: Sequence[Training], job: WandbJob, out: Path) -> list[dict]:
-    """Write the runs of all trainings, remove runs of trainings that are gone, and give an entry for each run."""
+def write_runs(trainings: Sequence[Training], job: WandbJob, out: Path, alone: bool = True) -> list[dict]:
+    """Write the runs of all trainings, and give an entry for each.
+
+    If the study is `alone` in the folder `out`, runs of trainings that are gone are removed.
+    """
     runs = [describe(training, job.schedules) for training in trainings]
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         # Absolute, because the service behind `wandb` does not always have this process's working folder.
         folders = [write_run(run, job.wandb, out, Path(temporary).resolve()) for run in runs]
     for stale in out.glob(f"offline-run-*/{WRITTEN}"):
-        if stale.parent not in folders:
+        if alone and stale.parent not in folders:
             shutil.rmtree(stale.parent)
     return [
         {**{name: run[name] for name in ("id", "name", "group")}, "epochs": len(run["rows"]) - 1, "folder": folder}
@@ -193,14 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = read_study(arguments.configfile)
         job = WandbJob.of(study)
         folders = [study.checkpoint(cell) for cell in study.grid.trainings]
-        out = arguments.out or study.path(WANDB).parent
+        default = study.path(WANDB).parent
+        out = arguments.out or default
+        alone = out.resolve() == default.resolve()  # another folder may hold runs of other studies
     else:
         if not arguments.out:
             parser.error("--job needs --out")
         job = WandbJob.model_validate_json(arguments.job)
-        folders, out = [path.parent for path in arguments.checkpoints], arguments.out
+        folders, out, alone = [path.parent for path in arguments.checkpoints], arguments.out, True
     trainings = [training for folder in folders if (training := read_training(folder))]
-    runs = write_runs(trainings, job, out)
+    runs = write_runs(trainings, job, out, alone)
     if arguments.job:  # by hand, there may be more to come
         write_json(out / "runs.json", [{name: run[name] for name in run if name != "folder"} for run in runs])
     done = sum(training.finished for training in trainings)
