@@ -15,7 +15,7 @@ from triptych.io.parquet import read_table
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("arm", "view", "split")),
-        ("seed", pa.int8()),
+        ("seed", pa.int64()),
         *((name, pa.string()) for name in ("question_id", "group", "answer_type", "content_type", "prediction")),
         ("right", pa.bool_()),
         ("yes_no", pa.bool_()),

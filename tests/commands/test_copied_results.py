@@ -74,6 +74,9 @@ def test_a_changed_setting_stops_the_start_where_nothing_else_would_notice_it(fi
     assert f"checkpoints/1-2-3/fold0/seed0: {'; '.join(said)}" in str(caught.value)
     started(study, recorded=study.grid.trainings)
     started(study, rerun=study.grid.trainings)
+    for cell in study.grid.trainings:
+        study.checkpoint(cell, CHECKPOINT).unlink()
+    started(study)
 
 
 def start_with(rule, output, **params):
@@ -97,6 +100,8 @@ def test_answers_by_other_settings_stop_the_start(config, tmp_path):
     limited = asked.model_copy(update={"limit": 7}).text()
     with pytest.raises(TriptychError, match=r"seed0\.parquet: limit None -> 7"):
         start_with("predict_captions", out, job=limited)
+    out.with_suffix(".json").write_text("{")  # damaged: asked again
+    start_with("predict_captions", out, job=limited)
 
 
 def test_models_by_other_settings_stop_the_start(tmp_path):
@@ -110,19 +115,39 @@ def test_models_by_other_settings_stop_the_start(tmp_path):
     start_with("prepare_model", manifest, settings=json.dumps(part | {"source": "package"}))
     with pytest.raises(TriptychError, match="language_model: source package -> hub"):
         start_with("prepare_model", manifest, settings=json.dumps(part))
+    start_with("prepare_model", tmp_path / "gone" / "manifest.json", settings=json.dumps(part))
+    write_record(manifest, {"settings": settings | {"folder": "/here"}})
+    start_with("prepare_model", manifest, settings=json.dumps(settings | {"folder": "/there"}))
 
 
 def test_a_job_that_reads_other_settings_than_it_was_submitted_with_stops(config, monkeypatch):
+    def read(submitted=True):
+        workflow_hooks.refuse_edited(load_study(config), submitted)
+
     monkeypatch.delenv(workflow_hooks.SUBMITTED, raising=False)
-    workflow_hooks.refuse_edited(load_study(config), submitted=True)  # by a Snakemake that said nothing
-    monkeypatch.setenv(workflow_hooks.SUBMITTED, "")
-    workflow_hooks.refuse_edited(load_study(config), submitted=False)
-    workflow_hooks.refuse_edited(load_study(config), submitted=True)
+    read()  # of a Snakemake that said nothing
+    monkeypatch.setenv(workflow_hooks.SUBMITTED, "{}")
+    config["sweeps"] = {"ranks": {"setting": "lora.rank", "values": [2, 4]}}
+    read(submitted=False)
+    read()
     config["seeds"] = [*config["seeds"], 91]
     config["runtime"] = {"save_minutes": 3}
-    workflow_hooks.refuse_edited(load_study(config), submitted=True)
+    config["ablations"] = {"linear": {"connector": {"kind": "linear"}}}
+    config["stages"]["3long"] = config["stages"]["3"] | {"epochs": 9}
+    config["sweeps"]["ranks"]["values"] = [2, 4, 8]
+    config["evaluation"] = {**config["evaluation"], "equivalence_margin": 2.5}
+    read()
+    config["sweeps"]["ranks"]["setting"] = "lora.alpha"
+    with pytest.raises(TriptychError, match=r"sweeps\.ranks\.setting lora\.rank -> lora\.alpha; change it back"):
+        read()
+    config["sweeps"]["ranks"]["setting"] = "lora.rank"
     config["stages"]["3"]["epochs"] = 7
     with pytest.raises(TriptychError, match=r"changed after this job was submitted: stages\.3\.epochs 1 -> 7; change"):
-        workflow_hooks.refuse_edited(load_study(config), submitted=True)
-    workflow_hooks.refuse_edited(load_study(config), submitted=False)
-    workflow_hooks.refuse_edited(load_study(config), submitted=True)
+        read()
+    read(submitted=False)
+    read()
+    others = {**config, "pathvars": {"results": "others"}}
+    workflow_hooks.refuse_edited(load_study(others), submitted=False)
+    config["stages"]["3"]["epochs"] = 8
+    with pytest.raises(TriptychError, match="epochs 7 -> 8"):
+        read()

@@ -159,7 +159,7 @@ def test_the_profile_says_what_its_jobs_are_called(study):
         ("--configfile study.yaml --cores 2", None, ""),
         ("--configfile study.yaml -j1", None, ""),
         ("--configfile study.yaml", "profile", "--profile profile "),
-        ("--configfile study.yaml --profile profile", None, "--profile profile "),
+        ("--configfile study.yaml --profile profile plan", None, ""),
     ],
 )
 def test_what_run_started_in_a_folder_of_a_study_goes_on(study, monkeypatch, words, environment, profile):
@@ -179,6 +179,5 @@ def test_what_run_started_in_a_folder_of_a_study_goes_on(study, monkeypatch, wor
     monkeypatch.setattr(subprocess, "run", called)
     monkeypatch.setattr(os, "execv", lambda _, command: calls.append(command[3:]))
     main(words.split())
-    options = words.replace(" --profile profile", "")
-    expected = f"--directory . {profile}--snakefile {ROOT}/Snakefile {options}"
+    expected = f"--snakefile {ROOT}/Snakefile {profile}{words}"
     assert [" ".join(call) for call in calls] == [f"{expected} --unlock", expected]

@@ -207,4 +207,8 @@ def test_equal_answers_claim_nothing_in_the_table_either(tmp_path):
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+0.0", "", "", "", ""]
     assert "without any spread, nothing can be said" in text
     [row] = compared([row for row in rows if (row["split"], row["seed"]) == ("fold0", 0)], "a", "b")
-    assert "a minus b is +0.0 points for every answer. This compares the two models" in row["verdict"]
+    assert "+0.0 points (the same for every image; McNemar's p 1.000). This compares the two models" in row["verdict"]
+    better = [{**row, "prediction": "lung" if row["arm"] == "b" else "liver"} for row in rows]
+    flat, other = compared([*better, *study({"c": 0.0})], "a", "b", "c")
+    assert (flat["effect"], flat["p"], flat["p_holm"], flat["low"]) == (100, None, None, None)
+    assert other["p_holm"] == other["p"] and other["low"] is not None

@@ -354,13 +354,20 @@ def test_what_a_gpu_has_made_is_not_made_again_on_the_cpu_unless_that_is_wanted(
     assert not begin("cpu")
 
 
-def test_a_state_in_another_precision_that_hardware_chose_is_kept(tmp_path):
-    facts = {"device": "cuda", "settings": "auto"}
-    Autosaver(tmp_path, {**facts, "precision": "bfloat16"}, 10).save(State({}, {"a": 1}))
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_hardware_of_another_precision_has_made_is_not_made_again(tmp_path, finished):
+    def saver(precision, settings="auto"):
+        return Autosaver(tmp_path / "last", {"device": "cuda", "settings": settings, "precision": precision}, 10)
+
+    def begin(*job):
+        return saver(*job).restore_finished() or saver(*job).load() is not None
+
+    write_record(tmp_path / "manifest.json", {"files": {}})
+    saver("bfloat16").keep_finished() if finished else saver("bfloat16").save(State({}, {"a": 1}))
     with pytest.raises(TriptychError, match=r"another precision than this machine chooses .*hardware as before"):
-        Autosaver(tmp_path, {**facts, "precision": "float32"}, 10).load()
-    assert Autosaver(tmp_path, {**facts, "precision": "bfloat16"}, 10).load().record["a"] == 1
-    assert Autosaver(tmp_path, {**facts, "settings": "fp32", "precision": "float32"}, 10).load() is None, "asked for"
+        begin("float32")
+    assert begin("bfloat16")
+    assert not begin("float32", "fp32"), "asked for"
 
 
 def test_the_optimiser_goes_on_in_memory_as_its_weights_lie_there(tmp_path):

@@ -4,6 +4,7 @@ Snakemake promises none of the names that are used here. Where its version lacks
 missing then, and the workflow runs without that hook. TRIPTYCH_HOOKS=off switches all of them off.
 """
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -21,6 +22,7 @@ from typing import Any
 from triptych.commands.retraining import changes, other_settings, refuse_to_retrain
 from triptych.config.grid import Checkpoint
 from triptych.config.local import absent
+from triptych.config.paths import CHECKPOINT
 from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
@@ -34,6 +36,7 @@ TOGETHER = "TRIPTYCH_TOGETHER"  # for the Snakemake of each step of one job: rul
 ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")  # rules, also with a module's prefix
 SAY_SETTINGS = (*ANSWERS, "train_stage", "prepare_model")  # rules whose results say how they were made
 SUBMITTED = "TRIPTYCH_SUBMITTED"  # the settings with which a cluster's jobs were submitted
+GROW = ("ablations", "datasets", "stages", "sweeps")  # settings by name, to which more may come
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
 
 
@@ -62,7 +65,8 @@ def refuse_edited(study: Study, submitted: bool) -> None:
     """Stop a job of a cluster that reads other settings than the Snakemake that submitted it.
 
     Jobs read the configuration when they start. What was edited since would decide what they make, but Snakemake would
-    record what it had read itself. How jobs run may change, and what a study consists of may grow.
+    record what it had read itself. How jobs run may change, what a study consists of may grow, and so may what tables
+    alone read.
 
     Args:
         study: as this process reads it.
@@ -71,16 +75,29 @@ def refuse_edited(study: Study, submitted: bool) -> None:
     Raises:
         TriptychError: with what was changed.
     """
-    free = {"pathvars", "cache", "seeds", "schedules", "sweeps", "runtime", "plan", "wandb", "shards"}
-    now = study.settings.model_dump(mode="json", by_alias=True, exclude=free)
+    known, now = json.loads(os.environ.get(SUBMITTED, "{}")), _deciding(study)  # by study: a workflow may have several
+    place = str(study.results)
     if not submitted:
-        os.environ[SUBMITTED] = canonical_json(now)
+        os.environ[SUBMITTED] = canonical_json({**known, place: now})
         return
-    if changed := changes(json.loads(os.environ.get(SUBMITTED, canonical_json(now))), now):
+    before = known.get(place, now)
+    for name in GROW:
+        both = before.get(name, {}).keys() & now.get(name, {}).keys()
+        before, now = ({**one, name: {key: one[name][key] for key in both}} for one in (before, now))
+    if changed := changes(before, now):
         raise TriptychError(
             f"the configuration was changed after this job was submitted: {'; '.join(changed)}; change it back, or "
             "stop Snakemake and start it again"
         )
+
+
+def _deciding(study: Study) -> dict[str, Any]:
+    """The settings that decide what jobs make."""
+    free = {"pathvars", "cache", "seeds", "schedules", "runtime", "plan", "wandb", "shards"}
+    of_tables = {"evaluation": {"primary", "equivalence_margin"}}
+    found = study.settings.model_dump(mode="json", by_alias=True, exclude=dict.fromkeys(free, True) | of_tables)
+    found["sweeps"] = {name: {**sweep, "values": None} for name, sweep in found.get("sweeps", {}).items()}
+    return found
 
 
 @_soft("a path with $ or ` may be read as another one on a cluster")
@@ -193,20 +210,23 @@ def refuse_other_settings(workflow: Any, study: Study) -> None:
 
 
 def _made_otherwise(job: Any, study: Study) -> Iterator[tuple[Path, list[str]]]:
-    """Say of what a job made in which settings it differs from the study's."""
+    """Say of what a job made, and what is still there, in which settings it differs from the study's."""
     if job.rule.name.endswith("train_stage"):
         cell = Checkpoint(job.wildcards.prefix, job.wildcards.split, int(job.wildcards.seed))
-        yield study.checkpoint(cell), other_settings(study, cell)
+        if study.checkpoint(cell, CHECKPOINT).exists():
+            yield study.checkpoint(cell), other_settings(study, cell)
     elif job.rule.name.endswith("prepare_model"):
         made, asked = Path(job.output[0]), json.loads(job.params.settings)
-        before = read_json(made)["settings"]
-        # What is not stated of a part of a LLaVA, its files decide; earlier versions did not know all settings.
-        known = [name for name in asked if name in before and ("part_of" not in asked or asked[name] is not None)]
+        before = read_json(made)["settings"] if made.exists() else {}
+        # What is not stated of a part of a LLaVA, its files decide. Earlier versions did not know all settings, and on
+        # another machine the same model may be in another folder.
+        stated = [name for name in asked if "part_of" not in asked or asked[name] is not None]
+        known = [name for name in stated if name in before and name != "folder"]
         yield made.parent, changes(*({name: settings[name] for name in known} for settings in (before, asked)))
     else:
         for made in map(Path, job.output):
-            if (record := record_path(made)).exists():  # version 0.1 wrote none
-                yield made, changes(json.loads(read_json(record)["job"]), json.loads(job.params.job))
+            with contextlib.suppress(TriptychError, ValueError):  # damaged, or none, as of version 0.1
+                yield made, changes(json.loads(read_json(record_path(made))["job"]), json.loads(job.params.job))
 
 
 @_soft("forced predictions keep their answers, and a new view of a study of an earlier version asks all of them again")

@@ -1,6 +1,7 @@
 """Where the repository is, with its Snakefile and profiles, for commands that run in a study's own folder."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,42 +11,50 @@ from triptych.errors import TriptychError
 ROOT = Path(__file__).parents[4]
 SNAKEFILE = ROOT / "Snakefile"
 PROFILE = "profiles/local"  # of `triptych run`, unless another is named
-PROFILE_FILES = ("profile.yaml", "config.yaml")
+NO_PROFILE = "none"
+PROFILE_FILE = re.compile(r"(profile|config)(?:\.v(\d+)\+)?\.yaml")  # also for Snakemake of some version and newer
 
 
 def profile_path(name: str) -> Path:
-    """Give the folder of a profile: below this folder, the repository, or where Snakemake looks in the user's home.
+    """Give the folder or file of a profile: below this folder, the repository, or where Snakemake looks in the home.
 
     Args:
-        name: of the folder, or of a file in it.
+        name: of the folder or file; `none`, which Snakemake takes for no profile, stays.
 
     Raises:
         TriptychError: no profile is there.
     """
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     for path in (Path(name), ROOT / name, home / "snakemake" / name):
-        if path.is_file():
-            return path.parent
-        if any((path / file).is_file() for file in PROFILE_FILES):
+        if path.is_file() or (path.is_dir() and any(PROFILE_FILE.fullmatch(file.name) for file in path.iterdir())):
             return path
-    raise TriptychError(f"{name}: no profile is there; name a folder with {' or '.join(PROFILE_FILES)}")
+    if name == NO_PROFILE:
+        return Path(name)
+    raise TriptychError(f"{name}: no profile is there; name a folder with profile.yaml, such as profiles/local")
 
 
-def snakemake_command(profile: str | None, directory: Path, others: Sequence[str]) -> list[str]:
-    """Give the command line that runs Snakemake here, also in a folder of a study, which has no Snakefile.
-
-    Args:
-        profile: its name; None for a run without one.
-        directory: working folder.
-        others: further options.
+def with_profiles_found(options: Sequence[str]) -> list[str]:
+    """Give Snakemake's options with every profile by the path at which it is.
 
     Raises:
-        TriptychError: the profile is not there.
+        TriptychError: a profile is not there.
     """
-    command = [sys.executable, "-m", "snakemake", "--directory", str(directory)]
-    if profile:
-        command += ["--profile", str(profile_path(profile))]
-    named = any(word in ("-s", "--snakefile") or word.startswith("--snakefile=") for word in others)
+    found, named = [], False
+    for word in options:
+        if named:
+            found.append(str(profile_path(word)))
+        elif word.startswith("--profile="):
+            found.append(f"--profile={profile_path(word.partition('=')[2])}")
+        else:
+            found.append(word)
+        named = not named and word == "--profile"
+    return found
+
+
+def snakemake_command(options: Sequence[str]) -> list[str]:
+    """Give the command line that runs Snakemake here, also in a folder of a study, which has no Snakefile."""
+    command = [sys.executable, "-m", "snakemake"]
+    named = any(word in ("-s", "--snakefile") or word.startswith("--snakefile=") for word in options)
     if not named and not Path("Snakefile").exists() and not Path("workflow/Snakefile").exists():
         command += ["--snakefile", str(SNAKEFILE)]
-    return [*command, *others]
+    return [*command, *options]

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from triptych.commands.checkout import PROFILE_FILES
+from triptych.commands.checkout import PROFILE_FILE
 from triptych.config.yaml_file import read_yaml
 from triptych.errors import TriptychError
 
@@ -36,18 +37,25 @@ QUICK = {"slurm-init-seconds-before-status-checks": 5, "latency-wait": 30}  # of
 
 
 def read_profile(profile: Path) -> dict[str, Any]:
-    """Read the options in a profile's folder; none where the folder has no profile.
+    """Read the options of a profile, a file or its folder; none where there is no profile.
 
     Raises:
         TriptychError: it is not YAML, or no mapping.
     """
-    for file in (profile / name for name in PROFILE_FILES):
-        if file.is_file():
-            options = read_yaml(file)[0] or {}
-            if not isinstance(options, Mapping):
-                raise TriptychError(f"{file}: not a profile: a mapping of Snakemake's options is needed")
-            return dict(options)
-    return {}
+    file = profile if profile.is_file() else _file_of(profile)
+    options = (read_yaml(file)[0] or {}) if file else {}
+    if not isinstance(options, Mapping):
+        raise TriptychError(f"{file}: not a profile: a mapping of Snakemake's options is needed")
+    return dict(options)
+
+
+def _file_of(folder: Path) -> Path | None:
+    """The file that Snakemake reads of a profile's folder: the newest that is for its version; None without any."""
+    major = int(version("snakemake").split(".")[0])
+    matches = [PROFILE_FILE.fullmatch(file.name) for file in folder.iterdir()] if folder.is_dir() else []
+    fitting = [found for found in matches if found and int(found[2] or 0) <= major]
+    newest = max(fitting, key=lambda found: (int(found[2] or 0), found[1] == "profile"), default=None)
+    return newest and folder / newest.string
 
 
 def resources_of(profile: Path, rule: str = "") -> dict[str, Any]:

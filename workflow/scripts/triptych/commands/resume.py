@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from triptych.commands.checkout import PROFILE, profile_path, snakemake_command
+from triptych.commands.checkout import PROFILE, profile_path, snakemake_command, with_profiles_found
 from triptych.commands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
 
@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{len(jobs)} jobs of an earlier Snakemake are still pending or running; let them end, or cancel them "
                 "with `scancel`, and resume again:\n  " + "\n  ".join(jobs)
             )
-    snakemake = snakemake_command(profile, known.directory, others)
+    default = ["--profile", profile] if profile and not known.profile else []
+    snakemake = snakemake_command(with_profiles_found([*default, *arguments]))
     unlocked = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True)
     if unlocked.returncode:
         raise TriptychError(f"the folder cannot be unlocked:\n{unlocked.stdout}{unlocked.stderr}")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from triptych.commands.checkout import PROFILE, snakemake_command
+from triptych.commands.checkout import PROFILE, profile_path, snakemake_command
 from triptych.commands.jobs import job_states
 from triptych.commands.status import failure
 from triptych.commands.view import watch
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     known, others = build_parser().parse_known_args(arguments)
     study, called_in = read_study(known.configfile), Path.cwd()
-    command = snakemake_command(known.profile, known.directory, ["--configfile", str(known.configfile), *others])
+    options = ["--profile", str(profile_path(known.profile)), "--directory", str(known.directory), *others]
+    command = snakemake_command([*options, "--configfile", str(known.configfile)])  # which takes all that follows
     known.directory.mkdir(parents=True, exist_ok=True)
     os.chdir(known.directory)  # where the study's paths are looked up
     log = study.results / LOG

@@ -296,8 +296,8 @@ def verdict(
     effect, low, high = estimate.effect, estimate.low, estimate.high
     if estimate.standard_error == 0:
         return (
-            f"{first} minus {second} is {effect:+.1f} points for every answer: without any spread, nothing can be said "
-            "about other runs or images."
+            f"{first} minus {second} is {effect:+.1f} points in every run and for every image: without any spread, "
+            "nothing can be said about other runs or images."
         )
     size = points(margin)
     ahead, behind = (first, second) if effect > 0 else (second, first)

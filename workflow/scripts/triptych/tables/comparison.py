@@ -32,7 +32,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     for row in rows:
         line = [f"**{row['first']}** minus **{row['second']}**", f"{row['effect']:+.1f}"]
         if row["low"] is None:
-            line += ["", "" if row["standard_error"] == 0 else p_text(row["p_holm"]), "", ""]
+            line += ["", p_text(row["p_holm"]), "", ""]
         else:
             line += [
                 interval_text(row["low"], row["high"]),

@@ -58,7 +58,7 @@ def generalises_to(folds: int, seeds: int, view: str) -> str:
 def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -> dict[str, Any]:
     """Compare two arms, in points of accuracy; statistics that need more than one run, or more images, are None.
 
-    Where every answer differs by the same amount, interval and probabilities are None, too.
+    Where every run has the same difference in every group of images, nothing is tested either.
 
     `p_holm`, `detectable` and `verdict` depend on all rows: see `conclude`.
 
@@ -102,7 +102,7 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
         return row
     row["estimate"] = estimate = two_way_clustered_t(cells, paired.folds, LEVEL)
     if not estimate.standard_error:  # nothing is known of other runs and images
-        return row | {"p": estimate.p, "standard_error": 0.0, "df": estimate.df}
+        return row | {"standard_error": 0.0, "df": estimate.df}
     below, equal, above = correlated_bayes_t(estimate, margin)
     return row | asdict(estimate) | {
         "probability_below": below,
@@ -152,26 +152,26 @@ def conclude(
             this is not known.
     """
     concluded = []
-    primary, *others = (row["p"] for row in rows)
-    tested = primary is not None
-    corrected = [primary, *(holm(others) if tested else others)]
-    for number, (row, p_holm) in enumerate(zip(rows, corrected, strict=True)):
+    others = [row["p"] for row in rows[1:] if row["p"] is not None]
+    corrected = iter(holm(others))
+    for number, row in enumerate(rows):
+        p_holm = next(corrected) if number and row["p"] is not None else row["p"]
         plain = {name: value for name, value in row.items() if name != "estimate"}
-        if not tested:
+        if row["groups"] == 1:
             text = (
                 f"All questions are about one image or subject: {row['first']} minus {row['second']} is "
                 f"{row['effect']:+.1f} points, and nothing can be said about other images."
             )
         elif row["runs"] == 1:
             interval = interval_text(row["bootstrap_low"], row["bootstrap_high"])
-            over = f" ({100 * LEVEL:g} % interval over images {interval}; McNemar's p {p_text(p_holm)})"
+            over = f"{100 * LEVEL:g} % interval over images {interval}" if interval else "the same for every image"
             text = (
-                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points"
-                f"{over if interval else ' for every answer'}. This compares the two models, and says nothing about "
-                "the schedules: more seeds or folds are needed."
+                f"One run of each: {row['first']} minus {row['second']} is {row['effect']:+.1f} points "
+                f"({over}; McNemar's p {p_text(p_holm)}). This compares the two models, and says nothing about the "
+                "schedules: more seeds or folds are needed."
             )
         else:
-            estimate, size = row["estimate"], (1 - LEVEL) / (len(others) if number else 1)
+            estimate, size = row["estimate"], (1 - LEVEL) / (max(len(others), 1) if number else 1)
             found = minimum_detectable_effect(estimate.standard_error, estimate.df, size)
             plain["detectable"] = found or None
             said = verdict(row["first"], row["second"], estimate, p_holm, row["equivalence_margin"], found, LEVEL)

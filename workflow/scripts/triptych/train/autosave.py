@@ -17,7 +17,7 @@ from triptych.io.atomic import atomic_directory, link_or_copy, sync
 from triptych.io.manifest import read_json, require_files, sha256_json, write_record
 from triptych.model.checkpoint import code_version
 from triptych.train.distributed import all_gather, fail_together, rank
-from triptych.train.state import MANIFEST, OtherHardwareError, State, load_state, refuse_slower_device, save_state
+from triptych.train.state import MANIFEST, OtherHardwareError, State, load_state, refuse_other_hardware, save_state
 
 FINISHED, JOB = "finished", "job.json"
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again
@@ -148,7 +148,7 @@ class Autosaver:
         try:
             job = read_json(kept / JOB)
             if job != {"job": dict(self.job), "code": self.codes[-1]}:
-                refuse_slower_device(kept, self.job, job["job"])
+                refuse_other_hardware(kept, self.job, job["job"])
                 made = {**job["job"], "version of Triptych": job["code"]}
                 now = {**self.job, "version of Triptych": self.codes[-1]}
                 differing = sorted(name for name in {*made, *now} if made.get(name) != now.get(name))

@@ -22,7 +22,7 @@ TENSORS, RECORD, MANIFEST = "tensors.safetensors", "record.json", "manifest.json
 
 
 class OtherHardwareError(TriptychError):
-    """What a GPU has made would be made again on the CPU, though nobody has asked for that."""
+    """What other hardware has made would be made again here, though nobody has asked for that."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,7 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
                 raise TriptychError(f"{name} is damaged: it differs from the hash in {MANIFEST}")
         differing = [name for name in sorted({*job, *manifest["job"]}) if job.get(name) != manifest["job"].get(name)]
         if differing:
-            refuse_slower_device(path, job, manifest["job"])
-            if differing == ["precision"]:  # the setting is equal, so hardware chose it
-                raise OtherHardwareError(
-                    f"{path}: was computed in another precision than this machine chooses (training.precision: auto); "
-                    f"run it again on hardware as before, or delete {path.parent} to begin this training again here"
-                )
+            refuse_other_hardware(path, job, manifest["job"])
             raise TriptychError(f"it belongs to a training job with different {', '.join(differing)}")
         # Clones, because safetensors maps the file into memory, and the file is soon deleted.
         tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
@@ -107,12 +102,18 @@ def _read(path: Path, job: Mapping[str, str]) -> State:
         raise TriptychError(f"it is damaged ({type(error).__name__}: {message_of(error)})") from None
 
 
-def refuse_slower_device(path: Path, job: Mapping[str, str], other: Mapping[str, str]) -> None:
+def refuse_other_hardware(path: Path, job: Mapping[str, str], other: Mapping[str, str]) -> None:
     """Compare a training with one that is kept at `path`, by the hashes of what they depend on.
 
     Raises:
-        OtherHardwareError: the kept one is the same but for its device, a GPU, and the precision that went with it.
+        OtherHardwareError: the kept one is the same but for its device, a GPU, and the precision that went with it; or
+            but for a precision that hardware chose, because the setting is the same.
     """
+    if {name for name in {*job, *other} if job.get(name) != other.get(name)} == {"precision"}:
+        raise OtherHardwareError(
+            f"{path}: was computed in another precision than this machine chooses (training.precision: auto); run it "
+            f"again on hardware as before, or delete {path.parent} to begin this training again here"
+        )
     rest = {*job, *other} - {"device", "precision"}
     devices = job.get("device"), other.get("device")
     alike = all(job.get(name) == other.get(name) for name in rest)
