@@ -1,27 +1,27 @@
-"""The answers of a finished study, for its page in docs: one row for each, without texts of the data set."""
+"""The answers of a finished study, for its page in docs: whether each is right, without the data set's words."""
 
 import argparse
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from triptych.data.schemas import CONSTRAINED, GOLD_COLUMNS
+from triptych.data.schemas import CONSTRAINED
 from triptych.errors import TriptychError, run_step
-from triptych.evaluate.metrics import exact_match, is_yes_no
+from triptych.evaluate.metrics import constrained, exact_match, is_yes_no
 from triptych.io.atomic import atomic_path
 from triptych.io.parquet import read_table
 
-# `right` is exact match and `yes_no` whether the question counts for that column, so that scores need no gold answers.
+# `right` is exact match, and `yes_no` whether the question counts for that column: scores need no answers in words.
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("arm", "view", "split")),
         ("seed", pa.int64()),
-        *((name, pa.string()) for name in ("question_id", "group", "answer_type", "content_type", "prediction")),
+        *((name, pa.string()) for name in ("question_id", "group", "answer_type")),
         ("right", pa.bool_()),
+        ("right_constrained", pa.bool_()),
         ("yes_no", pa.bool_()),
         ("logprob", pa.float32()),
-        *GOLD_COLUMNS.items(),
-        (CONSTRAINED, pa.string()),
+        ("gold_logprob", pa.float32()),
     ]
 )
 ORDER = ("arm", "view", "split", "seed", "question_id")
@@ -37,7 +37,12 @@ def main() -> None:
     if not files:
         raise TriptychError(f"{arguments.results}: has no predictions; run the study first")
     rows = [
-        {**record, "right": exact_match(record), "yes_no": is_yes_no(record)}
+        {
+            **record,
+            "right": exact_match(record),
+            "right_constrained": constrained(record) if record[CONSTRAINED] is not None else None,
+            "yes_no": is_yes_no(record),
+        }
         for file in files
         for record in read_table(file)
     ]
