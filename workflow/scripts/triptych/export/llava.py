@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     BaseImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -23,6 +22,7 @@ from triptych.export.trained import greedy, plain_language_model
 from triptych.model import language_model, vision
 from triptych.model.connector import Linear
 from triptych.model.encoders import tokens_before_patches
+from triptych.model.preprocessing import load_image_processor
 from triptych.model.vlm import VisionLanguageModel
 
 INSIDE = "language_model."  # where LLaVA holds the decoder, below `model.`
@@ -63,7 +63,7 @@ def write_llava(model: VisionLanguageModel, models: BaseModels, adapter: bool, f
     """
     settings = encoder_settings(models)
     tower = model.vision.network if model.vision else vision.load_tower(models.vision_encoder)
-    image_processor = AutoImageProcessor.from_pretrained(models.vision_encoder, backend="pil", trust_remote_code=False)
+    image_processor = load_image_processor(models.vision_encoder)
     tokens = count_tokens(tower, image_processor, settings)
     processor = llava_processor(models, tower, image_processor, tokens)
     processor.save_pretrained(folder)

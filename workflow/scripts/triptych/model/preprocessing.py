@@ -70,6 +70,13 @@ def visible_share(fit: Fit | None, sides: Sides, width: int, height: int) -> flo
     return min(shape, asked) / max(shape, asked)
 
 
+def load_image_processor(folder: Path) -> Any:
+    """Load a folder's image processor: that of Pillow, whatever is installed, because torchvision rounds otherwise."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+
+
 def load_preprocessing(folder: Path, fit: Fit | None) -> Preprocessing:
     """Load what a folder's image processor does, with another way to fit images where `fit` names one.
 
@@ -79,10 +86,7 @@ def load_preprocessing(folder: Path, fit: Fit | None) -> Preprocessing:
     facts = read_json(folder / PROCESSOR)
     if str(facts.get("image_processor_type", "")).startswith("DINOv3ViT"):
         return _dinov3(facts, fit)
-    from transformers import AutoImageProcessor
-
-    # Pillow whatever is installed: torchvision, which transformers would take, rounds differently.
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    processor = load_image_processor(folder)
     crops = bool(getattr(processor, "do_center_crop", False))
     resized = processor.size if getattr(processor, "do_resize", False) else None
     target = processor.crop_size if crops else resized

@@ -17,7 +17,7 @@ from triptych.evaluate.statistics import bootstrap_interval, tabulate
 from triptych.io.parquet import read_tables
 from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_table
 from triptych.tables.runs import SIZES, accuracy, cell, group_runs, mean_sd, runs_text, sizes
-from triptych.tables.wording import interval_text
+from triptych.tables.wording import points_text
 
 COLUMNS = {"arm": TEXT, "folds_by": TEXT, **SIZES}
 COLUMNS |= dict.fromkeys(("mean", "sd", "inflation", "low", "high"), NUMBER)
@@ -67,10 +67,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     lines = []
     for row in rows_of(table):
-        inflation = ""
-        if row["inflation"] is not None:
-            interval = interval_text(row["low"], row["high"])
-            inflation = f"{row['inflation']:+.1f}" + (f" ({interval})" if interval else "")
+        inflation = points_text(row["inflation"], row["low"], row["high"])
         lines.append([row["arm"], row["folds_by"], runs_text(row), cell(row["mean"], row["sd"]), inflation])
     strictest = table["folds_by"].iloc[-1]
     heading = ["arm", "folds by", "runs", "exact match", f"above {strictest} (95 % interval)"]

@@ -17,10 +17,12 @@ from triptych.tables.format import NUMBER, TEXT, make_table, rows_of, write_tabl
 from triptych.tables.pairs import OPTIONAL, READ, pair, the_view
 from triptych.tables.runs import SIZES, Run, accuracy, cell, group_runs, mean_sd, runs_text, sizes
 from triptych.tables.verdicts import draws_warning, mean_with_interval
+from triptych.tables.wording import points_text
 
+COMPARED_TO, ENDS = ("smaller", "smallest"), ("effect", "low", "high")
 COLUMNS = {"sweep": TEXT, "setting": TEXT, "value": NUMBER, "arm": TEXT, **SIZES}
 COLUMNS |= dict.fromkeys(("mean", "sd", "low", "high"), NUMBER)
-COLUMNS |= {f"{to}_{part}": NUMBER for to in ("smaller", "smallest") for part in ("effect", "low", "high")}
+COLUMNS |= {f"{to}_{part}": NUMBER for to in COMPARED_TO for part in ENDS}
 COLUMNS |= {"slope_per": TEXT, **dict.fromkeys(("slope", "slope_low", "slope_high"), NUMBER)}
 HEADINGS = ["sweep", "value", "arm", "runs", "exact match", "95 % interval", "minus next smaller", "minus smallest"]
 
@@ -79,7 +81,7 @@ def difference(records: Sequence[dict], arm: str, other: str, name: str) -> dict
     paired = pair(records, arm, other)
     points = 100.0 * (paired.first - paired.second)
     found = mean_with_interval(points, paired.runs, paired.groups)
-    return {f"{name}_{part}": found[part] for part in ("effect", "low", "high")}
+    return {f"{name}_{part}": found[part] for part in ENDS}
 
 
 def require_different(
@@ -158,13 +160,6 @@ def by_sweep(table: pandas.DataFrame) -> dict[str, list[dict]]:
     return found
 
 
-def _with_interval(row: Mapping[str, Any], name: str) -> str:
-    effect, low, high = (row[f"{name}_{part}"] for part in ("effect", "low", "high"))
-    if effect is None:
-        return ""
-    return f"{effect:+.1f}" if low is None else f"{effect:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def shown(table: pandas.DataFrame) -> pandas.DataFrame:
     """Give the table as text for people."""
     lines = [
@@ -175,8 +170,7 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
             runs_text(row),
             cell(row["mean"], row["sd"]),
             "" if row["low"] is None else f"{row['low']:.1f} to {row['high']:.1f}",
-            _with_interval(row, "smaller"),
-            _with_interval(row, "smallest"),
+            *(points_text(*(row[f"{to}_{part}"] for part in ENDS)) for to in COMPARED_TO),
         ]
         for row in rows_of(table)
     ]
