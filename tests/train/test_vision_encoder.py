@@ -1,11 +1,13 @@
 """Trainings of the vision encoder: from pixels, with tokens and gradients as a textbook computes them; to the bit."""
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
 from conftest import CACHE, TOKENS, make_llama, make_model, make_questions, write_images
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from textbook import unpacked_loss
 from torch.nn import functional
 from trainings import FP32, KEY, InterruptedAfterCalls, lora_model, run, same, stage, weights
@@ -91,6 +93,22 @@ def test_an_untouched_encoder_gives_the_stored_features(settings, tmp_path, dtyp
     assert (found != stored).float().mean() < (0.01 if dtype == "bf16" else 1.1)
     same_batch = [f"image{number}" for number in range(10)]
     assert torch.equal(seen.model().see(seen.pixels(same_batch)), seen.features(same_batch).float())
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_an_encoder_computes_in_fp32_whatever_its_weights_are_stored_in(world, tmp_path, stored):
+    folder = shutil.copytree(world / "models" / "clip", tmp_path / "clip")
+    halves = {name: part.to(stored) for name, part in load_file(folder / "model.safetensors").items()}
+    save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    kept = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(kept | {"dtype": str(stored).removeprefix("torch.")}))
+    seen = Seen(tmp_path, FolderEncoder(source="folder", folder=str(folder)), FP32)
+    assert vision.load_tower(seen.folder).dtype == stored, "an export keeps the dtype"
+    assert {part.dtype for part in vision.load(seen.folder, CPU).network.parameters()} == {torch.float32}
+    images = [f"image{number}" for number in range(10)]
+    features = seen.features(images).float()
+    assert torch.equal(seen.model().see(seen.pixels(images)), features), "trained and frozen ones agree"
+    assert not torch.equal(features, features.to(stored).float()), "nothing was rounded to what weights are stored in"
 
 
 @pytest.mark.parametrize("blocks", [None, 1])

@@ -36,7 +36,7 @@ class VisionTower(nn.Module):
             dtype: in which features are stored; tokens are rounded to it.
         """
         super().__init__()
-        self.network = encoder.network.float()
+        self.network = encoder.network
         self.tuned = False
         self._encode, self._dtype = encoder.encode, dtype
         self._blank = encoder.preprocess([Image.new("RGB", (SIDE, SIDE))])

@@ -33,7 +33,7 @@ class Encoder:
 
     Attributes:
         preprocess: images (RGB) -> pixels (B, 3, S, S), float32.
-        network: holds the weights.
+        network: holds the weights, in fp32 whatever dtype they are stored in.
         encode: network and pixels -> tokens (B, N, D), float32.
         hidden_size: D.
         visible: width and height of an image -> the share of its area that the encoder sees.
@@ -150,7 +150,7 @@ def load_pretrained(folder: Path, settings: dict, device: torch.device) -> Encod
     Raises:
         TriptychError: a tensor is missing, its processor cannot be used, or it has no such layer.
     """
-    tower = load_tower(folder).to(device)
+    tower = load_tower(folder).to(device, torch.float32)
     layers = tower.config.num_hidden_layers
     if not -layers - 1 <= settings["layer"] <= layers:
         raise TriptychError(f"layer: {settings['layer']} is none of the encoder's {layers + 1} hidden states")
