@@ -22,7 +22,7 @@ from typing import Any
 from triptych.commands.retraining import changes, other_settings, refuse_to_retrain
 from triptych.config.grid import Checkpoint
 from triptych.config.local import absent
-from triptych.config.paths import CHECKPOINT
+from triptych.config.paths import CHECKPOINT, MODEL_ANSWERS
 from triptych.config.study import Study
 from triptych.errors import TriptychError
 from triptych.evaluate.answered import record_path, write_answered
@@ -33,8 +33,8 @@ from triptych.utils.terminal import duration
 VIEW_JOB = re.compile(r"""'(\{"batch_size":.*"precision":"[a-z0-9]+"),"view":"[a-z0-9-]+"\}'""")
 EXPANDED = re.compile(r"[$`\\]")  # what a shell reads between double quotes
 TOGETHER = "TRIPTYCH_TOGETHER"  # for the Snakemake of each step of one job: rules and wildcards of all of them
-ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")  # rules, also with a module's prefix
-SAY_SETTINGS = (*ANSWERS, "train_stage", "prepare_model")  # rules whose results say how they were made
+# Rules whose results say how they were made. Rules are known by the end of their names: as a module they have a prefix.
+SAY_SETTINGS = (*MODEL_ANSWERS, "train_stage", "prepare_model")
 SUBMITTED = "TRIPTYCH_SUBMITTED"  # the settings with which a cluster's jobs were submitted
 GROW = ("ablations", "datasets", "stages", "sweeps")  # settings by name, to which more may come
 CLOCK_SKEW = 60  # seconds; less than that passes before it matters
@@ -239,7 +239,7 @@ def settle_answers(workflow: Any) -> None:
     from snakemake.common import async_run
 
     for job in workflow.dag.needrun_jobs():
-        if not job.rule.name.endswith(ANSWERS):
+        if not job.rule.name.endswith(MODEL_ANSWERS):
             continue
         forced = workflow.dag.reason(job).forced and not async_run(workflow.persistence.incomplete(job))
         for path in job.output:

@@ -13,13 +13,12 @@ from typing import Any, Self
 
 from triptych.commands import cost
 from triptych.config.grid import SHARED, Checkpoint
-from triptych.config.paths import STEPS
+from triptych.config.paths import MODEL_ANSWERS, STEPS
 from triptych.config.study import Study
 from triptych.config.wildcards import EACH, asked_views
 from triptych.io.manifest import canonical_json
 
-ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")
-GPU_STEPS = ("encode_images", "encode_occluded", "train_stage", *ANSWERS, "occlude")
+GPU_STEPS = ("encode_images", "encode_occluded", "train_stage", *MODEL_ANSWERS, "occlude")
 # Memory of the machine, not of its GPU, in MB. Measured peaks stand beside it in the plan.
 BASE = 8000  # Python, torch with CUDA, tables, images that are decoded ahead
 PER_WEIGHT = 10  # bytes of a parameter: 32 bits, twice while it is read, and room for 2 more
@@ -198,7 +197,7 @@ class Requests:
         """How often torch starts: of the answers in one job, those with equal models are given by one process."""
 
         def process(step: Step) -> object:
-            if step.rule not in ANSWERS:
+            if step.rule not in MODEL_ANSWERS:
                 return step
             behind = self.study.grid.prefixes[step.cell.prefix]
             return step.rule, step.wildcards.get("dataset"), behind.vision_encoder, behind.language_model

@@ -109,6 +109,7 @@ STEPS = {
         Step("probe", "probe", "/{representation}/seed{seed}", PROBE),
     )
 }
+MODEL_ANSWERS = ("predict", "predict_view", "predict_captions", "predict_transfer")  # rules in which a model is asked
 
 
 def beside(pattern: str, wildcard: str) -> set[str]:
