@@ -77,6 +77,7 @@ def full_gathered(study: Study, questions: int) -> dict:
         "lost": evidence.lost(answered, views, arms),
         "above_lookups": evidence.above_lookups(answered, arms, list(BASELINES)),
         "subjects": questions // 10,
+        "subjects_named": True,
         "images": questions // 5,
         "runs": pandas.DataFrame(
             [
@@ -151,7 +152,7 @@ def _arm(arm: str, trained: bool, questions: int, chance: random.Random) -> dict
 def _comparison(first: str, second: str, number: int) -> dict:
     effect = 3.0 - number
     row = dict.fromkeys(verdicts.COLUMNS) | {"first": first, "second": second, "effect": effect}
-    row |= {"runs": 15, "folds": 5, "seeds": 3}
+    row |= {"runs": 15, "folds": 5, "seeds": 3, "df": 4}
     row |= {"low": effect - 1.5, "high": effect + 1.5, "p": 0.01, "p_holm": 0.01, "equivalence_margin": 1.0}
     row |= {"probability_equal": 0.1, "detectable": 2.5, "verdict": f"{first} is better than {second}: words."}
     return row | {"run_effects": {f"fold{run}, seed 0": effect + run - 2 for run in range(5)}}

@@ -27,7 +27,7 @@ def study(world, tmp_path_factory):
 def row(effect, low, high, p_holm=0.5, runs=6, margin=1.0, **more):
     found = {"first": "1-2-3", "second": "2-3", "effect": effect, "low": low, "high": high, "p_holm": p_holm}
     runs_of = {"runs": runs, "folds": 5, "seeds": 5}
-    return found | runs_of | {"equivalence_margin": margin, "detectable": 4.0} | more
+    return found | runs_of | {"equivalence_margin": margin, "detectable": 4.0, "df": 5} | more
 
 
 def said(study, *values, **more):
@@ -127,10 +127,14 @@ def looks(**p_holm):
 @pytest.mark.parametrize(
     ("rows", "short"),
     [
-        (looks(swapped=0.01), "Yes"),
+        (looks(swapped=0.01), "Yes, at least its kind"),
+        (looks(swapped=0.01, blank=0.01), "Yes, at least its kind"),
+        (looks(swapped=0.4, swapped_alike=0.01), "Yes"),
+        (looks(blank=0.01), "Not shown"),  # a grey image is unlike all others: it may only throw models off
+        (looks(swapped=0.4, blank=0.01), "Not shown"),
         (looks(swapped=0.01, swapped_alike=0.04), "Yes"),
-        (looks(swapped=0.01, swapped_alike=0.06), "Not beyond its kind"),
-        (looks(swapped=0.01, swapped_alike=-0.01), "Not beyond its kind"),
+        (looks(swapped=0.01, swapped_alike=0.06), "Beyond its kind: not shown"),
+        (looks(swapped=0.01, swapped_alike=-0.01), "Beyond its kind: not shown"),
         (looks(swapped=0.06, blank=0.2), "Not shown"),  # each interval is above 0, but there are two
         (looks(swapped=-0.01), "Not shown"),
         (looks(swapped=None), "Not shown"),
@@ -145,7 +149,7 @@ def test_a_model_looks_at_the_image_only_where_corrected_p_values_show_it(rows, 
 def test_controls_that_show_nothing_are_named_beside_those_that_do():
     assert card_image(looks(swapped=0.01, blank=0.3), ["a", "z"])["text"] == (
         "a answers fewer questions correctly with another image than with the question's own image. "
-        "With blank image, this is not shown."
+        "With blank image, this is not shown. Whether it sees more, this study did not ask (control swapped-alike)."
     )
 
 
@@ -194,7 +198,11 @@ def test_a_schedule_beats_a_look_up_only_where_it_beats_all_of_them():
 
 
 def test_power_is_that_of_the_primary_comparison():
-    assert card_power([row(1, 0, 2)])["short"] == "4 points"
+    found = card_power([row(1, 0, 2)])
+    assert found["short"] == "About 4 points"
+    # Of five degrees of freedom: chi square's quantiles are 0.831 and 12.833.
+    least, most = 4 * (5 / 12.833) ** 0.5, 4 * (5 / 0.831) ** 0.5
+    assert f"from {least:.0f} to {most:.0f} points fit it" in found["text"] and "from 2 to 10 points" in found["text"]
     assert card_power([])["short"] == card_power([row(1, 0, 2, detectable=None)])["short"] == "Unknown"
 
 

@@ -156,7 +156,7 @@ def test_it_is_said_what_few_runs_leave_unknown(seeds, folds, said, world, tmp_p
     config["folds"] = {"dataset": "medical", "number": folds} | ({"group": "official"} if folds == 1 else {})
     study = replace(load_study(config), results=tmp_path)
     arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
-    found = limitations(study, arms, [], make_table([], schedules.control_columns()))
+    found = limitations(study, arms, [], [])
     starts = ("One run", "One seed", "One held-out part", "Only ")
     assert [line.split(": ")[0] + ": " for line in found if line.startswith(starts)] == said
 
@@ -178,7 +178,7 @@ def test_a_schedule_that_saw_less_than_the_look_ups_is_named(two, three, said, w
     arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
     found = [
         line
-        for line in limitations(study, arms, [], make_table([], schedules.control_columns()))
+        for line in limitations(study, arms, [], [])
         if line.startswith("Look-ups and classifiers answer from the whole training part")
     ]
     assert (said in found[0]) if said else not found
@@ -199,14 +199,54 @@ def test_a_schedule_that_saw_less_than_the_look_ups_is_named(two, three, said, w
 def test_few_subjects_behind_most_questions_are_said(questions, said, world, tmp_path):
     study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
-    controls = make_table([], schedules.control_columns())
-    found = limitations(study, arms, [], controls, questions)
+    found = limitations(study, arms, [], [], questions)
     assert (
         any(line.startswith(said) for line in found) if said else not any("of the questions" in line for line in found)
     )
-    assert not any("version" in line for line in limitations(study, arms, [], controls, questions, ["0.1+a"]))
-    mixed = limitations(study, arms, [], controls, questions, ["0.1+a", "0.1+b"])
+    assert not any("version" in line for line in limitations(study, arms, [], [], questions, ["0.1+a"]))
+    mixed = limitations(study, arms, [], [], questions, ["0.1+a", "0.1+b"])
     assert "Not all models were trained by the same version of Triptych: 0.1+a, 0.1+b." in mixed
+
+
+def test_epochs_that_validation_chose_for_one_schedule_alone_are_said(world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+
+    def said(*kept, stage="3"):
+        """With the kept epochs of 1-2-3 and of 2-3 on two folds."""
+        rows = [
+            {"schedule": arm, "prefix": arm if stage == "3" else arm[:-2], "split": f"fold{fold}", "seed": 0}
+            | {"stage": stage, "epoch": epoch, "kept_epoch": kept[place][fold]}
+            for place, arm in enumerate(("1-2-3", "2-3"))
+            for fold in (0, 1)
+            for epoch in (0, 1, 2, 3)
+        ]
+        comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 1.0}]
+        found = limitations(study, arms, comparison, [], curves=make_table(rows, stages.COLUMNS))
+        return [line for line in found if "validation chose" in line]
+
+    assert said((3, 2), (3, 3)) == [
+        "In 1 of 2 runs, validation chose another epoch of the last stage for `1-2-3` than for `2-3`: there, the two "
+        "differ in the length of training, too."
+    ]
+    assert not said((3, 2), (3, 2)) and not said((None, 3), (2, 3)), "equal, or one is not finished"
+    assert not said((3, 2), (3, 3), stage="2"), "not the last stage"
+
+
+def test_subjects_and_look_alikes_that_folds_do_not_keep_apart_are_said(world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    counts = {"images": 100, "identical_images": 0, "similar_images": 20}
+    overlaps = [
+        {"part": "fold0 held out", **counts},
+        {"part": "fold1 held out", **counts, "similar_images": 3, "identical_images": 1},
+        {"part": "fold0 validation", **counts, "similar_images": 100},
+    ]
+    found = " ".join(limitations(study, arms, [], [], overlaps=overlaps, subjects_named=False))
+    assert "24 of 200 held-out images (12 %) look like an image that their fold trains on" in found
+    assert "The data name no subjects: images of one subject may be both" in found
+    found = " ".join(limitations(study, arms, [], [], overlaps=overlaps[1:], subjects_named=True))
+    assert "look like" not in found and "no subjects" not in found
 
 
 def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
@@ -220,22 +260,24 @@ def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):
     rows[0]["yes_no_mean"], rows[1]["yes_no_mean"] = 57.5, 60.0
     comparison = [{"first": "1-2-3", "second": "2-3", "detectable": 7.5}]
     lost = [
-        {"arm": "1-2-3", "swapped_lost_mean": 0.5, "swapped-alike_lost_mean": 7.0},
-        {"arm": "2-3", "swapped_lost_mean": 20.0, "swapped-alike_lost_mean": 0.4},
+        {"arm": "1-2-3", "view": "swapped", "effect": 9.5, "p_holm": 0.06},
+        {"arm": "2-3", "view": "swapped", "effect": 9.5, "p_holm": 0.04},
+        {"arm": "1-2-3", "view": "swapped-alike", "effect": -3.0, "p_holm": 0.01},
+        {"arm": "2-3", "view": "swapped-alike", "effect": 3.0, "p_holm": None},
+        {"arm": "1-2-3", "view": "blank", "effect": 0.0, "p_holm": 1.0},
     ]
-    controls = make_table(lost, schedules.control_columns())
 
     def sentences(comparison, test_questions=1061):
         arms = make_table(rows, schedules.COLUMNS)
-        return " ".join(limitations(study, arms, comparison, controls, test_questions=test_questions, always=56.5))
+        return " ".join(limitations(study, arms, comparison, lost, test_questions=test_questions, always=56.5))
 
     said = sentences(comparison)
     assert "One seed" in said and "Only 2 folds" in said and "at 80 % power is 7.5 points" in said
     assert "No schedule scores above `nearest-images` (60.0 %): the best is `2-3` with 52.0 %." in said
     assert "`1-2-3` was trained on more samples than `2-3`: " in said
-    assert "`1-2-3` loses only 0.5 points with another image: little use of the image is shown." in said
-    assert "`2-3` loses only 0.4 points with another image of the same modality and body part" in said
-    assert said.count(" loses only ") == 2
+    assert "`1-2-3` is not shown to lose points with another image: use of the image is not shown." in said
+    alike = "not shown to lose points with another image of the same modality and body part: use of more than these two"
+    assert f"`1-2-3` and `2-3` are {alike} is not shown." in said and said.count("shown to lose points") == 2
     assert "On yes/no questions `1-2-3` scores 57.5 %, and always the same answer, yes or no, 56.5 %." in said
     assert said.count("On yes/no questions") == 1
     assert "No schedule has been asked the source's own test part yet (1,061 questions; `snakemake test`)." in said

@@ -104,7 +104,7 @@ class Control:
             question table, features, folder of the vision encoder, device) -> `evaluate.controls.Shown`.
         heading: what the tables call the images.
         note: what the page says of them, after "with".
-        unmoved: what the page says, after the points, of a schedule that hardly loses any; "" for nothing.
+        unmoved: what the page says of schedules that are not shown to lose points; "" for nothing.
     """
 
     function: str
@@ -122,13 +122,14 @@ CONTROLS: dict[str, Control] = {
         "triptych.evaluate.controls:swapped",
         "another image",
         "another image",
-        "with another image: little use of the image is shown",
+        "with another image: use of the image is not shown",
     ),
     "swapped-alike": Control(
         "triptych.evaluate.controls:swapped_alike",
         "another of its kind",
-        "another image of the same modality and body part (a model that drops here looks beyond these two)",
-        "with another image of the same modality and body part: little use beyond these two is shown",
+        "another image of the same modality and body part (a drop that is more than chance comes from what is seen "
+        "beyond these two)",
+        "with another image of the same modality and body part: use of more than these two is not shown",
     ),
     "blank": Control("triptych.evaluate.controls:blank", "blank image", "a blank (grey) image"),
 }

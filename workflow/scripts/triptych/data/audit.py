@@ -44,11 +44,12 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
 
     Returns:
         Counts: identical images, images that look alike without being identical, question strings, and images of a
-        subject that has images in `first`; of how many.
+        subject that has images in `first` (None where no subject of `second` is known); of how many.
     """
     known, subjects = set(first.hashes), set(first.subjects) - {""}
     same = {position for position, sha256 in enumerate(second.hashes) if sha256 in known}
     like = {position for _, position, _ in similar_pairs(first.thumbnails, second.thumbnails, threshold)}
+    seen = sum(subject in subjects for subject in second.subjects)
     return {
         "seen": first.name,
         "part": second.name,
@@ -57,7 +58,7 @@ def overlap(first: Part, second: Part, threshold: float) -> dict:
         "similar_images": len(like - same),
         "question_strings": len(second.questions),
         "shared_question_strings": len(second.questions & first.questions),
-        "seen_subject_images": sum(subject in subjects for subject in second.subjects),
+        "seen_subject_images": seen if any(second.subjects) else None,
     }
 
 
@@ -108,12 +109,22 @@ def transfer_audit(
     }
 
 
+def names_subjects(questions: Iterable[Mapping]) -> bool:
+    """Tell whether a data set names the subjects of its images: else, each image is a group of its own.
+
+    Args:
+        questions: its rows, with `image_id` and `group`.
+    """
+    return any(row["group"] and row["group"] != row["image_id"] for row in questions)
+
+
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
     """Read the parts of a data set's source by name, and `all` of it."""
     images, thumbnails = read_thumbnails(folder / "images")
     questions = read_table(folder / "questions.parquet", columns=["split", "question", "image_id", "group"])
     # Subjects of two data sets are never the same, whatever they are called.
-    subjects = {row["image_id"]: f"{name}: {row['group']}" for row in questions if row["group"]}
+    named = names_subjects(questions)
+    subjects = {row["image_id"]: f"{name}: {row['group']}" for row in questions if named and row["group"]}
     parts = {}
     for part in (*SPLITS, "all"):
         chosen = [index for index, row in enumerate(images) if part in ("all", row["split"])]
@@ -145,12 +156,13 @@ def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     position = {row["id"]: index for index, row in enumerate(images)}
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
     rows = read_table(folder / "folds.parquet")
+    named = names_subjects(questions.values())
     found = []
     for fold in sorted({row["fold"] for row in rows}):
         parts = {}
         for part in SPLITS:
             own = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            subjects = {row["image_id"]: row["group"] or "" for row in own}
+            subjects = {row["image_id"]: (named and row["group"]) or "" for row in own}
             chosen = sorted(position[image] for image in subjects)
             name = f"{fold} {'held out' if part == 'test' else part}"
             parts[part] = _part(name, images, thumbnails, chosen, set(map(question_key, own)), subjects)

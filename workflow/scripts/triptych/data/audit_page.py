@@ -41,7 +41,8 @@ def markdown(result: dict) -> str:
     for heading, key in (("Overlap of parts", "overlaps"), ("Overlap within folds", "fold_overlaps")):
         lines += ["", f"## {heading}", ""]
         lines += [f"Look alike: thumbnails correlate above {result['threshold']}.", ""]
-        lines += _table(counts, [list(row.values()) for row in result[key]])
+        rows = [["not named" if count is None else count for count in row.values()] for row in result[key]]
+        lines += _table(counts, rows)
     labels = sorted({label for row in result["balance"] for label in row["labels"]})
     lines += ["", "## Balance of the held-out parts, per cent of questions", ""]
     lines += _table(

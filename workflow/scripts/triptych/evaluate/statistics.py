@@ -276,6 +276,19 @@ def minimum_detectable_effect(standard_error: float, df: float, size: float = 0.
     return float(optimize.brentq(lacking, 0, critical[-1] + 10) * standard_error)
 
 
+def error_range(df: float, level: float = 0.95) -> tuple[float, float]:
+    """Give the true standard errors that an estimated one is compatible with, as factors of it: lowest and highest.
+
+    The estimate's square times its degrees of freedom follows chi square, scaled by the true variance.
+
+    Args:
+        df: degrees of freedom of the estimate.
+        level: of the interval.
+    """
+    high, low = stats.chi2.ppf([(1 + level) / 2, (1 - level) / 2], df)
+    return float(np.sqrt(df / high)), float(np.sqrt(df / low))
+
+
 def verdict(
     first: str, second: str, estimate: Estimate, p_holm: float, margin: float, detectable: float, level: float = 0.95
 ) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from triptych.config.arms import CONTROLS
 from triptych.config.study import Study
-from triptych.evaluate.statistics import points
+from triptych.evaluate.statistics import error_range, points
 from triptych.tables.verdicts import warning_of_pair
 from triptych.tables.wording import LEVEL, narrowed
 
@@ -74,7 +74,7 @@ def _found(study: Study, row: Mapping[str, Any]) -> str:
     if row.get("low") is None or row["low"] == row["high"]:
         return f"This study cannot tell: {seen}, and its answers show no spread by which to judge other images."
     margin, ahead = row["equivalence_margin"], row["effect"] > 0
-    found = _sure(row)
+    found = sure(row)
     beyond = max(-row["low"], row["high"])
     if beyond <= margin:
         less = "" if not found else f", slightly in favour of {first if ahead else second}"
@@ -101,27 +101,38 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _sure(row: Mapping[str, Any]) -> bool:
+def sure(row: Mapping[str, Any]) -> bool:
     """Tell whether a row has a corrected p value, and one that allows a claim."""
     return row["p_holm"] is not None and row["p_holm"] < CHANCE
 
 
+def loses(row: Mapping[str, Any]) -> bool:
+    """Tell whether a schedule is shown to lose points with the images of a control."""
+    return sure(row) and row["effect"] > 0
+
+
 def _loses(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Tell for each control whether a schedule is shown to lose points with it."""
-    return {row["view"]: _sure(row) and row["effect"] > 0 for row in rows}
+    return {row["view"]: loses(row) for row in rows}
 
 
 def _looks(shown: Mapping[str, bool]) -> str:
-    """Say in short whether a schedule looks at the image, by what `_loses` tells."""
-    if not any(shown.values()):
+    """Say in short whether a schedule looks at the image, by what `_loses` tells.
+
+    A grey image is unlike all that was trained on: what is lost with it alone shows no use of the image.
+    """
+    if shown.get("swapped-alike"):
+        return "Yes"
+    if not shown.get("swapped"):
         return "Not shown"
-    return "Yes" if shown.get("swapped-alike", True) else "Not beyond its kind"
+    return "Beyond its kind: not shown" if "swapped-alike" in shown else "Yes, at least its kind"
 
 
 # What is shown for other schedules: `_looks` -> the start of the sentence that names them.
 SAID_OF_OTHERS = {
     "Yes": "Shown for",
-    "Not beyond its kind": "Not shown beyond its kind for",
+    "Yes, at least its kind": "Shown for",
+    "Beyond its kind: not shown": "Not shown beyond its kind for",
     "Not shown": "Not shown for",
 }
 
@@ -149,20 +160,22 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
     for seen, start in SAID_OF_OTHERS.items():
         if rows and (names := [other for other in found if found[other] == seen]):
             text += f" {start} {', '.join(names)}."
+    if short == "Yes, at least its kind":
+        text += " Whether it sees more, this study did not ask (control swapped-alike)."
     return {"question": "Does it look at the image?", "short": short, "text": text, "rows": rows, "to": "looks"}
 
 
 def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> dict[str, Any]:
     """Answer whether a schedule beats every look-up and classifier (p values corrected for all pairs)."""
     by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in schedules}
-    winners = [arm for arm, own in by_arm.items() if own and all(_sure(row) and row["effect"] > 0 for row in own)]
-    losers = [arm for arm, own in by_arm.items() if any(_sure(row) and row["effect"] < 0 for row in own)]
+    winners = [arm for arm, own in by_arm.items() if own and all(sure(row) and row["effect"] > 0 for row in own)]
+    losers = [arm for arm, own in by_arm.items() if any(sure(row) and row["effect"] < 0 for row in own)]
     nearest = [min(own, key=lambda row: row["effect"]) for own in by_arm.values() if own]
     if winners:
         short, text = "Yes", f"{', '.join(winners)} answers more questions correctly than every look-up and classifier."
     elif losers == list(schedules):
         short = "No"
-        below = [min(filter(_sure, own), key=lambda row: row["effect"]) for own in by_arm.values()]
+        below = [min(filter(sure, own), key=lambda row: row["effect"]) for own in by_arm.values()]
         named = ", ".join(f"{row['arm']} than {row['lookup']}" for row in below)
         text = f"Every schedule answers fewer questions correctly than some look-up or classifier: {named}."
     else:
@@ -185,12 +198,14 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
             text = "The answers of the schedules show no spread by which to judge other runs and images."
         return card | {"short": "Unknown", "text": text}
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
+    least, most = (factor * size for factor in error_range(row["df"]))
     text = (
         f"A true difference of about {points(round(size, 1))} between {row['first']} and {row['second']} would be "
-        f"found four times out of five, as far as {row['runs']} runs tell; smaller ones are missed more often. "
+        f"found four times out of five, by the spread of {row['runs']} runs; smaller ones are missed more often. So "
+        f"few runs estimate their spread roughly: from {least:.0f} to {most:.0f} points fit it. "
         f"Differences of up to {points(margin)} count as none."
     )
-    return card | {"short": points(round(size, 1)), "text": text}
+    return card | {"short": f"About {points(round(size, 1))}", "text": text}
 
 
 def cards(gathered: Mapping[str, Any], schedules: Sequence[str]) -> list[dict[str, Any]]:

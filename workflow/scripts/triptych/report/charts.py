@@ -6,12 +6,14 @@ import pandas
 
 from triptych.tables.stages import shown as shown_stages
 
+FORCED = "teacher-forced exact match"
+
 # Name, what it is, title of its axis, field of `metrics.jsonl`, which value of all runs.
 CURVES = (
     ("training_loss", "Training loss per stage", "nats per token", "train_loss", "mean"),
     ("validation_loss", "Validation loss per stage", "nats per token", "validation_loss", "mean"),
-    ("training_accuracy", "Training accuracy per stage", "exact match", "train_accuracy", "mean"),
-    ("validation_accuracy", "Validation accuracy per stage", "exact match", "validation_accuracy", "mean"),
+    ("training_accuracy", "Training accuracy per stage", FORCED, "train_accuracy", "mean"),
+    ("validation_accuracy", "Validation accuracy per stage", FORCED, "validation_accuracy", "mean"),
 )
 HEALTH = (
     ("gradient_norms", "Maximum gradient norm per epoch", "gradient norm", "gradient_norm_max", "max"),

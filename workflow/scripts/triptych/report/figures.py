@@ -18,8 +18,8 @@ from triptych.io.atomic import write_text
 from triptych.report import curves, rows
 from triptych.report.charts import CONTENT
 from triptych.report.drawing import draw_curves, draw_rows, draw_scaling, save
-from triptych.report.limitations import BLIND, LOOKUP
-from triptych.report.results import Results
+from triptych.report.limitations import BLIND, CLASSIFIER, LOOKUP
+from triptych.report.results import Results, images_asked
 from triptych.tables import by_type, occlusion, scaling
 from triptych.tables.format import rows_of
 from triptych.utils.markdown import plain
@@ -45,19 +45,19 @@ def counted(count: int, one: str) -> str:
 def rests_on(found: Results) -> str:
     """Say what the numbers of a study rest on: questions, images, folds and seeds."""
     return (
-        f"n = {counted(found.questions, 'held-out question')} about {counted(found.images, 'image')} "
-        f"({found.subjects:,} subjects or groups of images) of {found.dataset}; {counted(found.folds, 'fold')}, "
-        f"{counted(len(found.seeds), 'seed')}."
+        f"n = {counted(found.questions, 'held-out question')} of {found.dataset} about {images_asked(found)}; "
+        f"{counted(found.folds, 'fold')}, {counted(len(found.seeds), 'seed')}."
     )
 
 
 def interval_said(found: Results) -> str:
     """Say what the intervals of arms, differences and controls are."""
-    if found.folds * len(found.seeds) == 1:
+    runs = found.folds * len(found.seeds)
+    if runs == 1:
         return "Lines: 95 % bootstrap intervals over images or subjects; they say nothing of other trainings."
     return (
-        "Lines: 95 % intervals for other runs and other images like these (t, clustered by run and by image or "
-        "subject, widened because training parts overlap)."
+        f"Lines: 95 % intervals for other runs and other images like these (t, from {runs} runs; clustered by run and "
+        "by image or subject, widened because training parts overlap)."
     )
 
 
@@ -79,7 +79,8 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
     return {
         "arms": _of_rows(
             "Exact match of all arms",
-            f"Means over all answers. Bold and filled: trained arms; open: look-ups and classifiers. {end}",
+            "Means over all answers. Bold and filled: trained arms; open: look-ups and classifiers. Arms answer the "
+            f"same questions: whether two differ is not seen from whether their intervals overlap. {end}",
             [rows.ranked(rows_of(gathered["schedules"]), gathered["accuracies"])],
         ),
         "differences": _of_rows(
@@ -96,13 +97,14 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
         ),
         "controls": _of_rows(
             "Points lost with other images",
-            f"Exact match with each question's own image minus that with another, over the questions asked. {end}",
+            "Exact match with each question's own image minus that with another, over the questions asked. Intervals "
+            f"are not corrected for their number, p is. {end}",
             [rows.lost(gathered["lost"], schedules)],
         ),
         "lookups": _of_rows(
             "Points above look-ups and classifiers",
-            "Exact match of schedules minus that of arms without a language model, same folds and questions."
-            f"{first} {end}",
+            "Exact match of schedules minus that of arms without a language model, same folds and questions. Intervals "
+            f"are not corrected for their number, p is.{first} {end}",
             [rows.above([row for row in above if row["arm"] in drawn])],
         ),
     }
@@ -127,12 +129,16 @@ def _of_training(gathered: Mapping[str, Any], study: Study, found: Results) -> d
         )
 
     mean = "Lines: means over runs (folds and seeds); bands: the range of the runs, not an interval."
-    parts = "Validation data are neither trained on nor held out: these are not the questions of other figures."
+    forced = "Accuracy: each token of an answer is predicted behind the right ones (teacher forcing)."
+    parts = (
+        "Validation data are neither trained on nor held out, and may have chosen the epoch: these are not the "
+        f"questions of other figures. {forced}"
+    )
     health = (
         "Gradient norms and loss spikes: the maximum of all runs; norms of image tokens: their mean, with the range."
     )
     return {
-        "training": several("Training loss and accuracy", mean, ("training_loss", "training_accuracy")),
+        "training": several("Training loss and accuracy", f"{mean} {forced}", ("training_loss", "training_accuracy")),
         "validation": several(
             "Validation loss and accuracy", f"{mean} {parts}", ("validation_loss", "validation_accuracy")
         ),
@@ -142,13 +148,14 @@ def _of_training(gathered: Mapping[str, Any], study: Study, found: Results) -> d
 
 def _of_content(gathered: Mapping[str, Any], schedules: Sequence[str], found: Results) -> dict[str, Drawn | None]:
     """Draw exact match by what images and questions are about, probes, occlusion, curves of scale and leaking folds."""
-    by_content, arms = gathered["by_content"], [*schedules, BLIND, LOOKUP]
+    by_content, arms = gathered["by_content"], [*schedules, BLIND, LOOKUP, CLASSIFIER]
     probed, occluded, leaky = (rows_of(gathered[name]) for name in ("probe", occlusion.NAME, "leak"))
     sweeps = scaling.by_sweep(gathered["scaling"])
     drawn = {
         aspect: _of_rows(
             f"Exact match by {aspect.replace('_', ' ')}",
-            f"Means over runs, without intervals; in brackets the number of questions. {rests_on(found)}",
+            "Means over runs, without intervals or tests: small differences, and any on few questions, show nothing. "
+            f"In brackets the number of questions. {rests_on(found)}",
             [rows.contents(by_content, aspect, arms)],
         )
         for aspect in CONTENT
@@ -158,7 +165,7 @@ def _of_content(gathered: Mapping[str, Any], schedules: Sequence[str], found: Re
         drawn["probes"] = _of_rows(
             "Probes of image tokens before and after projection",
             "Macro-F1 on held-out images; answers: those of the schedules themselves. Small circles: shuffled labels, "
-            "which is chance level. Lines: 95 % bootstrap intervals over images or subjects. "
+            "which is chance level. Lines: 95 % bootstrap intervals over images or subjects, not over trainings. "
             f"n = at most {counted(most['images'], 'image')}; {counted(most['folds'], 'fold')}, "
             f"{counted(most['seeds'], 'seed')}, {counted(most['probe_seeds'], 'seed')} of each probe.",
             rows.probes(gathered["probe"]),
@@ -181,7 +188,8 @@ def _of_content(gathered: Mapping[str, Any], schedules: Sequence[str], found: Re
         drawn["leak"] = _of_rows(
             "Points added by leaking folds",
             "Exact match above that on the strictest folds, for the same questions and arm. Lines: 95 % bootstrap "
-            f"intervals over images or subjects, not over trainings. n = {counted(leaky[0]['questions'], 'question')}; "
+            "intervals over images or subjects, not over trainings or other cuts into folds. "
+            f"n = {counted(leaky[0]['questions'], 'question')}; "
             f"{counted(leaky[0]['folds'], 'fold')} of each kind, {counted(max(1, leaky[0]['seeds'] or 1), 'seed')}.",
             [rows.leaks(gathered["leak"])],
         )

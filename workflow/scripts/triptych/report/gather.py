@@ -10,6 +10,7 @@ import pandas
 from triptych.config import paths
 from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
 from triptych.config.study import Study
+from triptych.data.audit import names_subjects
 from triptych.data.rejects import causes_of, counted, summary
 from triptych.evaluate.metrics import always_the_same
 from triptych.io.manifest import read_json
@@ -169,16 +170,19 @@ def gather(study: Study, made: Collection[str]) -> dict:
     browser = questions_and_answers(records, [*names, BLIND, LOOKUP])
     data = study.path(paths.DATA, dataset=study.settings.folds.dataset).parent
     audit = read_audit(study.path(paths.AUDIT))
+    lost, curves = evidence.lost(arms_answers, controls, names), read_curves(study)
+    named = names_subjects(read_table(data / "questions.parquet", ["image_id", "group"]))
     return {
         "schedules": arms,
         "comparison": comparison,
         "accuracies": evidence.accuracies(arms_answers),
-        "lost": evidence.lost(arms_answers, controls, names),
+        "lost": lost,
         "above_lookups": evidence.above_lookups(arms_answers, names, list(BASELINES)),
         "subjects": len({record["group"] for record in records}),
+        "subjects_named": named,
         "images": len({record["image_id"] for record in records}),
         "runs": accuracy_of_runs(records, names),
-        "curves": read_curves(study),
+        "curves": curves,
         **optional,
         "by_content": read_csv(folder / "by_content.csv", schedules.CONTENT_COLUMNS),
         "audit": audit,
@@ -194,11 +198,14 @@ def gather(study: Study, made: Collection[str]) -> dict:
             study,
             arms,
             comparison,
-            optional["controls"],
+            lost,
             _questions_of_groups(records),
             trained["code"],
             audit["data"][study.settings.folds.dataset]["questions"].get("test", 0),
             always_the_same(records),
+            curves,
+            audit["fold_overlaps"],
+            named,
         ),
         "provenance": trained,
     }

@@ -9,27 +9,32 @@ import pandas
 from triptych.config.arms import CONTROLS
 from triptych.config.settings import Settings
 from triptych.config.study import Study
-from triptych.report.answer import added_stages, listed
+from triptych.report.answer import added_stages, listed, loses
 from triptych.tables import schedules
 from triptych.tables.verdicts import draws_warning
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
+CLASSIFIER = "classifier"
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study
-LOOKS = 2  # points: fewer lost with another image, or gained on always the same answer, are hardly any
+LOOKS = 2  # points: fewer gained on always the same answer are hardly any
+ALIKE = 0.05  # this share of held-out images that look like trained ones is a limitation of the study
 
 
 def limitations(
     study: Study,
     arms: pandas.DataFrame,
     comparison: Sequence[Mapping],
-    controls: pandas.DataFrame,
+    lost: Sequence[Mapping],
     questions: Mapping[str, int] = MappingProxyType({}),
     versions: Sequence[str] = (),
     test_questions: int = 0,
     always: float | None = None,
+    curves: pandas.DataFrame | None = None,
+    overlaps: Sequence[Mapping] = (),
+    subjects_named: bool = True,
 ) -> list[str]:
     """Say what limits the study's conclusions, in sentences, from its own numbers.
 
@@ -37,22 +42,28 @@ def limitations(
         study: the study.
         arms: the table `schedules`.
         comparison: rows of `comparison.json`; none where one schedule stands alone.
-        controls: the table of controls; empty where there are none.
+        lost: rows of `evidence.lost`.
         questions: number of questions about each group of images that folds keep together.
         versions: of Triptych, that trained.
         test_questions: number of questions in the source's own test part.
         always: what the commoner one of yes and no scores on all yes/no questions, in per cent; None without any.
+        curves: metrics of all epochs, as `stages.collect` gives them.
+        overlaps: `fold_overlaps` of the audit.
+        subjects_named: whether the data name the subjects of their images.
     """
     return [
         *_few_runs(study.settings),
         *_few_draws(study),
         *_more_samples(study, comparison),
+        *_kept_epochs(study, comparison, curves),
         *_few_groups(questions),
+        *_unknown_subjects(subjects_named),
+        *_look_alikes(overlaps),
         *_several_versions(versions),
         *_baselines_ahead(arms),
         *_no_more_than_always(arms, always),
         *_less_than_lookups(study),
-        *_unused_images(controls),
+        *_unused_images(lost),
         *_leaking_folds(study.settings),
         *_hidden_differences(comparison),
         *_unused_test_part(study, test_questions),
@@ -65,11 +76,14 @@ def _few_runs(settings: Settings) -> Iterator[str]:
     if seeds == folds == 1:
         yield "One run of each schedule: how much a schedule varies from run to run is not known."
     elif seeds == 1:
-        yield "One seed: the variation of a schedule from run to run is known over folds only."
+        yield (
+            "One seed: each schedule was trained once on each fold. How much a repetition with other random numbers "
+            "would differ is not known."
+        )
     if folds == 1:
         yield "One held-out part: how results vary with the images that are held out, and trained on, is not known."
     elif folds < 5:
-        yield f"Only {folds} folds: intervals are wide, with few degrees of freedom."
+        yield f"Only {folds} folds: the spread of runs is poorly known, so intervals are wide."
 
 
 def _few_draws(study: Study) -> Iterator[str]:
@@ -87,6 +101,42 @@ def _more_samples(study: Study, comparison: Sequence[Mapping]) -> Iterator[str]:
                 f"`{row['first']}` was trained on more samples than `{row['second']}`: their comparison alone does not "
                 "tell whether the kind of data or the amount of training matters."
             )
+
+
+def _kept_epochs(study: Study, comparison: Sequence[Mapping], curves: pandas.DataFrame | None) -> Iterator[str]:
+    """Say where validation chose other epochs of the last stage for one schedule of the primary comparison."""
+    if curves is None or "kept_epoch" not in curves:
+        return
+    for row in comparison[:1]:
+        kept = []
+        for arm in (row["first"], row["second"]):
+            own = curves[(curves["schedule"] == arm) & (curves["prefix"] == study.grid.lineage[arm][-1])]
+            kept.append(own.dropna(subset=["kept_epoch"]).groupby(["split", "seed"])["kept_epoch"].first())
+        first, second = kept[0].align(kept[1], join="inner")
+        if differ := int((first != second).sum()):
+            yield (
+                f"In {differ} of {len(first)} runs, validation chose another epoch of the last stage for "
+                f"`{row['first']}` than for `{row['second']}`: there, the two differ in the length of training, too."
+            )
+
+
+def _unknown_subjects(named: bool) -> Iterator[str]:
+    if not named:
+        yield (
+            "The data name no subjects: images of one subject may be both trained on and held out, and intervals count "
+            "them as independent."
+        )
+
+
+def _look_alikes(overlaps: Sequence[Mapping]) -> Iterator[str]:
+    held_out = [row for row in overlaps if row["part"].endswith("held out")]
+    alike = sum(row["identical_images"] + row["similar_images"] for row in held_out)
+    images = sum(row["images"] for row in held_out)
+    if images and alike > ALIKE * images:
+        yield (
+            f"{alike} of {images} held-out images ({100 * alike / images:.0f} %) look like an image that their fold "
+            "trains on: on images unlike these, scores may be lower."
+        )
 
 
 def _few_groups(questions: Mapping[str, int]) -> Iterator[str]:
@@ -147,12 +197,11 @@ def _less_than_lookups(study: Study) -> Iterator[str]:
         )
 
 
-def _unused_images(controls: pandas.DataFrame) -> Iterator[str]:
+def _unused_images(lost: Sequence[Mapping]) -> Iterator[str]:
     for view, unmoved in ((view, control.unmoved) for view, control in CONTROLS.items() if control.unmoved):
-        known = controls.dropna(subset=[f"{view}_lost_mean"])
-        for arm, lost in zip(known["arm"], known[f"{view}_lost_mean"], strict=True):
-            if lost < LOOKS:
-                yield f"`{arm}` loses only {lost:.1f} points {unmoved}."
+        names = [f"`{row['arm']}`" for row in lost if row["view"] == view and not loses(row)]
+        if names:
+            yield f"{listed(names)} {'is' if len(names) == 1 else 'are'} not shown to lose points {unmoved}."
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:

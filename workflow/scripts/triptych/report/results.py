@@ -37,6 +37,7 @@ class Stage(Part):
     data: str = Field(description="name of its data set")
     train: list[str] = Field(description="parts that train")
     epochs: int | None
+    best: bool = Field(False, description="the epoch that is best on the validation part is kept, not the last")
     fraction: float = Field(1.0, description="of the training part")
     max_samples: int | None = Field(None, description="at most so many samples of the training part")
 
@@ -131,6 +132,7 @@ class Results(Part):
     questions: int
     images: int
     subjects: int = Field(description="groups of images that folds keep together")
+    subjects_named: bool = Field(True, description="the data name subjects; false: folds cannot keep them together")
     folds: int
     seeds: list[int]
     models: dict[str, str] = Field(description="vision encoder and language model")
@@ -178,6 +180,7 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
     def of_stage(name: str) -> Stage:
         stage = settings.stages[name]
         limits = {"fraction": stage.fraction, "max_samples": stage.max_samples}
+        limits["best"] = stage.select == "best"
         return Stage(name=name, data=stage.data, train=list(stage.train), epochs=stage.epochs, **limits)
 
     return Results(
@@ -193,6 +196,7 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
         questions=arms[0]["questions"],
         images=gathered["images"],
         subjects=gathered["subjects"],
+        subjects_named=gathered["subjects_named"],
         folds=len(study.grid.folds),
         seeds=settings.seeds,
         models={role: model_name(getattr(settings.models, role)) for role in ("vision_encoder", "language_model")},
@@ -207,6 +211,15 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
             for row in rows_of(gathered["by_content"])
         ],
     )
+
+
+def images_asked(found: Results) -> str:
+    """Say what held-out questions are about: '546 images of 30 subjects or groups of images'."""
+    images = f"{found.images:,} image{'' if found.images == 1 else 's'}"
+    if found.subjects_named:
+        return f"{images} of {found.subjects:,} subjects or groups of images"
+    groups = "" if found.subjects == found.images else f" in {found.subjects:,} groups"
+    return f"{images}{groups} (the data name no subjects)"
 
 
 def as_text(found: Results) -> str:

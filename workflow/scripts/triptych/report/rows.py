@@ -11,7 +11,7 @@ import pandas
 from triptych.config.arms import CONTROLS
 from triptych.report.svg import Axis, key, track
 from triptych.tables.format import rows_of
-from triptych.tables.wording import narrowed
+from triptych.tables.wording import narrowed, p_text
 
 # `what` in words, `label` of its axis, `title` beside others of its kind, `axis`, `scale`, `zero`, `margin`, `names` of
 # its marks, `legend`, `rows` of name, points (as `svg.track` takes them), track, text, and by choice `strong`.
@@ -49,6 +49,15 @@ def _row(
     text = with_interval(value, low, high, write)
     point = {"value": value, "low": low, "high": high, "tip": f"{tip or name}: {text}", **mark}
     return {"name": name, "points": [point], "text": text}
+
+
+def _tested(name: str, row: Mapping[str, Any]) -> dict:
+    """Make a row of a difference in points with its interval, which is not corrected, and p, which is."""
+    drawn = _row(name, row["effect"], row["low"], row["high"], signed)
+    if row["p_holm"] is not None:
+        p = p_text(row["p_holm"])
+        drawn["text"] += f", p {p if p.startswith('<') else f'= {p}'}"
+    return drawn
 
 
 def _chart(
@@ -135,8 +144,8 @@ def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = T
                 continue
             heading = CONTROLS[row["view"]].heading
             name = f"{arm}: {heading}" if name_arms else heading
-            rows.append(_row(name, row["effect"], row["low"], row["high"], signed))
-    what = "Points lost with another image, with 95 % intervals"
+            rows.append(_tested(name, row))
+    what = "Points lost with another image, with 95 % intervals and corrected p"
     return _chart(what, "points lost", axis, rows, zero=True) if rows else None
 
 
@@ -146,8 +155,8 @@ def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
     rows = []
     for row in found:
         name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
-        rows.append(_row(name, row["effect"], row["low"], row["high"], signed))
-    what = "Points above look-ups and classifiers, with 95 % intervals"
+        rows.append(_tested(name, row))
+    what = "Points above look-ups and classifiers, with 95 % intervals and corrected p"
     return _chart(what, "points", axis, rows, zero=True) if rows else None
 
 

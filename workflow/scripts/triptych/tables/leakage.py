@@ -87,7 +87,8 @@ def main() -> None:
     about = (
         f"Inflation by leaking folds: exact match in per cent on the same {table['questions'].iloc[0]} held-out "
         "questions, mean ± standard deviation over runs (folds x seeds), and points above folds by "
-        f"{table['folds_by'].iloc[-1]}, paired by question, with a bootstrap interval over groups of images."
+        f"{table['folds_by'].iloc[-1]}, paired by question, with a bootstrap interval over groups of "
+        "images; other trainings and other cuts into folds are not in it."
     )
     write_table(arguments.out / "leak", table, shown(table), "Leak study", about)
 

@@ -13,10 +13,11 @@ from triptych.train.history import read_training
 
 RUN = {"schedule": TEXT, "stage": TEXT, "prefix": TEXT, "split": TEXT, "seed": INTEGER}
 MEASURES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-COLUMNS = {**RUN, "epoch": INTEGER, **dict.fromkeys(MEASURES, NUMBER)}
+COLUMNS = {**RUN, "kept_epoch": INTEGER, "epoch": INTEGER, **dict.fromkeys(MEASURES, NUMBER)}
 
 ABOUT = (
-    "Loss in nats per token and accuracy in per cent after the last epoch of every stage, mean over folds and seeds."
+    "Loss in nats per token and teacher-forced accuracy in per cent after the last epoch of every stage, mean over "
+    "folds and seeds. Where the best epoch by validation is kept, the kept one may be an earlier one."
 )
 
 
@@ -36,6 +37,7 @@ def collect(
         manifest = training.manifest
         [stage] = manifest["stages"][-1]
         run = {"stage": stage, **{name: manifest[name] for name in ("prefix", "split", "seed")}}
+        run["kept_epoch"] = manifest["epoch"] if training.finished else None
         for schedule, lineage in schedules.items():
             if manifest["prefix"] in lineage:
                 rows += [{**metrics, **run, "schedule": schedule} for metrics in training.rows]
@@ -50,8 +52,11 @@ def shown(table: pandas.DataFrame) -> pandas.DataFrame:
         means = {name: part[name].mean() * (100 if name.endswith("accuracy") else 1) for name in MEASURES}
         runs = f"{part['split'].nunique()} x {part['seed'].nunique()}"
         values = ["" if pandas.isna(mean) else f"{mean:.2f}" for mean in means.values()]
-        lines.append([schedule, stage, runs, str(part["epoch"].iloc[0]), *values])
-    heading = ["schedule", "stage", "folds x seeds", "epochs", *(name.replace("_", " ") for name in MEASURES)]
+        epochs = sorted(set(part["kept_epoch"].dropna()))
+        kept = " to ".join(map(str, dict.fromkeys([*epochs[:1], *epochs[-1:]])))
+        lines.append([schedule, stage, runs, str(part["epoch"].iloc[0]), kept, *values])
+    heading = ["schedule", "stage", "folds x seeds", "epochs", "kept epoch"]
+    heading += [name.replace("_", " ") for name in MEASURES]
     return pandas.DataFrame(lines, columns=heading)
 
 
