@@ -19,6 +19,7 @@ Chart = dict[str, Any]
 Write = Callable[[float | None], str]  # of a number
 
 EXACT = "exact match, %"
+AND_P = " and corrected p"
 
 
 def percent(value: float | None) -> str:
@@ -51,10 +52,10 @@ def _row(
     return {"name": name, "points": [point], "text": text}
 
 
-def _tested(name: str, row: Mapping[str, Any]) -> dict:
-    """Make a row of a difference in points with its interval, which is not corrected, and p, which is."""
+def _tested(name: str, row: Mapping[str, Any], tested: bool) -> dict:
+    """Make a row of a difference in points with its interval, which is not corrected, and, if `tested`, p, which is."""
     drawn = _row(name, row["effect"], row["low"], row["high"], signed)
-    if row["p_holm"] is not None:
+    if tested and row["p_holm"] is not None:
         p = p_text(row["p_holm"])
         drawn["text"] += f", p {p if p.startswith('<') else f'= {p}'}"
     return drawn
@@ -134,8 +135,8 @@ def power(comparison: Sequence[Mapping]) -> Chart | None:
     return _chart(what, "points", axis, [row], zero=True, margin=margin)
 
 
-def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = True) -> Chart | None:
-    """Draw the points that schedules lose with other images."""
+def lost(found: Sequence[Mapping], schedules: Sequence[str], of_one: bool = False) -> Chart | None:
+    """Draw the points that schedules lose with other images; `of_one` alone, neither its name nor p is written."""
     axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
     rows = []
     for arm in schedules:
@@ -143,20 +144,18 @@ def lost(found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = T
             if row["arm"] != arm:
                 continue
             heading = CONTROLS[row["view"]].heading
-            name = f"{arm}: {heading}" if name_arms else heading
-            rows.append(_tested(name, row))
-    what = "Points lost with another image, with 95 % intervals and corrected p"
+            rows.append(_tested(heading if of_one else f"{arm}: {heading}", row, not of_one))
+    what = f"Points lost with another image, with 95 % intervals{'' if of_one else AND_P}"
     return _chart(what, "points lost", axis, rows, zero=True) if rows else None
 
 
-def above(found: Sequence[Mapping], name_arms: bool = True) -> Chart | None:
-    """Draw the points of schedules above arms that are not trained."""
+def above(found: Sequence[Mapping], tested: bool = True) -> Chart | None:
+    """Draw the points of schedules above arms that are not trained, with p where it is asked for."""
     axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
     rows = []
     for row in found:
-        name = f"{row['arm']} minus {row['lookup']}" if name_arms else row["lookup"]
-        rows.append(_tested(name, row))
-    what = "Points above look-ups and classifiers, with 95 % intervals and corrected p"
+        rows.append(_tested(f"{row['arm']} minus {row['lookup']}", row, tested))
+    what = f"Points above look-ups and classifiers, with 95 % intervals{AND_P if tested else ''}"
     return _chart(what, "points", axis, rows, zero=True) if rows else None
 
 
