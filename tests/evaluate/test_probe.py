@@ -211,8 +211,17 @@ def test_an_interval_holds_the_change_and_is_nothing_for_equal_answers():
 def test_the_verdict_says_what_the_interval_allows(change, low, high, trained, word):
     row = {"representation": "1-2", "attribute": "modality", "probe": "mlp", "reference": "1"}
     row |= {"change": change, "change_low": low, "change_high": high}
-    [said] = probes.verdicts(make_table([row], probes.COLUMNS), ["1"], {"1-2": trained})
-    assert word in said and f"{change:+.1f} %" in said
+
+    def said(before, untrained):
+        others = [{**row, "representation": name, "reference": None} for name in ("1", "random-connector")]
+        rows = [row, others[0] | {"f1": before}, others[1] | {"f1": untrained}]
+        [found] = probes.verdicts(make_table(rows, probes.COLUMNS), ["1"], {"1-2": trained})
+        return found
+
+    assert word in said(70.0, 60.0) and f"{change:+.1f} %" in said(70.0, 60.0)
+    assert "little to lose" not in said(70.0, 60.0)
+    assert "as much is read after a random connector as after `1`: there was little to lose" in said(70.0, 70.1)
+    assert ("almost without error before" in said(98.5, 60.0)) == (low > 0)
 
 
 def test_without_a_stage_on_general_data_there_is_no_verdict():

@@ -17,6 +17,7 @@ from triptych.evaluate.statistics import (
     Estimate,
     bootstrap_interval,
     correlated_bayes_t,
+    error_range,
     holm,
     mcnemar,
     minimum_detectable_effect,
@@ -220,6 +221,15 @@ def test_the_detectable_effect_is_found_four_times_in_five(df, size):
     assert minimum_detectable_effect(2.5, df, size) == pytest.approx(2.5 * ratio)
     assert minimum_detectable_effect(1.0, df, size / 2) > ratio
     assert minimum_detectable_effect(1.0, df, size, 0.9) > ratio
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 5.7, 95])
+def test_true_standard_errors_lie_in_the_range_of_estimated_ones(df):
+    least, most = error_range(df)
+    estimates = np.sqrt(np.random.default_rng(0).chisquare(df, 100_000) / df)  # of a true error of 1
+    assert (estimates * most < 1).mean() == pytest.approx(0.025, abs=0.002)
+    assert (estimates * least > 1).mean() == pytest.approx(0.025, abs=0.002)
+    assert least < 1 < most and error_range(df, 0.5)[1] < most
 
 
 def test_the_degrees_of_freedom_lie_midway_to_satterthwaites():

@@ -143,7 +143,7 @@ def test_captions_say_what_a_figure_rests_on_and_what_its_interval_is(figures, t
         assert ("3 folds" in figure.caption and "interval" in figure.caption) or name == "stability", name
     own = {"training", "validation", "stability", "probes", "occlusion", "leak"}
     for name in set(figures) - own:
-        assert "n = 60 held-out questions about 12 images" in figures[name].caption, name
+        assert "n = 60 held-out questions of medical about 12 images of 6 subjects" in figures[name].caption, name
         assert "3 folds, 2 seeds" in figures[name].caption, name
     assert "n = at most 12 images" in figures["probes"].caption and "n = 60 questions" in figures["leak"].caption
     assert "n = 9 questions about 4 images" in figures["occlusion"].caption

@@ -197,12 +197,12 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
             continue
         trained = trained_parts[row["representation"]]
         deepest, mildest = PAPER[trained]
-        low, high = row["change_low"], row["change_high"]
+        low, high, before = row["change_low"], row["change_high"], read[row["reference"], row["attribute"]]
         if high < 0:
             agrees = low <= mildest and high >= deepest
             less = "smaller" if low > mildest else "larger"
             word = "a fall, as in the paper" if agrees else f"a fall, {less} than in the paper"
-        elif low > 0 and read[row["reference"], row["attribute"]] > CEILING:
+        elif low > 0 and before > CEILING:
             word = "no fall, of what was read almost without error before"
         elif low > 0:
             word = "a rise in these models, where the paper has a fall"
@@ -210,8 +210,7 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
             word = "no change is shown, and a fall as large as the paper's lies outside the interval"
         else:
             word = "no change is shown, and a fall as large as the paper's lies within the interval"
-        untrained = read.get((RANDOM_CONNECTOR, row["attribute"]))
-        if untrained is not None and read[row["reference"], row["attribute"]] <= untrained:
+        if before <= read.get((RANDOM_CONNECTOR, row["attribute"]), 0.0):
             word += f"; as much is read after a random connector as after `{row['reference']}`"
             word += ": there was little to lose"
         said.append(
