@@ -133,15 +133,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_llama(attention: str = "eager") -> LlamaForCausalLM:
+def make_llama(attention: str = "eager", heads: int = 4) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=HIDDEN,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=256,
         initializer_range=0.2,
         eos_token_id=1,

@@ -126,8 +126,8 @@ def no_memory(folder):
     torch.empty(10**15)
 
 
-def no_memory_of_the_gpu(folder):
-    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
+def none_on_the_gpu(error):
+    raise error
 
 
 def not_mine(folder):
@@ -140,7 +140,18 @@ def not_mine(folder):
         (refused_by_safetensors, "no space left: Error while serializing: .*; free some space and run again"),
         (too_many_open, "too many open files: .*/table; allow more "),
         (no_memory, "out of memory: .*can't allocate memory.*; give the step more .mem_mb in the profile.*batch_size"),
-        (no_memory_of_the_gpu, "out of memory: CUDA out of memory. Tried to allocate 20 MiB; give the step more"),
+        *(
+            (
+                lambda _, error=error: no_memory_of_the_gpu(error),
+                "out of the GPU's memory: .*; set runtime.gradient_che",
+            )
+            for error in (
+                torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB"),
+                torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+                RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+                RuntimeError("Triton Error [CUDA]: out of memory"),
+            )
+        ),
         (not_mine, "permission denied: .*/block; let its owner open it"),
     ],
 )

@@ -9,18 +9,20 @@ from functools import partialmethod
 
 import pytest
 import torch
-from conftest import ROOT, make_model, make_questions
+from conftest import FEATURES, ROOT, WORDS, make_model, make_questions
 from counting import READS, Recorder
+from models_page import tiny_model
 from safetensors.torch import load_file
 from slake_lengths import slake_like
 from trainings import FP32, FULL_LORA, KEY, InterruptedAfterCalls, lora_model, same, stage, weights
 from triptych.config.runtime import Runtime
-from triptych.config.stages import Regularisation
+from triptych.config.stages import Connector, Regularisation
 from triptych.errors import TriptychError
+from triptych.model.connector import build_connector
 from triptych.model.flex import is_flex
 from triptych.model.packing import Shape, split_by_image
 from triptych.model.tokens import tokenise
-from triptych.model.vlm import add_lora
+from triptych.model.vlm import VisionLanguageModel, add_lora
 from triptych.train.autosave import Interrupted
 from triptych.train.buckets import MOST_SHAPES, choose_shapes, size_of
 from triptych.train.route import CPU, GPU
@@ -300,3 +302,37 @@ def test_layers_that_cannot_be_compiled_are_found_before_the_training(
     assert not is_flex(trainer.model.decoder) and trainer.shapes == []
     _, expected = trained_on(CPU, many, features, prompt, settings, runtime=Runtime(compile="never"))
     assert rows[-1]["validation_loss"] == pytest.approx(expected[-1]["validation_loss"], rel=1e-3)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_compiler(many, features, prompt, monkeypatch):
+    """Layers that are not compiled need more."""
+
+    def full(graph, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(COMPILE, backend=full))
+    monkeypatch.setattr("triptych.train.compilation.WORTHWHILE_STEPS", 0)
+    settings = stage(("connector", "lora"), epochs=1, batch_size=12)
+    with pytest.raises(Exception, match="out of memory"):
+        trained_on(GPU, many, features, prompt, settings, runtime=Runtime(compile="auto"))
+
+
+def test_without_compiled_layers_attention_is_one_that_the_architecture_supports(
+    many, features, prompt, monkeypatch, capsys
+):
+    """On a GPU, torch's fused kernel cannot bound attention logits as Gemma 2 does; memory is reckoned anew."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(COMPILE, backend=broken))
+    monkeypatch.setattr("triptych.train.compilation.WORTHWHILE_STEPS", 0)
+    monkeypatch.setattr("triptych.train.compilation.attention_kind", lambda device: "sdpa")
+    text = tiny_model("gemma2", None, "eager", vocab_size=len(WORDS))
+    connector = build_connector(Connector(), FEATURES, text.config.hidden_size, seed=3)
+    model = VisionLanguageModel(connector, add_lora(text, FULL_LORA, 5))
+    settings = stage(("connector", "lora"), epochs=1, batch_size=12)
+    trainer, rows = trained_on(GPU, many, features, prompt, settings, model, runtime=Runtime(compile="auto"))
+    assert trainer.model.decoder.config._attn_implementation == "eager" and rows[-1]["train_loss"] > 0
+    estimates = [line for line in capsys.readouterr().out.splitlines() if line.startswith("activations take about")]
+    assert len(estimates) == 2 and estimates[0].split()[3] < estimates[1].split()[3], "with weights of attention"

@@ -21,6 +21,11 @@ NO_MEMORY = (
     "give the step more (mem_mb in the profile), or set runtime.gradient_checkpointing: always; of answers, a smaller "
     "evaluation.batch_size",
 )
+NO_GPU_MEMORY = (
+    "out of the GPU's memory",
+    "set runtime.gradient_checkpointing: always, or, of answers, a smaller evaluation.batch_size; nvidia-smi shows "
+    "what else uses the GPU",
+)
 TOO_MANY = ("too many open files", "allow more (ulimit -n 4096) and run again")
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
@@ -36,7 +41,12 @@ LAST = {
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ETIMEDOUT), FAILED),
 }
 _ADDRESS = re.compile(r"<[^>]*\b0x[0-9a-fA-F]+>|\b0x[0-9a-fA-F]{6,}\b")
-MEMORY_WORDS = "DefaultCPUAllocator: can't allocate memory"  # torch's, on a CPU
+# What libraries say where memory runs out: on a CPU, and on a GPU.
+MEMORY_WORDS = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|CUDA out of memory|CUDA error: out of memory|"
+    r"CUBLAS_STATUS_ALLOC_FAILED|Triton Error \[CUDA\]: out of memory"
+)
+OF_A_GPU = re.compile(r"\bCUDA\b|CUBLAS|\bGPU\b")
 
 
 class TriptychError(Exception):
@@ -57,7 +67,13 @@ def run_step(main: Callable[[], None]) -> None:
     except TriptychError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        found = REFUSALS.get(refusal(error)) or LAST.get(error.errno if isinstance(error, OSError) else None)
+        number = refusal(error)
+        on_gpu = number == errno.ENOMEM and OF_A_GPU.search(str(error))
+        found = (
+            NO_GPU_MEMORY
+            if on_gpu
+            else REFUSALS.get(number) or LAST.get(error.errno if isinstance(error, OSError) else None)
+        )
         if found is None:
             raise
         what, remedy = found
@@ -74,7 +90,7 @@ def refusal(error: BaseException) -> int | None:
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if {"MemoryError", "OutOfMemoryError"} & kinds or MEMORY_WORDS in str(error):
+    if {"MemoryError", "OutOfMemoryError"} & kinds or MEMORY_WORDS.search(str(error)):
         number = errno.ENOMEM
     return number if number in REFUSALS else None
 

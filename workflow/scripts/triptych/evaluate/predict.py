@@ -5,6 +5,7 @@ all are, torch is not even loaded. Further checkpoints may be asked in the same 
 """
 
 import argparse
+import gc
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -126,6 +127,7 @@ def gold_answers(respondent: "Respondent", asked: "Asked") -> list[dict]:
 
 def ask_another(arguments: Namespace, job: PredictionJob) -> None:
     """Answer for a further checkpoint; what goes wrong with it is left to its own job, which says so."""
+    gc.collect()  # compiled layers refer to themselves: the last checkpoint's weights would stay in memory
     print(f"also asked in this process: {arguments.checkpoint}", flush=True)
     try:
         answer(arguments, job)

@@ -1,5 +1,6 @@
 """Compilation of the language model's layers: faster steps, after a start that takes about a minute."""
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ import torch
 from torch.utils._triton import has_triton
 
 from triptych.config.base import Precision, Switch
-from triptych.errors import TriptychError, message_of
+from triptych.errors import TriptychError, message_of, refusal
+from triptych.model.architectures import supported_attention
 from triptych.model.flex import use_flex
 from triptych.model.four_bits import in_four_bits
 from triptych.model.packing import Batch
@@ -97,6 +99,7 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
 
     Raises:
         TriptychError: it fails, and the setting is `always`.
+        Exception: memory runs out: layers as they are need more.
     """
     device = next(model.parameters()).device
     model.train()
@@ -105,11 +108,14 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
             model.answer_logits(batch.to(device)).sum().backward()
         return True
     except Exception as error:  # compilers, drivers and processors fail in many ways
+        if refusal(error) == errno.ENOMEM:
+            raise
         why = f"the language model's layers cannot be compiled here ({message_of(error)})"
         if setting == "always":
             raise TriptychError(f"runtime.compile: {why}; use auto or never") from error
         print(f"{why}; they are not", flush=True)
-        model.decoder.config._attn_implementation = attention_kind(device)
+        config = model.decoder.config
+        config._attn_implementation = supported_attention(config, attention_kind(device))
         undo_compilation(model)
         return False
     finally:

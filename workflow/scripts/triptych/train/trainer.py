@@ -53,7 +53,7 @@ class Trainer:
     """Trains one stage of a model in place.
 
     `setup` prepares the training and restores what an earlier attempt saved; `run` trains to the end. On the same kind
-    of processor, a training that was interrupted and resumed ends with the same bits as one that was not. Several
+    of CPU, a training that was interrupted and resumed ends with the same bits as one that was not. Several
     processes (`train/distributed.py`) divide every step among them; dropout apart, the result is that of one process
     up to rounding.
 
@@ -167,6 +167,10 @@ class Trainer:
         """Choose compilation and gradient checkpointing, which change memory and speed only."""
         work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
         print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
+        self._configure_checkpointing()
+
+    def _configure_checkpointing(self) -> None:
+        """Choose gradient checkpointing, by the memory that attention takes as it is computed now."""
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         reserved = optimiser_bytes(self.trained, self.stage) + encoder_bytes(self.model, size, self.prefix_tokens)
         rest = size, self.dtype.itemsize, reserved
@@ -195,6 +199,7 @@ class Trainer:
             with self.copies.in_use():
                 works = compiled_layers_work(self.runtime.compile, self.model, batch, self.precision)
             if not works:
+                self._configure_checkpointing()
                 self._configure_packing()
 
     def run(self) -> Iterator[dict]:
