@@ -126,10 +126,6 @@ def no_memory(folder):
     torch.empty(10**15)
 
 
-def none_on_the_gpu(error):
-    raise error
-
-
 def not_mine(folder):
     raise PermissionError(errno.EACCES, "Permission denied", str(folder / "block"))
 
@@ -140,18 +136,6 @@ def not_mine(folder):
         (refused_by_safetensors, "no space left: Error while serializing: .*; free some space and run again"),
         (too_many_open, "too many open files: .*/table; allow more "),
         (no_memory, "out of memory: .*can't allocate memory.*; give the step more .mem_mb in the profile.*batch_size"),
-        *(
-            (
-                lambda _, error=error: no_memory_of_the_gpu(error),
-                "out of the GPU's memory: .*; set runtime.gradient_che",
-            )
-            for error in (
-                torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB"),
-                torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-                RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-                RuntimeError("Triton Error [CUDA]: out of memory"),
-            )
-        ),
         (not_mine, "permission denied: .*/block; let its owner open it"),
     ],
 )
@@ -159,6 +143,23 @@ def test_what_the_machine_refuses_is_one_line_with_a_remedy(tmp_path, main, line
     with pytest.raises(SystemExit) as caught:
         errors.run_step(lambda: main(tmp_path))
     assert re.match(f"error: {line}", caught.value.code) and "\n" not in caught.value.code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_not_taken_for_the_machine(error):
+    def step():
+        raise error
+
+    with pytest.raises(SystemExit, match=r"^error: out of the GPU's memory: .*; set runtime\.gradient_checkpointing"):
+        errors.run_step(step)
 
 
 @pytest.mark.parametrize("error", [OSError("odd"), RuntimeError("(os error 2)"), FileNotFoundError(2, "none", "x")])
