@@ -124,7 +124,9 @@ class Trainer:
         self._print_plan()
         self.copies = WeightCopies(self.model, self.dtype, self.route.copied_adapters)
         if self.steps:
-            self._configure_execution()
+            work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
+            print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
+            self._configure_checkpointing()
         self._configure_packing()
         fused = self.route.fused_optimiser
         self.optimiser, self.lr_scheduler = make_optimiser(self.trained, self.stage, self.steps, fused)
@@ -163,18 +165,12 @@ class Trainer:
         print(parameter_table(count_parameters([*self.model.named_parameters(), *self.head_parameters.items()])))
         print(f"{steps}; {images}", flush=True)
 
-    def _configure_execution(self) -> None:
-        """Choose compilation and gradient checkpointing, which change memory and speed only."""
-        work = parameter_tokens(self.model, self.training, self.prefix_tokens, self.epochs)
-        print(compile_layers(self.runtime.compile, self.model, work, self.steps, self.route), flush=True)
-        self._configure_checkpointing()
-
     def _configure_checkpointing(self) -> None:
         """Choose gradient checkpointing, by the memory that attention takes as it is computed now."""
         size = largest_pass(self.training, self.prefix_tokens, self.stage.batch_size, STEP_TOKENS, self.model)
         reserved = optimiser_bytes(self.trained, self.stage) + encoder_bytes(self.model, size, self.prefix_tokens)
-        rest = size, self.dtype.itemsize, reserved
-        print(configure_checkpointing(self.runtime.gradient_checkpointing, self.model, *rest), flush=True)
+        setting, rest = self.runtime.gradient_checkpointing, (size, self.dtype.itemsize, reserved)
+        print(configure_checkpointing(setting, self.model, *rest), flush=True)
 
     def _configure_packing(self) -> None:
         """Choose how samples become batches, the validation's too, and their shapes where these are fixed."""
