@@ -147,9 +147,8 @@ class Trainer:
         self.reference_tokens = torch.tensor([token for sample in reference for token in sample.text])
         self.image_tokens = 0 if self.stage.blind else self.model.image_tokens(self.reference_features)
         self.prefix_tokens = len(self.prompt.before_image) + self.image_tokens
-        require_context(
-            [*self.training, *self.validation], self.prefix_tokens, context_tokens(self.model.decoder.config)
-        )
+        most = context_tokens(self.model.decoder.config)
+        require_context([*self.training, *self.validation], self.prefix_tokens, most)
 
     def _add_regularisation(self) -> None:
         """Build the head of the stage's regularisation, which trains with the connector and is in no checkpoint."""
