@@ -156,7 +156,10 @@ def test_controls_that_show_nothing_are_named_beside_those_that_do():
 def test_the_other_schedules_are_named_by_what_is_shown_for_them():
     none = looks(swapped=0.3)
     others = [{**row, "arm": arm} for arm, p in (("b", 0.01), ("c", 0.3), ("d", 0.02)) for row in looks(swapped=p)]
-    said = "a is not shown to answer fewer questions correctly with other images. Shown for b, d. Not shown for c."
+    said = (
+        "a is not shown to answer fewer questions correctly with other images. Shown, for at least its kind, for b, d. "
+        "Not shown for c."
+    )
     assert card_image([*none, *others], ["a", "b", "c", "d"])["text"] == said
     kind = [{**row, "arm": "c"} for row in looks(swapped=0.01, swapped_alike=0.6)]
     assert card_image([*none, *kind], ["a", "c"])["text"].endswith(". Not shown beyond its kind for c.")
@@ -176,7 +179,8 @@ def test_what_is_not_shown_to_cost_points_is_not_said_to():
     text = card_image(looks(blank=0.01, swapped=0.4, swapped_alike=0.6), ["a"])["text"]
     assert text == (
         "a answers fewer questions correctly with blank image than with the question's own image. "
-        "With another image and another of its kind, this is not shown."
+        "With another image and another of its kind, this is not shown. "
+        "A grey image is unlike all others: a loss with it alone shows no use of the image."
     )
 
 
@@ -202,7 +206,10 @@ def test_power_is_that_of_the_primary_comparison():
     assert found["short"] == "About 4 points"
     # Of five degrees of freedom: chi square's quantiles are 0.831 and 12.833.
     least, most = 4 * (5 / 12.833) ** 0.5, 4 * (5 / 0.831) ** 0.5
-    assert f"from {least:.0f} to {most:.0f} points fit it" in found["text"] and "from 2 to 10 points" in found["text"]
+    assert f"which fits {least:.1f} to {most:.1f} points." in found["text"] and found["to"] == "differences"
+    assert "which fits 1.8 to more than 100 points." in card_power([row(1, 0, 2, df=1)])["text"]
+    assert "which fits 3.7 to 4.3 points." in card_power([row(1, 0, 2, df=300)])["text"]
+    assert card_power([])["to"] == "arms"
     assert card_power([])["short"] == card_power([row(1, 0, 2, detectable=None)])["short"] == "Unknown"
 
 
@@ -236,6 +243,17 @@ def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
     mean = {arm: np.mean([100 * right for right, _ in answers.values()]) for arm, answers in own.items()}
     assert rows["look"]["effect"] == pytest.approx(mean["one"] - mean["look"])
     assert all(row["p"] <= row["p_holm"] for row in rows.values()) and rows["none"]["low"] > 0
+
+
+def test_p_stands_where_it_is_known_and_asked_for():
+    found = [above("a", "x", 5, 0.0004), above("a", "y", 5, 0.034), above("a", "z", 5, None)]
+    texts = [drawn["text"] for drawn in rows.above(found)["rows"]]
+    assert texts == ["+5.0 (+0.0 to +1.0), p < 0.001", "+5.0 (+0.0 to +1.0), p = 0.034", "+5.0 (+0.0 to +1.0)"]
+    assert not any("p " in drawn["text"] for drawn in rows.above(found, with_p=False)["rows"])
+    lost = looks(swapped=0.01, blank=None)
+    named = rows.lost(lost, ["a"])["rows"]
+    assert named[0]["name"] == "a: another image" and named[0]["text"].endswith("p = 0.010")
+    assert rows.lost(lost, ["a"], name_arms=False, with_p=False)["rows"][0]["name"] == "another image"
 
 
 def test_the_table_of_points_above_look_ups_says_what_is_known():

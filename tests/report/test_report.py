@@ -13,6 +13,7 @@ import pytest
 import screenshots
 from browser import CHROMIUM, Browser
 from conftest import ROOT, toy_config
+from generated import full_gathered, full_study
 from PIL import Image
 from triptych.commands import estimate
 from triptych.commands.jobs import jobs
@@ -25,12 +26,13 @@ from triptych.io.atomic import write_text
 from triptych.io.manifest import write_json
 from triptych.io.parquet import write_table
 from triptych.report import curves
-from triptych.report.charts import pivot
+from triptych.report.charts import pivot, shown_stages
 from triptych.report.gallery import confusions, first_shown, packed, questions_and_answers
 from triptych.report.gather import HEALTH, OPTIONAL, read_and_rejected
 from triptych.report.limitations import limitations
 from triptych.report.provenance import MADE_BY, planned_and_used, trained_from
 from triptych.report.rejected import rejected
+from triptych.report.results import images_asked, results
 from triptych.report.view import as_json, named
 from triptych.tables import schedules, stages
 from triptych.tables.format import make_table
@@ -209,10 +211,12 @@ def test_few_subjects_behind_most_questions_are_said(questions, said, world, tmp
 
 
 def test_epochs_that_validation_chose_for_one_schedule_alone_are_said(world, tmp_path):
-    study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    config = toy_config(world)
+    config["stages"]["3"] |= {"epochs": 3, "select": "best"}
+    study = replace(load_study(config), results=tmp_path)
 
-    def said(*kept, stage="3"):
+    def said(*kept, stage="3", study=study):
         """With the kept epochs of 1-2-3 and of 2-3 on two folds."""
         rows = [
             {"schedule": arm, "prefix": arm if stage == "3" else arm[:-2], "split": f"fold{fold}", "seed": 0}
@@ -231,12 +235,14 @@ def test_epochs_that_validation_chose_for_one_schedule_alone_are_said(world, tmp
     ]
     assert not said((3, 2), (3, 2)) and not said((None, 3), (2, 3)), "equal, or one is not finished"
     assert not said((3, 2), (3, 3), stage="2"), "not the last stage"
+    config["stages"]["3"]["select"] = "last"
+    assert not said((3, 2), (3, 3), study=replace(load_study(config), results=tmp_path)), "nothing was chosen"
 
 
 def test_subjects_and_look_alikes_that_folds_do_not_keep_apart_are_said(world, tmp_path):
     study = replace(load_study(toy_config(world)), results=tmp_path)
     arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
-    counts = {"images": 100, "identical_images": 0, "similar_images": 20}
+    counts = {"images": 100, "identical_images": 0, "similar_images": 20, "seen_subject_images": None}
     overlaps = [
         {"part": "fold0 held out", **counts},
         {"part": "fold1 held out", **counts, "similar_images": 3, "identical_images": 1},
@@ -245,8 +251,46 @@ def test_subjects_and_look_alikes_that_folds_do_not_keep_apart_are_said(world, t
     found = " ".join(limitations(study, arms, [], [], overlaps=overlaps, subjects_named=False))
     assert "24 of 200 held-out images (12 %) look like an image that their fold trains on" in found
     assert "The data name no subjects: images of one subject may be both" in found
+    assert "of subjects that" not in found
+    overlaps[1]["seen_subject_images"] = 30
     found = " ".join(limitations(study, arms, [], [], overlaps=overlaps[1:], subjects_named=True))
     assert "look like" not in found and "no subjects" not in found
+    assert "30 of 100 held-out images are of subjects that their fold trains on: scores are not those of new" in found
+
+
+def test_a_grey_image_alone_is_said_to_show_no_use_of_images(world, tmp_path):
+    study = replace(load_study(toy_config(world)), results=tmp_path)
+    arms = make_table([{"arm": "1-2-3", "trained": True, "all_mean": 50.0}], schedules.COLUMNS)
+    grey = {"arm": "1-2-3", "view": "blank", "effect": 50.0, "p_holm": 0.001}
+    assert "a grey one alone was shown" in " ".join(limitations(study, arms, [], [grey]))
+    both = [grey, {**grey, "view": "swapped"}]
+    assert "a grey one alone" not in " ".join(limitations(study, arms, [], both) + limitations(study, arms, [], []))
+
+
+def test_images_are_counted_by_subject_only_where_there_are_some(world, tmp_path):
+    study = full_study(world, tmp_path)
+    found = results(study, full_gathered(study, 60))
+
+    def said(subjects, named):
+        return images_asked(found.model_copy(update={"subjects": subjects, "subjects_named": named}))
+
+    assert said(6, True) == "12 images of 6 subjects or groups of images"
+    assert said(60, True) == "12 images", "folds by row: each question is a group"
+    assert said(12, False) == said(60, False) == "12 images (the data name no subjects)"
+    assert said(9, False) == "12 images in 9 groups (the data name no subjects)"
+
+
+def test_the_table_of_stages_says_which_epochs_were_kept():
+    run = {"schedule": "2-3", "stage": "3", "prefix": "2-3", "seed": 0, "train_loss": 1.0}
+    rows = [
+        {**run, "split": f"fold{fold}", "epoch": epoch, "kept_epoch": kept}
+        for fold, kept in enumerate((4, 2, 4))
+        for epoch in range(5)
+    ]
+    assert shown_stages(make_table(rows, stages.COLUMNS))["kept epoch"].tolist() == ["2 to 4"]
+    assert shown_stages(make_table(rows[:5], stages.COLUMNS))["kept epoch"].tolist() == ["4"]
+    rows = [row | {"kept_epoch": None} for row in rows]
+    assert shown_stages(make_table(rows, stages.COLUMNS))["kept epoch"].tolist() == [""]
 
 
 def test_limitations_are_said_where_the_numbers_show_them(world, tmp_path):

@@ -16,6 +16,7 @@ from triptych.config.stages import Connector, FeatureSettings, Vision
 from triptych.errors import TriptychError
 from triptych.evaluate.controls import blank
 from triptych.features.encode import encode
+from triptych.features.shards import encoder_hashes
 from triptych.features.store import Features, Pixels, image_encoder
 from triptych.io.manifest import read_json, sha256_file, write_record
 from triptych.model import checkpoint, vision
@@ -105,6 +106,8 @@ def test_an_encoder_computes_in_fp32_whatever_its_weights_are_stored_in(world, t
     seen = Seen(tmp_path, FolderEncoder(source="folder", folder=str(folder)), FP32)
     assert vision.load_tower(seen.folder).dtype == stored, "an export keeps the dtype"
     assert {part.dtype for part in vision.load(seen.folder, CPU).network.parameters()} == {torch.float32}
+    assert encoder_hashes(seen.folder)["computes"] == "fp32", "shards of earlier versions have other tokens"
+    assert "computes" not in encoder_hashes(world / "models" / "vision_encoder"), "stored in fp32"
     images = [f"image{number}" for number in range(10)]
     features = seen.features(images).float()
     assert torch.equal(seen.model().see(seen.pixels(images)), features), "trained and frozen ones agree"

@@ -23,8 +23,8 @@ NO_MEMORY = (
 )
 NO_GPU_MEMORY = (
     "out of the GPU's memory",
-    "set runtime.gradient_checkpointing: always, or, of answers, a smaller evaluation.batch_size; nvidia-smi shows "
-    "what else uses the GPU",
+    "set runtime.gradient_checkpointing: always; of answers, a smaller evaluation.batch_size; of features, a smaller "
+    "features.batch_size; nvidia-smi shows what else uses the GPU",
 )
 TOO_MANY = ("too many open files", "allow more (ulimit -n 4096) and run again")
 REFUSALS = {

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 
 from triptych.errors import TriptychError, message_of
 from triptych.io.atomic import atomic_path
@@ -51,7 +52,18 @@ def encoder_hashes(folder: Path) -> dict[str, str]:
     """Identify an encoder: sha256 of each of its files and of its settings (layer, size of the images, ...)."""
     manifest = read_json(folder / "manifest.json")
     settings = {name: value for name, value in manifest["settings"].items() if name not in _ORIGIN}
-    return {**manifest["files"], "settings": sha256_json(settings)}
+    identity = {**manifest["files"], "settings": sha256_json(settings)}
+    # Earlier code computed in the dtype that weights are stored in: tokens of then are not those of now.
+    return identity if _stored_in_fp32(folder, manifest["files"]) else {**identity, "computes": "fp32"}
+
+
+def _stored_in_fp32(folder: Path, files: Iterable[str]) -> bool:
+    for name in files:
+        if name.endswith(".safetensors"):
+            with safe_open(folder / name, "pt") as file:
+                if {file.get_slice(tensor).get_dtype() for tensor in file.keys()} & {"F16", "BF16"}:
+                    return False
+    return True
 
 
 def plan(images: Sequence[str], encoder: dict[str, str], dtype: Dtype, size: int = SHARD) -> list[Shard]:

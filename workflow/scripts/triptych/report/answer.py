@@ -131,7 +131,7 @@ def _looks(shown: Mapping[str, bool]) -> str:
 # What is shown for other schedules: `_looks` -> the start of the sentence that names them.
 SAID_OF_OTHERS = {
     "Yes": "Shown for",
-    "Yes, at least its kind": "Shown for",
+    "Yes, at least its kind": "Shown, for at least its kind, for",
     "Beyond its kind: not shown": "Not shown beyond its kind for",
     "Not shown": "Not shown for",
 }
@@ -151,10 +151,12 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
     elif not any(shown.values()):
         text = f"{arm} is not shown to answer fewer questions correctly with other images."
     else:
-        loses = listed([CONTROLS[view].heading for view in shown if shown[view]])
+        lower = listed([CONTROLS[view].heading for view in shown if shown[view]])
         level = listed([CONTROLS[view].heading for view in shown if not shown[view]])
-        text = f"{arm} answers fewer questions correctly with {loses} than with the question's own image."
+        text = f"{arm} answers fewer questions correctly with {lower} than with the question's own image."
         text += f" With {level}, this is not shown." if level else ""
+        if short == "Not shown":
+            text += " A grey image is unlike all others: a loss with it alone shows no use of the image."
     by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
     found = {other: _looks(_loses(own)) for other, own in by_other.items() if own}
     for seen, start in SAID_OF_OTHERS.items():
@@ -190,19 +192,21 @@ def card_lookup(rows: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> 
 
 def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
     """Answer how large a difference the primary comparison could have found."""
-    card: dict[str, Any] = {"question": "How much could this study have found?", "rows": [], "to": "differences"}
+    card: dict[str, Any] = {"question": "How much could this study have found?", "rows": [], "to": "arms"}
     size = comparison[0].get("detectable") if comparison else None
     if size is None:
         text = "A comparison needs two schedules and more than one run of each."
         if comparison and comparison[0]["runs"] > 1:
             text = "The answers of the schedules show no spread by which to judge other runs and images."
         return card | {"short": "Unknown", "text": text}
+    card["to"] = "differences"
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
     least, most = (factor * size for factor in error_range(row["df"]))
+    beyond = points(round(most, 1)) if most <= 100 else "more than 100 points"
     text = (
         f"A true difference of about {points(round(size, 1))} between {row['first']} and {row['second']} would be "
-        f"found four times out of five, by the spread of {row['runs']} runs; smaller ones are missed more often. So "
-        f"few runs estimate their spread roughly: from {least:.0f} to {most:.0f} points fit it. "
+        f"found four times out of five, by the spread of {row['runs']} runs; smaller ones are missed more often. "
+        f"That spread is itself an estimate, which fits {round(least, 1):g} to {beyond}. "
         f"Differences of up to {points(margin)} count as none."
     )
     return card | {"short": f"About {points(round(size, 1))}", "text": text}

@@ -52,12 +52,11 @@ def rests_on(found: Results) -> str:
 
 def interval_said(found: Results) -> str:
     """Say what the intervals of arms, differences and controls are."""
-    runs = found.folds * len(found.seeds)
-    if runs == 1:
+    if found.folds * len(found.seeds) == 1:
         return "Lines: 95 % bootstrap intervals over images or subjects; they say nothing of other trainings."
     return (
-        f"Lines: 95 % intervals for other runs and other images like these (t, from {runs} runs; clustered by run and "
-        "by image or subject, widened because training parts overlap)."
+        "Lines: 95 % intervals for other runs and other images like these (t, clustered by run and by image or "
+        "subject, widened where training parts overlap)."
     )
 
 
@@ -70,6 +69,8 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
     """Draw what arms reach, and their differences from each other."""
     comparison, typed = gathered["comparison"], rows_of(gathered[by_type.NAME])
     end = f"{interval_said(found)} {rests_on(found)}"
+    alone = " Intervals of look-ups and classifiers, which have one run here, are over images or subjects alone."
+    alone = alone if found.folds == 1 < len(found.seeds) else ""
     single = " Small circles: single runs." if found.folds * len(found.seeds) > 1 else ""
     margin = points(comparison[0]["equivalence_margin"]) if comparison else ""
     above = gathered["above_lookups"]
@@ -80,7 +81,7 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
         "arms": _of_rows(
             "Exact match of all arms",
             "Means over all answers. Bold and filled: trained arms; open: look-ups and classifiers. Arms answer the "
-            f"same questions: whether two differ is not seen from whether their intervals overlap. {end}",
+            f"same questions: whether two differ is not seen from whether their intervals overlap. {end}{alone}",
             [rows.ranked(rows_of(gathered["schedules"]), gathered["accuracies"])],
         ),
         "differences": _of_rows(
@@ -98,13 +99,13 @@ def _of_arms(gathered: Mapping[str, Any], schedules: Sequence[str], found: Resul
         "controls": _of_rows(
             "Points lost with other images",
             "Exact match with each question's own image minus that with another, over the questions asked. Intervals "
-            f"are not corrected for their number, p is. {end}",
+            f"are not corrected for their number; p, in the wide form, is. {end}",
             [rows.lost(gathered["lost"], schedules)],
         ),
         "lookups": _of_rows(
             "Points above look-ups and classifiers",
             "Exact match of schedules minus that of arms without a language model, same folds and questions. Intervals "
-            f"are not corrected for their number, p is.{first} {end}",
+            f"are not corrected for their number; p, in the wide form, is.{first} {end}",
             [rows.above([row for row in above if row["arm"] in drawn])],
         ),
     }

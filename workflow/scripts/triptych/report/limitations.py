@@ -58,7 +58,7 @@ def limitations(
         *_kept_epochs(study, comparison, curves),
         *_few_groups(questions),
         *_unknown_subjects(subjects_named),
-        *_look_alikes(overlaps),
+        *_seen_in_training(overlaps),
         *_several_versions(versions),
         *_baselines_ahead(arms),
         *_no_more_than_always(arms, always),
@@ -105,11 +105,13 @@ def _more_samples(study: Study, comparison: Sequence[Mapping]) -> Iterator[str]:
 
 def _kept_epochs(study: Study, comparison: Sequence[Mapping], curves: pandas.DataFrame | None) -> Iterator[str]:
     """Say where validation chose other epochs of the last stage for one schedule of the primary comparison."""
-    if curves is None or "kept_epoch" not in curves:
-        return
-    for row in comparison[:1]:
+    for row in comparison[:1] if curves is not None else ():
+        arms = [row["first"], row["second"]]
+        last = [prefix.settings.stages[prefix.stages[-1]] for prefix in (study.grid.prefixes[arm] for arm in arms)]
+        if {stage.select for stage in last} != {"best"} or last[0].epochs != last[1].epochs:
+            continue
         kept = []
-        for arm in (row["first"], row["second"]):
+        for arm in arms:
             own = curves[(curves["schedule"] == arm) & (curves["prefix"] == study.grid.lineage[arm][-1])]
             kept.append(own.dropna(subset=["kept_epoch"]).groupby(["split", "seed"])["kept_epoch"].first())
         first, second = kept[0].align(kept[1], join="inner")
@@ -128,8 +130,14 @@ def _unknown_subjects(named: bool) -> Iterator[str]:
         )
 
 
-def _look_alikes(overlaps: Sequence[Mapping]) -> Iterator[str]:
+def _seen_in_training(overlaps: Sequence[Mapping]) -> Iterator[str]:
+    """Say how many held-out images are of subjects that their fold trains on, or look like images that it trains on."""
     held_out = [row for row in overlaps if row["part"].endswith("held out")]
+    if seen := sum(row["seen_subject_images"] or 0 for row in held_out):
+        yield (
+            f"{seen} of {sum(row['images'] for row in held_out)} held-out images are of subjects that their fold "
+            "trains on: scores are not those of new subjects."
+        )
     alike = sum(row["identical_images"] + row["similar_images"] for row in held_out)
     images = sum(row["images"] for row in held_out)
     if images and alike > ALIKE * images:
@@ -202,6 +210,11 @@ def _unused_images(lost: Sequence[Mapping]) -> Iterator[str]:
         names = [f"`{row['arm']}`" for row in lost if row["view"] == view and not loses(row)]
         if names:
             yield f"{listed(names)} {'is' if len(names) == 1 else 'are'} not shown to lose points {unmoved}."
+    if {row["view"] for row in lost} == {"blank"}:
+        yield (
+            "Of other images, a grey one alone was shown, which is unlike all that was trained on: use of the image is "
+            "not shown by it (`evaluation.controls: [swapped]`)."
+        )
 
 
 def _leaking_folds(settings: Settings) -> Iterator[str]:

@@ -216,9 +216,11 @@ def results(study: Study, gathered: Mapping[str, Any]) -> Results:
 def images_asked(found: Results) -> str:
     """Say what held-out questions are about: '546 images of 30 subjects or groups of images'."""
     images = f"{found.images:,} image{'' if found.images == 1 else 's'}"
-    if found.subjects_named:
-        return f"{images} of {found.subjects:,} subjects or groups of images"
-    groups = "" if found.subjects == found.images else f" in {found.subjects:,} groups"
+    if found.subjects_named:  # with folds by row, each question is a group of its own
+        return (
+            f"{images} of {found.subjects:,} subjects or groups of images" if found.subjects <= found.images else images
+        )
+    groups = f" in {found.subjects:,} groups" if found.subjects < found.images else ""
     return f"{images}{groups} (the data name no subjects)"
 
 

@@ -52,10 +52,10 @@ def _row(
     return {"name": name, "points": [point], "text": text}
 
 
-def _tested(name: str, row: Mapping[str, Any], tested: bool) -> dict:
-    """Make a row of a difference in points with its interval, which is not corrected, and, if `tested`, p, which is."""
+def _tested(name: str, row: Mapping[str, Any], with_p: bool) -> dict:
+    """Make a row of a difference in points with its interval, which is not corrected, and p, which is."""
     drawn = _row(name, row["effect"], row["low"], row["high"], signed)
-    if tested and row["p_holm"] is not None:
+    if with_p and row["p_holm"] is not None:
         p = p_text(row["p_holm"])
         drawn["text"] += f", p {p if p.startswith('<') else f'= {p}'}"
     return drawn
@@ -135,8 +135,10 @@ def power(comparison: Sequence[Mapping]) -> Chart | None:
     return _chart(what, "points", axis, [row], zero=True, margin=margin)
 
 
-def lost(found: Sequence[Mapping], schedules: Sequence[str], of_one: bool = False) -> Chart | None:
-    """Draw the points that schedules lose with other images; `of_one` alone, neither its name nor p is written."""
+def lost(
+    found: Sequence[Mapping], schedules: Sequence[str], name_arms: bool = True, with_p: bool = True
+) -> Chart | None:
+    """Draw the points that schedules lose with other images."""
     axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
     rows = []
     for arm in schedules:
@@ -144,18 +146,18 @@ def lost(found: Sequence[Mapping], schedules: Sequence[str], of_one: bool = Fals
             if row["arm"] != arm:
                 continue
             heading = CONTROLS[row["view"]].heading
-            rows.append(_tested(heading if of_one else f"{arm}: {heading}", row, not of_one))
-    what = f"Points lost with another image, with 95 % intervals{'' if of_one else AND_P}"
+            rows.append(_tested(f"{arm}: {heading}" if name_arms else heading, row, with_p))
+    what = f"Points lost with another image, with 95 % intervals{AND_P if with_p else ''}"
     return _chart(what, "points lost", axis, rows, zero=True) if rows else None
 
 
-def above(found: Sequence[Mapping], tested: bool = True) -> Chart | None:
-    """Draw the points of schedules above arms that are not trained, with p where it is asked for."""
+def above(found: Sequence[Mapping], with_p: bool = True) -> Chart | None:
+    """Draw the points of schedules above arms that are not trained."""
     axis = Axis([row[name] for row in found for name in ("effect", "low", "high")], include=(0,))
     rows = []
     for row in found:
-        rows.append(_tested(f"{row['arm']} minus {row['lookup']}", row, tested))
-    what = f"Points above look-ups and classifiers, with 95 % intervals{AND_P if tested else ''}"
+        rows.append(_tested(f"{row['arm']} minus {row['lookup']}", row, with_p))
+    what = f"Points above look-ups and classifiers, with 95 % intervals{AND_P if with_p else ''}"
     return _chart(what, "points", axis, rows, zero=True) if rows else None
 
 

@@ -58,8 +58,8 @@ def policy_hash(text: str) -> str:
 
 def _cards(gathered: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     image, lookup, power = answer.cards(gathered, names)
-    image["chart"] = rows.lost(image["rows"], names[:1], of_one=True)
-    lookup["chart"] = rows.above(lookup["rows"][:3], tested=False)
+    image["chart"] = rows.lost(image["rows"], names[:1], name_arms=False, with_p=False)
+    lookup["chart"] = rows.above(lookup["rows"][:3], with_p=False)
     power["chart"] = rows.power(gathered["comparison"])
     return [image, lookup, power]
 

@@ -188,9 +188,15 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
         trained_parts: prefix -> "projection only" or "end to end", the training that followed a shared checkpoint.
     """
     said = []
-    read = {(row["representation"], row["attribute"]): row["f1"] for row in rows_of(table) if row["probe"] == "mlp"}
-    for row in rows_of(table):
-        if row["probe"] != "mlp" or row["reference"] not in shared:
+    mlp = [row for row in rows_of(table) if row["probe"] == "mlp"]
+    read = {(row["representation"], row["attribute"]): row["f1"] for row in mlp}
+    level = {
+        (row["representation"], row["attribute"])
+        for row in mlp
+        if row["reference"] == RANDOM_CONNECTOR and row["change_low"] is not None and row["change_low"] <= 0
+    }
+    for row in mlp:
+        if row["reference"] not in shared:
             continue
         if row["change"] is None:
             said.append(f"`{row['reference']}`, {row['attribute']}: its probe is never right: there is no change.")
@@ -210,9 +216,9 @@ def verdicts(table: pandas.DataFrame, shared: Sequence[str], trained_parts: Mapp
             word = "no change is shown, and a fall as large as the paper's lies outside the interval"
         else:
             word = "no change is shown, and a fall as large as the paper's lies within the interval"
-        if before <= read.get((RANDOM_CONNECTOR, row["attribute"]), 0.0):
-            word += f"; as much is read after a random connector as after `{row['reference']}`"
-            word += ": there was little to lose"
+        if high >= 0 and (row["reference"], row["attribute"]) in level:
+            word += f"; no more is shown to be read after `{row['reference']}` than after a random connector"
+            word += ", so there may have been little to lose"
         said.append(
             f"`{row['representation']}` ({trained}) after `{row['reference']}`, {row['attribute']}: "
             f"{row['change']:+.1f} % ({low:+.1f} to {high:+.1f}; paper {deepest:+.1f} to {mildest:+.1f}): {word}."

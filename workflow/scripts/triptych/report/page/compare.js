@@ -24,7 +24,7 @@ function compare(other) {
   const facts = [["question", r => r.question], ["answer", r => r.answer], ["in statistical words", r => r.verdict], ["schedules", r => r.schedules.join(", ")],
     ["questions", r => `${r.questions} about ${r.images} images, ${r.dataset}`], ["folds x seeds", r => `${r.folds} x ${r.seeds.length}`],
     ["vision encoder", r => r.models.vision_encoder], ["language model", r => r.models.language_model],
-    ["stages", r => r.stages.map(s => `${s.name}: ${s.data}, ${s.train.join(" and ")}, ${s.epochs} epochs`).join("; ")], ["code", r => r.code.join(", ")]];
+    ["stages", r => r.stages.map(s => `${s.name}: ${s.data}, ${s.train.join(" and ")}, ${s.epochs} epochs${s.fraction < 1 ? ` of ${100 * s.fraction} %` : ""}${s.max_samples ? ` of at most ${s.max_samples} samples` : ""}${s.best ? ", the best one" : ""}`).join("; ")], ["code", r => r.code.join(", ")]];
   const heads = name => [name, "this study", "the other"];
   const shown = [
     ...table("The two studies", heads(""), facts.map(([name, of]) => [name, of(mine), of(other)])),
