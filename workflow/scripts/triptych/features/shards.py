@@ -61,7 +61,8 @@ def _stored_in_fp32(folder: Path, files: Iterable[str]) -> bool:
     for name in files:
         if name.endswith(".safetensors"):
             with safe_open(folder / name, "pt") as file:
-                if {file.get_slice(tensor).get_dtype() for tensor in file.keys()} & {"F16", "BF16"}:
+                names = list(file.keys())
+                if {file.get_slice(tensor).get_dtype() for tensor in names} & {"F16", "BF16"}:
                     return False
     return True
 
