@@ -12,11 +12,12 @@ from triptych.tables.gold_outcome import section
 from triptych.tables.pairs import pair
 from triptych.tables.runs import cell, group_runs
 from triptych.tables.verdicts import compare, conclude
-from triptych.tables.wording import interval_text
+from triptych.tables.wording import interval_text, p_text
 
 ANSWERS = ROOT / "docs/data/study-slake-cpu.parquet"
 PAGE = ROOT / "docs/study-slake-cpu.md"
 SCHEDULES = ["1-2-3", "2-3"]
+FOLDS, SEEDS = ("fold0", "fold1", "fold2"), (0, 1)
 DRAWN_ONCE = {"1-2-3": "1"}
 MARGIN = 1.0
 
@@ -35,6 +36,10 @@ def by_view():
     return found
 
 
+def tested(row):
+    return f"{row['effect']:+.1f} ({interval_text(row['low'], row['high'])}; {p_text(row['p_holm'])})"
+
+
 def lines(views):
     """The rows of all tables of the page whose numbers come from answers."""
     own = views[HELD_OUT]
@@ -46,12 +51,16 @@ def lines(views):
     compared = conclude([compare(*SCHEDULES, pair(own, *SCHEDULES), MARGIN, 0)], DRAWN_ONCE)
     yield from markdown(shown(compared)).splitlines()[2:]
     yield compared[0]["verdict"]
+    by_run = compared[0]["run_effects"]
+    for fold in FOLDS:
+        effects = [by_run[f"{fold}, seed {seed}"] for seed in SEEDS]
+        yield f"| {fold} | {' | '.join(f'{effect:+.1f}' for effect in effects)} |"
     yield from (line for line in section(compared).splitlines() if line.startswith("| **1-2-3"))
     answered = {arm: evidence.answered(runs) for arm, runs in group_runs(own).items()}
     above = evidence.above_lookups(answered, SCHEDULES, list(BASELINES))
     for lookup in BASELINES:
         of = {row["arm"]: row for row in above if row["lookup"] == lookup}
-        points = [f"{of[arm]['effect']:+.1f} ({interval_text(of[arm]['low'], of[arm]['high'])})" for arm in SCHEDULES]
+        points = [tested(of[arm]) for arm in SCHEDULES]
         yield f"| `{lookup}` | {' | '.join(points)} |"
     others = {view: group_runs(views[view]) for view in CONTROLS}
     scored = rows_of(schedules.controls(own, {view: views[view] for view in CONTROLS}, SCHEDULES))
@@ -60,7 +69,7 @@ def lines(views):
         cells = []
         for row in scored:
             of = lost[view, row["arm"]]
-            points = f"{of['effect']:.1f} ({of['low']:.1f} to {of['high']:.1f})"
+            points = f"{of['effect']:.1f} ({of['low']:.1f} to {of['high']:.1f}; {p_text(of['p_holm'])})"
             cells += [cell(row[f"{view}_mean"], row[f"{view}_sd"]), points]
         yield f"| `{view}` | {' | '.join(cells)} |"
 

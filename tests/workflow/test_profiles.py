@@ -11,6 +11,8 @@ import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+import itertools
+
 import check_profiles
 
 AIRE = yaml.safe_load((ROOT / "profiles/aire/profile.yaml").read_text())
@@ -30,7 +32,7 @@ def keys():
     return check_profiles.options()
 
 
-@pytest.mark.parametrize("name", ["aire", "local"])
+@pytest.mark.parametrize("name", ["aire", "gpu", "local"])
 def test_the_profiles_fit(name, known, keys):
     profile = yaml.safe_load((ROOT / f"profiles/{name}/profile.yaml").read_text())
     assert check_profiles.faults(profile, known, keys) == []
@@ -168,3 +170,43 @@ def test_a_job_of_the_cpu_partition_that_ran_out_of_memory_is_sent_again_with_mo
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "log").read_text().split() == ["32000", "64000", "96000"]
+
+
+def test_the_profile_of_one_gpu_is_that_of_one_machine_but_for_the_steps_on_it(known):
+    gpu, local = (yaml.safe_load((ROOT / f"profiles/{name}/profile.yaml").read_text()) for name in ("gpu", "local"))
+    steps = {name for name, text in known.items() if any(module in text for module in check_profiles.GPU_MODULES)}
+    assert gpu.pop("set-resources") == {key: {"lane": 1} for key in steps}
+    assert gpu == local
+
+
+WORKFLOW = """
+from triptych import workflow_hooks
+
+workflow_hooks.run_groups(workflow)
+
+rule all:
+    input: expand("{rule}-{number}", rule=["train_stage", "audit_data"], number=range(3))
+
+rule train_stage:
+    output: "train_stage-{number}"
+    shell: "date +%s.%N > {output}; sleep 1; date +%s.%N >> {output}"
+
+rule audit_data:
+    output: "audit_data-{number}"
+    shell: "date +%s.%N > {output}; sleep 1; date +%s.%N >> {output}"
+"""
+
+
+@pytest.mark.parametrize(("profile", "together"), [("gpu", False), ("local", True)])
+def test_steps_on_the_one_gpu_run_one_after_the_other(tmp_path, profile, together):
+    (tmp_path / "Snakefile").write_text(WORKFLOW)
+    command = [sys.executable, "-m", "snakemake", "--profile", str(ROOT / f"profiles/{profile}"), "--cores", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow/scripts")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    def overlap(rule):
+        times = sorted(tuple(map(float, (tmp_path / f"{rule}-{n}").read_text().split())) for n in range(3))
+        return any(end > start for (_, end), (start, _) in itertools.pairwise(times))
+
+    assert overlap("train_stage") == together and overlap("audit_data")
