@@ -148,7 +148,7 @@ def test_before_anything_has_finished_the_time_left_is_the_plans(study):
     hours = planned(study, reports)
     assert ahead.seconds == pytest.approx(3600 * hours.left / study.settings.plan.at_once) and ahead.seconds > 0
     assert ahead.share == 0 and hours.measured == 0
-    assert ahead.source == "estimated from the plan, at the rate that the configuration assumes"
+    assert ahead.source == "estimated from the plan, at the rate that is assumed"
 
 
 def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):

@@ -62,7 +62,8 @@ def outlook(study: Study, states: Sequence[JobState]) -> Outlook:
     if unknown and planned.measured:
         source += " and, at their rate, from the plan"
     elif unknown:
-        source = "estimated from the plan, at the rate that the configuration assumes"
+        rate = f"that `triptych bench` measured on {planned.benched}" if planned.benched else "that is assumed"
+        source = f"estimated from the plan, at the rate {rate}"
     total = sum(of_job.values())
     done = sum(of_job[state.job] * state.fraction for state in work)
     at_once = sum(state.state == "running" for state in states) or study.settings.plan.at_once

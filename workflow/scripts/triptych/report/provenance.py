@@ -16,7 +16,7 @@ from triptych.tables import by_type, calibration, occlusion
 def planned_and_used(study: Study) -> list[dict]:
     """Give hours planned and used, of finished trainings by prefix, and of predictions.
 
-    Planned is the estimate before anything ran, at the rate that the configuration assumes. Used is what Snakemake
+    Planned is the estimate before anything ran, at the rate that was known then. Used is what Snakemake
     measured: of a job that was resumed, its last attempt alone.
 
     Returns:
