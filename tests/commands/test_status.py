@@ -142,13 +142,16 @@ def planned(study, reports) -> estimate.Hours:
     return estimate.hours(study, reports)
 
 
-def test_before_anything_has_finished_the_time_left_is_the_plans(study):
+def test_before_anything_has_finished_the_time_left_is_the_plans(study, monkeypatch):
     reports = job_states(study, NOW)
     ahead = outlook(study, reports)
     hours = planned(study, reports)
     assert ahead.seconds == pytest.approx(3600 * hours.left / study.settings.plan.at_once) and ahead.seconds > 0
     assert ahead.share == 0 and hours.measured == 0
     assert ahead.source == "estimated from the plan, at the rate that is assumed"
+    monkeypatch.setattr(estimate, "benched_rate", lambda study: (1e12, "NVIDIA L40S"))
+    said = "estimated from the plan, at the rate that `triptych bench` measured on NVIDIA L40S"
+    assert outlook(study, reports).source == said
 
 
 def test_the_time_left_is_that_of_finished_steps_of_the_same_kind(study):
