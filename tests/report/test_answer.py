@@ -206,9 +206,9 @@ def test_power_is_that_of_the_primary_comparison():
     assert found["short"] == "About 4 points"
     # Of five degrees of freedom: chi square's quantiles are 0.831 and 12.833.
     least, most = 4 * (5 / 12.833) ** 0.5, 4 * (5 / 0.831) ** 0.5
-    assert f"which fits {least:.1f} to {most:.1f} points." in found["text"] and found["to"] == "differences"
-    assert "which fits 1.8 to more than 100 points." in card_power([row(1, 0, 2, df=1)])["text"]
-    assert "which fits 3.7 to 4.3 points." in card_power([row(1, 0, 2, df=300)])["text"]
+    assert f"it may be {least:.1f} to {most:.1f} points." in found["text"] and found["to"] == "differences"
+    assert "it may be 1.8 to more than 100 points." in card_power([row(1, 0, 2, df=1)])["text"]
+    assert "it may be 3.7 to 4.3 points." in card_power([row(1, 0, 2, df=300)])["text"]
     assert card_power([])["to"] == "arms"
     assert card_power([])["short"] == card_power([row(1, 0, 2, detectable=None)])["short"] == "Unknown"
 

@@ -206,7 +206,7 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
     text = (
         f"A true difference of about {points(round(size, 1))} between {row['first']} and {row['second']} would be "
         f"found four times out of five, by the spread of {row['runs']} runs; smaller ones are missed more often. "
-        f"That spread is itself an estimate, which fits {round(least, 1):g} to {beyond}. "
+        f"That spread is itself an estimate: by the true one, it may be {round(least, 1):g} to {beyond}. "
         f"Differences of up to {points(margin)} count as none."
     )
     return card | {"short": f"About {points(round(size, 1))}", "text": text}

@@ -133,7 +133,7 @@ def _unknown_subjects(named: bool) -> Iterator[str]:
 def _seen_in_training(overlaps: Sequence[Mapping]) -> Iterator[str]:
     """Say how many held-out images are of subjects that their fold trains on, or look like images that it trains on."""
     held_out = [row for row in overlaps if row["part"].endswith("held out")]
-    if seen := sum(row["seen_subject_images"] or 0 for row in held_out):
+    if seen := sum(row.get("seen_subject_images") or 0 for row in held_out):
         yield (
             f"{seen} of {sum(row['images'] for row in held_out)} held-out images are of subjects that their fold "
             "trains on: scores are not those of new subjects."
