@@ -36,7 +36,7 @@ def by_view():
     return found
 
 
-def tested(row):
+def with_p(row):
     return f"{row['effect']:+.1f} ({interval_text(row['low'], row['high'])}; {p_text(row['p_holm'])})"
 
 
@@ -60,7 +60,7 @@ def lines(views):
     above = evidence.above_lookups(answered, SCHEDULES, list(BASELINES))
     for lookup in BASELINES:
         of = {row["arm"]: row for row in above if row["lookup"] == lookup}
-        points = [tested(of[arm]) for arm in SCHEDULES]
+        points = [with_p(of[arm]) for arm in SCHEDULES]
         yield f"| `{lookup}` | {' | '.join(points)} |"
     others = {view: group_runs(views[view]) for view in CONTROLS}
     scored = rows_of(schedules.controls(own, {view: views[view] for view in CONTROLS}, SCHEDULES))
