@@ -225,7 +225,7 @@ def records(arm, chance, likely, seeds=(0, 1)):
 
 def test_intervals_are_those_of_the_comparison_of_schedules():
     chance = random.Random(1)
-    every = [*records("one", chance, 0.7), *records("two", chance, 0.4)]
+    every = [*records("one", chance, 0.7, [0]), *records("two", chance, 0.4, [0])]
     [expected] = conclude([compare("one", "two", pair(every, "one", "two"), 1.0, 0)])
     own = {arm: evidence.answered(runs) for arm, runs in group_runs(every).items()}
     [found] = evidence.lost(own, {"swapped": {"one": group_runs(every)["two"]}}, ["one"])
@@ -233,6 +233,22 @@ def test_intervals_are_those_of_the_comparison_of_schedules():
         {name: expected[name] for name in ("effect", "low", "high", "p")}
     )
     assert evidence.accuracies(own)["one"]["mean"] == pytest.approx(expected["first_accuracy"])
+
+
+def test_seeds_of_a_fold_are_one_unit_against_a_look_up():
+    """A look-up answers alike for all seeds: answers that seeds give alike, too, tell no more than those of one."""
+    chance = random.Random(4)
+    once, look = records("one", chance, 0.7, [0]), records("look", chance, 0.5, [None])
+    twice = [*once, *({**record, "seed": 1} for record in once)]
+
+    def found(answers):
+        own = {arm: evidence.answered(runs) for arm, runs in group_runs([*answers, *look]).items()}
+        [above] = evidence.above_lookups(own, ["one"], ["look"])
+        return [*above.values()][2:], evidence.accuracies(own)["one"]
+
+    for one, two in zip(found(once)[0], found(twice)[0], strict=True):
+        assert one == pytest.approx(two)
+    assert found(once)[1] == pytest.approx(found(twice)[1])
 
 
 def test_a_look_up_is_paired_with_every_seed_of_a_schedule():

@@ -55,8 +55,8 @@ def interval_said(found: Results) -> str:
     if found.folds * len(found.seeds) == 1:
         return "Lines: 95 % bootstrap intervals over images or subjects; they say nothing of other trainings."
     return (
-        "Lines: 95 % intervals for other runs and other images like these (t, clustered by run and by image or "
-        "subject, widened where training parts overlap)."
+        "Lines: 95 % intervals for other runs and other images like these (t, clustered by run, or by fold where "
+        "seeds of it share what they are compared with, and by image or subject, widened where training parts overlap)."
     )
 
 

@@ -1,7 +1,7 @@
 """Accuracy of arms, points lost with other images and points above look-ups, with their intervals.
 
-All are those of the comparison of schedules (`evaluate.statistics`): clustered by run and by image or subject, with the
-factor for training parts that overlap; of a single run, a bootstrap over images alone.
+All are those of the comparison of schedules (`evaluate.statistics`): clustered by fold (with one fold, by run) and by
+image or subject, with the factor for training parts that overlap; of a single run, a bootstrap over images alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from triptych.evaluate.metrics import exact_match
 from triptych.tables.format import NUMBER, TEXT, rows_of
 from triptych.tables.pairs import correct_column
 from triptych.tables.runs import Arms, Run
-from triptych.tables.verdicts import mean_with_interval
+from triptych.tables.verdicts import by_fold, mean_with_interval
 from triptych.tables.wording import interval_text, p_text
 
 LOOKUP_COLUMNS = {"arm": TEXT, "lookup": TEXT} | dict.fromkeys(("effect", "low", "high", "p", "p_holm"), NUMBER)
 
 LOOKUPS_ABOUT = (
     "Points of exact match of each schedule above each look-up and classifier (which have no seed), for the same folds "
-    "and questions. The 95 % intervals are those of the comparison of schedules, not corrected; p values are corrected "
+    "and questions. The 95 % intervals are clustered by fold and by image, and not corrected; p values are corrected "
     "(Holm) for the number of rows."
 )
 
@@ -41,7 +41,7 @@ def accuracies(arms: Mapping[str, Answered]) -> dict[str, dict[str, Any]]:
     found = {}
     for arm, answers in arms.items():
         points = [100.0 * right for right, _ in answers.values()]
-        one = mean_with_interval(points, [run for run, _ in answers], [group for _, group in answers.values()])
+        one = mean_with_interval(points, by_fold([run for run, _ in answers]), [group for _, group in answers.values()])
         known = one["low"] is not None
         found[arm] = {
             "mean": one["effect"],
@@ -69,7 +69,9 @@ def lost(own: Mapping[str, Answered], views: Mapping[str, Arms], schedules: Sequ
             keys = [key for key in other if key in own[arm]]
             if keys:
                 points = [100.0 * (own[arm][key][0] - other[key][0]) for key in keys]
-                found = mean_with_interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+                found = mean_with_interval(
+                    points, by_fold([run for run, _ in keys]), [own[arm][key][1] for key in keys]
+                )
                 rows.append({"arm": arm, "view": view, **found, "p_holm": None})
     correct_column(rows, "p")
     return rows
@@ -89,7 +91,7 @@ def above_lookups(
             there = {(split, question): right for ((split, _), question), (right, _) in own[lookup].items()}
             keys = [key for key in own[arm] if (key[0][0], key[1]) in there]
             points = [100.0 * (own[arm][run, asked][0] - there[run[0], asked]) for run, asked in keys]
-            found = mean_with_interval(points, [run for run, _ in keys], [own[arm][key][1] for key in keys])
+            found = mean_with_interval(points, by_fold([run for run, _ in keys]), [own[arm][key][1] for key in keys])
             rows.append({"arm": arm, "lookup": lookup, **found, "p_holm": None})
     correct_column(rows, "p")
     return rows

@@ -111,13 +111,25 @@ def compare(first: str, second: str, paired: Paired, margin: float, seed: int) -
     }  # fmt: skip
 
 
+def by_fold(runs: Sequence[tuple]) -> list[tuple]:
+    """Give the units that vary, of the answers of one arm: with several folds, the fold of each run.
+
+    The seeds of one fold answer the same questions, and a look-up answers these for all seeds alike: runs of one fold
+    are far more alike than others. Differences between schedules, which both have a run of each, are not so.
+
+    Args:
+        runs: (N,) split and seed of each answer.
+    """
+    return [(split,) for split, *_ in runs] if len({split for split, *_ in runs}) > 1 else list(runs)
+
+
 def mean_with_interval(values: Sequence[float], runs: Sequence[tuple], groups: Sequence[str]) -> dict[str, Any]:
     """Give the mean of values with its interval, for other runs and other images of the same kind; of one run, for
     other images alone.
 
     Args:
         values: (N,) one for each answered question.
-        runs: (N,) split and seed of each.
+        runs: (N,) split and seed of each, or what `by_fold` makes of them.
         groups: (N,) image or subject of each.
 
     Returns:
