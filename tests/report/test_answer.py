@@ -16,7 +16,7 @@ from triptych.tables import evidence
 from triptych.tables.format import make_table
 from triptych.tables.pairs import correct_column, pair
 from triptych.tables.runs import group_runs
-from triptych.tables.verdicts import compare, conclude, mean_with_interval
+from triptych.tables.verdicts import by_fold, compare, conclude, mean_with_interval
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +249,22 @@ def test_seeds_of_a_fold_are_one_unit_against_a_look_up():
     for one, two in zip(found(once)[0], found(twice)[0], strict=True):
         assert one == pytest.approx(two)
     assert found(once)[1] == pytest.approx(found(twice)[1])
+
+
+@pytest.mark.parametrize(("folds", "seeds"), [(3, 2), (3, 3), (5, 3)])
+def test_false_positives_against_a_look_up_stay_below_6_per_cent(folds, seeds):
+    """Of 1,500 made-up studies, whose seeds of a fold hardly differ and whose folds share training data."""
+    generator, images = np.random.default_rng(0), 40
+    runs = [(f"fold{fold}", seed) for fold in range(folds) for seed in range(seeds) for _ in range(images)]
+    groups = [f"{fold}-{image}" for fold in range(folds) for _ in range(seeds) for image in range(images)]
+    found = {by_fold: 0, list: 0}
+    for _ in range(1500):
+        shared = generator.normal() * folds**-0.5 + generator.normal(size=(folds, 1, 1)) * (1 - 1 / folds) ** 0.5
+        effects = 0.95 * shared + 0.3 * generator.normal(size=(folds, seeds, 1))
+        values = (effects + generator.normal(size=(folds, 1, images))).flatten()
+        for units in found:
+            found[units] += mean_with_interval(values, units(runs), groups)["p"] < 0.05
+    assert found[by_fold] / 1500 < 0.06 and found[list] / 1500 > 0.09, "runs as units would claim too much"
 
 
 def test_a_look_up_is_paired_with_every_seed_of_a_schedule():
