@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the study's results folder")
     parser.add_argument("out", type=Path, help="Parquet file to write")
     arguments = parser.parse_args()
-    files = sorted((arguments.results / "predictions").rglob("*.parquet"))
+    files = sorted((arguments.results / "predictions").glob("*/fold*/*.parquet"))  # no captions, no leak study
     if not files:
         raise TriptychError(f"{arguments.results}: has no predictions; run the study first")
     rows = [

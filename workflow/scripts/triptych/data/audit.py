@@ -109,13 +109,14 @@ def transfer_audit(
     }
 
 
-def names_subjects(questions: Iterable[Mapping]) -> bool:
-    """Tell whether a data set names the subjects of its images: else, each image is a group of its own.
+def subjects_of(questions: Iterable[Mapping]) -> dict[str, str]:
+    """Give the subject of each image; nothing for a data set that names none, where each image is its own group.
 
     Args:
         questions: its rows, with `image_id` and `group`.
     """
-    return any(row["group"] and row["group"] != row["image_id"] for row in questions)
+    found = {row["image_id"]: row["group"] for row in questions if row["group"]}
+    return found if any(group != image for image, group in found.items()) else {}
 
 
 def parts_of(folder: Path, name: str) -> dict[str, Part]:
@@ -123,8 +124,7 @@ def parts_of(folder: Path, name: str) -> dict[str, Part]:
     images, thumbnails = read_thumbnails(folder / "images")
     questions = read_table(folder / "questions.parquet", columns=["split", "question", "image_id", "group"])
     # Subjects of two data sets are never the same, whatever they are called.
-    named = names_subjects(questions)
-    subjects = {row["image_id"]: f"{name}: {row['group']}" for row in questions if named and row["group"]}
+    subjects = {image: f"{name}: {subject}" for image, subject in subjects_of(questions).items()}
     parts = {}
     for part in (*SPLITS, "all"):
         chosen = [index for index, row in enumerate(images) if part in ("all", row["split"])]
@@ -156,13 +156,13 @@ def fold_overlaps(folder: Path, threshold: float) -> list[dict]:
     position = {row["id"]: index for index, row in enumerate(images)}
     questions = {row["question_id"]: row for row in read_table(folder / "questions.parquet")}
     rows = read_table(folder / "folds.parquet")
-    named = names_subjects(questions.values())
+    known = subjects_of(questions.values())
     found = []
     for fold in sorted({row["fold"] for row in rows}):
         parts = {}
         for part in SPLITS:
             own = [questions[row["question_id"]] for row in rows if (row["fold"], row["part"]) == (fold, part)]
-            subjects = {row["image_id"]: (named and row["group"]) or "" for row in own}
+            subjects = {row["image_id"]: known.get(row["image_id"], "") for row in own}
             chosen = sorted(position[image] for image in subjects)
             name = f"{fold} {'held out' if part == 'test' else part}"
             parts[part] = _part(name, images, thumbnails, chosen, set(map(question_key, own)), subjects)

@@ -10,7 +10,7 @@ import pandas
 from triptych.config import paths
 from triptych.config.arms import BASELINES, HELD_OUT, view_suffix
 from triptych.config.study import Study
-from triptych.data.audit import names_subjects
+from triptych.data.audit import subjects_of
 from triptych.data.rejects import causes_of, counted, summary
 from triptych.evaluate.metrics import always_the_same
 from triptych.io.manifest import read_json
@@ -171,7 +171,7 @@ def gather(study: Study, made: Collection[str]) -> dict:
     data = study.path(paths.DATA, dataset=study.settings.folds.dataset).parent
     audit = read_audit(study.path(paths.AUDIT))
     lost, curves = evidence.lost(arms_answers, controls, names), read_curves(study)
-    named = names_subjects(read_table(data / "questions.parquet", ["image_id", "group"]))
+    named = bool(subjects_of(read_table(data / "questions.parquet", ["image_id", "group"])))
     return {
         "schedules": arms,
         "comparison": comparison,
