@@ -95,6 +95,11 @@ def refusal(error: BaseException) -> int | None:
     return number if number in REFUSALS else None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, of the machine or of a GPU."""
+    return refusal(error) == errno.ENOMEM
+
+
 def _close_standard_input() -> None:
     """Give the step, and all that it starts, an empty standard input: no library's question is ever answered there."""
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -3,14 +3,12 @@
 It answers the same, and can be neither trained nor saved any more.
 """
 
-import errno
-
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
 from triptych.config.base import Switch
-from triptych.errors import TriptychError, message_of, refusal
+from triptych.errors import TriptychError, message_of, out_of_memory
 from triptych.evaluate.fixed_shapes import at_fixed_shapes, run_prefixes_at_fixed_shapes
 from triptych.model.four_bits import in_four_bits
 from triptych.model.vlm import VisionLanguageModel
@@ -117,7 +115,7 @@ def compile_for_answers(model: VisionLanguageModel) -> str:
     try:
         run_prefixes_at_fixed_shapes(model, model.embed(torch.zeros(1, 1, dtype=torch.long, device=device)))
     except Exception as error:  # compilers, drivers and processors fail in many ways
-        if refusal(error) == errno.ENOMEM:
+        if out_of_memory(error):
             raise
         undo_compilation(model)
         return f"layers cannot be compiled here: {message_of(error)}"

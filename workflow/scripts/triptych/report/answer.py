@@ -111,13 +111,8 @@ def loses(row: Mapping[str, Any]) -> bool:
     return sure(row) and row["effect"] > 0
 
 
-def _loses(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Tell for each control whether a schedule is shown to lose points with it."""
-    return {row["view"]: loses(row) for row in rows}
-
-
 def _looks(shown: Mapping[str, bool]) -> str:
-    """Say in short whether a schedule looks at the image, by what `_loses` tells.
+    """Say in short whether a schedule looks at the image, by whether it loses points with each control.
 
     A grey image is unlike all that was trained on: what is lost with it alone shows no use of the image.
     """
@@ -144,7 +139,7 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
     """
     arm, *others = schedules
     rows = [row for row in lost if row["arm"] == arm]
-    shown = _loses(rows)
+    shown = {row["view"]: loses(row) for row in rows}
     short = _looks(shown) if rows else "Not asked"
     if not rows:
         text = "This study asked no question with another image (`evaluation.controls`)."
@@ -158,7 +153,7 @@ def card_image(lost: Sequence[Mapping[str, Any]], schedules: Sequence[str]) -> d
         if short == "Not shown":
             text += " A grey image is unlike all others: a loss with it alone shows no use of the image."
     by_other = {other: [row for row in lost if row["arm"] == other] for other in others}
-    found = {other: _looks(_loses(own)) for other, own in by_other.items() if own}
+    found = {other: _looks({row["view"]: loses(row) for row in own}) for other, own in by_other.items() if own}
     for seen, start in SAID_OF_OTHERS.items():
         if rows and (names := [other for other in found if found[other] == seen]):
             text += f" {start} {', '.join(names)}."
@@ -199,7 +194,6 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
         if comparison and comparison[0]["runs"] > 1:
             text = "The answers of the schedules show no spread by which to judge other runs and images."
         return card | {"short": "Unknown", "text": text}
-    card["to"] = "differences"
     row, margin = comparison[0], comparison[0]["equivalence_margin"]
     least, most = (factor * size for factor in error_range(row["df"]))
     beyond = points(round(most, 1)) if most <= 100 else "more than 100 points"
@@ -209,7 +203,7 @@ def card_power(comparison: Sequence[Mapping]) -> dict[str, Any]:
         f"That spread is itself an estimate: by the true one, it may be {round(least, 1):g} to {beyond}. "
         f"Differences of up to {points(margin)} count as none."
     )
-    return card | {"short": f"About {points(round(size, 1))}", "text": text}
+    return card | {"short": f"About {points(round(size, 1))}", "text": text, "to": "differences"}
 
 
 def cards(gathered: Mapping[str, Any], schedules: Sequence[str]) -> list[dict[str, Any]]:

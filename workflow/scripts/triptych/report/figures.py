@@ -18,7 +18,7 @@ from triptych.io.atomic import write_text
 from triptych.report import curves, rows
 from triptych.report.charts import CONTENT
 from triptych.report.drawing import draw_curves, draw_rows, draw_scaling, save
-from triptych.report.limitations import BLIND, CLASSIFIER, LOOKUP
+from triptych.report.limitations import DRAWN
 from triptych.report.results import Results, images_asked
 from triptych.tables import by_type, occlusion, scaling
 from triptych.tables.format import rows_of
@@ -149,7 +149,7 @@ def _of_training(gathered: Mapping[str, Any], study: Study, found: Results) -> d
 
 def _of_content(gathered: Mapping[str, Any], schedules: Sequence[str], found: Results) -> dict[str, Drawn | None]:
     """Draw exact match by what images and questions are about, probes, occlusion, curves of scale and leaking folds."""
-    by_content, arms = gathered["by_content"], [*schedules, BLIND, LOOKUP, CLASSIFIER]
+    by_content, arms = gathered["by_content"], [*schedules, *DRAWN]
     probed, occluded, leaky = (rows_of(gathered[name]) for name in ("probe", occlusion.NAME, "leak"))
     sweeps = scaling.by_sweep(gathered["scaling"])
     drawn = {

@@ -15,7 +15,7 @@ from triptych.tables.verdicts import draws_warning
 
 LOOKUP = "nearest-images"
 BLIND = "majority-per-question"
-CLASSIFIER = "classifier"
+DRAWN = (BLIND, LOOKUP, "classifier")  # beside schedules, by content
 
 HIDDEN = 3  # points: a larger minimum detectable effect is a limitation of the study
 MOST, FEW = 0.9, 10  # this share of the questions about fewer subjects than this is a limitation of the study

@@ -19,7 +19,7 @@ from triptych.config.study import Study
 from triptych.report import answer, curves, data_pictures, rows
 from triptych.report.charts import CONTENT, CURVES, HEALTH, numbers
 from triptych.report.gallery import first_shown, packed
-from triptych.report.limitations import BLIND, CLASSIFIER, LOOKUP
+from triptych.report.limitations import DRAWN
 from triptych.report.results import Results, images_asked, results
 from triptych.report.svg import graph, key
 from triptych.tables import by_type, calibration, occlusion, scaling
@@ -109,7 +109,7 @@ def _node(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
-    arms = [*study.grid.schedules, BLIND, LOOKUP, CLASSIFIER]
+    arms = [*study.grid.schedules, *DRAWN]
     audit, provenance, pairs = gathered["audit"], gathered["provenance"], gathered["comparison"]
     contents = {aspect: rows.contents(gathered["by_content"], aspect, arms) for aspect in CONTENT}
     return {
@@ -129,7 +129,7 @@ def _evidence(study: Study, gathered: Mapping[str, Any]) -> dict[str, Any]:
         "overlap_rows": data_pictures.overlaps(audit["fold_overlaps"]),
         "overlap_legend": data_pictures.OVERLAP_LEGEND,
         "origin_graph": graph([_node(entry) for entry in provenance["trained_from"]]),
-        "numbers": numbers(gathered, study.grid.schedules, [BLIND, LOOKUP, CLASSIFIER]),
+        "numbers": numbers(gathered, study.grid.schedules, DRAWN),
         "configuration": yaml.safe_dump(provenance["settings"], sort_keys=False, allow_unicode=True),
         "left_out": left_out(pairs),
         "calibration_headings": calibration.HEADINGS,

@@ -1,6 +1,5 @@
 """Compilation of the language model's layers: faster steps, after a start that takes about a minute."""
 
-import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import torch
 from torch.utils._triton import has_triton
 
 from triptych.config.base import Precision, Switch
-from triptych.errors import TriptychError, message_of, refusal
+from triptych.errors import TriptychError, message_of, out_of_memory
 from triptych.model.architectures import supported_attention
 from triptych.model.flex import use_flex
 from triptych.model.four_bits import in_four_bits
@@ -108,7 +107,7 @@ def compiled_layers_work(setting: Switch, model: VisionLanguageModel, batch: Bat
             model.answer_logits(batch.to(device)).sum().backward()
         return True
     except Exception as error:  # compilers, drivers and processors fail in many ways
-        if refusal(error) == errno.ENOMEM:
+        if out_of_memory(error):
             raise
         why = f"the language model's layers cannot be compiled here ({message_of(error)})"
         if setting == "always":
